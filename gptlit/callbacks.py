@@ -1,0 +1,226 @@
+"""What a run tells while it trains: a start-up block, figures, sample text, speed."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from gptlit.generation import Sampling, generate
+from gptlit.training import LitGPT
+
+
+class SampleText(Callback):
+    """Writes sample text after each validation and each epoch, always the same way.
+
+    To the console (short), to TensorBoard's text tab and to samples.txt in the run's folder.
+
+    Args:
+        prompts: What to continue; characters that the text hasn't got are left out.
+        max_new_tokens: Length of each sample.
+        temperature: As for `gptlit predict`.
+        top_k: As for `gptlit predict`.
+        seed: As for `gptlit predict`.
+    """
+
+    CONSOLE_LINES = 4
+
+    def __init__(
+        self,
+        prompts: Sequence[str] = ("",),
+        max_new_tokens: int = 200,
+        temperature: float = 0.8,
+        top_k: int | None = None,
+        seed: int = 1337,
+    ) -> None:
+        self.prompts = list(prompts)
+        self.settings: dict[str, Any] = {
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "top_k": top_k,
+        }
+        Sampling(**self.settings)
+        self.seed = seed
+        self.folder: Path | None = None  # the run's, set by whoever makes the run
+        self._written_at = -1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"written_at": self._written_at}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._written_at = state_dict["written_at"]
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._write(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._write(trainer, pl_module)
+
+    def _write(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        step = trainer.global_step
+        if step == self._written_at or not trainer.is_global_zero or trainer.fast_dev_run:
+            return
+        self._written_at = step
+        assert isinstance(module, LitGPT)
+        assert module.tokenizer is not None
+        texts = [
+            generate(
+                module.net, module.tokenizer, prompt, seed=self.seed, unknown="skip", **self.settings
+            )
+            for prompt in self.prompts
+        ]
+        loss = trainer.callback_metrics.get("val/loss", trainer.callback_metrics.get("train/loss"))
+        head = f"step {step}" + (f", loss {loss:.4f}" if loss is not None else "")
+        if texts:
+            lines = texts[0].strip("\n").split("\n")[: self.CONSOLE_LINES]
+            module.print("\n".join(f"    {line}" for line in lines))
+        if self.folder is not None:
+            with (self.folder / "samples.txt").open("a", encoding="utf-8") as file:
+                for text in texts:
+                    file.write(f"=== {head}\n{text}\n\n")
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                for index, text in enumerate(texts):
+                    # indented by four, Markdown keeps lines and spaces
+                    body = "\n".join(f"    {line}" for line in text.split("\n"))
+                    logger.experiment.add_text(f"sample/{index}", body, step)
+
+
+class Throughput(Callback):
+    """Logs `speed/step_ms` and `speed/tokens_per_s` (of all ranks), validation not counted."""
+
+    def __init__(self) -> None:
+        self._since = 0.0
+        self._from_step = 0
+
+    def _restart(self, trainer: L.Trainer) -> None:
+        self._since, self._from_step = time.perf_counter(), trainer.global_step
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._restart(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._restart(trainer)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any
+    ) -> None:
+        steps = trainer.global_step - self._from_step
+        if not steps or trainer.global_step % trainer.log_every_n_steps:
+            return
+        assert isinstance(pl_module, LitGPT)
+        seconds = (time.perf_counter() - self._since) / steps
+        text = pl_module.text
+        tokens = text.windows_per_step * text.block_size
+        pl_module.log("speed/step_ms", seconds * 1e3)
+        pl_module.log("speed/tokens_per_s", tokens / seconds)
+        self._restart(trainer)
+
+
+class Report(Callback):
+    """Tells what is about to happen, the first loss, when it will be done, and each evaluation.
+
+    Args:
+        precision_reason: Why the precision is what it is.
+    """
+
+    ETA_AFTER_STEPS = 20
+
+    def __init__(self, precision_reason: str = "") -> None:
+        self.precision_reason = precision_reason
+        self._began = 0.0
+        self._from_step = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, LitGPT)
+        self._began, self._from_step = time.perf_counter(), trainer.global_step
+        pl_module.print(start_block(trainer, pl_module, self.precision_reason))
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any
+    ) -> None:
+        assert isinstance(pl_module, LitGPT)
+        done = trainer.global_step - self._from_step
+        if trainer.global_step == 1 and done == 1:
+            vocab_size = torch.tensor(float(pl_module.config.vocab_size))
+            first = trainer.callback_metrics["train/loss"]
+            pl_module.print(
+                f"first loss {first:.3f}; ln(vocabulary), a uniform guess, is {vocab_size.log():.3f}"
+            )
+            self._began, self._from_step = time.perf_counter(), 1  # the first step warms up
+        elif done == self.ETA_AFTER_STEPS and trainer.max_steps > 0:
+            per_step = (time.perf_counter() - self._began) / done
+            left = (trainer.max_steps - trainer.global_step) * per_step
+            pl_module.print(f"{per_step * 1e3:.0f} ms a step: about {duration(left)} of steps to go")
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        figures = trainer.callback_metrics
+        shown = ("train/loss_eval", "val/loss", "val/gap", "val/perplexity", "val/bits_per_byte")
+        told = [f"{name} {figures[name]:.4f}" for name in shown if name in figures]
+        pl_module.print(f"step {trainer.global_step}: {', '.join(told)}")
+
+
+def duration(seconds: float) -> str:
+    """45 s, 3 min 20 s, 2 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def start_block(trainer: L.Trainer, module: LitGPT, precision_reason: str) -> str:
+    """What is about to be trained on what and where, a line each."""
+    text = module.text
+    tokens = text.tokens
+    x, y = next(iter(text.train_slice()))
+    pair = [text.tokenizer.decode(row[0, :24].tolist()) for row in (x, y)]
+    n_validation = tokens.size("val")
+    per_step = text.windows_per_step * text.block_size
+    device = trainer.strategy.root_device.type
+    if device == "cuda":
+        device = torch.cuda.get_device_name(trainer.strategy.root_device)
+    rows = {
+        "device": f"{trainer.world_size} x {device}"
+        + (f", {torch.get_num_threads()} threads" if device == "cpu" else ""),
+        "precision": f"{trainer.precision}" + (f" ({precision_reason})" if precision_reason else ""),
+        "model": f"{module.net.num_parameters():,} parameters, {module.config.vocab_size} tokens in "
+        f"the vocabulary, context {module.config.block_size}",
+        "text": f"{tokens.provenance['name']}: {tokens.size('train'):,} tokens to train on, "
+        f"{n_validation:,} for validation" + ("" if n_validation else " (train/loss is watched)"),
+        "step": f"{per_step:,} tokens; {text.steps_per_epoch:,} steps an epoch",
+        "input": repr(pair[0]),
+        "target": repr(pair[1]),
+    }
+    if trainer.max_steps > 0:
+        epochs = trainer.max_steps / text.steps_per_epoch
+        rows["step"] += f"; {trainer.max_steps:,} steps are {epochs:.2f} epochs"
+    return "\n".join(f"  {name:<10}{value}" for name, value in rows.items())
+
+
+class StepBar(TQDMProgressBar):
+    """Lightning's progress bar, counting to the end of the run where that comes first."""
+
+    @property
+    def total_train_batches(self) -> int | float:
+        trainer = self.trainer
+        if trainer.max_steps < 0:
+            return trainer.num_training_batches
+        behind = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        ahead = (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches
+        return min(trainer.num_training_batches, behind + ahead)
+
+    def get_metrics(
+        self, trainer: L.Trainer, pl_module: L.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        figures = super().get_metrics(trainer, pl_module)
+        figures.pop("v_num", None)
+        return figures

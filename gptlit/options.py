@@ -1,0 +1,53 @@
+"""Command lines: one parser for every verb, whose errors are one line with the nearest match."""
+
+import re
+from typing import NoReturn
+
+from jsonargparse import ArgumentParser
+
+from gptlit.messages import UsageError, did_you_mean
+
+
+class OneLineErrors(ArgumentParser):
+    """jsonargparse's parser, raising UsageError where it would print its usage and exit."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise UsageError(self._reworded(message)) from ex
+
+    def _known_keys(self) -> set[str]:
+        keys = {action.dest for action in self._actions}
+        for action in self._actions:
+            if isinstance(action.choices, dict):  # the parsers of the verbs
+                for parser in action.choices.values():
+                    keys |= parser._known_keys()
+        return keys
+
+    def _unknown(self, key: str) -> str:
+        nearest = did_you_mean(key, sorted(self._known_keys()))
+        if not nearest and "." in key:
+            # a wrong group or none: compare the last part of the name
+            by_leaf = {known.rsplit(".", 1)[-1]: known for known in self._known_keys()}
+            leaf = did_you_mean(key.rsplit(".", 1)[-1], by_leaf)
+            nearest = leaf and f" Did you mean {by_leaf[leaf[len(' Did you mean ') : -1]]}?"
+        return nearest
+
+    def _reworded(self, message: str) -> str:
+        """jsonargparse's messages, which can span lines and show Python's types, in one line."""
+        if match := re.match(r"unrecognized arguments: (\S+)", message):
+            flag = match[1].split("=")[0]
+            if not flag.startswith("-"):
+                return f"{flag}: not an option; options are written --name value"
+            nearest = self._unknown(flag.lstrip("-")).replace("mean ", "mean --")
+            return f"{flag}: unknown option.{nearest}"
+        if match := re.search(r"does not accept option '([^']+)'", message):
+            return f"{match[1]}: unknown key in a config or an environment variable." + (
+                self._unknown(match[1])
+            )
+        if match := re.match(r'Parser key "([^"]+)":\s*(.*)', message, re.DOTALL):
+            reason = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", match[2]).replace("typing.", "")
+            return f"--{match[1]}: {_one_line(reason)}"
+        return _one_line(message)
+
+
+def _one_line(message: str) -> str:
+    return re.sub(r"\s+", " ", message).strip()

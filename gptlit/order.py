@@ -1,0 +1,76 @@
+"""Which window of a text comes when: arithmetic, with nothing stored and nothing to lose.
+
+The stream of windows is a pure function of (seed, epoch, position). Ranks, accumulation and
+limits only cut it.
+"""
+
+import numpy as np
+
+ROUNDS = 6
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """splitmix64's finalizer (Steele et al. 2014): 64 bits in, 64 well-mixed bits out."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def hashed(*values: int) -> int:
+    """64 bits that depend on all of the values and their order."""
+    state = np.zeros(1, dtype=np.uint64)
+    for value in values:
+        state = _mix(state + np.uint64(0x9E3779B97F4A7C15) + np.uint64(value % 2**64))
+    return int(state[0])
+
+
+def permute(index: np.ndarray, size: int, key: int) -> np.ndarray:
+    """Where a keyed shuffle of range(size) puts each index, without storing the shuffle.
+
+    A Feistel network is a bijection of the 2^(2 b) numbers it works on; walking on along its
+    cycle until a number below `size` appears makes it one of range(size) (Black and Rogaway
+    2002, "cycle walking"). At most four steps are expected.
+
+    Args:
+        index: Integers in [0, size), any shape.
+        size: The number of things shuffled, at least 1.
+        key: Which of the shuffles.
+    """
+    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
+    low = np.uint64((1 << int(half)) - 1)
+    keys = [np.uint64(hashed(key, round_)) for round_ in range(ROUNDS)]
+
+    def shuffle_once(x: np.ndarray) -> np.ndarray:
+        left, right = x >> half, x & low
+        for round_key in keys:
+            left, right = right, left ^ (_mix(right + round_key) & low)
+        return (left << half) | right
+
+    x = shuffle_once(np.asarray(index, dtype=np.uint64))
+    while (outside := x >= np.uint64(size)).any():
+        x[outside] = shuffle_once(x[outside])
+    return x.astype(np.int64)
+
+
+class WindowOrder:
+    """The order of training windows: one shuffled pass an epoch, shifted by a random phase.
+
+    A window is block_size tokens and the next one. Every phase gives the same number of
+    windows, `n_windows` = n_tokens // block_size - 1.
+
+    Args:
+        n_tokens: Tokens in the training split.
+        block_size: T
+        seed: Of phases and shuffles.
+    """
+
+    def __init__(self, n_tokens: int, block_size: int, seed: int) -> None:
+        self.block_size = block_size
+        self.seed = seed
+        self.n_windows = n_tokens // block_size - 1
+
+    def starts(self, epoch: int, positions: np.ndarray) -> np.ndarray:
+        """The first token of the windows at these positions of an epoch, int64."""
+        phase = hashed(self.seed, epoch, 0) % self.block_size
+        index = permute(positions, self.n_windows, hashed(self.seed, epoch, 1))
+        return phase + index * self.block_size

@@ -1,0 +1,244 @@
+"""LitGPT: a GPT with its loss, its optimizer and its figures, as a LightningModule."""
+
+import dataclasses
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gptlit import checkpoint as checkpoints
+from gptlit import optim
+from gptlit import tokenizer as tokenizers
+from gptlit.data import IGNORED, Batch, TextDataModule
+from gptlit.generation import generate_samples
+from gptlit.messages import UsageError
+from gptlit.metrics import TextLoss
+from gptlit.model import GPT, GPTConfig
+from gptlit.order import hashed
+from gptlit.tokenizer import Tokenizer
+
+VOCABULARY_COMES_LATER = 0
+
+
+class LitGPT(L.LightningModule):
+    """Trains a GPT on the windows of a `TextDataModule`.
+
+    The net itself is built in `configure_model`, when the text and so the vocabulary is known.
+
+    Args:
+        lr: Peak learning rate.
+        min_lr: Where the cosine ends, and what is held afterwards.
+        warmup_steps: Optimizer steps of linear rise from 0 to lr.
+        decay_steps: The step at which min_lr is reached; the run's length when left out.
+        weight_decay: Of AdamW, on matrices only.
+        betas: Of AdamW.
+    """
+
+    net: GPT
+    token_bytes: Tensor
+
+    def __init__(
+        self,
+        lr: float = 1e-3,
+        min_lr: float = 1e-4,
+        warmup_steps: int = 100,
+        decay_steps: int | None = None,
+        weight_decay: float = 0.1,
+        betas: tuple[float, float] = (0.9, 0.95),
+        **gpt: Any,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        _check_optimization(lr, min_lr, warmup_steps, decay_steps, weight_decay, betas)
+        self.lr = lr
+        self.min_lr = min_lr
+        self.warmup_steps = warmup_steps
+        self.decay_steps = decay_steps
+        self.weight_decay = weight_decay
+        self.betas = betas
+        self.config = GPTConfig(vocab_size=VOCABULARY_COMES_LATER, **gpt)
+        self.tokenizer: Tokenizer | None = None
+        self.run_config = ""  # the run's options as YAML, for whoever resumes from the checkpoint
+        self.predict_options: dict[str, Any] = {}
+        self.seed = 0
+        self.train_loss = TextLoss()
+        # kept in checkpoints, so that a resumed epoch's mean is that of the whole epoch
+        self.train_loss.persistent(True)
+        self.val_loss = TextLoss()
+        self.slice_loss = TextLoss()
+
+    # ------------------------------------------------------------------ the net
+
+    def configure_model(self) -> None:
+        if self.tokenizer is None and self._trainer is not None and self._datamodule is not None:
+            self._build(self._datamodule.tokenizer)
+
+    def _build(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.config = dataclasses.replace(self.config, vocab_size=tokenizer.vocab_size)
+        self.net = GPT(self.config)
+        table = torch.from_numpy(tokenizer.token_bytes())
+        self.register_buffer("token_bytes", table.to(self.device), persistent=False)
+
+    @property
+    def _datamodule(self) -> TextDataModule | None:
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    @property
+    def text(self) -> TextDataModule:
+        """The data module being trained or evaluated on."""
+        if self._datamodule is None:
+            raise RuntimeError("LitGPT trains on a TextDataModule: trainer.fit(model, datamodule)")
+        return self._datamodule
+
+    def forward(self, idx: Tensor) -> Tensor:
+        """(B, T) token ids to (B, T, V) logits."""
+        return self.net(idx)
+
+    # ------------------------------------------------------------------ steps
+
+    def on_fit_start(self) -> None:
+        self.seed = self.seed or torch.initial_seed() % 2**63
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # dropout is a function of (seed, step, batch, rank): no random state to save or lose
+        torch.manual_seed(hashed(self.seed, self.global_step, batch_idx, self.global_rank) % 2**63)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        inputs, targets = batch  # (B, T), (B, T)
+        logits = self(inputs)  # (B, T, V)
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        n_tokens = targets.numel()
+        self.train_loss.update(loss.detach() * n_tokens, n_tokens, 0)
+        several = self.trainer.world_size > 1
+        self.log("train/loss", loss, prog_bar=True, sync_dist=several)
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        self.log("train/loss_epoch", self.train_loss.compute()["loss"])
+        self.train_loss.reset()
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if (self.global_step + 1) % self.trainer.log_every_n_steps:
+            return
+        grads = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        self.log("optim/grad_norm", torch.nn.utils.get_total_norm(grads))
+        self.log("optim/lr", optimizer.param_groups[0]["lr"])
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        on_validation_split = self.text.has_validation and dataloader_idx == 0
+        self._score(batch, self.val_loss if on_validation_split else self.slice_loss)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._score(batch, self.val_loss)
+
+    def _score(self, batch: Batch, metric: TextLoss) -> None:
+        inputs, targets = batch  # (B, T), (B, T)
+        logits = self(inputs)  # (B, T, V)
+        losses = F.cross_entropy(
+            logits.flatten(0, 1).float(),
+            targets.flatten(),
+            ignore_index=IGNORED,
+            reduction="none",
+        )
+        scored = targets[targets != IGNORED]
+        metric.update(losses.sum(dtype=metric.nats.dtype), len(scored), self.token_bytes[scored].sum())
+
+    def on_validation_epoch_end(self) -> None:
+        figures: dict[str, Tensor] = {}
+        if self.slice_loss.update_called:
+            figures["train/loss_eval"] = self.slice_loss.compute()["loss"]
+        if self.val_loss.update_called:
+            figures |= {f"val/{name}": value for name, value in self.val_loss.compute().items()}
+        if "train/loss_eval" in figures and "val/loss" in figures:
+            figures["val/gap"] = figures["val/loss"] - figures["train/loss_eval"]
+        self._log_figures(figures)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_figures({f"test/{name}": value for name, value in self.val_loss.compute().items()})
+
+    def _log_figures(self, figures: dict[str, Tensor]) -> None:
+        # already summed over all ranks
+        self.log_dict({name: value.float() for name, value in figures.items()})
+        self.val_loss.reset()
+        self.slice_loss.reset()
+
+    def predict_step(self, batch: Tensor, batch_idx: int) -> list[str]:
+        """The texts of a batch of sample seeds, (B,), by `predict_options`."""
+        if self.tokenizer is None:
+            raise RuntimeError("predict with a model from LitGPT.load_from_checkpoint")
+        options = self.predict_options
+        return generate_samples(self.net, self.tokenizer, seeds=batch.tolist(), **options)
+
+    # ------------------------------------------------------------------ optimizer
+
+    def configure_optimizers(self) -> Any:
+        # a fused step refuses gradient clipping under Lightning's mixed precision
+        fused = self.trainer.precision == "32-true"
+        optimizer = optim.adamw(
+            self, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=fused
+        )
+        factor = optim.warmup_cosine(self.warmup_steps, self._decay_end(), self.min_lr / self.lr)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _decay_end(self) -> int:
+        # trainer.estimated_stepping_batches would make the loaders before a resume restores
+        # them, which loses their position
+        if self.decay_steps is not None:
+            return self.decay_steps
+        ends = []
+        if self.trainer.max_steps > 0:
+            ends.append(self.trainer.max_steps)
+        if self.trainer.max_epochs and self.trainer.max_epochs > 0:
+            ends.append(self.trainer.max_epochs * self.text.steps_per_epoch)
+        if not ends:
+            raise UsageError(
+                "--model.decay_steps: the run has no length to spread the schedule over; give "
+                "--trainer.max_steps, --trainer.max_epochs or --model.decay_steps"
+            )
+        return min(ends)
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.tokenizer is None:
+            raise RuntimeError("there is no net to save yet")
+        described = checkpoints.describe(self.config, self.tokenizer, self.text.describe_text())
+        checkpoint[checkpoints.KEY] = described | {"run": self.run_config, "seed": self.seed}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        described = checkpoint[checkpoints.KEY]
+        self.seed = described["seed"]
+        if self.tokenizer is None:
+            self._build(tokenizers.from_state(described["tokenizer"]))
+        elif self.tokenizer.state() != described["tokenizer"]:
+            raise UsageError(
+                "the checkpoint's tokenizer is not that of the text: "
+                f"{described['tokenizer']['kind']} of {described['config']['vocab_size']} tokens "
+                f"against {self.tokenizer.kind} of {self.tokenizer.vocab_size}"
+            )
+
+
+def _check_optimization(
+    lr: float,
+    min_lr: float,
+    warmup_steps: int,
+    decay_steps: int | None,
+    weight_decay: float,
+    betas: tuple[float, float],
+) -> None:
+    if not lr > 0:
+        raise UsageError(f"--model.lr {lr}: must be above 0; 1e-3 is usual for a small model")
+    if not 0 <= min_lr <= lr:
+        raise UsageError(f"--model.min_lr {min_lr}: must lie between 0 and --model.lr {lr}")
+    if warmup_steps < 0:
+        raise UsageError(f"--model.warmup_steps {warmup_steps}: must be 0 or more")
+    if decay_steps is not None and decay_steps < 1:
+        raise UsageError(f"--model.decay_steps {decay_steps}: must be 1 or more, or left out")
+    if weight_decay < 0:
+        raise UsageError(f"--model.weight_decay {weight_decay}: must be 0 or more; 0.1 is usual")
+    if not all(0 <= beta < 1 for beta in betas):
+        raise UsageError(f"--model.betas {list(betas)}: each must be at least 0 and below 1")
