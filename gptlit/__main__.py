@@ -26,7 +26,9 @@ usage: gptlit VERB [options]      gptlit VERB --help tells a verb's options
   gptlit fit --ckpt_path last                    go on where the newest run stopped
   tensorboard --logdir lightning_logs            watch"""
 
-MEMORY_ADVICE = "out of memory: lower --data.batch_size, then --model.block_size, then --model.n_embd"
+MEMORY_ADVICE = (
+    "out of memory: lower --data.batch_size, then --model.block_size, then --model.n_embd"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -70,7 +70,12 @@ class SampleText(Callback):
         assert module.tokenizer is not None
         texts = [
             generate(
-                module.net, module.tokenizer, prompt, seed=self.seed, unknown="skip", **self.settings
+                module.net,
+                module.tokenizer,
+                prompt,
+                seed=self.seed,
+                unknown="skip",
+                **self.settings,
             )
             for prompt in self.prompts
         ]
@@ -150,21 +155,26 @@ class Report(Callback):
             vocab_size = torch.tensor(float(pl_module.config.vocab_size))
             first = trainer.callback_metrics["train/loss"]
             pl_module.print(
-                f"first loss {first:.3f}; ln(vocabulary), a uniform guess, is {vocab_size.log():.3f}"
+                f"first loss {first:.3f}; ln(vocabulary), a uniform guess: {vocab_size.log():.3f}"
             )
             self._began, self._from_step = time.perf_counter(), 1  # the first step warms up
         elif done == self.ETA_AFTER_STEPS and trainer.max_steps > 0:
             per_step = (time.perf_counter() - self._began) / done
             left = (trainer.max_steps - trainer.global_step) * per_step
-            pl_module.print(f"{per_step * 1e3:.0f} ms a step: about {duration(left)} of steps to go")
+            pl_module.print(
+                f"{per_step * 1e3:.0f} ms a step: about {duration(left)} of steps to go"
+            )
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        figures = trainer.callback_metrics
-        shown = ("train/loss_eval", "val/loss", "val/gap", "val/perplexity", "val/bits_per_byte")
-        told = [f"{name} {figures[name]:.4f}" for name in shown if name in figures]
-        pl_module.print(f"step {trainer.global_step}: {', '.join(told)}")
+        told = [
+            f"{name} {trainer.callback_metrics[name]:.4f}"
+            for name in ("val/loss", "val/gap", "val/perplexity", "val/bits_per_byte")
+            if name in trainer.callback_metrics
+        ]
+        told = told or [f"train/loss_eval {trainer.callback_metrics['train/loss_eval']:.4f}"]
+        pl_module.print(f"step {trainer.global_step:>6}: {', '.join(told)}")
 
 
 def duration(seconds: float) -> str:
@@ -191,9 +201,10 @@ def start_block(trainer: L.Trainer, module: LitGPT, precision_reason: str) -> st
     rows = {
         "device": f"{trainer.world_size} x {device}"
         + (f", {torch.get_num_threads()} threads" if device == "cpu" else ""),
-        "precision": f"{trainer.precision}" + (f" ({precision_reason})" if precision_reason else ""),
-        "model": f"{module.net.num_parameters():,} parameters, {module.config.vocab_size} tokens in "
-        f"the vocabulary, context {module.config.block_size}",
+        "precision": f"{trainer.precision}"
+        + (f" ({precision_reason})" if precision_reason else ""),
+        "model": f"{module.net.num_parameters():,} parameters, context "
+        f"{module.config.block_size}, vocabulary {module.config.vocab_size}",
         "text": f"{tokens.provenance['name']}: {tokens.size('train'):,} tokens to train on, "
         f"{n_validation:,} for validation" + ("" if n_validation else " (train/loss is watched)"),
         "step": f"{per_step:,} tokens; {text.steps_per_epoch:,} steps an epoch",

@@ -1,7 +1,6 @@
 """The verbs that need Lightning: fit, validate, test, and predict on several devices."""
 
 import contextlib
-import importlib.resources
 import logging
 import shutil
 import sys
@@ -13,20 +12,18 @@ from typing import Any
 import lightning as L
 import torch
 import yaml
-from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.trainer.states import TrainerStatus
 
-from gptlit import __version__, checkpoint, predict, runs
+from gptlit import __version__, checkpoint, runs
 from gptlit import tokenizer as tokenizers
+from gptlit.arguments import expand
 from gptlit.callbacks import Report, SampleText, StepBar, Throughput
 from gptlit.data import TextDataModule
-from gptlit.messages import UsageError, did_you_mean, note
+from gptlit.messages import UsageError, note
 from gptlit.options import OneLineErrors
 from gptlit.training import LitGPT
 
-DEFAULT_CONFIG = "small.yaml"
 TRAINER_DEFAULTS = {
     "max_epochs": -1,
     "max_steps": 1000,
@@ -47,83 +44,6 @@ class Parser(OneLineErrors, LightningArgumentParser):
     """Lightning's parser with errors of one line."""
 
 
-# ---------------------------------------------------------------- the command line, before parsing
-
-
-def _values(arguments: Sequence[str], *names: str) -> list[tuple[int, int, str]]:
-    """(first index, words, value) of each `--name value` or `--name=value`."""
-    found = []
-    for index, word in enumerate(arguments):
-        name, equals, value = word.partition("=")
-        if name not in names:
-            continue
-        if equals:
-            found.append((index, 1, value))
-        elif index + 1 < len(arguments):
-            found.append((index, 2, arguments[index + 1]))
-    return found
-
-
-def shipped_configs() -> dict[str, Path]:
-    """The configs that are installed with the package, by file name."""
-    folder = Path(str(importlib.resources.files("gptlit.configs")))
-    return {path.name: path for path in sorted(folder.glob("*.yaml"))}
-
-
-def find_config(name: str) -> Path:
-    """The config at a path, or else the shipped one of that name.
-
-    Raises:
-        UsageError: there is neither.
-    """
-    if Path(name).is_file():
-        return Path(name)
-    shipped = shipped_configs()
-    if name in shipped:
-        return shipped[name]
-    raise UsageError(
-        f"--config {name}: no such file, and not one of the shipped {', '.join(shipped)}."
-        + did_you_mean(name, shipped)
-    )
-
-
-def expand(verb: str, arguments: Sequence[str]) -> tuple[list[str], Path | None]:
-    """Arguments that Lightning's CLI understands, and the checkpoint they start from.
-
-    Config names become paths. A checkpoint brings its own run's options as a config that
-    comes first, so that whatever else is given wins: all of them to go on training, those of
-    model and data to evaluate. `fit` with neither config nor checkpoint gets small.yaml.
-
-    Raises:
-        UsageError: no such config or checkpoint.
-    """
-    words = list(arguments)
-    for index, length, name in _values(words, "--config", "-c"):
-        words[index : index + length] = ["--config=" + str(find_config(name))] + [""] * (length - 1)
-    words = [word for word in words if word]
-    given = _values(words, "--ckpt_path")
-    path = None
-    if given:
-        path = checkpoint.resolve(given[-1][2])
-    elif verb != "fit":
-        path = checkpoint.resolve("best")
-    if path is None:
-        base = [] if _values(words, "--config") else [f"--config={find_config(DEFAULT_CONFIG)}"]
-        return base + words, None
-    for index, length, _ in reversed(given):
-        del words[index : index + length]
-    options = yaml.safe_load(checkpoint.read(path)[checkpoint.KEY]["run"])
-    if verb != "fit":
-        options = {"model": options["model"], "data": options["data"]}
-    if _values(words, "--data.corpus") and not _values(words, "--data.path"):
-        # the corpus named now is meant, not the file of then, which would win
-        options["data"]["path"] = None
-    return [f"--config={yaml.safe_dump(options)}", *words, f"--ckpt_path={path}"], path
-
-
-# ---------------------------------------------------------------- choices for this machine
-
-
 def choose_precision(accelerator: str) -> tuple[str, str]:
     """The default precision on the accelerator that will be used, and why."""
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
@@ -133,7 +53,7 @@ def choose_precision(accelerator: str) -> tuple[str, str]:
     if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
         return "32-true", "the safe choice on Apple's GPUs"
     if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
-        return "32-true", "exact; bfloat16 gains little here for models this small"
+        return "32-true", "exact; for a larger model try bf16-mixed, this CPU has bfloat16"
     return "32-true", "this CPU has no native bfloat16"
 
 
@@ -153,6 +73,13 @@ def _quiet() -> Iterator[None]:
             r".*sync_dist=True.*",
             # batches of a model this small need no workers, and the loaders have none
             r".*does not have many workers.*",
+            # evaluating needs none of the callbacks that watched the training
+            r".*callbacks used to create the checkpoint need to be provided.*",
+            # `main(argv)` gives its arguments, whatever the process's own are
+            r".*LightningCLI's args parameter is intended to run from within Python.*",
+            # how Lightning uses its own libraries
+            r"(?s).*(JSONARGPARSE_DEPRECATION_WARNINGS|instantiate_classes).*",
+            r".*isinstance\(treespec, LeafSpec\). is deprecated.*",
             # the order of windows is arithmetic: the position is all there is to restore
             r".*You're resuming from a checkpoint that ended before the epoch ended.*",
         ):
@@ -164,15 +91,12 @@ def _quiet() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-# ---------------------------------------------------------------- fit, validate, test
-
-
 class GptlitCLI(LightningCLI):
     """Lightning's CLI with gptlit's defaults, run folders and messages."""
 
     def __init__(self, verb: str, arguments: Sequence[str]) -> None:
         expanded, self.checkpoint_path = expand(verb, arguments)
-        self.precision_reason = "as asked"
+        self.precision_reason = "as asked" if self.checkpoint_path is None else "as before"
         self.run: Path | None = None
         self.run_claimed = False
         super().__init__(
@@ -198,7 +122,11 @@ class GptlitCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         skipped = {"model", "datamodule", "dataloaders", "weights_only"}
         fit = {"train_dataloaders", "val_dataloaders"}
-        return {"fit": skipped | fit, "validate": skipped | {"verbose"}, "test": skipped | {"verbose"}}
+        return {
+            "fit": skipped | fit,
+            "validate": skipped | {"verbose"},
+            "test": skipped | {"verbose"},
+        }
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("model.block_size", "data.block_size")
@@ -234,17 +162,20 @@ class GptlitCLI(LightningCLI):
             content = checkpoint.read(self.checkpoint_path)
             tokenizer = tokenizers.from_state(content[checkpoint.KEY]["tokenizer"])
             self.datamodule.use_tokenizer(tokenizer)
+        options = self.config_init[self.subcommand]
+        with_bar = options.trainer.enable_progress_bar
+        if with_bar is None:
+            # in a log file a bar's every update is a line
+            with_bar = kwargs["enable_progress_bar"] = sys.stdout.isatty()
         if self.subcommand != "fit":
-            return super().instantiate_trainer(logger=False, enable_checkpointing=False)
-        options = self.config_init["fit"]
+            kwargs |= {"logger": False, "enable_checkpointing": False}
+            return super().instantiate_trainer(**kwargs)
         resumed_step = self._open_run(Path(options.trainer.default_root_dir or "."))
         assert self.run is not None
         callbacks = list(options.trainer.callbacks or [])
         callbacks += [Report(self.precision_reason), Throughput()]
-        if sys.stdout.isatty() and options.trainer.enable_progress_bar is not False:
+        if with_bar:
             callbacks.append(StepBar())
-        elif options.trainer.enable_progress_bar is None:
-            kwargs["enable_progress_bar"] = False  # its lines would fill a log file
         monitored = "val/loss" if self._has_validation() else "train/loss"
         options.samples.folder = self.run
         if options.trainer.enable_checkpointing is not False and not options.trainer.fast_dev_run:
@@ -252,7 +183,7 @@ class GptlitCLI(LightningCLI):
         kwargs["callbacks"] = callbacks
         if options.trainer.logger in (None, True):
             kwargs["logger"] = runs.loggers(self.run, resumed_step)
-        kwargs["plugins"] = [*_as_list(options.trainer.plugins), runs.DurableCheckpointIO()]
+        kwargs["plugins"] = [*runs.as_list(options.trainer.plugins), runs.DurableCheckpointIO()]
         return super().instantiate_trainer(**kwargs)
 
     def _has_validation(self) -> bool:
@@ -276,12 +207,12 @@ class GptlitCLI(LightningCLI):
             self.run, self.run_claimed = runs.claim(root / checkpoint.RUNS), True
             resumed_step = None
         self.model.run_config = self._options_as_yaml()
-        if rank_zero_only.rank == 0:
+        if runs.on_rank_zero():
             (self.run / "config.yaml").write_text(self.model.run_config, encoding="utf-8")
         return resumed_step
 
     def _options_as_yaml(self) -> str:
-        dumped = self._parser("fit").dump(self.config["fit"], skip_none=False, format="yaml")
+        dumped = self._parser("fit").dump(self.config["fit"], skip_unset=False, format="yaml")
         options = yaml.safe_load(dumped)
         for key in ("config", "ckpt_path"):
             options.pop(key, None)
@@ -292,7 +223,7 @@ class GptlitCLI(LightningCLI):
             self.trainer.fit(model, **kwargs)
         except UsageError:
             # nothing has been trained: don't leave an empty run behind
-            if self.run_claimed and self.run is not None and rank_zero_only.rank == 0:
+            if self.run_claimed and self.run is not None and runs.on_rank_zero():
                 shutil.rmtree(self.run)
             raise
         except SystemExit:
@@ -336,64 +267,6 @@ class GptlitCLI(LightningCLI):
             note(f"warning: the {split} split overlaps the text that the model was trained on")
 
 
-def _as_list(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    return list(value) if isinstance(value, list) else [value]
-
-
-# ---------------------------------------------------------------- predict through the Trainer
-
-
-class _Writer(BasePredictionWriter):
-    """Puts the texts of all ranks to standard output, in the order of their samples."""
-
-    def __init__(self) -> None:
-        super().__init__("epoch")
-
-    def write_on_epoch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        predictions: Sequence[Any],
-        batch_indices: Sequence[Any],
-    ) -> None:
-        own = [text for batch in predictions for text in batch]
-        by_rank: list[list[str]] = [own]
-        if trainer.world_size > 1:
-            by_rank = [[] for _ in range(trainer.world_size)]
-            torch.distributed.all_gather_object(by_rank, own)
-        if trainer.is_global_zero:
-            # rank r had samples r, r + R, r + 2R, ...
-            longest = max(map(len, by_rank))
-            predict.put(
-                texts[index] for index in range(longest) for texts in by_rank if index < len(texts)
-            )
-
-
-def predict_with_trainer(arguments: Sequence[str]) -> None:
-    """`gptlit predict` with --trainer.* options: the same texts, by `LitGPT.predict_step`."""
-    parser = predict.parser()
-    parser.add_class_arguments(L.Trainer, "trainer")
-    options = parser.parse_args(list(arguments))
-    settings = predict.sampling(options)
-    path = checkpoint.resolve(options.ckpt_path)
-    checkpoint.read(path)  # torn files are told before Lightning meets them
-    model = LitGPT.load_from_checkpoint(path, map_location="cpu")
-    assert model.tokenizer is not None
-    if rank_zero_only.rank == 0:
-        predict.tell_about_prompt(options, model.tokenizer, model.config.block_size)
-    model.predict_options = {"prompt": options.prompt, "unknown": options.unknown, **settings}
-    chosen = parser.instantiate_classes(options).trainer.as_dict()
-    chosen["callbacks"] = [*_as_list(chosen["callbacks"]), _Writer()]
-    chosen |= {"logger": False, "enable_progress_bar": False, "use_distributed_sampler": False}
-    chosen |= {"enable_checkpointing": False, "enable_model_summary": False}
-    trainer = L.Trainer(**chosen)
-    own = range(trainer.global_rank, options.num_samples, trainer.world_size)
-    seeds = torch.tensor([options.seed + index for index in own], dtype=torch.int64)
-    trainer.predict(model, [seeds], return_predictions=False)
-
-
 def main(arguments: Sequence[str]) -> None:
     """Run the verb that comes first in `arguments`.
 
@@ -403,6 +276,8 @@ def main(arguments: Sequence[str]) -> None:
     verb, *rest = arguments
     with _quiet():
         if verb == "predict":
-            predict_with_trainer(rest)
+            from gptlit import predict_devices
+
+            predict_devices.main(rest)
         else:
             GptlitCLI(verb, rest)

@@ -131,7 +131,9 @@ def decode(raw: bytes, option: str, value: str) -> str:
             f"{error.start}); convert it, for example with iconv -t UTF-8"
         ) from error
     if not text:
-        raise UsageError(f"{option} {value}: the file is empty; name a text of a few thousand words")
+        raise UsageError(
+            f"{option} {value}: the file is empty; name a text of a few thousand words"
+        )
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

@@ -282,9 +282,9 @@ class TextDataModule(L.LightningDataModule):
     def train_dataloader(self) -> TrainLoader:
         if self.steps_per_epoch < 1:
             raise UsageError(
-                f"--data.batch_size {self.batch_size}: a step takes {self.windows_per_step} windows "
-                f"of {self.block_size} tokens, and the text has {self.order.n_windows}; lower "
-                "batch_size, accumulate_grad_batches or --model.block_size"
+                f"--data.batch_size {self.batch_size}: a step takes {self.windows_per_step} "
+                f"windows of {self.block_size} tokens, and the text has {self.order.n_windows}; "
+                "lower batch_size, accumulate_grad_batches or --model.block_size"
             )
         accumulated = self.trainer.accumulate_grad_batches if self.trainer else 1
         return TrainLoader(

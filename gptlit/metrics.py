@@ -17,6 +17,9 @@ class TextLoss(Metric):
     total nats / ln 2 / bytes of text, which compares models across tokenizers.
     """
 
+    nats: Tensor
+    tokens: Tensor
+    bytes: Tensor
     full_state_update = False
     higher_is_better = False
 

@@ -54,7 +54,7 @@ class GPTConfig:
 
 
 class KVCache:
-    """The keys and values of the positions seen so far, allocated once.
+    """The keys and values of the positions seen so far, allocated once; for inference only.
 
     Args:
         config: The model's.

@@ -45,7 +45,10 @@ class OneLineErrors(ArgumentParser):
             )
         if match := re.match(r'Parser key "([^"]+)":\s*(.*)', message, re.DOTALL):
             reason = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", match[2]).replace("typing.", "")
-            return f"--{match[1]}: {_one_line(reason)}"
+            reason = _one_line(reason).replace("Expected a ", "expected ")
+            if value := re.fullmatch(r"(expected .*)\. Got value: (.*)", reason):
+                return f"--{match[1]} {value[2]}: {value[1]}"
+            return f"--{match[1]}: {reason}"
         return _one_line(message)
 
 

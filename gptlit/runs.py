@@ -1,7 +1,7 @@
 """A run's folder: its number, its loggers, its checkpoints, and going on in it.
 
-    lightning_logs/version_N/
-        config.yaml  metrics.csv  samples.txt  events...  checkpoints/{best,last}.ckpt
+lightning_logs/version_N/
+    config.yaml  metrics.csv  samples.txt  events...  checkpoints/{best,last}.ckpt
 """
 
 import csv
@@ -19,6 +19,18 @@ from gptlit import checkpoint
 from gptlit.assets import replacing
 
 
+def on_rank_zero() -> bool:
+    """Whether this process is the one that writes; true where there is only one."""
+    return rank_zero_only.rank == 0
+
+
+def as_list(value: Any) -> list[Any]:
+    """A Trainer's option that is none, one or a list of things, as a list."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list) else [value]
+
+
 def claim(root: Path) -> Path:
     """Make and return the next free version_N under `root`; safe against others doing so.
 
@@ -27,7 +39,7 @@ def claim(root: Path) -> Path:
     number = 1 + max((checkpoint.version_number(run) for run in root.glob("version_*")), default=-1)
     while True:
         run = root / f"version_{number}"
-        if rank_zero_only.rank != 0:
+        if not on_rank_zero():
             return run
         try:
             run.mkdir(parents=True)
@@ -51,12 +63,12 @@ def loggers(run: Path, resumed_step: int | None) -> list[Logger]:
     which will be logged again.
     """
     place: dict[str, Any] = {"name": run.parent.name, "version": run.name}
+    purge: dict[str, Any] = {} if resumed_step is None else {"purge_step": resumed_step + 1}
     root = run.parent.parent
     rows = [] if resumed_step is None else _rows_until(run / "metrics.csv", resumed_step)
-    purge = {} if resumed_step is None else {"purge_step": resumed_step + 1}
     tensorboard = TensorBoardLogger(root, default_hp_metric=False, **place, **purge)
     table = CSVLogger(root, flush_logs_every_n_steps=10, **place)
-    if rows and rank_zero_only.rank == 0:
+    if rows and on_rank_zero():
         # opening the table deletes the old one; the rows go in again
         for step, figures in rows:
             table.experiment.log_metrics(figures, step)

@@ -84,7 +84,7 @@ class LitGPT(L.LightningModule):
 
     @property
     def _datamodule(self) -> TextDataModule | None:
-        return self.trainer.datamodule  # type: ignore[attr-defined]
+        return self.trainer.datamodule
 
     @property
     def text(self) -> TextDataModule:
@@ -144,7 +144,9 @@ class LitGPT(L.LightningModule):
             reduction="none",
         )
         scored = targets[targets != IGNORED]
-        metric.update(losses.sum(dtype=metric.nats.dtype), len(scored), self.token_bytes[scored].sum())
+        metric.update(
+            losses.sum(dtype=metric.nats.dtype), len(scored), self.token_bytes[scored].sum()
+        )
 
     def on_validation_epoch_end(self) -> None:
         figures: dict[str, Tensor] = {}
@@ -157,7 +159,9 @@ class LitGPT(L.LightningModule):
         self._log_figures(figures)
 
     def on_test_epoch_end(self) -> None:
-        self._log_figures({f"test/{name}": value for name, value in self.val_loss.compute().items()})
+        self._log_figures(
+            {f"test/{name}": value for name, value in self.val_loss.compute().items()}
+        )
 
     def _log_figures(self, figures: dict[str, Tensor]) -> None:
         # already summed over all ranks
@@ -182,7 +186,10 @@ class LitGPT(L.LightningModule):
         )
         factor = optim.warmup_cosine(self.warmup_steps, self._decay_end(), self.min_lr / self.lr)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
 
     def _decay_end(self) -> int:
         # trainer.estimated_stepping_batches would make the loaders before a resume restores

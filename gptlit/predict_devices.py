@@ -1,0 +1,60 @@
+"""`gptlit predict` through Lightning's Trainer: the same texts, on as many devices as asked for."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import BasePredictionWriter
+
+from gptlit import checkpoint, predict, runs
+from gptlit.training import LitGPT
+
+
+class _Writer(BasePredictionWriter):
+    """Puts the texts of all ranks to standard output, in the order of their samples."""
+
+    def __init__(self) -> None:
+        super().__init__("epoch")
+
+    def write_on_epoch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        predictions: Sequence[Any],
+        batch_indices: Sequence[Any],
+    ) -> None:
+        own = [text for batch in predictions for text in batch]
+        by_rank: list[list[str]] = [own]
+        if trainer.world_size > 1:
+            by_rank = [[] for _ in range(trainer.world_size)]
+            torch.distributed.all_gather_object(by_rank, own)
+        if trainer.is_global_zero:
+            # rank r had samples r, r + R, r + 2R, ...
+            longest = max(map(len, by_rank))
+            predict.put(
+                texts[index] for index in range(longest) for texts in by_rank if index < len(texts)
+            )
+
+
+def main(arguments: Sequence[str]) -> None:
+    """`gptlit predict` with --trainer.* options: the same texts, by `LitGPT.predict_step`."""
+    parser = predict.parser()
+    parser.add_class_arguments(L.Trainer, "trainer", instantiate=False)
+    options = parser.parse_args(list(arguments))
+    settings = predict.sampling(options)
+    path = checkpoint.resolve(options.ckpt_path)
+    checkpoint.read(path)  # torn files are told before Lightning meets them
+    model = LitGPT.load_from_checkpoint(path, map_location="cpu")
+    assert model.tokenizer is not None
+    if runs.on_rank_zero():
+        predict.tell_about_prompt(options, model.tokenizer, model.config.block_size)
+    model.predict_options = {"prompt": options.prompt, "unknown": options.unknown, **settings}
+    chosen = parser.instantiate(options).trainer.as_dict()
+    chosen["callbacks"] = [*runs.as_list(chosen["callbacks"]), _Writer()]
+    chosen |= {"logger": False, "enable_progress_bar": False, "use_distributed_sampler": False}
+    chosen |= {"enable_checkpointing": False, "enable_model_summary": False}
+    trainer = L.Trainer(**chosen)
+    own = range(trainer.global_rank, options.num_samples, trainer.world_size)
+    seeds = torch.tensor([options.seed + index for index in own], dtype=torch.int64)
+    trainer.predict(model, [seeds], return_predictions=False)

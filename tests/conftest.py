@@ -1,0 +1,89 @@
+"""A small text, a small trained run, and `gptlit` called in-process."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from gptlit.__main__ import main
+
+WORDS = ["the", "king", "and", "thy", "love", "shall", "speak", "of", "night", "or", "day"]
+TINY = [
+    "--config=tiny.yaml",
+    "--model.n_layer=1",
+    "--model.n_head=2",
+    "--model.n_embd=16",
+    "--model.block_size=8",
+    "--data.batch_size=4",
+    "--data.val_fraction=0.1",
+    "--samples.max_new_tokens=12",
+    "--trainer.log_every_n_steps=2",
+]
+
+
+def made_up_text(n_words: int = 2500, seed: int = 0) -> str:
+    """Speeches of random words, with a character of two bytes in some."""
+    pick = random.Random(seed)
+    lines = []
+    for index in range(n_words // 10):
+        if index % 4 == 0:
+            lines.append(f"\n{pick.choice(['ROMEO', 'JULIET', 'FOOL'])}:")
+        line = " ".join(pick.choice(WORDS) for _ in range(10))
+        lines.append(line.capitalize() + pick.choice([".", ",", "!", " é."]))
+    return "\n".join(lines) + "\n"
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> Path:
+    path = tmp_path / "speeches.txt"
+    path.write_text(made_up_text(), encoding="utf-8")
+    return path
+
+
+@dataclass
+class Result:
+    """What a call of `gptlit` gave."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def gptlit(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Result]:
+    """Call `gptlit` in-process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> Result:
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return call
+
+
+@dataclass
+class Run:
+    """A finished run: the folder it was started in, its own folder, and its text."""
+
+    cwd: Path
+    folder: Path
+    text: Path
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of 40 steps with validations at 20 and 40; tests must not write into it."""
+    cwd = tmp_path_factory.mktemp("run")
+    text = cwd / "speeches.txt"
+    text.write_text(made_up_text(), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(cwd)
+        options = ["--trainer.max_steps=40", "--trainer.val_check_interval=20"]
+        assert main(["fit", *TINY, f"--data.path={text}", *options, "--snapshot_every=10"]) == 0
+    return Run(cwd, cwd / "lightning_logs" / "version_0", text)

@@ -1,0 +1,177 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gptlit.data import IGNORED, EvalLoader, TextDataModule, TrainLoader
+from gptlit.messages import UsageError
+from gptlit.order import WindowOrder
+from tests.conftest import made_up_text
+
+IDS = np.arange(1000, dtype=np.uint16)
+ORDER = WindowOrder(len(IDS), 8, seed=1)
+
+
+def loader(batch_size: int, n_batches: int, **options: Any) -> TrainLoader:
+    return TrainLoader(IDS, ORDER, batch_size, n_batches=n_batches, **options)
+
+
+def test_batches_are_windows_and_their_successors() -> None:
+    x, y = next(iter(loader(4, 5)))
+    assert x.shape == y.shape == (4, 8)
+    assert x.dtype == torch.int64
+    assert torch.equal(y, x + 1)
+    assert torch.equal(x[:, 1:], y[:, :-1])
+
+
+def test_an_epoch_sees_every_window_once() -> None:
+    n_windows = ORDER.n_windows
+    starts = torch.cat([x[:, 0] for x, _ in loader(4, n_windows // 4)])
+    assert len(starts) == len(set(starts.tolist())) == n_windows // 4 * 4
+
+
+@pytest.mark.parametrize(("n_ranks", "batch_size"), [(2, 6), (4, 3), (1, 6), (3, 2)])
+def test_ranks_and_accumulation_only_cut_the_stream(n_ranks: int, batch_size: int) -> None:
+    """Any division of steps of 12 windows sees the same 12 windows in each step."""
+    whole = [set(x[:, 0].tolist()) for x, _ in loader(12, 5)]
+    accumulated = 12 // (n_ranks * batch_size)
+    ranks = [
+        list(loader(batch_size, 5 * accumulated, rank=rank, n_ranks=n_ranks))
+        for rank in range(n_ranks)
+    ]
+    for step in range(5):
+        seen = [
+            start
+            for batches in ranks
+            for x, _ in batches[step * accumulated : (step + 1) * accumulated]
+            for start in x[:, 0].tolist()
+        ]
+        assert len(seen) == 12
+        assert set(seen) == whole[step]
+
+
+@pytest.mark.parametrize("read", [0, 1, 3, 5])
+def test_a_restored_loader_goes_on_where_the_other_stopped(read: int) -> None:
+    whole = loader(4, 5)
+    whole.set_epoch(2)
+    batches = list(whole)
+    first = loader(4, 5)
+    first.set_epoch(2)
+    stream = iter(first)
+    for _ in range(read):
+        next(stream)
+    state = first.state_dict()
+    second = loader(4, 5)
+    iter(second)  # Lightning calls iter once more than it reads
+    second.load_state_dict(state)
+    stream = iter(second)
+    second.set_epoch(2)  # and tells the epoch after that
+    rest = list(stream)
+    assert len(rest) == 5 - read
+    for (x, _), (wanted, _) in zip(rest, batches[read:], strict=True):
+        assert torch.equal(x, wanted)
+
+
+def test_epochs_differ_unless_frozen() -> None:
+    for frozen in (False, True):
+        loader_ = loader(4, 5, frozen=frozen)
+        first = torch.cat([x for x, _ in loader_])
+        loader_.set_epoch(1)
+        assert torch.equal(first, torch.cat([x for x, _ in loader_])) == frozen
+
+
+@pytest.mark.parametrize("n_tokens", [1, 7, 8, 9, 41])
+@pytest.mark.parametrize("n_ranks", [1, 2, 3])
+def test_evaluation_scores_every_token_once(n_tokens: int, n_ranks: int) -> None:
+    ids = np.arange(100, 100 + n_tokens, dtype=np.uint16)
+    scored = []
+    lengths = set()
+    for rank in range(n_ranks):
+        loader_ = EvalLoader(ids, np.arange(0, n_tokens, 8), 8, 99, 2, rank=rank, n_ranks=n_ranks)
+        batches = list(loader_)
+        lengths.add((len(loader_), len(batches)))
+        for x, y in batches:
+            counted = y != IGNORED
+            scored += y[counted].tolist()
+            # what the model sees is always the token before, the first of all included
+            assert torch.equal(x[counted] + 1, y[counted])
+    assert sorted(scored) == ids.tolist()
+    assert len(lengths) == 1  # ranks that wait for each other need as many batches
+    assert len(set(*lengths)) == 1
+
+
+@pytest.fixture
+def module(tmp_path: Path) -> Any:
+    def make(content: str = made_up_text(), **options: Any) -> TextDataModule:
+        path = tmp_path / "text.txt"
+        path.write_text(content, encoding="utf-8")
+        settings = {"block_size": 8, "batch_size": 4, **options}
+        data = TextDataModule(path=str(path), data_dir=str(tmp_path / "data"), **settings)
+        data.prepare_data()
+        data.setup("fit")
+        return data
+
+    return make
+
+
+def test_the_module_has_both_loaders(module: Any) -> None:
+    data = module()
+    validation, slice_ = data.val_dataloader()
+    n_scored = sum(int((y != IGNORED).sum()) for _, y in validation)
+    assert n_scored == data.tokens.size("val")
+    n_slice = sum(int((y != IGNORED).sum()) for _, y in slice_)
+    assert 0.9 * n_scored <= n_slice <= n_scored
+    train = data.tokens.split("train")
+    first = int(next(iter(data.train_dataloader()))[0][0, 0])
+    assert first in train
+
+
+def test_the_slice_is_fixed_spread_and_of_the_training_split(module: Any) -> None:
+    data = module()
+    starts = data.train_slice().starts
+    np.testing.assert_array_equal(starts, data.train_slice().starts)
+    assert len(set(starts.tolist())) == len(starts)
+    assert starts[-1] > 0.8 * data.tokens.size("train")
+    assert starts[-1] + 8 <= data.tokens.size("train")
+
+
+def test_without_validation_there_is_the_slice_alone(module: Any) -> None:
+    data = module(val_fraction=0)
+    assert not data.has_validation
+    assert len(data.val_dataloader()) == 1
+
+
+def test_own_validation_text_leaves_the_other_whole(module: Any, tmp_path: Path) -> None:
+    (tmp_path / "val.txt").write_text("the king", encoding="utf-8")
+    data = module(val_path=str(tmp_path / "val.txt"))
+    assert data.tokens.size("val") == 8
+    assert data.tokenizer.decode(data.tokens.split("train")) == made_up_text()
+
+
+def test_too_short_a_text_tells_the_largest_block(module: Any) -> None:
+    content = "0123456789" * 5
+    with pytest.raises(UsageError) as caught:
+        module(content, block_size=24)
+    told = str(caught.value)
+    assert "--model.block_size 24" in told
+    assert "45 tokens to train on and 5 for validation" in told
+    assert "largest block that fits is 22" in told
+    assert module(content, block_size=22, batch_size=1).steps_per_epoch == 1
+
+
+def test_too_large_a_batch_tells_how_many_windows_there_are(module: Any) -> None:
+    with pytest.raises(UsageError, match="--data.batch_size 40: .* has 4; lower"):
+        module("0123456789" * 5, batch_size=40).train_dataloader()
+
+
+def test_wrong_batch_size() -> None:
+    with pytest.raises(UsageError, match="--data.batch_size 0"):
+        TextDataModule(batch_size=0)
+
+
+def test_nothing_is_read_in_the_constructor(tmp_path: Path) -> None:
+    data = TextDataModule(path="/no/such/file", data_dir=str(tmp_path))
+    with pytest.raises(UsageError, match="/no/such/file"):
+        data.prepare_data()

@@ -1,0 +1,133 @@
+import pytest
+import torch
+
+from gptlit.generation import Sampling, generate, generate_samples, generate_step, stream_generate
+from gptlit.messages import UsageError
+from gptlit.model import GPT, GPTConfig
+from gptlit.tokenizer import CharTokenizer
+
+TOKENIZER = CharTokenizer("\n abcdefg")
+
+
+@pytest.fixture(scope="module")
+def model() -> GPT:
+    torch.manual_seed(1)
+    config = GPTConfig(vocab_size=9, n_layer=2, n_head=2, n_embd=16, block_size=8)
+    model = GPT(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(5)  # far from uniform, so that texts tell models apart
+    return model
+
+
+def test_every_token_is_drawn_from_the_window_of_the_rule(model: GPT) -> None:
+    """The rule written out: a full window keeps its last half, and greedy takes the likeliest."""
+    ids = window = [2, 3, 4]
+    for _ in range(40):
+        if len(window) > 8:
+            window = window[-4:]
+        with torch.no_grad():
+            token = int(model(torch.tensor([window]))[0, -1].argmax())
+        ids, window = [*ids, token], [*window, token]
+    for use_cache in (True, False):
+        text = generate(
+            model, TOKENIZER, "abc", max_new_tokens=40, temperature=0, use_cache=use_cache
+        )
+        assert text == TOKENIZER.decode(ids)
+
+
+@pytest.mark.parametrize("prompt", ["", "a", "abcdefga", "abcdefgabcdefgabcdefg"])
+@pytest.mark.parametrize("settings", [{}, {"top_k": 3}, {"temperature": 0}])
+def test_cache_or_not_the_text_is_the_same(
+    model: GPT, prompt: str, settings: dict[str, float]
+) -> None:
+    texts = [
+        generate(model, TOKENIZER, prompt, max_new_tokens=50, use_cache=cache, **settings)
+        for cache in (True, False)
+    ]
+    assert texts[0] == texts[1]
+    assert texts[0].startswith(prompt)
+    assert len(texts[0]) == len(prompt) + 50
+
+
+def test_a_sample_is_the_same_alone_and_in_any_batch(model: GPT) -> None:
+    alone = [generate(model, TOKENIZER, "ab", seed=seed, max_new_tokens=60) for seed in range(6)]
+    assert generate_samples(model, TOKENIZER, "ab", seeds=range(6), max_new_tokens=60) == alone
+    assert generate_samples(model, TOKENIZER, "ab", seeds=[4, 1], max_new_tokens=60) == [
+        alone[4],
+        alone[1],
+    ]
+    assert len(set(alone)) == 6
+
+
+def test_longer_is_a_continuation_of_shorter(model: GPT) -> None:
+    long = generate(model, TOKENIZER, "a", max_new_tokens=30)
+    assert long.startswith(generate(model, TOKENIZER, "a", max_new_tokens=10))
+
+
+def test_streaming_gives_the_whole_piece_by_piece(model: GPT) -> None:
+    pieces = list(stream_generate(model, TOKENIZER, "ab", max_new_tokens=12))
+    assert len(pieces) == 13
+    assert "".join(pieces) == generate(model, TOKENIZER, "ab", max_new_tokens=12)
+
+
+def test_an_empty_prompt_starts_from_a_newline_that_is_not_told(model: GPT) -> None:
+    text = generate(model, TOKENIZER, "", max_new_tokens=20)
+    assert "\n" + text == generate(model, TOKENIZER, "\n", max_new_tokens=20)
+
+
+def test_unknown_characters(model: GPT) -> None:
+    with pytest.raises(UsageError, match="--prompt: 'z' .*--unknown skip"):
+        generate(model, TOKENIZER, "az")
+    assert generate(model, TOKENIZER, "az", unknown="skip", max_new_tokens=0) == "a"
+
+
+def test_a_distribution_of_first_tokens(model: GPT) -> None:
+    """Over many seeds the first token has the model's own frequencies."""
+    n = 4000
+    texts = generate_samples(
+        model, TOKENIZER, "a", seeds=range(n), max_new_tokens=1, temperature=2.0
+    )
+    counts = torch.bincount(torch.tensor([int(TOKENIZER.encode(t[-1])[0]) for t in texts]))
+    with torch.no_grad():
+        wanted = (model(torch.tensor([[2]]))[0, -1] / 2).softmax(-1)
+    torch.testing.assert_close(counts / n, wanted[: len(counts)], atol=0.03, rtol=0)
+
+
+def test_the_callers_mode_and_random_state_stay(model: GPT) -> None:
+    before = torch.get_rng_state()
+    model.train()
+    generate(model, TOKENIZER, "a", max_new_tokens=3)
+    assert model.training
+    stream = generate_step(model, torch.tensor([[1]]), Sampling(), [1])
+    next(stream)
+    stream.close()
+    assert model.training
+    model.eval()
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_context_of_one_token(model: GPT) -> None:
+    torch.manual_seed(0)
+    one = GPT(GPTConfig(vocab_size=9, n_layer=1, n_head=1, n_embd=8, block_size=1)).eval()
+    texts = {
+        generate(one, TOKENIZER, "ab", max_new_tokens=9, use_cache=cache) for cache in (True, False)
+    }
+    assert len(texts) == 1
+    assert len(texts.pop()) == 11
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": -0.1},
+        {"temperature": float("nan")},
+        {"temperature": float("inf")},
+        {"top_k": 0},
+        {"max_new_tokens": -1},
+    ],
+)
+def test_settings_that_can_not_work(settings: dict[str, float]) -> None:
+    (name, value), *_ = settings.items()
+    with pytest.raises(UsageError, match=f"--{name} {value}"):
+        Sampling(**settings)  # type: ignore[arg-type]

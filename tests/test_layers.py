@@ -1,0 +1,96 @@
+"""Arrows point down only: each module imports nothing of a floor above its own."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gptlit
+
+PACKAGE = Path(gptlit.__file__).parent
+GROUND = {"messages", "assets", "options", "attention", "sampling", "optim", "metrics", "order"}
+FIRST = {
+    "corpora",
+    "tokenizer",
+    "tokens",
+    "model",
+    "generation",
+    "checkpoint",
+    "arguments",
+    "predict",
+}
+SECOND = {"data", "training", "callbacks", "runs"}
+TOP = {"cli", "predict_devices", "__main__", "__init__"}
+FLOORS = [GROUND, FIRST, SECOND, TOP]
+
+
+def imports(module: str) -> set[str]:
+    """Dotted names that a module imports anywhere, functions included."""
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def floor(module: str) -> int:
+    return next(index for index, names in enumerate(FLOORS) if module in names)
+
+
+def of_gptlit(module: str) -> set[str]:
+    parts = [name.split(".") for name in imports(module)]
+    names = {part[1] for part in parts if part[0] == "gptlit" and len(part) > 1}
+    return {name for name in names if (PACKAGE / f"{name}.py").exists()}
+
+
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
+
+
+def test_every_module_has_a_floor() -> None:
+    assert set(MODULES) == set().union(*FLOORS)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_arrow_points_up(module: str) -> None:
+    above = {name for name in of_gptlit(module) if floor(name) > floor(module)}
+    assert not above
+
+
+@pytest.mark.parametrize("module", sorted(GROUND - {"messages"}))
+def test_the_ground_floor_knows_only_how_to_speak(module: str) -> None:
+    assert of_gptlit(module) <= {"messages"}
+
+
+def test_no_circles() -> None:
+    def reached(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join([*path, module])
+        for below in of_gptlit(module):
+            reached(below, (*path, module))
+
+    for module in set(MODULES) - TOP:
+        reached(module, ())
+
+
+@pytest.mark.parametrize("module", sorted(GROUND | FIRST))
+def test_below_the_second_floor_there_is_no_lightning(module: str) -> None:
+    assert not [name for name in imports(module) if name.split(".")[0] == "lightning"]
+
+
+@pytest.mark.parametrize(
+    ("statements", "absent"),
+    [
+        ("from gptlit.__main__ import main; main(['--help']); main(['--version'])", "torch"),
+        ("import gptlit", "torch"),
+        ("from gptlit.__main__ import main; main(['predict', '--ckpt_path', 'none'])", "lightning"),
+        ("import gptlit; gptlit.load; gptlit.generate", "lightning"),
+    ],
+)
+def test_what_is_not_needed_is_not_imported(statements: str, absent: str) -> None:
+    found = f"any(module.split('.')[0] == {absent!r} for module in sys.modules)"
+    code = f"import sys; {statements}; sys.exit({found})"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

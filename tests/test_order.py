@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gptlit.order import WindowOrder, hashed, permute
+
+
+@given(size=st.integers(1, 3000), key=st.integers(0, 2**64 - 1))
+def test_permute_is_a_bijection(size: int, key: int) -> None:
+    assert sorted(permute(np.arange(size), size, key)) == list(range(size))
+
+
+def test_permute_depends_on_the_key_and_looks_shuffled() -> None:
+    first, second = (permute(np.arange(10_000), 10_000, key) for key in (1, 2))
+    assert (first != second).mean() > 0.99
+    # neighbours in the order are no neighbours in the text
+    assert abs(np.corrcoef(first[:-1], first[1:])[0, 1]) < 0.05
+    assert abs(np.corrcoef(first, np.arange(10_000))[0, 1]) < 0.05
+
+
+def test_permute_of_a_part_is_a_part_of_the_whole() -> None:
+    whole = permute(np.arange(1000), 1000, 5)
+    np.testing.assert_array_equal(permute(np.arange(300, 400), 1000, 5), whole[300:400])
+
+
+def test_every_first_image_is_about_as_likely() -> None:
+    images = [int(permute(np.array([0]), 8, key)[0]) for key in range(4000)]
+    counts = np.bincount(images, minlength=8)
+    # 500 expected each, standard deviation 21
+    assert counts.min() > 400
+    assert counts.max() < 600
+
+
+def test_hashed_depends_on_order_and_sign() -> None:
+    values = [hashed(0, 1), hashed(1, 0), hashed(0), hashed(0, 0), hashed(-1, 0)]
+    assert len(set(values)) == len(values)
+
+
+def test_tiny_shakespeare_has_as_many_windows_as_session4_counts() -> None:
+    assert WindowOrder(1_115_394, 64, seed=0).n_windows == 17_427
+
+
+@given(
+    n_tokens=st.integers(2, 400),
+    block_size=st.integers(1, 40),
+    seed=st.integers(0, 2**32),
+    epoch=st.integers(0, 5),
+)
+def test_an_epoch_is_one_pass_within_the_text(
+    n_tokens: int, block_size: int, seed: int, epoch: int
+) -> None:
+    order = WindowOrder(n_tokens, block_size, seed)
+    if order.n_windows < 1:
+        return
+    starts = np.sort(order.starts(epoch, np.arange(order.n_windows)))
+    assert 0 <= starts[0] < block_size  # the phase
+    assert (np.diff(starts) == block_size).all()  # side by side, none twice
+    assert starts[-1] + block_size + 1 <= n_tokens  # with the last target
+
+
+def test_epochs_differ_in_phase_and_order() -> None:
+    order = WindowOrder(10_000, 50, seed=3)
+    phases = {int(order.starts(epoch, np.arange(5)).min()) % 50 for epoch in range(20)}
+    assert len(phases) > 10
+    first, second = (order.starts(epoch, np.arange(100)) // 50 for epoch in (0, 1))
+    assert (first != second).mean() > 0.9
+
+
+@pytest.mark.parametrize("n_tokens", [0, 1, 7, 15])
+def test_a_text_shorter_than_two_windows_has_none(n_tokens: int) -> None:
+    assert WindowOrder(n_tokens, 8, 0).n_windows < 1
