@@ -58,7 +58,7 @@ def choose_precision(accelerator: str) -> tuple[str, str]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Lightning's tips and announcements off: the start-up block tells what matters."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
@@ -77,6 +77,8 @@ def _quiet() -> Iterator[None]:
             r".*callbacks used to create the checkpoint need to be provided.*",
             # `main(argv)` gives its arguments, whatever the process's own are
             r".*LightningCLI's args parameter is intended to run from within Python.*",
+            # the loader freezes its order itself
+            r".*requested to overfit but enabled train dataloader shuffling.*",
             # how Lightning uses its own libraries
             r"(?s).*(JSONARGPARSE_DEPRECATION_WARNINGS|instantiate_classes).*",
             r".*isinstance\(treespec, LeafSpec\). is deprecated.*",
@@ -274,7 +276,7 @@ def main(arguments: Sequence[str]) -> None:
         UsageError: an option, a config, a text or a checkpoint that can't work.
     """
     verb, *rest = arguments
-    with _quiet():
+    with quiet():
         if verb == "predict":
             from gptlit import predict_devices
 

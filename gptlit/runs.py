@@ -5,6 +5,7 @@ lightning_logs/version_N/
 """
 
 import csv
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def loggers(run: Path, resumed_step: int | None) -> list[Logger]:
     which will be logged again.
     """
     place: dict[str, Any] = {"name": run.parent.name, "version": run.name}
-    purge: dict[str, Any] = {} if resumed_step is None else {"purge_step": resumed_step + 1}
+    purge: dict[str, Any] = {} if resumed_step is None else {"purge_step": resumed_step}
     root = run.parent.parent
     rows = [] if resumed_step is None else _rows_until(run / "metrics.csv", resumed_step)
     tensorboard = TensorBoardLogger(root, default_hp_metric=False, **place, **purge)
@@ -84,8 +85,8 @@ def _rows_until(path: Path, resumed_step: int) -> list[tuple[int, dict[str, floa
         for row in csv.DictReader(file):
             step = int(row.pop("step"))
             figures = {name: float(value) for name, value in row.items() if value}
-            # step s of training is logged as s - 1, an evaluation after it as s
-            if step < resumed_step or (step == resumed_step and "train/loss" not in figures):
+            # steps are logged from 0, an evaluation under the step that went before it
+            if step < resumed_step:
                 kept.append((step, figures))
     return kept
 
@@ -102,13 +103,25 @@ class RunCheckpoint(ModelCheckpoint):
             folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=False
         )
 
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
+        """Save the last step of a run while the loops still stand where they can go on.
+
+        Afterwards Lightning counts the epoch as finished, and a longer run would skip the
+        rest of it. A validation that follows saves again.
+        """
+        final = trainer.should_stop or 0 < trainer.max_steps <= trainer.global_step
+        if final and not self._should_skip_saving_checkpoint(trainer):
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+            self._last_global_step_saved = -1
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._should_skip_saving_checkpoint(trainer):
+        if trainer.fast_dev_run:
             return
-        best = Path(self.dirpath or "") / "best.ckpt"
-        if not trainer.strategy.broadcast(best.exists()):
-            trainer.save_checkpoint(best)
-        self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+        last, best = (Path(self.dirpath or "") / f"{name}.ckpt" for name in ("last", "best"))
+        if not trainer.strategy.broadcast(last.exists()):
+            trainer.save_checkpoint(last)
+        if trainer.is_global_zero and not best.exists():
+            shutil.copyfile(last, best)
 
 
 def checkpoints(run: Path, monitor: str, snapshot_every: int) -> list[ModelCheckpoint]:

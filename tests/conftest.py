@@ -6,8 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from gptlit.__main__ import main
+
+# models this tiny are fastest on one thread, and tests then mind no other job on the machine
+torch.set_num_threads(1)
 
 WORDS = ["the", "king", "and", "thy", "love", "shall", "speak", "of", "night", "or", "day"]
 TINY = [
