@@ -16,15 +16,15 @@ VERBS = {
 
 HELP = f"""gptlit {__version__}: train a small GPT on a text and write with it
 
-usage: gptlit VERB [options]      gptlit VERB --help tells a verb's options
+usage: gptlit VERB [options]   (gptlit VERB --help tells them)
 
 {chr(10).join(f"  {verb:<9} {about}" for verb, about in VERBS.items())}
 
-  gptlit fit                                     train on Shakespeare (configs/small.yaml)
-  gptlit fit --data.path my.txt                  train on a text of your own
-  gptlit predict --prompt "ROMEO:"               write with the newest model
-  gptlit fit --ckpt_path last                    go on where the newest run stopped
-  tensorboard --logdir lightning_logs            watch"""
+  gptlit fit                            train on Shakespeare (small.yaml)
+  gptlit fit --data.path my.txt         train on a text of your own
+  gptlit fit --ckpt_path last           go on where the newest run stopped
+  gptlit predict --prompt "ROMEO:"      write with the newest model
+  tensorboard --logdir lightning_logs   watch"""
 
 MEMORY_ADVICE = (
     "out of memory: lower --data.batch_size, then --model.block_size, then --model.n_embd"

@@ -144,7 +144,8 @@ class Report(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, LitGPT)
         self._began, self._from_step = time.perf_counter(), trainer.global_step
-        pl_module.print(start_block(trainer, pl_module, self.precision_reason))
+        if trainer.is_global_zero:
+            pl_module.print(start_block(trainer, pl_module, self.precision_reason))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any
@@ -200,7 +201,7 @@ def start_block(trainer: L.Trainer, module: LitGPT, precision_reason: str) -> st
         device = torch.cuda.get_device_name(trainer.strategy.root_device)
     rows = {
         "device": f"{trainer.world_size} x {device}"
-        + (f", {torch.get_num_threads()} threads" if device == "cpu" else ""),
+        + (f", threads: {torch.get_num_threads()}" if device == "cpu" else ""),
         "precision": f"{trainer.precision}"
         + (f" ({precision_reason})" if precision_reason else ""),
         "model": f"{module.net.num_parameters():,} parameters, context "

@@ -77,6 +77,8 @@ def quiet() -> Iterator[None]:
             r".*callbacks used to create the checkpoint need to be provided.*",
             # `main(argv)` gives its arguments, whatever the process's own are
             r".*LightningCLI's args parameter is intended to run from within Python.*",
+            # samples are told apart by their rank
+            r".*Couldn't infer the batch indices.*",
             # the loader freezes its order itself
             r".*requested to overfit but enabled train dataloader shuffling.*",
             # how Lightning uses its own libraries

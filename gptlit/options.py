@@ -49,7 +49,7 @@ class OneLineErrors(ArgumentParser):
             if value := re.fullmatch(r"(expected .*)\. Got value: (.*)", reason):
                 return f"--{match[1]} {value[2]}: {value[1]}"
             return f"--{match[1]}: {reason}"
-        return _one_line(message)
+        return _one_line(message.replace("Problems parsing config: ", "--config: not YAML: "))
 
 
 def _one_line(message: str) -> str:

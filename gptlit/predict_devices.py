@@ -57,4 +57,5 @@ def main(arguments: Sequence[str]) -> None:
     trainer = L.Trainer(**chosen)
     own = range(trainer.global_rank, options.num_samples, trainer.world_size)
     seeds = torch.tensor([options.seed + index for index in own], dtype=torch.int64)
-    trainer.predict(model, [seeds], return_predictions=False)
+    loader: Any = torch.utils.data.DataLoader([seeds], batch_size=None)  # type: ignore[arg-type]
+    trainer.predict(model, loader, return_predictions=False)

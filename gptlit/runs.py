@@ -84,7 +84,11 @@ def _rows_until(path: Path, resumed_step: int) -> list[tuple[int, dict[str, floa
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
             step = int(row.pop("step"))
-            figures = {name: float(value) for name, value in row.items() if value}
+            figures = {
+                name: int(value) if value.isdigit() else float(value)
+                for name, value in row.items()
+                if value
+            }
             # steps are logged from 0, an evaluation under the step that went before it
             if step < resumed_step:
                 kept.append((step, figures))

@@ -173,8 +173,9 @@ class LitGPT(L.LightningModule):
         """The texts of a batch of sample seeds, (B,), by `predict_options`."""
         if self.tokenizer is None:
             raise RuntimeError("predict with a model from LitGPT.load_from_checkpoint")
-        options = self.predict_options
-        return generate_samples(self.net, self.tokenizer, seeds=batch.tolist(), **options)
+        seeds, options = batch.tolist(), self.predict_options
+        # with more devices than samples some have none
+        return generate_samples(self.net, self.tokenizer, seeds=seeds, **options) if seeds else []
 
     # ------------------------------------------------------------------ optimizer
 
@@ -227,6 +228,12 @@ class LitGPT(L.LightningModule):
                 f"{described['tokenizer']['kind']} of {described['config']['vocab_size']} tokens "
                 f"against {self.tokenizer.kind} of {self.tokenizer.vocab_size}"
             )
+        for name, value in described["config"].items():
+            if name != "dropout" and (now := getattr(self.config, name)) != value:
+                raise UsageError(
+                    f"--model.{name} {now}: the checkpoint's model has {value}, which its weights "
+                    "can't do without; leave the option out, or begin a new run"
+                )
 
 
 def _check_optimization(

@@ -42,9 +42,7 @@ class Kit:
 
     def data(self, **options: Any) -> TextDataModule:
         settings = {"block_size": 8, "batch_size": 4, "seed": 1, **options}
-        return TextDataModule(
-            path=str(self.path), data_dir=str(self.folder / "data"), **settings
-        )
+        return TextDataModule(path=str(self.path), data_dir=str(self.folder / "data"), **settings)
 
     def trainer(self, **options: Any) -> L.Trainer:
         settings = {
@@ -64,7 +62,10 @@ class Kit:
         return L.Trainer(**{**settings, **options})
 
     def fit(
-        self, data: dict[str, Any] | None = None, model: dict[str, Any] | None = None, **options: Any
+        self,
+        data: dict[str, Any] | None = None,
+        model: dict[str, Any] | None = None,
+        **options: Any,
     ) -> tuple[LitGPT, L.Trainer]:
         torch.manual_seed(5)
         lit = LitGPT(**{"warmup_steps": 2, **SIZES, **(model or {})})
@@ -130,7 +131,9 @@ def test_the_loop_is_a_plain_pytorch_loop(kit: Kit) -> None:
 
 def test_validation_is_exact(kit: Kit) -> None:
     """val/* against an independent sum over the whole split, one window at a time."""
-    lit, trainer = kit.fit(limit_val_batches=1.0, val_check_interval=5, check_val_every_n_epoch=None)
+    lit, trainer = kit.fit(
+        limit_val_batches=1.0, val_check_interval=5, check_val_every_n_epoch=None
+    )
     data = kit.data()
     data.setup("fit")
     ids = torch.tensor(data.tokens.ids.astype("int64"))
@@ -215,7 +218,7 @@ def test_overfitting_batches_repeats_them(kit: Kit) -> None:
 
 
 def test_a_run_by_epochs_decays_over_its_length(kit: Kit) -> None:
-    lit, trainer = kit.fit(max_steps=-1, max_epochs=2, data=LONG_DATA,
+    _, trainer = kit.fit(max_steps=-1, max_epochs=2, data=LONG_DATA,
                            model={"lr": 1e-2, "min_lr": 1e-3, **LONG_MODEL})  # fmt: skip
     assert trainer.global_step == 14
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-3)

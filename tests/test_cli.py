@@ -1,0 +1,379 @@
+"""The verbs as users type them."""
+
+import csv
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import gptlit as package
+from gptlit import checkpoint
+from gptlit.__main__ import main
+from gptlit.arguments import shipped_configs
+from gptlit.corpora import CORPORA
+from tests.conftest import TINY, Result, Run, made_up_text
+
+Call = Callable[..., Result]
+
+
+def read_metrics(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# ---------------------------------------------------------------- fit
+
+
+def test_a_run_leaves_what_the_design_says(run: Run) -> None:
+    names = {path.name.split(".tfevents")[0] for path in run.folder.iterdir()}
+    assert {"config.yaml", "metrics.csv", "samples.txt", "checkpoints", "events.out"} <= names
+    saved = {path.name for path in (run.folder / "checkpoints").iterdir()}
+    snapshots = {f"step_{step}.ckpt" for step in (10, 20, 30, 40)}
+    assert saved == {"best.ckpt", "last.ckpt", *snapshots}
+    assert not any(path.is_symlink() for path in (run.folder / "checkpoints").iterdir())
+    for name, step in (("last", 40), ("step_10", 10)):
+        content = checkpoint.read(run.folder / "checkpoints" / f"{name}.ckpt")
+        assert content["global_step"] == step
+
+
+def test_best_is_the_one_with_the_lowest_validation_loss(run: Run) -> None:
+    evaluations = [row for row in read_metrics(run.folder) if row["val/loss"]]
+    lowest = min(evaluations, key=lambda row: float(row["val/loss"]))
+    best = checkpoint.read(run.folder / "checkpoints" / "best.ckpt")
+    assert best["global_step"] == int(lowest["step"]) + 1
+
+
+def test_tensorboard_shows_it_all(run: Run) -> None:
+    events = EventAccumulator(str(run.folder))
+    events.Reload()
+    tags = events.Tags()
+    assert {"train/loss", "val/loss", "val/gap", "optim/lr", "speed/tokens_per_s"} <= set(
+        tags["scalars"]
+    )
+    assert "hp_metric" not in tags["scalars"]
+    assert "sample/0/text_summary" in tags["tensors"]
+
+
+def fit(gptlit: Call, text: Path, *options: object) -> Result:
+    return gptlit("fit", *TINY, f"--data.path={text}", "--trainer.max_steps=4", *options)
+
+
+def test_the_start_block_tells_what_happens(gptlit: Call, text_file: Path) -> None:
+    told = fit(gptlit, text_file).out
+    text = made_up_text()
+    n_train = int(0.9 * len(text))
+    for wanted in (
+        r"device\s+1 x cpu",
+        r"precision\s+32-true \(.+\)",
+        r"model\s+4,064 parameters",
+        rf"text\s+{text_file}: {n_train:,} tokens to train on, {len(text) - n_train:,} for val",
+        rf"step\s+32 tokens; {(n_train // 8 - 1) // 4} steps an epoch",
+        r"input\s+'\\n\\n[A-Z]+",
+        r"target\s+'\\n[A-Z]+",
+        r"first loss 3\.\d+; ln\(vocabulary\), a uniform guess: 3\.664",
+        r"step\s+4: val/loss 3\.\d+, val/gap",
+    ):
+        assert re.search(wanted, told), wanted
+    first = re.search(r"first loss (\S+);", told)
+    assert first is not None
+    assert abs(float(first[1]) - 3.664) < 0.1
+
+
+def test_the_same_command_twice_makes_two_equal_runs(gptlit: Call, text_file: Path) -> None:
+    for _ in range(2):
+        assert fit(gptlit, text_file).code == 0
+    first, second = (Path("lightning_logs") / f"version_{number}" for number in (0, 1))
+    one, other = (package.load(run / "checkpoints/last.ckpt")[0] for run in (first, second))
+    for ours, theirs in zip(one.parameters(), other.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert (first / "samples.txt").read_text() == (second / "samples.txt").read_text()
+
+
+def test_seeds_differ(gptlit: Call, text_file: Path) -> None:
+    for seed in (1, 2):
+        fit(gptlit, text_file, f"--seed_everything={seed}")
+    states = [
+        checkpoint.read(f"lightning_logs/version_{number}/checkpoints/last.ckpt")
+        for number in (0, 1)
+    ]
+    assert len({float(state["state_dict"]["net.wte.weight"].sum()) for state in states}) == 2
+    assert [state["datamodule_hyper_parameters"]["seed"] for state in states] == [1, 2]
+
+
+def test_going_on_is_the_same_run_with_its_options_and_curves(
+    gptlit: Call, text_file: Path
+) -> None:
+    options = ["--model.dropout=0.1", "--trainer.val_check_interval=4", "--model.decay_steps=8"]
+    fit(gptlit, text_file, *options, "--trainer.max_steps=8")
+    fit(gptlit, text_file, *options)
+    going_on = gptlit("fit", "--ckpt_path", "last", "--trainer.max_steps", 8)
+    assert going_on.code == 0
+    assert "going on from lightning_logs/version_1/checkpoints/last.ckpt at step 4" in going_on.err
+    assert {path.name for path in Path("lightning_logs").iterdir()} == {"version_0", "version_1"}
+    whole, resumed = (Path("lightning_logs") / f"version_{number}" for number in (0, 1))
+    ours, theirs = (
+        [
+            {name: value for name, value in row.items() if not name.startswith("speed/")}
+            for row in read_metrics(folder)
+        ]
+        for folder in (whole, resumed)
+    )
+    assert [row for row in theirs if not row["train/loss_epoch"]] == [
+        row for row in ours if not row["train/loss_epoch"]
+    ]
+    states = [checkpoint.read(folder / "checkpoints/last.ckpt") for folder in (whole, resumed)]
+    for name, tensor in states[0]["state_dict"].items():
+        assert torch.equal(tensor, states[1]["state_dict"][name]), name
+    events = EventAccumulator(str(resumed))
+    events.Reload()
+    assert [event.step for event in events.Scalars("val/loss")] == [3, 7]
+    told = (resumed / "samples.txt").read_text()
+    assert told == (whole / "samples.txt").read_text()
+
+
+def test_a_finished_run_says_how_to_go_on(gptlit: Call, text_file: Path) -> None:
+    fit(gptlit, text_file)
+    result = gptlit("fit", "--ckpt_path", "last")
+    assert result.code == 2
+    assert "--trainer.max_steps 4" in result.err
+    assert "at step 4 already" in result.err
+
+
+def test_a_config_is_found_by_path_then_by_name(gptlit: Call, text_file: Path) -> None:
+    Path("tiny.yaml").write_text("model: {n_layer: 3, n_embd: 8}\ntrainer: {max_steps: 2}\n")
+    assert gptlit("fit", "-c", "tiny.yaml", "--data.path", text_file).code == 0
+    saved = yaml.safe_load(Path("lightning_logs/version_0/config.yaml").read_text())
+    assert saved["model"]["n_layer"] == 3
+
+
+def test_without_a_config_fit_is_small(gptlit: Call, text_file: Path) -> None:
+    assert gptlit("fit", "--data.path", text_file, "--trainer.fast_dev_run", "true").code == 0
+    saved = yaml.safe_load(Path("lightning_logs/version_0/config.yaml").read_text())
+    small = yaml.safe_load(shipped_configs()["small.yaml"].read_text())
+    assert saved["model"].items() >= small["model"].items()
+    assert (saved["model"]["n_layer"], saved["model"]["n_head"], saved["model"]["n_embd"]) == (
+        4, 4, 128,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(shipped_configs()))
+def test_shipped_configs_train_and_validate_by_steps(
+    gptlit: Call, text_file: Path, name: str
+) -> None:
+    config = yaml.safe_load(shipped_configs()[name].read_text(encoding="utf-8"))
+    trainer = config["trainer"]
+    assert trainer["max_steps"] / trainer["val_check_interval"] >= 3
+    assert trainer["max_steps"] % trainer["val_check_interval"] == 0  # the end is validated
+    assert config["data"]["corpus"] in CORPORA
+    smaller = ["--model.n_layer=1", "--model.n_embd=12", "--model.block_size=8"]
+    short = ["--trainer.max_steps=2", "--data.batch_size=2", "--samples.max_new_tokens=3"]
+    result = gptlit("fit", "--config", name, f"--data.path={text_file}", *smaller, *short)
+    assert result.code == 0, result.err
+
+
+def test_without_validation_train_loss_is_watched(gptlit: Call, text_file: Path) -> None:
+    result = fit(gptlit, text_file, "--data.val_fraction=0", "--trainer.val_check_interval=2")
+    assert result.code == 0
+    assert "(train/loss is watched)" in result.out
+    assert "train/loss_eval" in result.out
+    rows = read_metrics(Path("lightning_logs/version_0"))
+    assert not any("val/loss" in row for row in rows)
+    best = checkpoint.read("lightning_logs/version_0/checkpoints/best.ckpt")
+    watched = [key for key in best["callbacks"] if "'monitor': 'train/loss'" in key]
+    assert len(watched) == 1
+    assert gptlit("predict", "--max_new_tokens", 3).code == 0
+    assert gptlit("validate").code == 2
+
+
+def test_a_run_too_short_to_validate_has_a_best_all_the_same(gptlit: Call, text_file: Path) -> None:
+    fit(gptlit, text_file, "--trainer.limit_val_batches=0")
+    assert gptlit("predict", "--max_new_tokens", 3).code == 0
+
+
+def test_lightnings_own_options_pass_through(gptlit: Call, text_file: Path) -> None:
+    options = ["--trainer.accumulate_grad_batches=2", "--trainer.profiler=simple"]
+    options += ["--trainer.logger=false", "--trainer.precision=bf16-true"]
+    result = fit(gptlit, text_file, *options)
+    assert result.code == 0
+    assert re.search(r"step\s+64 tokens", result.out)
+    assert "precision bf16-true (as asked)" in result.out
+    assert not Path("lightning_logs/version_0/metrics.csv").exists()
+
+
+def test_two_processes_train(text_file: Path, tmp_path: Path) -> None:
+    """ddp runs the command line anew, so it is a process of its own."""
+    command = [sys.executable, "-m", "gptlit", "fit", *TINY, f"--data.path={text_file}"]
+    command += ["--trainer.max_steps=4", "--trainer.accelerator=cpu", "--trainer.devices=2"]
+    command += ["--trainer.strategy=ddp", "--data.batch_size=2"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=55)
+    assert done.returncode == 0, done.stderr
+    assert "2 x cpu" in done.stdout
+    assert done.stdout.count("first loss") == 1
+    assert [path.name for path in (tmp_path / "lightning_logs").iterdir()] == ["version_0"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        assert main(["fit", *TINY, f"--data.path={text_file}", "--trainer.max_steps=4"]) == 0
+    both, alone = (
+        checkpoint.read(tmp_path / f"lightning_logs/version_{number}/checkpoints/last.ckpt")
+        for number in (0, 1)
+    )
+    for name, tensor in alone["state_dict"].items():
+        if name.startswith("net."):
+            torch.testing.assert_close(both["state_dict"][name], tensor, atol=1e-4, rtol=1e-3)
+    rows = [read_metrics(tmp_path / f"lightning_logs/version_{number}") for number in (0, 1)]
+    for name in ("val/loss", "val/bits_per_byte", "train/loss_eval", "train/loss"):
+        values = [[float(row[name]) for row in part if row[name]] for part in rows]
+        assert values[0] == pytest.approx(values[1], abs=1e-4), name
+
+
+# ---------------------------------------------------------------- predict
+
+
+def predict(gptlit: Call, run: Run, *options: Any) -> Result:
+    path = run.folder / "checkpoints" / "last.ckpt"
+    return gptlit("predict", "--ckpt_path", path, "--max_new_tokens", 15, *options)
+
+
+def test_predict_gives_text_and_nothing_else(gptlit: Call, run: Run) -> None:
+    result = predict(gptlit, run, "--prompt", "ROMEO:")
+    model, tokenizer = package.load(run.folder / "checkpoints" / "last.ckpt")
+    text = package.generate(model, tokenizer, "ROMEO:", max_new_tokens=15)
+    assert result.out == text if text.endswith("\n") else text + "\n"
+    assert result.err == ""
+    assert result.code == 0
+
+
+def test_samples_are_those_of_their_seeds(gptlit: Call, run: Run) -> None:
+    alone = [predict(gptlit, run, "--seed", seed).out for seed in (5, 6, 7)]
+    batch = predict(gptlit, run, "--seed", 5, "--num_samples", 3)
+    assert batch.out == "---\n".join(alone)
+
+
+def test_the_trainer_writes_the_same(gptlit: Call, run: Run) -> None:
+    options = ["--num_samples", 3, "--prompt", "the", "--top_k", 5, "--temperature", 1.5]
+    plain = predict(gptlit, run, *options)
+    through = predict(gptlit, run, *options, "--trainer.accelerator", "cpu")
+    assert through.code == 0, through.err
+    assert through.out == plain.out
+
+
+def test_two_devices_write_the_same(run: Run, tmp_path: Path) -> None:
+    path = run.folder / "checkpoints" / "last.ckpt"
+    command = [sys.executable, "-m", "gptlit", "predict", f"--ckpt_path={path}"]
+    command += ["--max_new_tokens=15", "--num_samples=3"]
+    devices = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    outputs = [
+        subprocess.run(one, cwd=tmp_path, capture_output=True, text=True, timeout=55, check=True)
+        for one in (command, command + devices)
+    ]
+    assert outputs[0].stdout == outputs[1].stdout
+
+
+def test_greedy_is_temperature_zero_is_top_1(gptlit: Call, run: Run) -> None:
+    ways = [["--greedy"], ["--greedy=true"], ["--temperature", 0], ["--top_k", 1]]
+    assert len({predict(gptlit, run, *way, "--prompt", "the").out for way in ways}) == 1
+
+
+def test_an_empty_prompt_and_an_over_long_one(gptlit: Call, run: Run) -> None:
+    assert len(predict(gptlit, run).out.rstrip("\n")) <= 15
+    result = predict(gptlit, run, "--prompt", "the king and")
+    assert "warning: --prompt has 12 tokens; the model sees its last 8 at once" in result.err
+    assert result.out.startswith("the king and")
+
+
+def test_unknown_characters_are_told_or_dropped(gptlit: Call, run: Run) -> None:
+    result = predict(gptlit, run, "--prompt", "the ß")
+    assert result.code == 2
+    assert result.out == ""
+    assert "--prompt: 'ß' not in the vocabulary" in result.err
+    skipped = predict(gptlit, run, "--prompt", "the ß", "--unknown", "skip")
+    assert "warning: --prompt: dropped 'ß'" in skipped.err
+    assert skipped.out == predict(gptlit, run, "--prompt", "the ").out
+
+
+def test_predict_streams_to_a_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushes = []
+
+    class Terminal:
+        text = ""
+
+        def isatty(self) -> bool:
+            return True
+
+        def write(self, text: str) -> None:
+            self.text += text
+
+        def flush(self) -> None:
+            flushes.append(len(self.text))
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    path = run.folder / "checkpoints" / "last.ckpt"
+    assert main(["predict", "--ckpt_path", str(path), "--max_new_tokens", "9"]) == 0
+    assert flushes[:9] == list(range(9))
+
+
+def test_a_closed_pipe_is_no_error(run: Run) -> None:
+    path = run.folder / "checkpoints" / "last.ckpt"
+    command = (
+        f"{sys.executable} -m gptlit predict --ckpt_path {path} --max_new_tokens 9000 | head -c1"
+    )
+    done = subprocess.run(
+        ["bash", "-c", f"{command}; exit ${{PIPESTATUS[0]}}"], capture_output=True, timeout=55
+    )
+    assert done.stderr == b""
+    assert done.returncode == 141
+
+
+# ---------------------------------------------------------------- validate, test
+
+
+def figures(result: Result) -> dict[str, str]:
+    return dict(line.split(maxsplit=1) for line in result.out.splitlines())
+
+
+def test_validate_prints_what_training_logged(gptlit: Call, run: Run) -> None:
+    result = gptlit("validate", "--ckpt_path", run.folder / "checkpoints" / "last.ckpt")
+    assert result.code == 0
+    told = figures(result)
+    last = next(row for row in reversed(read_metrics(run.folder)) if row["val/loss"])
+    for name in ("val/loss", "val/perplexity", "val/bits_per_byte"):
+        assert float(told[name]) == pytest.approx(float(last[name]), abs=1e-5)
+    assert int(told["tokens"]) == len(made_up_text()) - int(0.9 * len(made_up_text()))
+    assert "val/gap" not in told
+
+
+def test_validate_on_another_text(gptlit: Call, run: Run) -> None:
+    path = run.folder / "checkpoints" / "last.ckpt"
+    Path("other.txt").write_text("the king and thy love\n", encoding="utf-8")
+    result = gptlit(
+        "validate", "--ckpt_path", path, "--data.path=other.txt", "--data.val_fraction=0.9999"
+    )
+    assert result.code == 0, result.err
+    assert int(figures(result)["tokens"]) == 22
+    assert not result.err
+
+
+def test_a_split_that_was_trained_on_is_told(gptlit: Call, run: Run) -> None:
+    path = run.folder / "checkpoints" / "last.ckpt"
+    result = gptlit("validate", "--ckpt_path", path, "--data.val_fraction=0.5")
+    assert "warning: the val split overlaps the text that the model was trained on" in result.err
+
+
+def test_test_needs_a_test_split(gptlit: Call, run: Run) -> None:
+    path = run.folder / "checkpoints" / "last.ckpt"
+    result = gptlit("test", "--ckpt_path", path)
+    assert result.code == 2
+    assert "--data.test_fraction" in result.err
+    Path("other.txt").write_text("the king and thy love\n", encoding="utf-8")
+    result = gptlit("test", "--ckpt_path", path, "--data.test_path=other.txt")
+    assert result.code == 0
+    assert {"test/loss", "test/perplexity", "test/bits_per_byte"} <= set(figures(result))
+    assert figures(result)["tokens"] == "22"

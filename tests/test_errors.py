@@ -1,0 +1,128 @@
+"""Bad input: one line on stderr that names the option, exit code 2, no traceback."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gptlit import predict
+from tests.conftest import TINY, Result, Run
+
+Call = Callable[..., Result]
+
+
+def assert_one_line(result: Result, *told: str) -> None:
+    assert result.code == 2
+    lines = [line for line in result.err.splitlines() if not line.startswith("gptlit: going on")]
+    assert len(lines) == 1, result.err
+    assert lines[0].startswith("gptlit: error: ")
+    for part in told:
+        assert part in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("", ["no verb", "fit, predict, validate, test"]),
+        ("--model.n_layer 3", ["no verb"]),
+        ("fitt", ["fitt: unknown verb", "Did you mean fit?"]),
+        ("fit --config tinny.yaml", ["--config tinny.yaml", "Did you mean tiny.yaml?"]),
+        ("fit --config=nowhere.yaml", ["--config nowhere.yaml", "small.yaml"]),
+        ("fit --model.n_embed 3", ["--model.n_embed", "Did you mean --model.n_embd?"]),
+        ("fit --n_embd 3", ["--n_embd", "Did you mean --model.n_embd?"]),
+        ("fit --model.n_embd wide", ["--model.n_embd wide: expected int"]),
+        ("fit --model.n_embd", ["--model.n_embd", "expected one argument"]),
+        ("fit --model.n_embd 130", ["--model.n_embd 130", "--model.n_head 4", "128 or 132"]),
+        ("fit --model.lr 0", ["--model.lr 0"]),
+        ("fit --model.vocab_size 3", ["--model.vocab_size: unknown option"]),
+        ("fit --data.block_size 3", ["data.block_size", "model.block_size"]),
+        ("fit --data.corpus shakespear", ["--data.corpus shakespear", "mean shakespeare?"]),
+        ("fit --data.tokenizer chars", ["--data.tokenizer chars", "'char'"]),
+        ("fit --data.path nowhere.txt", ["--data.path nowhere.txt", "No such file"]),
+        ("fit --data.path empty.txt", ["--data.path empty.txt", "empty"]),
+        ("fit --data.path latin.txt", ["--data.path latin.txt", "not UTF-8", "offset 3"]),
+        ("fit --data.path .", ["--data.path .", "directory"]),
+        ("fit --data.path short.txt", ["--model.block_size 64", "largest block that fits is 49"]),
+        ("fit --data.path mid.txt", ["--data.batch_size 12", "lower"]),
+        ("fit --data.val_fraction 1.5 --data.path mid.txt", ["--data.val_fraction 1.5"]),
+        ("fit --trainer.max_stepz 3", ["Did you mean --trainer.max_steps?"]),
+        ("fit --snapshot_every -1", ["--snapshot_every -1"]),
+        ("fit --samples.temperature -1", ["temperature -1"]),
+        ("fit --ckpt_path last", ["--ckpt_path last", "gptlit fit"]),
+        ("fit --ckpt_path nowhere.ckpt", ["--ckpt_path nowhere.ckpt: no such file"]),
+        ("fit --ckpt_path short.txt", ["--ckpt_path short.txt", "not a checkpoint"]),
+        ("fit --config broken.yaml", ["--config: not YAML"]),
+        ("fit --config unknown.yaml", ["model.n_hed", "Did you mean model.n_head?"]),
+        ("fit loose", ["loose", "--name value"]),
+        ("validate", ["--ckpt_path best", "gptlit fit"]),
+        ("test --ckpt_path short.txt", ["--ckpt_path short.txt"]),
+        ("predict", ["--ckpt_path best", "gptlit fit"]),
+        ("predict --ckpt_path best --trainer.devices 1", ["--ckpt_path best"]),
+        ("predict --temprature 1", ["--temprature", "Did you mean --temperature?"]),
+        ("predict --temperature -1", ["--temperature -1"]),
+        ("predict --top_k 0", ["--top_k 0"]),
+        ("predict --num_samples 0", ["--num_samples 0"]),
+        ("predict --max_new_tokens many", ["--max_new_tokens many: expected int"]),
+        ("predict --unknown ignore", ["--unknown ignore", "'error'", "'skip'"]),
+    ],
+)
+def test_one_line(gptlit: Call, tmp_path: Path, arguments: str, told: list[str]) -> None:
+    for name, content in {
+        "empty.txt": b"",
+        "latin.txt": b"caf\xe9",
+        "short.txt": b"0123456789" * 10,
+        "mid.txt": b"0123456789" * 20,
+        "broken.yaml": b"model: [1",
+        "unknown.yaml": b"model: {n_hed: 2}",
+    }.items():
+        (tmp_path / name).write_bytes(content)
+    before = sorted(tmp_path.iterdir())
+    assert_one_line(gptlit(*arguments.split()), *told)
+    left = {path.name for path in tmp_path.iterdir()} - {path.name for path in before}
+    assert left <= {"data", "lightning_logs"}
+    assert not list(tmp_path.glob("lightning_logs/*"))  # no run is left of what never began
+
+
+def test_a_wrong_environment_variable(
+    gptlit: Call, monkeypatch: pytest.MonkeyPatch, text_file: Path
+) -> None:
+    monkeypatch.setenv("GPTLIT_FIT__MODEL__N_EMBD", "wide")
+    assert_one_line(gptlit("fit", *TINY[:1], f"--data.path={text_file}"), "wide")
+
+
+def test_a_checkpoint_for_another_shape(gptlit: Call, run: Run) -> None:
+    path = run.folder / "checkpoints" / "last.ckpt"
+    copy = Path("copy.ckpt")
+    copy.write_bytes(path.read_bytes())
+    result = gptlit("fit", "--ckpt_path", copy, "--trainer.max_steps=50", "--model.n_embd=32")
+    assert_one_line(result, "--model.n_embd 32", "16")
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        MemoryError(),
+        RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:114] . DefaultCPUAllocator: can't allocate memory"
+        ),
+    ],
+)
+def test_out_of_memory(gptlit: Call, monkeypatch: pytest.MonkeyPatch, failure: Exception) -> None:
+    def fail(argv: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(predict, "main", fail)
+    result = gptlit("predict")
+    assert_one_line(result, "lower --data.batch_size, then --model.block_size, then --model.n_embd")
+
+
+def test_what_is_not_the_users_fault_keeps_its_traceback(
+    gptlit: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(argv: object) -> None:
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr(predict, "main", fail)
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        gptlit("predict")
