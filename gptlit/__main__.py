@@ -39,13 +39,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         note(f"error: {error}")
         return 2
-    except KeyboardInterrupt:
-        note("stopped")
+    except KeyboardInterrupt as stop:
+        note(str(stop) or "stopped")
         return 130
     except BrokenPipeError:
         # whoever read standard output has closed it; Python would complain again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        if error.filename is None:
+            raise
+        note(f"error: {error.strerror}: {error.filename}")
+        return 1
     except SystemExit as exit_:
         return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
     except (MemoryError, RuntimeError) as error:

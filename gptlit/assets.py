@@ -83,12 +83,19 @@ class Wheel:
             wanted = Path(folder) / "requirements.txt"
             wanted.write_text(f"{self.package}=={self.version} --hash=sha256:{self.sha256}\n")
             command = [sys.executable, "-m", "pip", "download", "--require-hashes", "--no-deps"]
-            command += ["--only-binary=:all:", "--quiet", "--disable-pip-version-check"]
+            command += ["--only-binary=:all:", "--disable-pip-version-check"]
             command += ["--timeout", str(CONNECT_TIMEOUT_S), "--retries", "1"]
             command += ["--dest", folder, "--requirement", str(wanted)]
+            # pip draws its progress bar on its standard output, if that is a terminal
+            output = sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL
             try:
                 done = subprocess.run(
-                    command, capture_output=True, text=True, check=False, timeout=PIP_TIMEOUT_S
+                    command,
+                    stdout=output,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    check=False,
+                    timeout=PIP_TIMEOUT_S,
                 )
             except subprocess.TimeoutExpired as error:
                 raise SourceError(f"no answer within {PIP_TIMEOUT_S} s") from error

