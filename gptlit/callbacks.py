@@ -169,13 +169,16 @@ class Report(Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        told = [
-            f"{name} {trainer.callback_metrics[name]:.4f}"
-            for name in ("val/loss", "val/gap", "val/perplexity", "val/bits_per_byte")
-            if name in trainer.callback_metrics
-        ]
-        told = told or [f"train/loss_eval {trainer.callback_metrics['train/loss_eval']:.4f}"]
-        pl_module.print(f"step {trainer.global_step:>6}: {', '.join(told)}")
+        figures = trainer.callback_metrics
+        if "val/loss" in figures:
+            told = (
+                f"val/loss {figures['val/loss']:.4f} (gap {figures['val/gap']:+.4f}), "
+                f"perplexity {figures['val/perplexity']:.2f}, "
+                f"bits per byte {figures['val/bits_per_byte']:.3f}"
+            )
+        else:
+            told = f"train/loss_eval {figures['train/loss_eval']:.4f}"
+        pl_module.print(f"step {trainer.global_step}: {told}")
 
 
 def duration(seconds: float) -> str:

@@ -11,15 +11,10 @@ SUM_DTYPE = torch.float32 if torch.backends.mps.is_available() else torch.float6
 
 
 class TextLoss(Metric):
-    """The mean loss over all tokens seen, on all ranks.
-
-    `compute` gives `loss` in nats per token, `perplexity` = exp(loss), and `bits_per_byte` =
-    total nats / ln 2 / bytes of text, which compares models across tokenizers.
-    """
+    """The mean loss in nats per token, over all tokens seen on all ranks."""
 
     nats: Tensor
     tokens: Tensor
-    bytes: Tensor
     full_state_update = False
     higher_is_better = False
 
@@ -27,18 +22,26 @@ class TextLoss(Metric):
         super().__init__()
         self.add_state("nats", torch.zeros((), dtype=SUM_DTYPE), dist_reduce_fx="sum")
         self.add_state("tokens", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("bytes", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, nats: Tensor, tokens: Tensor | int, n_bytes: Tensor | int) -> None:
-        """Add a batch: the sum of its losses in nats, its tokens, and the bytes they spell."""
+    def update(self, nats: Tensor, tokens: Tensor | int) -> None:
+        """Add a batch: the sum of its losses in nats, and its tokens."""
         self.nats += nats.to(SUM_DTYPE)
         self.tokens += tokens
-        self.bytes += n_bytes
 
-    def compute(self) -> dict[str, Tensor]:
-        loss = self.nats / self.tokens
-        return {
-            "loss": loss,
-            "perplexity": loss.exp(),
-            "bits_per_byte": self.nats / math.log(2) / self.bytes,
-        }
+    def compute(self) -> Tensor:
+        return self.nats / self.tokens
+
+
+def text_figures(loss: Tensor, bytes_per_token: float) -> dict[str, Tensor]:
+    """What a mean loss means: `loss`, `perplexity` and `bits_per_byte`.
+
+    Args:
+        loss: Nats per token.
+        bytes_per_token: UTF-8 bytes of the text scored per token of it, which makes the
+            figure one that compares models across tokenizers.
+    """
+    return {
+        "loss": loss,
+        "perplexity": loss.exp(),
+        "bits_per_byte": loss / math.log(2) / bytes_per_token,
+    }

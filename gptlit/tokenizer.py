@@ -51,10 +51,6 @@ class Tokenizer(ABC):
         """The text of some ids."""
 
     @abstractmethod
-    def token_bytes(self) -> np.ndarray:
-        """(vocab_size,) int64: the bytes of UTF-8 text that each id spells."""
-
-    @abstractmethod
     def state(self) -> dict[str, Any]:
         """All there is to know, as plain data; `from_state` is its inverse."""
 
@@ -97,9 +93,6 @@ class CharTokenizer(Tokenizer):
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         codes = self._codes[np.asarray(ids, dtype=np.int64)]
         return codes.astype("<u4").tobytes().decode("utf-32-le")
-
-    def token_bytes(self) -> np.ndarray:
-        return np.array([len(character.encode()) for character in self.characters], np.int64)
 
     def state(self) -> dict[str, Any]:
         return {"kind": self.kind, "characters": self.characters}

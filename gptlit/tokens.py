@@ -39,6 +39,10 @@ class TokenFile:
         first, end = self.spans[split]
         return end - first
 
+    def bytes_per_token(self, split: str) -> float:
+        """UTF-8 bytes of a split's text per token of it."""
+        return self.provenance["sizes"][split]["bytes"] / self.size(split)
+
     def split(self, split: str) -> np.ndarray:
         """The ids of a split."""
         first, end = self.spans[split]

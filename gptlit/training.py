@@ -14,7 +14,7 @@ from gptlit import tokenizer as tokenizers
 from gptlit.data import IGNORED, Batch, TextDataModule
 from gptlit.generation import generate_samples
 from gptlit.messages import UsageError
-from gptlit.metrics import TextLoss
+from gptlit.metrics import TextLoss, text_figures
 from gptlit.model import GPT, GPTConfig
 from gptlit.order import hashed
 from gptlit.tokenizer import Tokenizer
@@ -37,7 +37,6 @@ class LitGPT(L.LightningModule):
     """
 
     net: GPT
-    token_bytes: Tensor
 
     def __init__(
         self,
@@ -79,8 +78,6 @@ class LitGPT(L.LightningModule):
         self.tokenizer = tokenizer
         self.config = dataclasses.replace(self.config, vocab_size=tokenizer.vocab_size)
         self.net = GPT(self.config)
-        table = torch.from_numpy(tokenizer.token_bytes())
-        self.register_buffer("token_bytes", table.to(self.device), persistent=False)
 
     @property
     def _datamodule(self) -> TextDataModule | None:
@@ -111,13 +108,13 @@ class LitGPT(L.LightningModule):
         logits = self(inputs)  # (B, T, V)
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
         n_tokens = targets.numel()
-        self.train_loss.update(loss.detach() * n_tokens, n_tokens, 0)
+        self.train_loss.update(loss.detach() * n_tokens, n_tokens)
         several = self.trainer.world_size > 1
         self.log("train/loss", loss, prog_bar=True, sync_dist=several)
         return loss
 
     def on_train_epoch_end(self) -> None:
-        self.log("train/loss_epoch", self.train_loss.compute()["loss"])
+        self.log("train/loss_epoch", self.train_loss.compute())
         self.train_loss.reset()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -143,25 +140,24 @@ class LitGPT(L.LightningModule):
             ignore_index=IGNORED,
             reduction="none",
         )
-        scored = targets[targets != IGNORED]
-        metric.update(
-            losses.sum(dtype=metric.nats.dtype), len(scored), self.token_bytes[scored].sum()
-        )
+        metric.update(losses.sum(dtype=metric.nats.dtype), (targets != IGNORED).sum())
 
     def on_validation_epoch_end(self) -> None:
         figures: dict[str, Tensor] = {}
         if self.slice_loss.update_called:
-            figures["train/loss_eval"] = self.slice_loss.compute()["loss"]
+            figures["train/loss_eval"] = self.slice_loss.compute()
         if self.val_loss.update_called:
-            figures |= {f"val/{name}": value for name, value in self.val_loss.compute().items()}
+            figures |= self._split_figures("val")
         if "train/loss_eval" in figures and "val/loss" in figures:
             figures["val/gap"] = figures["val/loss"] - figures["train/loss_eval"]
         self._log_figures(figures)
 
     def on_test_epoch_end(self) -> None:
-        self._log_figures(
-            {f"test/{name}": value for name, value in self.val_loss.compute().items()}
-        )
+        self._log_figures(self._split_figures("test"))
+
+    def _split_figures(self, split: str) -> dict[str, Tensor]:
+        figures = text_figures(self.val_loss.compute(), self.text.tokens.bytes_per_token(split))
+        return {f"{split}/{name}": value for name, value in figures.items()}
 
     def _log_figures(self, figures: dict[str, Tensor]) -> None:
         # already summed over all ranks

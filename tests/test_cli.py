@@ -79,7 +79,7 @@ def test_the_start_block_tells_what_happens(gptlit: Call, text_file: Path) -> No
         r"input\s+'\\n\\n[A-Z]+",
         r"target\s+'\\n[A-Z]+",
         r"first loss 3\.\d+; ln\(vocabulary\), a uniform guess: 3\.664",
-        r"step\s+4: val/loss 3\.\d+, val/gap",
+        r"step 4: val/loss 3\.\d+ \(gap [+-]0\.\d+\), perplexity \d\d\.\d+, bits per byte \d\.\d+",
     ):
         assert re.search(wanted, told), wanted
     first = re.search(r"first loss (\S+);", told)

@@ -30,7 +30,6 @@ def test_round_trip(text: str) -> None:
     assert tokenizer.decode(ids) == text
     assert ids.dtype == np.uint32
     assert set(ids.tolist()) == set(range(tokenizer.vocab_size))
-    assert tokenizer.token_bytes()[ids].sum() == len(text.encode())
     assert from_state(tokenizer.state()).encode(text).tolist() == ids.tolist()
 
 
