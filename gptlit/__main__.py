@@ -1,5 +1,6 @@
 """The entry of `gptlit`: picks the verb and imports only what that verb needs."""
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -47,9 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        note(f"error: {error.strerror}: {error.filename}")
+        note(f"error: {error.strerror}" + (f": {error.filename}" if error.filename else ""))
         return 1
     except SystemExit as exit_:
         return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)

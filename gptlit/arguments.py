@@ -1,8 +1,11 @@
 """The command line before parsing: config names become paths, checkpoints bring their options."""
 
 import importlib.resources
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -10,20 +13,52 @@ from gptlit import checkpoint
 from gptlit.messages import UsageError, did_you_mean
 
 DEFAULT_CONFIG = "small.yaml"
+HELP = {"-h", "--help", "--print_config"}
 
 
-def _values(arguments: Sequence[str], *names: str) -> list[tuple[int, int, str]]:
-    """(first index, words, value) of each `--name value` or `--name=value`."""
-    found = []
-    for index, word in enumerate(arguments):
+@dataclass(frozen=True)
+class Start:
+    """The checkpoint that a command starts from: its path, and all that it holds."""
+
+    path: Path
+    content: dict[str, Any]
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What gptlit put into it: config, tokenizer, text, run, seed."""
+        return self.content[checkpoint.KEY]
+
+    @property
+    def step(self) -> int:
+        """The optimizer steps made before it was saved."""
+        return int(self.content["global_step"])
+
+
+def from_environment(verb: str) -> list[str]:
+    """`GPTLIT_FIT__MODEL__N_EMBD=64` as `--model.n_embd=64`, for each variable of the verb."""
+    prefix = f"GPTLIT_{verb.upper()}__"
+    return [
+        f"--{name.removeprefix(prefix).lower().replace('__', '.')}={value}"
+        for name, value in sorted(os.environ.items())
+        if name.startswith(prefix)
+    ]
+
+
+def _take(words: Sequence[str], *names: str) -> tuple[list[str], list[str]]:
+    """The values of each `--name value` or `--name=value`, and the other words."""
+    values, others = [], []
+    remaining = iter(words)
+    for word in remaining:
         name, equals, value = word.partition("=")
         if name not in names:
-            continue
-        if equals:
-            found.append((index, 1, value))
-        elif index + 1 < len(arguments):
-            found.append((index, 2, arguments[index + 1]))
-    return found
+            others.append(word)
+        elif equals:
+            values.append(value)
+        elif (following := next(remaining, None)) is not None:
+            values.append(following)
+        else:
+            others.append(word)  # the parser tells what is missing
+    return values, others
 
 
 def shipped_configs() -> dict[str, Path]:
@@ -49,35 +84,33 @@ def find_config(name: str) -> Path:
     )
 
 
-def expand(verb: str, arguments: Sequence[str]) -> tuple[list[str], Path | None]:
+def expand(verb: str, arguments: Sequence[str]) -> tuple[list[str], Start | None]:
     """Arguments that Lightning's CLI understands, and the checkpoint they start from.
 
-    Config names become paths. A checkpoint brings its own run's options as a config that
-    comes first, so that whatever else is given wins: all of them to go on training, those of
-    model and data to evaluate. `fit` with neither config nor checkpoint gets small.yaml.
+    What comes later wins: configs, then environment variables, then flags. A checkpoint
+    brings its own run's options as a config before all others: the whole of them to go on
+    training, those of model and data to evaluate. `fit` with neither config nor checkpoint
+    gets small.yaml.
 
     Raises:
         UsageError: no such config or checkpoint.
     """
-    words = list(arguments)
-    for index, length, name in _values(words, "--config", "-c"):
-        words[index : index + length] = ["--config=" + str(find_config(name))] + [""] * (length - 1)
-    words = [word for word in words if word]
-    given = _values(words, "--ckpt_path")
-    path = None
-    if given:
-        path = checkpoint.resolve(given[-1][2])
-    elif verb != "fit":
-        path = checkpoint.resolve("best")
-    if path is None:
-        base = [] if _values(words, "--config") else [f"--config={find_config(DEFAULT_CONFIG)}"]
-        return base + words, None
-    for index, length, _ in reversed(given):
-        del words[index : index + length]
-    options = yaml.safe_load(checkpoint.read(path)[checkpoint.KEY]["run"])
+    names, words = _take([*from_environment(verb), *arguments], "--config", "-c")
+    paths, words = _take(words, "--ckpt_path")
+    configs = [f"--config={find_config(name)}" for name in names]
+    if not paths and verb != "fit" and not HELP & set(words):
+        paths = ["best"]
+    if not paths:
+        if verb == "fit" and not configs:
+            configs = [f"--config={find_config(DEFAULT_CONFIG)}"]
+        return configs + words, None
+    path = checkpoint.resolve(paths[-1])
+    start = Start(path, checkpoint.read(path))
+    options = yaml.safe_load(start.described["run"])
     if verb != "fit":
         options = {"model": options["model"], "data": options["data"]}
-    if _values(words, "--data.corpus") and not _values(words, "--data.path"):
+    if _take(words, "--data.corpus")[0] and not _take(words, "--data.path")[0]:
         # the corpus named now is meant, not the file of then, which would win
         options["data"]["path"] = None
-    return [f"--config={yaml.safe_dump(options)}", *words, f"--ckpt_path={path}"], path
+    own = f"--config={yaml.safe_dump(options)}"
+    return [own, *configs, *words, f"--ckpt_path={path}"], start

@@ -156,8 +156,11 @@ def fetch(
         UsageError: nothing had the file; the message names what was tried, where to put it by
             hand, and ends with `hint`.
     """
+    tried = []
     own = os.environ.get("GPTLIT_DATA_DIR")
-    if own and (path := Path(own) / filename).is_file():
+    if own and not (path := Path(own) / filename).is_file():
+        tried.append(f"{path} (no such file)")
+    elif own:
         if (found := sha256_of(path)) != sha256:
             raise UsageError(
                 f"GPTLIT_DATA_DIR: {path} has sha256 {found[:12]}..., expected {sha256[:12]}...; "
@@ -167,7 +170,6 @@ def fetch(
     cached = folder / filename
     if cached.is_file() and sha256_of(cached) == sha256:
         return cached
-    tried = []
     for source in sources:
         try:
             content = source.read()

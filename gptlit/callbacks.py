@@ -1,5 +1,6 @@
 """What a run tells while it trains: a start-up block, figures, sample text, speed."""
 
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from gptlit.generation import Sampling, generate
+from gptlit.messages import UsageError
 from gptlit.training import LitGPT
 
 
@@ -43,7 +45,10 @@ class SampleText(Callback):
             "temperature": temperature,
             "top_k": top_k,
         }
-        Sampling(**self.settings)
+        try:
+            Sampling(**self.settings)
+        except UsageError as error:
+            raise UsageError(str(error).replace("--", "--samples.", 1)) from error
         self.seed = seed
         self.folder: Path | None = None  # the run's, set by whoever makes the run
         self._written_at = -1
@@ -54,14 +59,26 @@ class SampleText(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._written_at = state_dict["written_at"]
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # what a run wrote after the checkpoint that it goes on from will be written again
+        file = self.folder and self.folder / "samples.txt"
+        if not file or not file.exists() or not trainer.is_global_zero:
+            return
+        told = file.read_text(encoding="utf-8")
+        for head in re.finditer(r"^=== step (\d+), ", told, re.MULTILINE):
+            if int(head[1]) > trainer.global_step:
+                file.write_text(told[: head.start()], encoding="utf-8")
+                return
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._write(trainer, pl_module)
+            evaluated = "val/loss" if "val/loss" in trainer.callback_metrics else "train/loss_eval"
+            self._write(trainer, pl_module, evaluated)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._write(trainer, pl_module)
+        self._write(trainer, pl_module, "train/loss")
 
-    def _write(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def _write(self, trainer: L.Trainer, module: L.LightningModule, figure: str) -> None:
         step = trainer.global_step
         if step == self._written_at or not trainer.is_global_zero or trainer.fast_dev_run:
             return
@@ -79,8 +96,7 @@ class SampleText(Callback):
             )
             for prompt in self.prompts
         ]
-        loss = trainer.callback_metrics.get("val/loss", trainer.callback_metrics.get("train/loss"))
-        head = f"step {step}" + (f", loss {loss:.4f}" if loss is not None else "")
+        head = f"step {step}, {figure} {trainer.callback_metrics[figure]:.4f}"
         if texts:
             lines = texts[0].strip("\n").split("\n")[: self.CONSOLE_LINES]
             module.print("\n".join(f"    {line}" for line in lines))
@@ -116,7 +132,8 @@ class Throughput(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any
     ) -> None:
         steps = trainer.global_step - self._from_step
-        if not steps or trainer.global_step % trainer.log_every_n_steps:
+        every = trainer.log_every_n_steps
+        if not steps or not every or trainer.global_step % every:
             return
         assert isinstance(pl_module, LitGPT)
         seconds = (time.perf_counter() - self._since) / steps
@@ -138,6 +155,7 @@ class Report(Callback):
 
     def __init__(self, precision_reason: str = "") -> None:
         self.precision_reason = precision_reason
+        self._told_eta = False
         self._began = 0.0
         self._from_step = 0
 
@@ -159,7 +177,8 @@ class Report(Callback):
                 f"first loss {first:.3f}; ln(vocabulary), a uniform guess: {vocab_size.log():.3f}"
             )
             self._began, self._from_step = time.perf_counter(), 1  # the first step warms up
-        elif done == self.ETA_AFTER_STEPS and trainer.max_steps > 0:
+        elif done == self.ETA_AFTER_STEPS and trainer.max_steps > 0 and not self._told_eta:
+            self._told_eta = True
             per_step = (time.perf_counter() - self._began) / done
             left = (trainer.max_steps - trainer.global_step) * per_step
             pl_module.print(

@@ -21,6 +21,7 @@ KEY = "gptlit"
 NET_PREFIX = "net."
 RUNS = Path("lightning_logs")
 ALIASES = ("best", "last")
+PARTS = {"config", "tokenizer", "text", "run", "seed"}
 
 
 def resolve(name: str, runs: Path = RUNS) -> Path:
@@ -66,24 +67,43 @@ def read(path: str | Path) -> dict[str, Any]:
         raise UsageError(f"--ckpt_path {path}: no such file") from error
     except pickle.UnpicklingError as error:
         raise UsageError(
-            f"--ckpt_path {path}: refused: not a checkpoint of plain data and tensors"
+            f"--ckpt_path {path}: refused: torn, or not of plain data and tensors only"
         ) from error
     except (OSError, EOFError, RuntimeError, ValueError) as error:
         raise UsageError(
             f"--ckpt_path {path}: torn or not a checkpoint ({type(error).__name__}); "
             "use another one of its folder"
         ) from error
-    if not isinstance(content, dict) or KEY not in content:
+    described = content.get(KEY) if isinstance(content, dict) else None
+    if not isinstance(described, dict) or not set(described) >= PARTS:
         raise UsageError(f"--ckpt_path {path}: not a checkpoint of gptlit")
+    known = {field.name for field in dataclasses.fields(GPTConfig)}
+    if unknown := set(described["config"]) - known:
+        raise UsageError(
+            f"--ckpt_path {path}: made by another version of gptlit; this one doesn't know the "
+            f"model options {', '.join(sorted(unknown))}"
+        )
     return content
 
 
-def describe(config: GPTConfig, tokenizer: Tokenizer, text: dict[str, Any]) -> dict[str, Any]:
-    """What goes under `KEY` into a checkpoint, as plain data."""
+def describe(
+    config: GPTConfig, tokenizer: Tokenizer, text: dict[str, Any], run: str, seed: int
+) -> dict[str, Any]:
+    """What goes under `KEY` into a checkpoint, as plain data.
+
+    Args:
+        config: The model's.
+        tokenizer: The text's.
+        text: Where the text came from, and its splits.
+        run: The run's options as YAML, "" if it had none.
+        seed: Of the run's random numbers.
+    """
     return {
         "config": dataclasses.asdict(config),
         "tokenizer": tokenizer.state(),
         "text": text,
+        "run": run,
+        "seed": seed,
     }
 
 

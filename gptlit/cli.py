@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import shutil
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 import lightning as L
 import torch
 import yaml
+from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.trainer.states import TrainerStatus
 
@@ -21,7 +21,7 @@ from gptlit.arguments import expand
 from gptlit.callbacks import Report, SampleText, StepBar, Throughput
 from gptlit.data import TextDataModule
 from gptlit.messages import UsageError, note
-from gptlit.options import OneLineErrors
+from gptlit.parser import OneLineErrors
 from gptlit.training import LitGPT
 
 TRAINER_DEFAULTS = {
@@ -66,13 +66,18 @@ def quiet() -> Iterator[None]:
         for logger in loggers:
             logger.setLevel(logging.WARNING)
         for expected in (
-            # a run that goes on finds its folder filled, as it should
+            # a run that goes on finds its folder filled, as it should, or begins a new one
+            r".*The dirpath has changed from.*",
             r".*Checkpoint directory .* exists and is not empty",
             r".*Experiment logs directory .* exists and is not empty",
             # the metrics are summed over ranks before they are logged
             r".*sync_dist=True.*",
             # batches of a model this small need no workers, and the loaders have none
             r".*does not have many workers.*",
+            # a short epoch is no mistake
+            r".*number of training batches .* is smaller than the logging interval.*",
+            # a resumed metric's sums come from the checkpoint
+            r"(?s).*``compute`` method of metric TextLoss was called before the ``update``.*",
             # evaluating needs none of the callbacks that watched the training
             r".*callbacks used to create the checkpoint need to be provided.*",
             # `main(argv)` gives its arguments, whatever the process's own are
@@ -99,22 +104,17 @@ class GptlitCLI(LightningCLI):
     """Lightning's CLI with gptlit's defaults, run folders and messages."""
 
     def __init__(self, verb: str, arguments: Sequence[str]) -> None:
-        expanded, self.checkpoint_path = expand(verb, arguments)
+        words, self.start = expand(verb, arguments)
+        # text options given now, or is the text the checkpoint's own?
+        self.text_given = any(word.startswith("--data.") for word in words)
         self.precision_reason = "as asked"
-        self.run: Path | None = None
-        self.run_claimed = False
+        self.folder: runs.RunFolder | None = None
         super().__init__(
             LitGPT,
             TextDataModule,
-            args=[verb, *expanded],
+            args=[verb, *words],
             parser_class=Parser,
-            parser_kwargs={
-                "prog": "gptlit",
-                "allow_abbrev": False,
-                "default_env": True,
-                "env_prefix": "GPTLIT",
-                "version": __version__,
-            },
+            parser_kwargs={"prog": "gptlit", "allow_abbrev": False, "version": __version__},
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=1337,
             save_config_callback=None,
@@ -145,100 +145,145 @@ class GptlitCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Nothing: `expand` has put the checkpoint's options where flags given beside it win."""
 
+    @property
+    def options(self) -> Namespace:
+        """The parsed options of the verb."""
+        return self.config[self.subcommand]
+
     def before_instantiate_classes(self) -> None:
-        options = self.config[self.subcommand]
-        # the options as given: what is chosen below is chosen again by whoever goes on
-        self.options_as_yaml = self._dump_options()
-        trainer = options.trainer
-        if options.data.seed is None:
-            options.data.seed = int(options.seed_everything)
+        options, trainer = self.options, self.options.trainer
+        if options.ckpt_path != (str(self.start.path) if self.start else None):
+            raise UsageError(f"ckpt_path {options.ckpt_path}: give it as a flag, --ckpt_path")
         if options.snapshot_every < 0:
             raise UsageError(f"--snapshot_every {options.snapshot_every}: must be 0 or more")
+        # the options as given: what is chosen below is chosen again by whoever goes on
+        self.options_as_yaml = self._dump_options()
+        if options.data.seed is None:
+            options.data.seed = int(options.seed_everything)
         if trainer.precision is None:
             trainer.precision, self.precision_reason = choose_precision(trainer.accelerator)
         if isinstance(trainer.val_check_interval, float):
             # a share of an epoch: Lightning wants to be told that epochs are meant
             trainer.check_val_every_n_epoch = trainer.check_val_every_n_epoch or 1
-        elif isinstance(trainer.val_check_interval, int) and trainer.max_steps > 0:
-            batches = trainer.max_steps * trainer.accumulate_grad_batches
-            trainer.val_check_interval = min(trainer.val_check_interval, batches)
+        elif (
+            isinstance(trainer.val_check_interval, int) and trainer.check_val_every_n_epoch is None
+        ):
+            if trainer.val_check_interval < 1:
+                raise UsageError(
+                    f"--trainer.val_check_interval {trainer.val_check_interval}: must be 1 or more"
+                )
+            # Lightning counts batches; a checkpoint between two of a step could not go on exactly
+            trainer.val_check_interval *= trainer.accumulate_grad_batches
+
+    def _dump_options(self) -> str:
+        dumped = self._parser(self.subcommand).dump(self.options, skip_unset=False, format="yaml")
+        options = yaml.safe_load(dumped)
+        for key in ("config", "ckpt_path"):
+            options.pop(key, None)
+        for key in ("path", "val_path", "test_path"):
+            if path := options["data"][key]:
+                # whoever goes on may do so from another folder
+                options["data"][key] = str(Path(path).expanduser().absolute())
+        return yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        if self.checkpoint_path is not None:
-            content = checkpoint.read(self.checkpoint_path)
-            tokenizer = tokenizers.from_state(content[checkpoint.KEY]["tokenizer"])
-            self.datamodule.use_tokenizer(tokenizer)
         options = self.config_init[self.subcommand]
+        if self.start is not None:
+            self.datamodule.use_tokenizer(tokenizers.from_state(self.start.described["tokenizer"]))
+            self.model.check_fits(self.start.described)
         with_bar = options.trainer.enable_progress_bar
         if with_bar is None:
             # in a log file a bar's every update is a line
             with_bar = kwargs["enable_progress_bar"] = sys.stdout.isatty()
         if self.subcommand != "fit":
+            self._refuse_parts_of_a_split()
             kwargs |= {"logger": False, "enable_checkpointing": False}
-            return super().instantiate_trainer(**kwargs)
-        resumed_step = self._open_run(Path(options.trainer.default_root_dir or "."))
-        assert self.run is not None
-        callbacks = list(options.trainer.callbacks or [])
+            return runs.refusing(super().instantiate_trainer, **kwargs)
+        callbacks = runs.as_list(options.trainer.callbacks)
         callbacks += [Report(self.precision_reason), Throughput()]
         if with_bar:
             callbacks.append(StepBar())
-        monitored = "val/loss" if self.datamodule.has_validation else "train/loss"
-        options.samples.folder = self.run
-        if options.trainer.enable_checkpointing is not False and not options.trainer.fast_dev_run:
-            callbacks += runs.checkpoints(self.run, monitored, options.snapshot_every)
-        kwargs["callbacks"] = callbacks
-        if options.trainer.logger in (None, True):
-            kwargs["logger"] = runs.loggers(self.run, resumed_step)
         kwargs["plugins"] = [*runs.as_list(options.trainer.plugins), runs.DurableCheckpointIO()]
-        return super().instantiate_trainer(**kwargs)
+        if not options.trainer.fast_dev_run:
+            self.folder = self._open_folder(Path(options.trainer.default_root_dir or "."))
+            options.samples.folder = self.folder.path
+            if options.trainer.enable_checkpointing is not False:
+                monitored = "val/loss" if self.datamodule.has_validation else "train/loss"
+                callbacks += self.folder.checkpoints(monitored, options.snapshot_every)
+        kwargs["callbacks"] = callbacks
+        with self._undoing():
+            if self.folder and options.trainer.logger in (None, True):
+                kwargs["logger"] = self.folder.loggers()
+            if self.folder and runs.on_rank_zero():
+                config = self.folder.path / "config.yaml"
+                config.write_text(self.options_as_yaml, encoding="utf-8")
+            return runs.refusing(super().instantiate_trainer, **kwargs)
 
-    def _open_run(self, root: Path) -> int | None:
-        """Set `run` and claim it, unless a run goes on; returns the step it goes on from."""
-        resumed_step = None
-        if self.checkpoint_path is not None:
-            resumed_step = int(checkpoint.read(self.checkpoint_path)["global_step"])
-            max_steps = self.config["fit"].trainer.max_steps
-            if 0 < max_steps <= resumed_step:
+    def _refuse_parts_of_a_split(self) -> None:
+        trainer = self.options.trainer
+        for name, whole in (
+            ("limit_val_batches", (None, 1.0)),
+            ("limit_test_batches", (None, 1.0)),
+            ("fast_dev_run", (None, False)),
+        ):
+            if trainer[name] not in whole:
                 raise UsageError(
-                    f"--trainer.max_steps {max_steps}: {self.checkpoint_path} is at step "
-                    f"{resumed_step} already; give a larger one to go on"
+                    f"--trainer.{name} {trainer[name]}: the figures are those of the whole split; "
+                    "leave the option out"
                 )
-            note(f"going on from {self.checkpoint_path} at step {resumed_step}")
-            self.run = runs.of_checkpoint(self.checkpoint_path)
-        if self.run is None:
-            self.run, self.run_claimed = runs.claim(root / checkpoint.RUNS), True
-            resumed_step = None
-        self.model.run_config = self.options_as_yaml
-        if runs.on_rank_zero():
-            (self.run / "config.yaml").write_text(self.options_as_yaml, encoding="utf-8")
-        return resumed_step
 
-    def _dump_options(self) -> str:
-        options = self.config[self.subcommand]
-        dumped = self._parser(self.subcommand).dump(options, skip_unset=False, format="yaml")
-        options = yaml.safe_load(dumped)
-        for key in ("config", "ckpt_path"):
-            options.pop(key, None)
-        return yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
+    def _open_folder(self, root: Path) -> runs.RunFolder:
+        """The run's folder, new or that of the checkpoint gone on from."""
+        self.model.run_config = self.options_as_yaml
+        if self.start is None:
+            return runs.RunFolder(root / checkpoint.RUNS)
+        path, step, max_steps = self.start.path, self.start.step, self.options.trainer.max_steps
+        if 0 < max_steps <= step:
+            raise UsageError(
+                f"--trainer.max_steps {max_steps}: {path} is at step {step} already; give a "
+                "larger one to go on"
+            )
+        if not self.text_given:
+            self.datamodule.expected_sha256 = self.start.described["text"]["sha256"]
+        if runs.on_rank_zero():
+            note(f"going on from {path} at step {step}")
+        return runs.RunFolder(root / checkpoint.RUNS, path, step)
+
+    @contextlib.contextmanager
+    def _undoing(self) -> Iterator[None]:
+        """Leave the disk as it was if nothing comes to be trained."""
+        trained_before = self.start.step if self.start else 0
+        try:
+            yield
+        except BaseException:
+            trainer = getattr(self, "trainer", None)
+            if self.folder and (trainer is None or trainer.global_step <= trained_before):
+                self.folder.undo()
+            raise
 
     def fit(self, model: LitGPT, **kwargs: Any) -> None:
-        try:
-            self.trainer.fit(model, **kwargs)
-        except UsageError:
-            # nothing has been trained: don't leave an empty run behind
-            if self.run_claimed and not self.trainer.global_step and runs.on_rank_zero():
-                shutil.rmtree(self.run or "")
-            raise
-        except SystemExit:
-            if self.trainer.state.status != TrainerStatus.INTERRUPTED:
-                raise
-            last = f"{self.run}/checkpoints/last.ckpt"
-            hint = f"; go on with: gptlit fit --ckpt_path {last}" if Path(last).exists() else ""
-            raise KeyboardInterrupt(f"stopped at step {self.trainer.global_step}{hint}") from None
-        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
-            saved = f"{self.run}/checkpoints"
-            note(f"done; write with: gptlit predict --ckpt_path {saved}/best.ckpt")
-            note(f"go on with: gptlit fit --ckpt_path {saved}/last.ckpt --trainer.max_steps N")
+        trained_before = self.start.step if self.start else 0
+        with self._undoing():
+            try:
+                runs.refusing(self.trainer.fit, model, **kwargs)
+            except SystemExit:
+                if self.trainer.state.status != TrainerStatus.INTERRUPTED:
+                    raise
+                step = self.trainer.global_step
+                raise KeyboardInterrupt(f"stopped at step {step}{self._how_to_go_on()}") from None
+            if self.trainer.global_step == trained_before:
+                raise UsageError(
+                    "nothing to train: --trainer.max_steps, max_epochs or max_time is reached "
+                    f"already at step {trained_before}; give a larger one"
+                )
+        if self.trainer.is_global_zero and self.folder:
+            best = self.folder.path / "checkpoints" / "best.ckpt"
+            hint = f"; write with: gptlit predict --ckpt_path {best}" if best.exists() else ""
+            note(f"done at step {self.trainer.global_step}{hint}")
+
+    def _how_to_go_on(self) -> str:
+        last = self.folder and self.folder.path / "checkpoints" / "last.ckpt"
+        return f"; go on with: gptlit fit --ckpt_path {last}" if last and last.exists() else ""
 
     def validate(self, model: LitGPT, **kwargs: Any) -> None:
         self._evaluate("val", self.trainer.validate, model, **kwargs)
@@ -251,22 +296,25 @@ class GptlitCLI(LightningCLI):
         if not self.trainer.is_global_zero:
             return
         tokens = self.datamodule.tokens
-        self._warn_of_overlap(split)
-        print(f"{'checkpoint':<20}{self.checkpoint_path}")
-        print(f"{'text':<20}{tokens.provenance['name']}, {split} split")
-        print(f"{'tokens':<20}{tokens.size(split)}")
-        print(f"{'bytes':<20}{tokens.provenance['sizes'][split]['bytes']}")
-        for name, value in figures.items():
-            print(f"{name:<20}{value:.6f}")
+        self._warn_of_text(split)
+        rows = {
+            "checkpoint": self.start.path if self.start else "",
+            "text": f"{tokens.provenance['name']}, {split} split",
+            "tokens": tokens.size(split),
+            "bytes": tokens.provenance["sizes"][split]["bytes"],
+            **{name: f"{value:.6f}" for name, value in figures.items()},
+        }
+        print("\n".join(f"{name:<20}{value}" for name, value in rows.items()))
 
-    def _warn_of_overlap(self, split: str) -> None:
-        """A figure on text that the model was trained on means something else."""
-        trained = checkpoint.read(self.checkpoint_path or "")[checkpoint.KEY]["text"]
-        tokens = self.datamodule.tokens
-        same_text = trained["sha256"] == tokens.provenance["sha256"]
-        if (
-            same_text
-            and split not in tokens.provenance["own_texts"]
+    def _warn_of_text(self, split: str) -> None:
+        """Tell of a split that isn't what it seems: trained on, or of a text that changed."""
+        assert self.start is not None
+        trained, tokens = self.start.described["text"], self.datamodule.tokens
+        if trained["sha256"] != tokens.provenance["sha256"]:
+            if not self.text_given:
+                note(f"warning: {tokens.provenance['name']} has changed since it was trained on")
+        elif (
+            split not in tokens.provenance["own_texts"]
             and tokens.spans[split][0] < trained["spans"]["train"][1]
         ):
             note(f"warning: the {split} split overlaps the text that the model was trained on")

@@ -76,7 +76,8 @@ class TrainLoader:
         # Lightning calls iter() once more than it reads, and before it tells the epoch: what
         # comes is decided at each batch
         global_batch = self.batch_size * self.n_ranks
-        while self.position < self.n_batches * global_batch:
+        # a position that another batch size left needn't be a multiple of this one
+        while self.position + global_batch <= self.n_batches * global_batch:
             first = self.position + self.rank * self.batch_size
             self.position += global_batch
             yield self._batch(np.arange(first, first + self.batch_size))
@@ -196,6 +197,7 @@ class TextDataModule(L.LightningDataModule):
         self.own_paths = {"val": val_path, "test": test_path}
         self.seed = 0 if seed is None else seed
         self.folder = Path(data_dir)
+        self.expected_sha256: str | None = None  # of a text that must not have changed
         self._tokens: TokenFile | None = None
 
     def use_tokenizer(self, tokenizer: Tokenizer) -> None:
@@ -220,16 +222,22 @@ class TextDataModule(L.LightningDataModule):
         return bool(self.fractions[0] or self.own_paths["val"])
 
     def prepare_data(self) -> None:
-        self._prepare()
+        # only one process of a machine is called; the others open in setup what it made
+        self._tokens = self._prepare()
 
     def setup(self, stage: str) -> None:
         if self._tokens is None:
             self._tokens = self._prepare()
-            if stage == "fit":
-                self._check_size()
+        if stage == "fit":
+            self._check_size()
 
     def _prepare(self) -> TokenFile:
         text = corpora.load(self.corpus, self.path, self.folder)
+        if self.expected_sha256 not in (None, text.sha256):
+            raise UsageError(
+                f"--data.path {text.name}: the text has changed since it was trained on; give "
+                "--data.path to train on what it is now"
+            )
         own_texts = {
             name: corpora.load("", path, self.folder, path_option=f"--data.{name}_path")
             for name, path in self.own_paths.items()

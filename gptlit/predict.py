@@ -1,19 +1,22 @@
 """`gptlit predict`: write with a checkpoint alone. No Lightning, no corpus, no config."""
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, get_args
 
 import torch
 from jsonargparse import ActionYesNo, Namespace
 
 from gptlit import checkpoint
+from gptlit.arguments import from_environment
 from gptlit.generation import Sampling, generate_samples, stream_generate
 from gptlit.messages import UsageError, note
-from gptlit.options import OneLineErrors
+from gptlit.model import GPT
+from gptlit.parser import OneLineErrors
 from gptlit.tokenizer import Tokenizer, Unknown
 
 SEPARATOR = "---\n"
+SAMPLES_AT_ONCE = 64
 
 
 def parser() -> OneLineErrors:
@@ -23,8 +26,6 @@ def parser() -> OneLineErrors:
         description="Write text with a trained model. --trainer.* options (see `gptlit fit "
         "--help`) write through Lightning's Trainer, for instance on several devices.",
         allow_abbrev=False,
-        default_env=True,
-        env_prefix="GPTLIT_PREDICT",
     )
     options.add_argument(
         "--ckpt_path", default="best", help="A checkpoint, or best or last of the newest run."
@@ -61,6 +62,8 @@ def sampling(options: Namespace) -> dict[str, Any]:
     Sampling(**fields)
     if options.num_samples < 1:
         raise UsageError(f"--num_samples {options.num_samples}: must be 1 or more")
+    if not 0 <= options.seed < 2**63 - options.num_samples:
+        raise UsageError(f"--seed {options.seed}: must be 0 or more, and below 2^63")
     return fields
 
 
@@ -80,8 +83,18 @@ def tell_about_prompt(options: Namespace, tokenizer: Tokenizer, block_size: int)
 def put(texts: Iterable[str]) -> None:
     """Write whole texts to standard output, each ended by a newline, parted by a line `---`."""
     ended = (text if text.endswith("\n") else text + "\n" for text in texts)
-    sys.stdout.write(SEPARATOR.join(ended))
+    for index, text in enumerate(ended):
+        sys.stdout.write(SEPARATOR + text if index else text)
     sys.stdout.flush()
+
+
+def in_batches(
+    model: GPT, tokenizer: Tokenizer, prompt: str, seeds: Sequence[int], settings: dict[str, Any]
+) -> Iterator[str]:
+    """`generate_samples` in batches that memory can hold, however many seeds there are."""
+    for first in range(0, len(seeds), SAMPLES_AT_ONCE):
+        batch = seeds[first : first + SAMPLES_AT_ONCE]
+        yield from generate_samples(model, tokenizer, prompt, seeds=batch, **settings)
 
 
 def _put_stream(pieces: Iterable[str]) -> None:
@@ -109,7 +122,7 @@ def main(argv: Sequence[str]) -> None:
     Raises:
         UsageError: an option, a checkpoint or a prompt that can't work.
     """
-    options = parser().parse_args(list(argv))
+    options = parser().parse_args([*from_environment("predict"), *argv])
     settings = sampling(options)
     model, tokenizer = checkpoint.load(options.ckpt_path)
     model = model.to(_device())
@@ -120,4 +133,4 @@ def main(argv: Sequence[str]) -> None:
         _put_stream(pieces)
     else:
         seeds = range(options.seed, options.seed + options.num_samples)
-        put(generate_samples(model, tokenizer, options.prompt, seeds=seeds, **settings))
+        put(in_batches(model, tokenizer, options.prompt, seeds, settings))

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from gptlit import checkpoint, predict, runs
+from gptlit.arguments import from_environment
 from gptlit.training import LitGPT
 
 
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str]) -> None:
     """`gptlit predict` with --trainer.* options: the same texts, by `LitGPT.predict_step`."""
     parser = predict.parser()
     parser.add_class_arguments(L.Trainer, "trainer", instantiate=False)
-    options = parser.parse_args(list(arguments))
+    options = parser.parse_args([*from_environment("predict"), *arguments])
     settings = predict.sampling(options)
     path = checkpoint.resolve(options.ckpt_path)
     checkpoint.read(path)  # torn files are told before Lightning meets them
@@ -54,8 +55,9 @@ def main(arguments: Sequence[str]) -> None:
     chosen["callbacks"] = [*runs.as_list(chosen["callbacks"]), _Writer()]
     chosen |= {"logger": False, "enable_progress_bar": False, "use_distributed_sampler": False}
     chosen |= {"enable_checkpointing": False, "enable_model_summary": False}
-    trainer = L.Trainer(**chosen)
+    trainer = runs.refusing(L.Trainer, **chosen)
     own = range(trainer.global_rank, options.num_samples, trainer.world_size)
     seeds = torch.tensor([options.seed + index for index in own], dtype=torch.int64)
-    loader: Any = torch.utils.data.DataLoader([seeds], batch_size=None)  # type: ignore[arg-type]
+    batches: Any = seeds.split(predict.SAMPLES_AT_ONCE)
+    loader: Any = torch.utils.data.DataLoader(batches, batch_size=None)
     trainer.predict(model, loader, return_predictions=False)

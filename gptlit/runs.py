@@ -6,11 +6,15 @@ lightning_logs/version_N/
 
 import csv
 import shutil
+import textwrap
+import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
@@ -18,6 +22,9 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from gptlit import checkpoint
 from gptlit.assets import replacing
+from gptlit.messages import UsageError
+
+T = TypeVar("T")
 
 
 def on_rank_zero() -> bool:
@@ -30,6 +37,24 @@ def as_list(value: Any) -> list[Any]:
     if value is None:
         return []
     return list(value) if isinstance(value, list) else [value]
+
+
+def refusing(function: Callable[..., T], *arguments: Any, **options: Any) -> T:
+    """Call a function of Lightning's, whose refusals of options become a UsageError."""
+    try:
+        return function(*arguments, **options)
+    except UsageError:
+        raise
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        if not _is_refusal(error):
+            raise
+        raise UsageError(f"--trainer: {textwrap.shorten(str(error), 240)}") from error
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether it was raised by Lightning itself rather than by something it called."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    return "lightning" in Path(frames[-1][0].f_code.co_filename).parts
 
 
 def claim(root: Path) -> Path:
@@ -45,6 +70,8 @@ def claim(root: Path) -> Path:
         try:
             run.mkdir(parents=True)
         except FileExistsError:
+            if not run.is_dir():
+                raise
             number += 1
         else:
             return run
@@ -52,47 +79,100 @@ def claim(root: Path) -> Path:
 
 def of_checkpoint(path: Path) -> Path | None:
     """The run's folder that a checkpoint lies in, or None if it lies elsewhere."""
-    run = path.parent.parent
-    inside = path.parent.name == "checkpoints" and checkpoint.version_number(run) >= 0
-    return run if inside else None
+    folder = path.absolute().parent
+    if folder.name != "checkpoints" or checkpoint.version_number(folder.parent) < 0:
+        return None
+    # as the user wrote it, where that names the folder
+    return path.parent.parent if path.parent.name == folder.name else folder.parent
 
 
-def loggers(run: Path, resumed_step: int | None) -> list[Logger]:
-    """TensorBoard and CSV loggers that write into a run's folder.
+class RunFolder:
+    """The folder of a run that begins, or goes on in its own.
 
-    When going on at `resumed_step`, both keep what was logged up to there and drop the rest,
-    which will be logged again.
+    Args:
+        root: Where new runs are made.
+        start: The checkpoint to go on from; its run's folder is gone on in.
+        step: The step that the checkpoint was saved at.
     """
-    place: dict[str, Any] = {"name": run.parent.name, "version": run.name}
-    purge: dict[str, Any] = {} if resumed_step is None else {"purge_step": resumed_step}
-    root = run.parent.parent
-    rows = [] if resumed_step is None else _rows_until(run / "metrics.csv", resumed_step)
-    tensorboard = TensorBoardLogger(root, default_hp_metric=False, **place, **purge)
-    table = CSVLogger(root, flush_logs_every_n_steps=10, **place)
-    if rows and on_rank_zero():
-        # opening the table deletes the old one; the rows go in again
-        for step, figures in rows:
-            table.experiment.log_metrics(figures, step)
-        table.save()
-    return [tensorboard, table]
 
+    KEPT = ("config.yaml", "hparams.yaml", "metrics.csv", "samples.txt")
 
-def _rows_until(path: Path, resumed_step: int) -> list[tuple[int, dict[str, float]]]:
-    if not path.is_file():
-        return []
-    kept = []
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            step = int(row.pop("step"))
-            figures = {
-                name: int(value) if value.isdigit() else float(value)
-                for name, value in row.items()
-                if value
-            }
-            # steps are logged from 0, an evaluation under the step that went before it
-            if step < resumed_step:
-                kept.append((step, figures))
-    return kept
+    def __init__(self, root: Path, start: Path | None = None, step: int = 0) -> None:
+        own = start and of_checkpoint(start)
+        self.claimed = own is None
+        self.path = own or claim(root)
+        self.resumed_step = None if own is None else step
+        kept = [self.path / name for name in self.KEPT]
+        self._before = {path: path.read_bytes() for path in kept if path.is_file()}
+
+    def undo(self) -> None:
+        """Leave what was there before, for a run in which nothing was trained."""
+        if not on_rank_zero():
+            return
+        if self.claimed:
+            shutil.rmtree(self.path)
+        for path, content in self._before.items():
+            path.write_bytes(content)
+
+    def loggers(self) -> list[Logger]:
+        """TensorBoard and CSV loggers that write into the folder.
+
+        A run that goes on keeps what was logged before and drops the rest, which will be
+        logged again.
+        """
+        place: dict[str, Any] = {"name": self.path.parent.name, "version": self.path.name}
+        purge: dict[str, Any] = {}
+        if self.resumed_step is not None:
+            purge["purge_step"] = self.resumed_step
+        root = self.path.parent.parent
+        tensorboard = TensorBoardLogger(root, default_hp_metric=False, **place, **purge)
+        table = CSVLogger(root, flush_logs_every_n_steps=10, **place)
+        rows = self._rows_so_far()
+        if rows and on_rank_zero():
+            # opening the table deletes the old one; the rows go in again
+            for step, figures in rows:
+                table.experiment.log_metrics(figures, step)
+            table.save()
+        return [tensorboard, table]
+
+    def _rows_so_far(self) -> list[tuple[int, dict[str, float]]]:
+        path = self.path / "metrics.csv"
+        if self.resumed_step is None or not path.is_file():
+            return []
+        kept = []
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                step = int(row.pop("step"))
+                figures = {
+                    name: int(value) if value.isdigit() else float(value)
+                    for name, value in row.items()
+                    if value
+                }
+                # steps are logged from 0, an evaluation under the step that went before it
+                if step < self.resumed_step:
+                    kept.append((step, figures))
+        return kept
+
+    def checkpoints(self, monitor: str, snapshot_every: int) -> list[ModelCheckpoint]:
+        """What saves best.ckpt by `monitor`, last.ckpt, and step_N.ckpt if asked for."""
+        folder = self.path / "checkpoints"
+        best = ModelCheckpoint(
+            folder,
+            filename="best",
+            monitor=monitor,
+            enable_version_counter=False,
+            save_on_train_epoch_end=False,
+        )
+        if not snapshot_every:
+            return [best, RunCheckpoint(folder)]
+        snapshots = ModelCheckpoint(
+            folder,
+            filename="step_{step}",
+            auto_insert_metric_name=False,
+            every_n_train_steps=snapshot_every,
+            save_top_k=-1,
+        )
+        return [best, snapshots, RunCheckpoint(folder)]
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -119,35 +199,13 @@ class RunCheckpoint(ModelCheckpoint):
             self._last_global_step_saved = -1
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.fast_dev_run:
+        if trainer.fast_dev_run or not trainer.global_step:
             return
         last, best = (Path(self.dirpath or "") / f"{name}.ckpt" for name in ("last", "best"))
         if not trainer.strategy.broadcast(last.exists()):
             trainer.save_checkpoint(last)
         if trainer.is_global_zero and not best.exists():
             shutil.copyfile(last, best)
-
-
-def checkpoints(run: Path, monitor: str, snapshot_every: int) -> list[ModelCheckpoint]:
-    """The callbacks that save best.ckpt by `monitor`, last.ckpt, and step_N.ckpt if asked for."""
-    folder = run / "checkpoints"
-    best = ModelCheckpoint(
-        folder,
-        filename="best",
-        monitor=monitor,
-        enable_version_counter=False,
-        save_on_train_epoch_end=False,
-    )
-    if not snapshot_every:
-        return [best, RunCheckpoint(folder)]
-    snapshots = ModelCheckpoint(
-        folder,
-        filename="step_{step}",
-        auto_insert_metric_name=False,
-        every_n_train_steps=snapshot_every,
-        save_top_k=-1,
-    )
-    return [best, snapshots, RunCheckpoint(folder)]
 
 
 class DurableCheckpointIO(TorchCheckpointIO):

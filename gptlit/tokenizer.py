@@ -17,6 +17,7 @@ class UnknownCharacters(UsageError):
     def __init__(self, characters: str, vocabulary: str) -> None:
         self.characters = characters
         shown = "".join(character for character in vocabulary if character.isprintable())
+        shown = shown if len(shown) <= 100 else f"{shown[:100]}..."
         super().__init__(
             f"{_named(characters)} not in the vocabulary of {len(vocabulary)} characters: {shown}"
         )
@@ -99,7 +100,7 @@ class CharTokenizer(Tokenizer):
 
 
 def _code_points(text: str) -> np.ndarray:
-    return np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
 
 
 TokenizerKind = Literal["char"]

@@ -1,6 +1,8 @@
 """LitGPT: a GPT with its loss, its optimizer and its figures, as a LightningModule."""
 
 import dataclasses
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -96,12 +98,22 @@ class LitGPT(L.LightningModule):
 
     # ------------------------------------------------------------------ steps
 
+    def setup(self, stage: str) -> None:
+        # a run shorter than its interval between validations is validated at its end
+        trainer = self.trainer
+        by_batches = trainer.check_val_every_n_epoch is None
+        if stage == "fit" and by_batches and isinstance(trainer.val_check_interval, int):
+            batches = (self._run_length() or sys.maxsize) * trainer.accumulate_grad_batches
+            trainer.val_check_interval = min(trainer.val_check_interval, batches)
+
     def on_fit_start(self) -> None:
         self.seed = self.seed or torch.initial_seed() % 2**63
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        # dropout is a function of (seed, step, batch, rank): no random state to save or lose
-        torch.manual_seed(hashed(self.seed, self.global_step, batch_idx, self.global_rank) % 2**63)
+        if self.config.dropout:
+            # a function of (seed, step, batch, rank): there is no random state to save or lose
+            place = (self.seed, self.global_step, batch_idx, self.global_rank)
+            torch.manual_seed(hashed(*place) % 2**63)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         inputs, targets = batch  # (B, T), (B, T)
@@ -118,7 +130,8 @@ class LitGPT(L.LightningModule):
         self.train_loss.reset()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        if (self.global_step + 1) % self.trainer.log_every_n_steps:
+        every = self.trainer.log_every_n_steps
+        if not every or (self.global_step + 1) % every:
             return
         grads = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         self.log("optim/grad_norm", torch.nn.utils.get_total_norm(grads))
@@ -181,55 +194,93 @@ class LitGPT(L.LightningModule):
         optimizer = optim.adamw(
             self, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=fused
         )
-        factor = optim.warmup_cosine(self.warmup_steps, self._decay_end(), self.min_lr / self.lr)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._schedule())
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
 
+    def _schedule(self) -> Callable[[int], float]:
+        return optim.warmup_cosine(self.warmup_steps, self._decay_end(), self.min_lr / self.lr)
+
     def _decay_end(self) -> int:
-        # trainer.estimated_stepping_batches would make the loaders before a resume restores
-        # them, which loses their position
-        if self.decay_steps is not None:
-            return self.decay_steps
-        ends = []
-        if self.trainer.max_steps > 0:
-            ends.append(self.trainer.max_steps)
-        if self.trainer.max_epochs and self.trainer.max_epochs > 0:
-            ends.append(self.trainer.max_epochs * self.text.steps_per_epoch)
-        if not ends:
+        end = self._run_length() if self.decay_steps is None else self.decay_steps
+        if end is None:
             raise UsageError(
                 "--model.decay_steps: the run has no length to spread the schedule over; give "
                 "--trainer.max_steps, --trainer.max_epochs or --model.decay_steps"
             )
-        return min(ends)
+        return end
+
+    def _run_length(self) -> int | None:
+        """Optimizer steps of the whole run; None if only time or the user ends it."""
+        # trainer.estimated_stepping_batches would make the loaders before a resume restores
+        # them, which loses their position
+        ends = []
+        if self.trainer.max_steps >= 0:
+            ends.append(self.trainer.max_steps)
+        if self.trainer.max_epochs is not None and self.trainer.max_epochs >= 0:
+            ends.append(self.trainer.max_epochs * self.text.steps_per_epoch)
+        return min(ends, default=None)
 
     # ------------------------------------------------------------------ checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.tokenizer is None:
             raise RuntimeError("there is no net to save yet")
-        described = checkpoints.describe(self.config, self.tokenizer, self.text.describe_text())
-        checkpoint[checkpoints.KEY] = described | {"run": self.run_config, "seed": self.seed}
+        text = self.text.describe_text()
+        checkpoint[checkpoints.KEY] = checkpoints.describe(
+            self.config, self.tokenizer, text, self.run_config, self.seed
+        )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         described = checkpoint[checkpoints.KEY]
         self.seed = described["seed"]
         if self.tokenizer is None:
             self._build(tokenizers.from_state(described["tokenizer"]))
-        elif self.tokenizer.state() != described["tokenizer"]:
+            return
+        self.check_fits(described)
+        if self.tokenizer.state() != described["tokenizer"]:
             raise UsageError(
                 "the checkpoint's tokenizer is not that of the text: "
                 f"{described['tokenizer']['kind']} of {described['config']['vocab_size']} tokens "
                 f"against {self.tokenizer.kind} of {self.tokenizer.vocab_size}"
             )
+        if self.trainer.state.fn == "fit":
+            self._apply_own_options(checkpoint)
+
+    def check_fits(self, described: dict[str, Any]) -> None:
+        """Refuse a checkpoint whose weights are of another model than this one's options.
+
+        Raises:
+            UsageError: names the first option that differs, and both values.
+        """
         for name, value in described["config"].items():
-            if name != "dropout" and (now := getattr(self.config, name)) != value:
+            if name in ("dropout", "vocab_size"):
+                continue
+            if (now := getattr(self.config, name, None)) != value:
                 raise UsageError(
                     f"--model.{name} {now}: the checkpoint's model has {value}, which its weights "
                     "can't do without; leave the option out, or begin a new run"
                 )
+
+    def _apply_own_options(self, checkpoint: dict[str, Any]) -> None:
+        """Let this model's options win over those in a checkpoint's optimizer and schedule.
+
+        Where they are the same, the values are too, bit for bit. A limit of time counts anew.
+        """
+        factor = self._schedule()
+        for scheduler in checkpoint["lr_schedulers"]:
+            scheduler["base_lrs"] = [self.lr for _ in scheduler["base_lrs"]]
+            rate = self.lr * factor(scheduler["last_epoch"])
+            scheduler["_last_lr"] = [rate for _ in scheduler["_last_lr"]]
+            for optimizer in checkpoint["optimizer_states"]:
+                decays = (self.weight_decay, 0.0)  # of optim.parameter_groups
+                for group, decay in zip(optimizer["param_groups"], decays, strict=True):
+                    group |= {"lr": rate, "initial_lr": self.lr, "betas": self.betas}
+                    group["weight_decay"] = decay
+        for name in [name for name in checkpoint["callbacks"] if name.startswith("Timer")]:
+            del checkpoint["callbacks"][name]
 
 
 def _check_optimization(

@@ -139,6 +139,115 @@ def test_going_on_is_the_same_run_with_its_options_and_curves(
     assert told == (whole / "samples.txt").read_text()
 
 
+def test_flags_win_over_the_checkpoints_options(gptlit: Call, text_file: Path) -> None:
+    fit(gptlit, text_file, "--model.warmup_steps=0")
+    changed = ["--model.lr=1e-4", "--model.min_lr=1e-4", "--model.weight_decay=0.5"]
+    changed += ["--model.betas=[0.8,0.9]", "--trainer.max_steps=6"]
+    assert gptlit("fit", "--ckpt_path", "last", *changed).code == 0
+    content = checkpoint.read("lightning_logs/version_0/checkpoints/last.ckpt")
+    decayed, undecayed = content["optimizer_states"][0]["param_groups"]
+    assert decayed["lr"] == undecayed["lr"] == pytest.approx(1e-4)
+    assert (decayed["weight_decay"], undecayed["weight_decay"]) == (0.5, 0.0)
+    assert tuple(decayed["betas"]) == (0.8, 0.9)
+    assert content["lr_schedulers"][0]["base_lrs"] == [1e-4, 1e-4]
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(gptlit: Call, text_file: Path) -> None:
+    fit(gptlit, text_file, "--snapshot_every=2", "--trainer.val_check_interval=2")
+    folder = Path("lightning_logs/version_0")
+
+    def contents() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    before = contents()
+    earlier = folder / "checkpoints" / "step_2.ckpt"
+    for refused in (
+        ["--model.n_layer=3"],
+        ["--data.batch_size=100000"],
+        ["--trainer.max_epochs=0"],
+        ["--trainer.accelerator=abacus"],
+        ["--trainer.devices=0"],
+    ):
+        assert gptlit("fit", "--ckpt_path", earlier, *refused).code == 2, refused
+        after = contents()
+        assert {path: after[path] for path in before} == before, refused
+        assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
+
+
+def test_an_earlier_checkpoint_drops_what_came_after_it(gptlit: Call, text_file: Path) -> None:
+    fit(gptlit, text_file, "--snapshot_every=2", "--trainer.val_check_interval=2")
+    folder = Path("lightning_logs/version_0")
+    told = (folder / "samples.txt").read_text()
+    rows = read_metrics(folder)
+    assert gptlit("fit", "--ckpt_path", folder / "checkpoints" / "step_2.ckpt").code == 0
+    assert [row["step"] for row in read_metrics(folder)] == [row["step"] for row in rows]
+    again = (folder / "samples.txt").read_text()
+    assert re.findall("=== step .*", again) == re.findall("=== step .*", told)
+
+
+def test_a_time_limit_counts_anew_for_whoever_goes_on(gptlit: Call, text_file: Path) -> None:
+    last = "lightning_logs/version_0/checkpoints/last.ckpt"
+    fit(gptlit, text_file, "--trainer.max_time=00:00:00:01", "--trainer.max_steps=10000000")
+    step = checkpoint.read(last)["global_step"]
+    assert gptlit("fit", "--ckpt_path=last", f"--trainer.max_steps={step + 2}").code == 0
+    assert checkpoint.read(last)["global_step"] == step + 2
+
+
+def test_a_text_that_has_changed_is_not_gone_on_with(gptlit: Call, text_file: Path) -> None:
+    fit(gptlit, text_file)
+    text_file.write_text(made_up_text(seed=1), encoding="utf-8")
+    going_on = ["fit", "--ckpt_path=last", "--trainer.max_steps=6"]
+    refused = gptlit(*going_on)
+    assert refused.code == 2
+    assert "has changed since it was trained on" in refused.err
+    assert "warning" in gptlit("validate").err
+    assert gptlit(*going_on, f"--data.path={text_file}").code == 0
+
+
+def test_a_run_goes_on_from_any_folder(
+    gptlit: Call, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit(gptlit, Path(text_file.name))
+    monkeypatch.chdir("lightning_logs/version_0/checkpoints")
+    result = gptlit("fit", "--ckpt_path=last.ckpt", "--trainer.max_steps=5", "--data.data_dir=d")
+    assert result.code == 0, result.err
+    assert {path.name for path in Path("..").iterdir()} >= {"metrics.csv", "checkpoints"}
+    assert not Path("lightning_logs").exists()
+
+
+def test_environment_variables_stand_between_configs_and_flags(
+    gptlit: Call, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPTLIT_FIT__CONFIG", "tiny.yaml")
+    monkeypatch.setenv("GPTLIT_FIT__MODEL__N_EMBD", "24")
+    monkeypatch.setenv("GPTLIT_FIT__MODEL__N_HEAD", "4")
+    options = ["--model.n_head=3", f"--data.path={text_file}", "--trainer.max_steps=1"]
+    assert gptlit("fit", *options).code == 0
+    model = yaml.safe_load(Path("lightning_logs/version_0/config.yaml").read_text())["model"]
+    assert (model["n_layer"], model["n_embd"], model["n_head"]) == (2, 24, 3)
+    monkeypatch.setenv("GPTLIT_PREDICT__MAX_NEW_TOKENS", "0")
+    assert gptlit("predict", "--prompt=the").out == "the\n"
+
+
+def test_validation_counts_optimizer_steps(gptlit: Call, text_file: Path) -> None:
+    options = ["--trainer.accumulate_grad_batches=3", "--trainer.val_check_interval=2"]
+    fit(gptlit, text_file, *options)
+    rows = read_metrics(Path("lightning_logs/version_0"))
+    assert [int(row["step"]) for row in rows if row["val/loss"]] == [1, 3]
+
+
+def test_a_run_by_epochs_is_validated_too(gptlit: Call, text_file: Path) -> None:
+    by_epochs = ["--trainer.max_steps=-1", "--trainer.max_epochs=2", "--data.batch_size=300"]
+    assert fit(gptlit, text_file, *by_epochs).code == 0
+    assert any(row["val/loss"] for row in read_metrics(Path("lightning_logs/version_0")))
+
+
+def test_the_eta_is_told_once(gptlit: Call, text_file: Path) -> None:
+    options = ["--trainer.max_steps=30", "--trainer.accumulate_grad_batches=3"]
+    told = fit(gptlit, text_file, *options).out
+    assert len(re.findall(r"\d+ ms a step: about \d+ s of steps to go", told)) == 1
+
+
 def test_a_finished_run_says_how_to_go_on(gptlit: Call, text_file: Path) -> None:
     fit(gptlit, text_file)
     result = gptlit("fit", "--ckpt_path", "last")
@@ -199,7 +308,7 @@ def test_a_config_is_found_by_path_then_by_name(gptlit: Call, text_file: Path) -
 
 
 def test_without_a_config_fit_is_small(gptlit: Call, text_file: Path) -> None:
-    assert gptlit("fit", "--data.path", text_file, "--trainer.fast_dev_run", "true").code == 0
+    assert gptlit("fit", "--data.path", text_file, "--trainer.max_steps", 1).code == 0
     saved = yaml.safe_load(Path("lightning_logs/version_0/config.yaml").read_text())
     small = yaml.safe_load(shipped_configs()["small.yaml"].read_text())
     assert saved["model"].items() >= small["model"].items()
@@ -242,6 +351,11 @@ def test_a_run_too_short_to_validate_has_a_best_all_the_same(gptlit: Call, text_
     assert gptlit("predict", "--max_new_tokens", 3).code == 0
 
 
+def test_a_fast_run_for_trying_leaves_no_run_behind(gptlit: Call, text_file: Path) -> None:
+    assert fit(gptlit, text_file, "--trainer.fast_dev_run=true").code == 0
+    assert not Path("lightning_logs").exists()
+
+
 def test_lightnings_own_options_pass_through(gptlit: Call, text_file: Path) -> None:
     options = ["--trainer.accumulate_grad_batches=2", "--trainer.profiler=simple"]
     options += ["--trainer.logger=false", "--trainer.precision=bf16-true"]
@@ -252,7 +366,9 @@ def test_lightnings_own_options_pass_through(gptlit: Call, text_file: Path) -> N
     assert not Path("lightning_logs/version_0/metrics.csv").exists()
 
 
-def test_two_processes_train(text_file: Path, tmp_path: Path) -> None:
+def test_two_processes_train_and_validate(
+    text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """ddp runs the command line anew, so it is a process of its own."""
     command = [sys.executable, "-m", "gptlit", "fit", *TINY, f"--data.path={text_file}"]
     command += ["--trainer.max_steps=4", "--trainer.accelerator=cpu", "--trainer.devices=2"]
@@ -272,6 +388,14 @@ def test_two_processes_train(text_file: Path, tmp_path: Path) -> None:
     for name, tensor in alone["state_dict"].items():
         if name.startswith("net."):
             torch.testing.assert_close(both["state_dict"][name], tensor, atol=1e-4, rtol=1e-3)
+    devices = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    validate = [sys.executable, "-m", "gptlit", "validate", *devices]
+    told = subprocess.run(validate, cwd=tmp_path, capture_output=True, text=True, timeout=55)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        capsys.readouterr()
+        assert main(["validate"]) == 0
+        assert told.stdout == capsys.readouterr().out
     rows = [read_metrics(tmp_path / f"lightning_logs/version_{number}") for number in (0, 1)]
     for name in ("val/loss", "val/bits_per_byte", "train/loss_eval", "train/loss"):
         values = [[float(row[name]) for row in part if row[name]] for part in rows]
@@ -290,7 +414,7 @@ def test_predict_gives_text_and_nothing_else(gptlit: Call, run: Run) -> None:
     result = predict(gptlit, run, "--prompt", "ROMEO:")
     model, tokenizer = package.load(run.folder / "checkpoints" / "last.ckpt")
     text = package.generate(model, tokenizer, "ROMEO:", max_new_tokens=15)
-    assert result.out == text if text.endswith("\n") else text + "\n"
+    assert result.out == (text if text.endswith("\n") else text + "\n")
     assert result.err == ""
     assert result.code == 0
 

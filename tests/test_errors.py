@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from gptlit import predict
 from tests.conftest import TINY, Result, Run
@@ -16,6 +17,7 @@ def assert_one_line(result: Result, *told: str) -> None:
     lines = [line for line in result.err.splitlines() if not line.startswith("gptlit: going on")]
     assert len(lines) == 1, result.err
     assert lines[0].startswith("gptlit: error: ")
+    assert len(lines[0]) < 300
     for part in told:
         assert part in lines[0]
 
@@ -47,12 +49,20 @@ def assert_one_line(result: Result, *told: str) -> None:
         ("fit --data.val_fraction 1.5 --data.path mid.txt", ["--data.val_fraction 1.5"]),
         ("fit --trainer.max_stepz 3", ["Did you mean --trainer.max_steps?"]),
         ("fit --snapshot_every -1", ["--snapshot_every -1"]),
-        ("fit --samples.temperature -1", ["temperature -1"]),
+        ("fit --samples.temperature -1", ["--samples.temperature -1"]),
         ("fit --ckpt_path last", ["--ckpt_path last", "gptlit fit"]),
         ("fit --ckpt_path nowhere.ckpt", ["--ckpt_path nowhere.ckpt: no such file"]),
         ("fit --ckpt_path short.txt", ["--ckpt_path short.txt", "not a checkpoint"]),
         ("fit --config broken.yaml", ["--config: not YAML"]),
         ("fit --config unknown.yaml", ["model.n_hed", "Did you mean model.n_head?"]),
+        ("fit --config ckpt.yaml", ["ckpt_path last", "--ckpt_path"]),
+        ("fit --data.path=", ["--data.path"]),
+        ("fit --data.path mid.txt --trainer.accelerator abacus", ["--trainer", "abacus"]),
+        ("fit --data.path mid.txt --trainer.devices 0", ["--trainer", "devices"]),
+        ("fit --data.path mid.txt --trainer.strategy nope", ["--trainer", "nope"]),
+        ("fit --data.path mid.txt --trainer.val_check_interval 0", ["val_check_interval 0"]),
+        ("fit --data.path mid.txt --data.batch_size 1 --trainer.max_steps 0", ["nothing to train"]),
+        ("fit --trainer.precision 7", ["--trainer.precision 7"]),
         ("fit loose", ["loose", "--name value"]),
         ("validate", ["--ckpt_path best", "gptlit fit"]),
         ("test --ckpt_path short.txt", ["--ckpt_path short.txt"]),
@@ -61,6 +71,7 @@ def assert_one_line(result: Result, *told: str) -> None:
         ("predict --temprature 1", ["--temprature", "Did you mean --temperature?"]),
         ("predict --temperature -1", ["--temperature -1"]),
         ("predict --top_k 0", ["--top_k 0"]),
+        ("predict --seed -1", ["--seed -1"]),
         ("predict --num_samples 0", ["--num_samples 0"]),
         ("predict --max_new_tokens many", ["--max_new_tokens many: expected int"]),
         ("predict --unknown ignore", ["--unknown ignore", "'error'", "'skip'"]),
@@ -74,6 +85,7 @@ def test_one_line(gptlit: Call, tmp_path: Path, arguments: str, told: list[str])
         "mid.txt": b"0123456789" * 20,
         "broken.yaml": b"model: [1",
         "unknown.yaml": b"model: {n_hed: 2}",
+        "ckpt.yaml": b"ckpt_path: last",
     }.items():
         (tmp_path / name).write_bytes(content)
     before = sorted(tmp_path.iterdir())
@@ -88,6 +100,21 @@ def test_a_wrong_environment_variable(
 ) -> None:
     monkeypatch.setenv("GPTLIT_FIT__MODEL__N_EMBD", "wide")
     assert_one_line(gptlit("fit", *TINY[:1], f"--data.path={text_file}"), "wide")
+
+
+@pytest.mark.parametrize("option", ["limit_val_batches=2", "limit_val_batches=0", "fast_dev_run=1"])
+def test_figures_are_those_of_a_whole_split(gptlit: Call, run: Run, option: str) -> None:
+    path = run.folder / "checkpoints" / "last.ckpt"
+    result = gptlit("validate", "--ckpt_path", path, f"--trainer.{option}")
+    assert_one_line(result, "--trainer." + option.split("=")[0], "whole split")
+
+
+def test_a_checkpoint_of_another_version(gptlit: Call, run: Run) -> None:
+    content = torch.load(run.folder / "checkpoints" / "last.ckpt", weights_only=True)
+    content["gptlit"]["config"]["flux_capacitor"] = 1.21
+    torch.save(content, "newer.ckpt")
+    for verb in ("predict", "validate", "fit"):
+        assert_one_line(gptlit(verb, "--ckpt_path=newer.ckpt"), "newer.ckpt", "flux_capacitor")
 
 
 def test_a_checkpoint_for_another_shape(gptlit: Call, run: Run) -> None:

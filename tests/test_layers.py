@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 import gptlit
+from tests.conftest import Run
 
 PACKAGE = Path(gptlit.__file__).parent
-GROUND = {"messages", "assets", "options", "attention", "sampling", "optim", "metrics", "order"}
+GROUND = {"messages", "assets", "parser", "attention", "sampling", "optim", "metrics", "order"}
 FIRST = {
     "corpora",
     "tokenizer",
@@ -84,13 +85,22 @@ def test_below_the_second_floor_there_is_no_lightning(module: str) -> None:
 @pytest.mark.parametrize(
     ("statements", "absent"),
     [
-        ("from gptlit.__main__ import main; main(['--help']); main(['--version'])", "torch"),
+        ("main(['--help']); main(['--version'])", "torch"),
         ("import gptlit", "torch"),
-        ("from gptlit.__main__ import main; main(['predict', '--ckpt_path', 'none'])", "lightning"),
-        ("import gptlit; gptlit.load; gptlit.generate", "lightning"),
+        ("assert main(['predict', '--ckpt_path', CKPT, '--num_samples=2']) == 0", "lightning"),
+        ("gptlit.generate(*gptlit.load(CKPT), 'the')", "lightning"),
+        ("assert main(['predict', '--ckpt_path', CKPT, '--greedy']) == 0", "tiktoken"),
     ],
 )
-def test_what_is_not_needed_is_not_imported(statements: str, absent: str) -> None:
+def test_what_is_not_needed_is_not_imported(run: Run, statements: str, absent: str) -> None:
+    path = run.folder / "checkpoints" / "last.ckpt"
     found = f"any(module.split('.')[0] == {absent!r} for module in sys.modules)"
-    code = f"import sys; {statements}; sys.exit({found})"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+    code = f"""
+import sys, gptlit
+from gptlit.__main__ import main
+CKPT = {str(path)!r}
+{statements}
+sys.exit(7 if {found} else 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -19,7 +19,15 @@ def test_version_and_help(gptlit: Call) -> None:
     assert max(map(len, told.out.splitlines())) <= 80
 
 
-@pytest.mark.parametrize(("verb", "option"), [("fit", "--model.n_embd"), ("predict", "--top_k")])
+@pytest.mark.parametrize(
+    ("verb", "option"),
+    [
+        ("fit", "--model.n_embd"),
+        ("validate", "--ckpt_path"),
+        ("test", "--data.test_path"),
+        ("predict", "--top_k"),
+    ],
+)
 def test_a_verbs_help_names_its_options(gptlit: Call, verb: str, option: str) -> None:
     told = gptlit(verb, "--help")
     assert told.code == 0

@@ -51,6 +51,18 @@ def test_an_empty_prompt_starts_from_a_newline_or_token_0() -> None:
     assert CharTokenizer("\t\nab").start_id == 1
 
 
+def test_a_prompt_can_hold_what_no_text_does() -> None:
+    with pytest.raises(UnknownCharacters, match="udcff"):
+        CharTokenizer("ab").encode("a\udcff")  # what Python makes of a stray byte in argv
+
+
+def test_a_large_vocabulary_is_not_told_whole() -> None:
+    tokenizer = CharTokenizer("".join(map(chr, range(0x4E00, 0x5E00))))
+    with pytest.raises(UnknownCharacters) as caught:
+        tokenizer.encode("x")
+    assert len(str(caught.value)) < 200
+
+
 def test_states() -> None:
     assert CharTokenizer("ab").state() == {"kind": "char", "characters": "ab"}
     with pytest.raises(UsageError, match="'words'"):

@@ -265,7 +265,7 @@ def test_samples_are_told_thrice(kit: Kit, capsys: pytest.CaptureFixture[str]) -
     kit.fit(max_steps=4, limit_val_batches=1.0, val_check_interval=2, logger=logger,
             check_val_every_n_epoch=None, callbacks=[sampling])  # fmt: skip
     told = (kit.folder / "samples.txt").read_text(encoding="utf-8")
-    assert told.count("=== step 2, loss 3.") == told.count("=== step 4, loss 3.") == 2
+    assert told.count("=== step 2, val/loss 3.") == told.count("=== step 4, val/loss 3.") == 2
     assert told.count("ROMEO:") >= 2
     assert "    ROMEO:" in capsys.readouterr().out
     events = EventAccumulator(logger.log_dir)

@@ -48,8 +48,19 @@ class OneLineErrors(ArgumentParser):
             reason = _one_line(reason).replace("Expected a ", "expected ")
             if value := re.fullmatch(r"(expected .*)\. Got value: (.*)", reason):
                 return f"--{match[1]} {value[2]}: {value[1]}"
+            if reason.startswith("Does not validate against any of the Union"):
+                return f"--{match[1]} {_expected_of_union(reason)}"
             return f"--{match[1]}: {reason}"
         return _one_line(message.replace("Problems parsing config: ", "--config: not YAML: "))
+
+
+def _expected_of_union(reason: str) -> str:
+    """'7: expected one of a, b or int' from jsonargparse's report on each member of a union."""
+    value = re.search(r"Given value: (.*)$", reason)
+    literals = ", ".join(re.findall(r"Literal\[([^\]]*)\]", reason)).split(", ")
+    types = [name for name in re.findall(r"expected (\w+)", reason) if name != "Literal"]
+    expected = [name for name in dict.fromkeys(literals + types) if name not in ("", "NoneType")]
+    return f"{value[1] if value else ''}: expected one of {', '.join(expected)}"
 
 
 def _one_line(message: str) -> str:
