@@ -4,24 +4,30 @@ The stream of windows is a pure function of (seed, epoch, position). Ranks, accu
 limits only cut it.
 """
 
+from typing import TypeVar
+
 import numpy as np
 
 ROUNDS = 6
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
+MASK = 2**64 - 1
+Bits = TypeVar("Bits", int, np.ndarray)
+
+
+def _mix(x: Bits) -> Bits:
     """splitmix64's finalizer (Steele et al. 2014): 64 bits in, 64 well-mixed bits out."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & MASK
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB & MASK
+    return x ^ (x >> 31)
 
 
 def hashed(*values: int) -> int:
     """64 bits that depend on all of the values and their order."""
-    state = np.zeros(1, dtype=np.uint64)
+    state = 0
     for value in values:
-        state = _mix(state + np.uint64(0x9E3779B97F4A7C15) + np.uint64(value % 2**64))
-    return int(state[0])
+        state = _mix((state + 0x9E3779B97F4A7C15 + value) & MASK)
+    return state
 
 
 def permute(index: np.ndarray, size: int, key: int) -> np.ndarray:
@@ -36,9 +42,9 @@ def permute(index: np.ndarray, size: int, key: int) -> np.ndarray:
         size: The number of things shuffled, at least 1.
         key: Which of the shuffles.
     """
-    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
-    low = np.uint64((1 << int(half)) - 1)
-    keys = [np.uint64(hashed(key, round_)) for round_ in range(ROUNDS)]
+    half = max(1, ((size - 1).bit_length() + 1) // 2)
+    low = (1 << half) - 1
+    keys = [hashed(key, round_) for round_ in range(ROUNDS)]
 
     def shuffle_once(x: np.ndarray) -> np.ndarray:
         left, right = x >> half, x & low
@@ -47,7 +53,7 @@ def permute(index: np.ndarray, size: int, key: int) -> np.ndarray:
         return (left << half) | right
 
     x = shuffle_once(np.asarray(index, dtype=np.uint64))
-    while (outside := x >= np.uint64(size)).any():
+    while (outside := x >= size).any():
         x[outside] = shuffle_once(x[outside])
     return x.astype(np.int64)
 
