@@ -4,6 +4,7 @@ lightning_logs/version_N/
     config.yaml  metrics.csv  samples.txt  events...  checkpoints/{best,last}.ckpt
 """
 
+import contextlib
 import csv
 import shutil
 import textwrap
@@ -111,6 +112,8 @@ class RunFolder:
             return
         if self.claimed:
             shutil.rmtree(self.path)
+            with contextlib.suppress(OSError):
+                self.path.parent.rmdir()  # if this would have been the first run
         for path, content in self._before.items():
             path.write_bytes(content)
 
