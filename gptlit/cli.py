@@ -304,6 +304,8 @@ class GptlitCLI(LightningCLI):
             "bytes": tokens.provenance["sizes"][split]["bytes"],
             **{name: f"{value:.6f}" for name, value in figures.items()},
         }
+        if share := tokens.unknown_share(split):
+            rows["unknown words"] = f"{share:.2%}; bits_per_byte is not comparable"
         print("\n".join(f"{name:<20}{value}" for name, value in rows.items()))
 
     def _warn_of_text(self, split: str) -> None:

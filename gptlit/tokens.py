@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,9 @@ from gptlit import tokenizer as tokenizers
 from gptlit.assets import write_atomically
 from gptlit.corpora import Text
 from gptlit.messages import UsageError
-from gptlit.tokenizer import Tokenizer, TokenizerKind, UnknownCharacters
+from gptlit.tokenizer import Tokenizer, TokenizerOptions, UnknownPieces
 
-FORMAT = 1
+FORMAT = 2
 SPLITS = ("train", "val", "test")
 
 
@@ -42,6 +42,11 @@ class TokenFile:
     def bytes_per_token(self, split: str) -> float:
         """UTF-8 bytes of a split's text per token of it."""
         return self.provenance["sizes"][split]["bytes"] / self.size(split)
+
+    def unknown_share(self, split: str) -> float:
+        """The share of a split's tokens that stand for unknown words; no figure of such a
+        split compares across tokenizers."""
+        return self.provenance["sizes"][split]["unknown"] / self.size(split)
 
     def split(self, split: str) -> np.ndarray:
         """The ids of a split."""
@@ -84,7 +89,7 @@ def prepare(
     text: Text,
     folder: Path,
     *,
-    tokenizer: TokenizerKind | Tokenizer,
+    tokenizer: TokenizerOptions | Tokenizer,
     val_fraction: float,
     test_fraction: float,
     own_texts: dict[str, Text],
@@ -94,7 +99,7 @@ def prepare(
     Args:
         text: What is trained on, and split unless there are texts of their own.
         folder: Where token files are kept.
-        tokenizer: A kind, built from the whole text, or a finished tokenizer.
+        tokenizer: Options to make one by, or a finished tokenizer.
         val_fraction: The share of characters at the end of the text for validation.
         test_fraction: The same for the test split, behind the validation split.
         own_texts: Texts of their own for "val" or "test".
@@ -103,7 +108,7 @@ def prepare(
         UsageError: fractions that don't work, or characters that a finished tokenizer
             doesn't know.
     """
-    state = tokenizer if isinstance(tokenizer, str) else tokenizer.state()
+    state: Any = tokenizer.state() if isinstance(tokenizer, Tokenizer) else asdict(tokenizer)
     hashes = {name: own.sha256 for name, own in own_texts.items()}
     wanted = [FORMAT, text.sha256, hashes, state, val_fraction, test_fraction]
     key = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:16]
@@ -112,8 +117,8 @@ def prepare(
     if not (found := _open(data_path, facts_path)):
         splits = split_text(text.text, val_fraction, test_fraction)
         splits |= {name: own.text for name, own in own_texts.items()}
-        if isinstance(tokenizer, str):
-            tokenizer = tokenizers.train(tokenizer, "".join([text.text, *splits.values()]))
+        if not isinstance(tokenizer, Tokenizer):
+            tokenizer = tokenizers.train(tokenizer, splits, folder.parent)
         _write(data_path, facts_path, text, splits, tokenizer, own_texts)
         found = _open(data_path, facts_path)
         if not found:
@@ -132,12 +137,19 @@ def _write(
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
     try:
         parts = [tokenizer.encode(splits[name]).astype(dtype) for name in SPLITS]
-    except UnknownCharacters as error:
+    except UnknownPieces as error:
         raise UsageError(f"{text.name}: {error}; this model can't read that text") from error
     ends = np.cumsum([len(part) for part in parts]).tolist()
     spans = dict(zip(SPLITS, zip([0, *ends], ends, strict=False), strict=True))
-    sizes = {name: {"characters": len(part), "bytes": len(part.encode())}
-             for name, part in splits.items()}  # fmt: skip
+    strange = -1 if tokenizer.unknown_id is None else tokenizer.unknown_id
+    sizes = {
+        name: {
+            "characters": len(splits[name]),
+            "bytes": len(splits[name].encode()),
+            "unknown": int((part == strange).sum()),
+        }
+        for name, part in zip(SPLITS, parts, strict=True)
+    }
     provenance = {
         "name": text.name,
         "sha256": text.sha256,

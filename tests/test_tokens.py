@@ -1,13 +1,16 @@
 import hashlib
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from gptlit.corpora import Text
 from gptlit.messages import UsageError
-from gptlit.tokenizer import CharTokenizer
+from gptlit.metrics import text_figures
+from gptlit.tokenizer import BytePairTokenizer, CharTokenizer, TokenizerOptions, parse_options
 from gptlit.tokens import TokenFile, prepare, split_text
 
 
@@ -16,7 +19,12 @@ def text(content: str, name: str = "made up.txt") -> Text:
 
 
 def prepared(folder: Path, content: str = "abcdefghij", **options: Any) -> TokenFile:
-    settings = {"tokenizer": "char", "val_fraction": 0.1, "test_fraction": 0.0, "own_texts": {}}
+    settings = {
+        "tokenizer": TokenizerOptions(),
+        "val_fraction": 0.1,
+        "test_fraction": 0.0,
+        "own_texts": {},
+    }
     return prepare(text(content), folder, **{**settings, **options})
 
 
@@ -60,7 +68,7 @@ def test_the_file_holds_the_text_as_small_numbers(tmp_path: Path) -> None:
     assert tokens.tokenizer.decode(tokens.split("train")) == "hello w"
     assert tokens.tokenizer.decode(tokens.split("val")) == "orld"
     assert tokens.tokenizer.vocab_size == len(set("hello world"))
-    assert tokens.provenance["sizes"]["val"] == {"characters": 4, "bytes": 4}
+    assert tokens.provenance["sizes"]["val"] == {"characters": 4, "bytes": 4, "unknown": 0}
 
 
 def test_a_large_vocabulary_takes_larger_numbers(tmp_path: Path) -> None:
@@ -115,3 +123,30 @@ def test_what_stands_before_a_split(tmp_path: Path) -> None:
 def test_a_text_that_a_finished_tokenizer_can_not_read(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="made up.txt: 'c' not in the vocabulary"):
         prepared(tmp_path, "abcd", tokenizer=CharTokenizer("ab"))
+
+
+@pytest.mark.parametrize("short", ["char", "word", "word:reversible", "bpe:260", "tiktoken"])
+def test_bits_per_byte_of_a_uniform_guess_is_the_closed_form(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short: str
+) -> None:
+    """nats per token ln(V), over the bytes of the span: tokens * log2(V) / bytes."""
+    content = "a rose is a rose is a rosé\n" * 8
+    options: Any = parse_options(short)
+    if short == "tiktoken":
+        options = BytePairTokenizer.train(content, parse_options("bpe:264"))
+    tokens = prepared(tmp_path, content, tokenizer=options, val_fraction=0.25)
+    vocab_size, n_bytes = (
+        tokens.tokenizer.vocab_size,
+        len(content[int(0.75 * len(content)) :].encode()),
+    )
+    figures = text_figures(torch.tensor(math.log(vocab_size)), tokens.bytes_per_token("val"))
+    wanted = tokens.size("val") * math.log2(vocab_size) / n_bytes
+    assert figures["bits_per_byte"].item() == pytest.approx(wanted, rel=1e-6)
+    assert tokens.provenance["sizes"]["val"]["bytes"] == n_bytes
+
+
+def test_the_share_of_unknown_words_is_known(tmp_path: Path) -> None:
+    options = TokenizerOptions(kind="word", min_frequency=2)
+    sizes = prepared(tmp_path, "a a a a a a b c d", tokenizer=options, val_fraction=0.3).provenance
+    assert sizes["sizes"]["train"]["unknown"] == 0
+    assert sizes["sizes"]["val"]["unknown"] == 3
