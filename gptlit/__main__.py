@@ -13,6 +13,7 @@ VERBS = {
     "predict": "write text with a trained model",
     "validate": "the exact loss on the validation split",
     "test": "the exact loss on the test split",
+    "data": "what a text is, under one or more tokenizers",
 }
 
 HELP = f"""gptlit {__version__}: train a small GPT on a text and write with it
@@ -77,6 +78,10 @@ def _run(arguments: list[str]) -> int:
         from gptlit import predict
 
         predict.main(arguments[1:])
+    elif verb == "data":
+        from gptlit import survey
+
+        survey.main(arguments[1:])
     else:
         from gptlit import cli
 

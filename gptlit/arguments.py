@@ -1,7 +1,6 @@
 """The command line before parsing: config names become paths, checkpoints bring their options."""
 
 import importlib.resources
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import yaml
 
 from gptlit import checkpoint
 from gptlit.messages import UsageError, did_you_mean
+from gptlit.parser import from_environment
 
 DEFAULT_CONFIG = "small.yaml"
 HELP = {"-h", "--help", "--print_config"}
@@ -32,16 +32,6 @@ class Start:
     def step(self) -> int:
         """The optimizer steps made before it was saved."""
         return int(self.content["global_step"])
-
-
-def from_environment(verb: str) -> list[str]:
-    """`GPTLIT_FIT__MODEL__N_EMBD=64` as `--model.n_embd=64`, for each variable of the verb."""
-    prefix = f"GPTLIT_{verb.upper()}__"
-    return [
-        f"--{name.removeprefix(prefix).lower().replace('__', '.')}={value}"
-        for name, value in sorted(os.environ.items())
-        if name.startswith(prefix)
-    ]
 
 
 def _take(words: Sequence[str], *names: str) -> tuple[list[str], list[str]]:

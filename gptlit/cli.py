@@ -301,7 +301,7 @@ class GptlitCLI(LightningCLI):
             "checkpoint": self.start.path if self.start else "",
             "text": f"{tokens.provenance['name']}, {split} split",
             "tokens": tokens.size(split),
-            "bytes": tokens.provenance["sizes"][split]["bytes"],
+            "bytes": tokens.n_bytes(split),
             **{name: f"{value:.6f}" for name, value in figures.items()},
         }
         if share := tokens.unknown_share(split):

@@ -25,12 +25,13 @@ class Text:
 
 @dataclass(frozen=True)
 class Corpus:
-    """A published text: the file's name under `data/`, its sha256, and where to get it."""
+    """A published text: its file under `data/`, its sha256, where to get it, and what it is."""
 
     filename: str
     sha256: str
     sources: tuple[Source, ...]
     about: str
+    licence: str = "public domain"
 
 
 _DIRECTION = re.compile(r"\*\[[^\]]*\]\*|_*\\?\[[^\]]*\\?\]_*|_[^_]+_|\\\[[^\]]*$")

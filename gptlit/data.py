@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gptlit import corpora, tokens
 from gptlit.messages import UsageError
-from gptlit.order import WindowOrder
+from gptlit.order import WindowOrder, Windows
 from gptlit.tokenizer import Tokenizer, TokenizerOptions, parse_options
 from gptlit.tokens import TokenFile
 
@@ -163,6 +163,8 @@ class TextDataModule(L.LightningDataModule):
             the same with options of its own.
         batch_size: Windows in a batch of each process.
         block_size: Tokens in a window; given as --model.block_size.
+        windows: An epoch's windows: pass, one shuffled pass with a random shift; side_by_side,
+            without the shift; every_offset, from every token; random, with replacement.
         val_fraction: Share of the characters, at the end of the text, kept for validation;
             with 0 there is none and train/loss is watched.
         test_fraction: Share for `gptlit test`, behind the validation split.
@@ -179,6 +181,7 @@ class TextDataModule(L.LightningDataModule):
         tokenizer: TokenizerOptions | str = "char",
         batch_size: int = 12,
         block_size: int = 64,
+        windows: Windows = "pass",
         val_fraction: float = 0.1,
         test_fraction: float = 0.0,
         val_path: str | None = None,
@@ -198,6 +201,7 @@ class TextDataModule(L.LightningDataModule):
         self.tokenizer_or_options: TokenizerOptions | Tokenizer = options
         self.batch_size = batch_size
         self.block_size = block_size
+        self.windows: Windows = windows
         self.fractions = (0.0 if val_path else val_fraction, 0.0 if test_path else test_fraction)
         self.own_paths = {"val": val_path, "test": test_path}
         self.seed = 0 if seed is None else seed
@@ -261,7 +265,7 @@ class TextDataModule(L.LightningDataModule):
     @functools.cached_property
     def order(self) -> WindowOrder:
         """The order of the training windows."""
-        return WindowOrder(self.tokens.size("train"), self.block_size, self.seed)
+        return WindowOrder(self.tokens.size("train"), self.block_size, self.seed, self.windows)
 
     def _check_size(self) -> None:
         n_train, n_val = self.tokens.size("train"), self.tokens.size("val")

@@ -4,7 +4,7 @@ The stream of windows is a pure function of (seed, epoch, position). Ranks, accu
 limits only cut it.
 """
 
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -58,25 +58,46 @@ def permute(index: np.ndarray, size: int, key: int) -> np.ndarray:
     return x.astype(np.int64)
 
 
-class WindowOrder:
-    """The order of training windows: one shuffled pass an epoch, shifted by a random phase.
+Windows = Literal["pass", "side_by_side", "every_offset", "random"]
 
-    A window is block_size tokens and the next one. Every phase gives the same number of
-    windows, `n_windows` = n_tokens // block_size - 1.
+
+class WindowOrder:
+    """The order of training windows. A window is block_size tokens and the next one.
+
+    | windows      | an epoch                                                              |
+    | ------------ | --------------------------------------------------------------------- |
+    | pass         | one shuffled pass, side by side, shifted by a random phase            |
+    | side_by_side | the same without the shift (S1)                                       |
+    | every_offset | a window from every token, shuffled (S5)                              |
+    | random       | as many windows as a pass, from anywhere, with replacement (S2, S5)   |
+
+    A pass has n_tokens // block_size - 1 windows whatever its phase.
 
     Args:
         n_tokens: Tokens in the training split.
         block_size: T
-        seed: Of phases and shuffles.
+        seed: Of phases, shuffles and draws.
+        windows: Which of the four.
     """
 
-    def __init__(self, n_tokens: int, block_size: int, seed: int) -> None:
+    def __init__(
+        self, n_tokens: int, block_size: int, seed: int, windows: Windows = "pass"
+    ) -> None:
         self.block_size = block_size
         self.seed = seed
-        self.n_windows = n_tokens // block_size - 1
+        self.windows = windows
+        self.n_starts = n_tokens - block_size
+        a_pass = n_tokens // block_size - 1
+        self.n_windows = self.n_starts if windows == "every_offset" else a_pass
 
     def starts(self, epoch: int, positions: np.ndarray) -> np.ndarray:
         """The first token of the windows at these positions of an epoch, int64."""
-        phase = hashed(self.seed, epoch, 0) % self.block_size
-        index = permute(positions, self.n_windows, hashed(self.seed, epoch, 1))
+        key = hashed(self.seed, epoch, 1)
+        if self.windows == "random":
+            drawn = _mix(_mix(np.asarray(positions, dtype=np.uint64) + key % 2**63) ^ key)
+            return (drawn % self.n_starts).astype(np.int64)
+        index = permute(positions, self.n_windows, key)
+        if self.windows == "every_offset":
+            return index
+        phase = hashed(self.seed, epoch, 0) % self.block_size if self.windows == "pass" else 0
         return phase + index * self.block_size

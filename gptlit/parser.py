@@ -1,11 +1,22 @@
 """Command lines: one parser for every verb, whose errors are one line with the nearest match."""
 
+import os
 import re
 from typing import NoReturn
 
 from jsonargparse import ArgumentParser
 
 from gptlit.messages import UsageError, did_you_mean
+
+
+def from_environment(verb: str) -> list[str]:
+    """`GPTLIT_FIT__MODEL__N_EMBD=64` as `--model.n_embd=64`, for each variable of the verb."""
+    prefix = f"GPTLIT_{verb.upper()}__"
+    return [
+        f"--{name.removeprefix(prefix).lower().replace('__', '.')}={value}"
+        for name, value in sorted(os.environ.items())
+        if name.startswith(prefix)
+    ]
 
 
 class OneLineErrors(ArgumentParser):

@@ -8,11 +8,10 @@ import torch
 from jsonargparse import ActionYesNo, Namespace
 
 from gptlit import checkpoint
-from gptlit.arguments import from_environment
 from gptlit.generation import Sampling, generate_samples, stream_generate
 from gptlit.messages import UsageError, note
 from gptlit.model import GPT
-from gptlit.parser import OneLineErrors
+from gptlit.parser import OneLineErrors, from_environment
 from gptlit.tokenizer import Tokenizer, Unknown, UnknownPieces
 
 SEPARATOR = "---\n"

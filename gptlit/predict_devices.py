@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from gptlit import checkpoint, predict, runs
-from gptlit.arguments import from_environment
+from gptlit.parser import from_environment
 from gptlit.training import LitGPT
 
 

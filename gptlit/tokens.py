@@ -39,9 +39,13 @@ class TokenFile:
         first, end = self.spans[split]
         return end - first
 
+    def n_bytes(self, split: str) -> int:
+        """The number of UTF-8 bytes of a split's text."""
+        return int(self.provenance["sizes"][split]["bytes"])
+
     def bytes_per_token(self, split: str) -> float:
         """UTF-8 bytes of a split's text per token of it."""
-        return self.provenance["sizes"][split]["bytes"] / self.size(split)
+        return self.n_bytes(split) / self.size(split)
 
     def unknown_share(self, split: str) -> float:
         """The share of a split's tokens that stand for unknown words; no figure of such a

@@ -137,6 +137,15 @@ def test_the_slice_is_fixed_spread_and_of_the_training_split(module: Any) -> Non
     assert starts[-1] + 8 <= data.tokens.size("train")
 
 
+@pytest.mark.parametrize("windows", ["pass", "side_by_side", "every_offset", "random"])
+def test_all_kinds_of_windows_are_windows_of_the_text(module: Any, windows: str) -> None:
+    data = module(windows=windows)
+    text = data.tokenizer.decode(data.tokens.split("train"))
+    x, y = next(iter(data.train_dataloader()))
+    for row in torch.cat([x, y[:, -1:]], dim=1):
+        assert data.tokenizer.decode(row.tolist()) in text
+
+
 def test_without_validation_there_is_the_slice_alone(module: Any) -> None:
     data = module(val_fraction=0)
     assert not data.has_validation

@@ -25,7 +25,7 @@ def assert_one_line(result: Result, *told: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ("", ["no verb", "fit, predict, validate, test"]),
+        ("", ["no verb", "fit, predict, validate, test, data"]),
         ("--model.n_layer 3", ["no verb"]),
         ("fitt", ["fitt: unknown verb", "Did you mean fit?"]),
         ("fit --config tinny.yaml", ["--config tinny.yaml", "Did you mean tiny.yaml?"]),
@@ -71,6 +71,10 @@ def assert_one_line(result: Result, *told: str) -> None:
         ("fit --data.path mid.txt --data.batch_size 1 --trainer.max_steps 0", ["nothing to train"]),
         ("fit --trainer.precision 7", ["--trainer.precision 7"]),
         ("fit loose", ["loose", "--name value"]),
+        ("data nowhere.txt", ["nowhere.txt", "gptlit data list"]),
+        ("data empty.txt", ["empty"]),
+        ("data mid.txt --tokenizer [char,words]", ["words", "Did you mean word?"]),
+        ("data mid.txt --val_fraction 2", ["val_fraction 2"]),
         ("validate", ["--ckpt_path best", "gptlit fit"]),
         ("test --ckpt_path short.txt", ["--ckpt_path short.txt"]),
         ("predict", ["--ckpt_path best", "gptlit fit"]),

@@ -21,6 +21,7 @@ FIRST = {
     "checkpoint",
     "arguments",
     "predict",
+    "survey",
 }
 SECOND = {"data", "training", "callbacks", "runs"}
 TOP = {"cli", "predict_devices", "__main__", "__init__"}
@@ -87,6 +88,7 @@ def test_below_the_second_floor_there_is_no_lightning(module: str) -> None:
     [
         ("main(['--help']); main(['--version'])", "torch"),
         ("import gptlit", "torch"),
+        ("assert main(['data', 'list']) == 0", "torch"),
         ("assert main(['predict', '--ckpt_path', CKPT, '--num_samples=2']) == 0", "lightning"),
         ("gptlit.generate(*gptlit.load(CKPT), 'the')", "lightning"),
         ("assert main(['predict', '--ckpt_path', CKPT, '--greedy']) == 0", "tiktoken"),

@@ -70,3 +70,32 @@ def test_epochs_differ_in_phase_and_order() -> None:
 @pytest.mark.parametrize("n_tokens", [0, 1, 7, 15])
 def test_a_text_shorter_than_two_windows_has_none(n_tokens: int) -> None:
     assert WindowOrder(n_tokens, 8, 0).n_windows < 1
+
+
+def test_side_by_side_is_session4s_epoch() -> None:
+    order = WindowOrder(1_115_394, 64, seed=0, windows="side_by_side")
+    assert (order.n_windows, order.n_windows // 32) == (17_427, 544)
+    for epoch in (0, 1):
+        starts = np.sort(order.starts(epoch, np.arange(17_427)))
+        np.testing.assert_array_equal(starts, np.arange(17_427) * 64)
+
+
+def test_every_offset_is_every_offset() -> None:
+    order = WindowOrder(100, 8, seed=0, windows="every_offset")
+    starts = order.starts(0, np.arange(order.n_windows))
+    assert sorted(starts.tolist()) == list(range(92))  # 91 + 8 + 1 tokens are the whole text
+    assert (order.starts(1, np.arange(92)) != starts).any()
+
+
+def test_random_windows_are_uniform_with_replacement() -> None:
+    order = WindowOrder(100, 8, seed=0, windows="random")
+    assert order.n_windows == 11
+    starts = np.concatenate([order.starts(epoch, np.arange(11)) for epoch in range(4000)])
+    counts = np.bincount(starts, minlength=92)
+    assert len(counts) == 92
+    # 478 expected each, standard deviation 22
+    assert counts.min() > 370
+    assert counts.max() < 590
+    epochs = {tuple(order.starts(epoch, np.arange(11))) for epoch in range(50)}
+    assert len(epochs) == 50
+    assert any(len(set(epoch)) < 11 for epoch in epochs)
