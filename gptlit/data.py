@@ -1,8 +1,8 @@
 """TextDataModule: a text's windows in batches, in an order that is arithmetic."""
 
-import dataclasses
 import functools
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from gptlit import corpora, tokens
-from gptlit.messages import UsageError
+from gptlit.cleaning import AS_IT_IS, CleaningOptions
+from gptlit.messages import UsageError, note
 from gptlit.order import WindowOrder, Windows
 from gptlit.tokenizer import Tokenizer, TokenizerOptions, parse_options
 from gptlit.tokens import TokenFile
@@ -161,6 +162,7 @@ class TextDataModule(L.LightningDataModule):
         path: A text of your own, which wins over corpus: a UTF-8 file, a folder or a glob of
             .txt, .md or .jsonl files, also as .gz or .zst.
         jsonl_field: The field of .jsonl files that holds the text.
+        cleaning: What to take out of the text first; nothing by default.
         tokenizer: What a token is: char, word, word:reversible, tiktoken:gpt2, bpe:1024, or
             the same with options of its own.
         batch_size: Windows in a batch of each process.
@@ -181,6 +183,7 @@ class TextDataModule(L.LightningDataModule):
         corpus: str = "shakespeare",
         path: str | None = None,
         jsonl_field: str = "text",
+        cleaning: CleaningOptions = AS_IT_IS,
         tokenizer: TokenizerOptions | str = "char",
         batch_size: int = 12,
         block_size: int = 64,
@@ -193,15 +196,16 @@ class TextDataModule(L.LightningDataModule):
         data_dir: str = "data",
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["tokenizer"])
+        self.save_hyperparameters(ignore=["tokenizer", "cleaning"])
         options = parse_options(tokenizer)
         # plain data: a checkpoint that holds an object of ours would not load safely
-        self.save_hyperparameters({"tokenizer": dataclasses.asdict(options)})
+        plain = {"tokenizer": asdict(options), "cleaning": asdict(cleaning)}
+        self.save_hyperparameters(plain)
         if batch_size < 1:
             raise UsageError(f"--data.batch_size {batch_size}: must be 1 or more")
         self.corpus = corpus
         self.path = path
-        self.jsonl_field = jsonl_field
+        self.reading: dict[str, Any] = {"jsonl_field": jsonl_field, "cleaning": cleaning}
         self.tokenizer_or_options: TokenizerOptions | Tokenizer = options
         self.batch_size = batch_size
         self.block_size = block_size
@@ -237,6 +241,8 @@ class TextDataModule(L.LightningDataModule):
     def prepare_data(self) -> None:
         # only one process of a machine is called; the others open in setup what it made
         self._tokens = self._prepare()
+        for line in self._tokens.provenance["report"]:
+            note(f"cleaning: {line}")
 
     def setup(self, stage: str) -> None:
         if self._tokens is None:
@@ -245,8 +251,7 @@ class TextDataModule(L.LightningDataModule):
             self._check_size()
 
     def _prepare(self) -> TokenFile:
-        field = self.jsonl_field
-        text = corpora.load(self.corpus, self.path, self.folder, jsonl_field=field)
+        text = corpora.load(self.corpus, self.path, self.folder, **self.reading)
         if self.expected_sha256 not in (None, text.sha256):
             raise UsageError(
                 f"--data.path {text.name}: the text has changed since it was trained on; give "
@@ -254,7 +259,7 @@ class TextDataModule(L.LightningDataModule):
             )
         own_texts = {
             name: corpora.load(
-                "", path, self.folder, path_option=f"--data.{name}_path", jsonl_field=field
+                "", path, self.folder, path_option=f"--data.{name}_path", **self.reading
             )
             for name, path in self.own_paths.items()
             if path

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from gptlit import corpora, tokens
+from gptlit.cleaning import CleaningOptions
 from gptlit.corpora import CORPORA, Text
-from gptlit.messages import UsageError
+from gptlit.messages import UsageError, note
 from gptlit.parser import OneLineErrors, from_environment
 from gptlit.tokenizer import Tokenizer, UnknownPieces, parse_options
 from gptlit.tokens import SPLITS, TokenFile
@@ -34,6 +35,7 @@ def parser() -> OneLineErrors:
         help="One or more, side by side: [char, word, bpe:1024, tiktoken:gpt2].",
     )
     options.add_argument("--jsonl_field", type=str, default="text", help="As for fit.")
+    options.add_class_arguments(CleaningOptions, "cleaning")
     options.add_argument("--tokenize", type=str, default=None, help="Show the pieces of a string.")
     options.add_argument("--val_fraction", type=float, default=0.1, help="As for fit.")
     options.add_argument(
@@ -134,8 +136,16 @@ def main(argv: Sequence[str]) -> None:
             f"{path}: no such file, and not one of the known {', '.join(CORPORA)}; "
             "gptlit data list tells of them"
         )
-    field = options.jsonl_field
-    text = corpora.load(options.text, path, folder, path_option="gptlit data", jsonl_field=field)
+    text = corpora.load(
+        options.text,
+        path,
+        folder,
+        path_option="gptlit data",
+        jsonl_field=options.jsonl_field,
+        cleaning=CleaningOptions(**options.cleaning.as_dict()),
+    )
+    for line in text.report:
+        note(f"cleaning: {line}")
     default = ["char"] if options.tokenize is None else SIDE_BY_SIDE
 
     def prepared(short: str) -> TokenFile:

@@ -14,7 +14,7 @@ from gptlit.corpora import Text
 from gptlit.messages import UsageError
 from gptlit.tokenizer import Tokenizer, TokenizerOptions, UnknownPieces
 
-FORMAT = 2
+FORMAT = 3
 SPLITS = ("train", "val", "test")
 
 
@@ -159,6 +159,7 @@ def _write(
         "sha256": text.sha256,
         "own_texts": {name: [own.name, own.sha256] for name, own in own_texts.items()},
         "sizes": sizes,
+        "report": [line for each in (text, *own_texts.values()) for line in each.report],
     }
     facts = {
         "dtype": np.dtype(dtype).name,

@@ -130,8 +130,8 @@ def test_a_folder_a_glob_and_packed_files_are_one_text(tmp_path: Path) -> None:
 def test_the_field_of_jsonl_can_be_named(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text('{"body": "b", "text": "t"}', encoding="utf-8")
     path = str(tmp_path / "x.jsonl")
-    assert corpora.load("", path, tmp_path).text == "t\n"
-    assert corpora.load("", path, tmp_path, jsonl_field="body").text == "b\n"
+    assert corpora.load("", path, tmp_path).text == "t"
+    assert corpora.load("", path, tmp_path, jsonl_field="body").text == "b"
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,20 @@ import gptlit
 from tests.conftest import Run
 
 PACKAGE = Path(gptlit.__file__).parent
-GROUND = {"messages", "assets", "parser", "attention", "sampling", "optim", "metrics", "order"}
+GROUND = {
+    "messages",
+    "assets",
+    "cleaning",
+    "parser",
+    "attention",
+    "sampling",
+    "optim",
+    "metrics",
+    "order",
+}
 FIRST = {
     "corpora",
+    "encodings",
     "tokenizer",
     "tokens",
     "model",
