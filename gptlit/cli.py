@@ -24,6 +24,7 @@ from gptlit.messages import UsageError, note
 from gptlit.parser import OneLineErrors
 from gptlit.training import LitGPT
 
+TEXT_OPTIONS = ("--data.path", "--data.corpus", "--data.jsonl_field", "--data.cleaning")
 TRAINER_DEFAULTS = {
     "max_epochs": -1,
     "max_steps": 1000,
@@ -105,8 +106,8 @@ class GptlitCLI(LightningCLI):
 
     def __init__(self, verb: str, arguments: Sequence[str]) -> None:
         words, self.start = expand(verb, arguments)
-        # text options given now, or is the text the checkpoint's own?
-        self.text_given = any(word.startswith("--data.") for word in words)
+        # whether the text is named now, or is that of the checkpoint
+        self.text_given = any(word.startswith(TEXT_OPTIONS) for word in words)
         self.precision_reason = "as asked"
         self.folder: runs.RunFolder | None = None
         super().__init__(
@@ -336,3 +337,4 @@ def main(arguments: Sequence[str]) -> None:
             predict_devices.main(rest)
         else:
             GptlitCLI(verb, rest)
+        runs.part()

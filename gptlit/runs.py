@@ -40,6 +40,16 @@ def as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list) else [value]
 
 
+def part() -> None:
+    """Let all processes of a finished run leave together.
+
+    One that goes while another still talks can make gloo abort it, with all its work done.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
 def refusing(function: Callable[..., T], *arguments: Any, **options: Any) -> T:
     """Call a function of Lightning's, whose refusals of options become a UsageError."""
     try:

@@ -1,5 +1,6 @@
 """A small text, a small trained run, and `gptlit` called in-process."""
 
+import csv
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -69,6 +70,11 @@ def gptlit(
         return Result(code, captured.out, captured.err)
 
     return call
+
+
+def read_metrics(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 @dataclass

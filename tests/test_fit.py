@@ -1,6 +1,5 @@
-"""The verbs as users type them."""
+"""`gptlit fit`, as users type it."""
 
-import csv
 import re
 import subprocess
 import sys
@@ -19,17 +18,9 @@ from gptlit.__main__ import main
 from gptlit.arguments import shipped_configs
 from gptlit.callbacks import Throughput
 from gptlit.corpora import CORPORA
-from tests.conftest import TINY, Result, Run, made_up_text
+from tests.conftest import TINY, Result, Run, made_up_text, read_metrics
 
 Call = Callable[..., Result]
-
-
-def read_metrics(folder: Path) -> list[dict[str, str]]:
-    with (folder / "metrics.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-# ---------------------------------------------------------------- fit
 
 
 def test_a_run_leaves_what_the_design_says(run: Run) -> None:
@@ -401,149 +392,3 @@ def test_two_processes_train_and_validate(
     for name in ("val/loss", "val/bits_per_byte", "train/loss_eval", "train/loss"):
         values = [[float(row[name]) for row in part if row[name]] for part in rows]
         assert values[0] == pytest.approx(values[1], abs=1e-4), name
-
-
-# ---------------------------------------------------------------- predict
-
-
-def predict(gptlit: Call, run: Run, *options: Any) -> Result:
-    path = run.folder / "checkpoints" / "last.ckpt"
-    return gptlit("predict", "--ckpt_path", path, "--max_new_tokens", 15, *options)
-
-
-def test_predict_gives_text_and_nothing_else(gptlit: Call, run: Run) -> None:
-    result = predict(gptlit, run, "--prompt", "ROMEO:")
-    model, tokenizer = package.load(run.folder / "checkpoints" / "last.ckpt")
-    text = package.generate(model, tokenizer, "ROMEO:", max_new_tokens=15)
-    assert result.out == (text if text.endswith("\n") else text + "\n")
-    assert result.err == ""
-    assert result.code == 0
-
-
-def test_samples_are_those_of_their_seeds(gptlit: Call, run: Run) -> None:
-    alone = [predict(gptlit, run, "--seed", seed).out for seed in (5, 6, 7)]
-    batch = predict(gptlit, run, "--seed", 5, "--num_samples", 3)
-    assert batch.out == "---\n".join(alone)
-
-
-def test_the_trainer_writes_the_same(gptlit: Call, run: Run) -> None:
-    options = ["--num_samples", 3, "--prompt", "the", "--top_k", 5, "--temperature", 1.5]
-    plain = predict(gptlit, run, *options)
-    through = predict(gptlit, run, *options, "--trainer.accelerator", "cpu")
-    assert through.code == 0, through.err
-    assert through.out == plain.out
-
-
-def test_two_devices_write_the_same(run: Run, tmp_path: Path) -> None:
-    path = run.folder / "checkpoints" / "last.ckpt"
-    command = [sys.executable, "-m", "gptlit", "predict", f"--ckpt_path={path}"]
-    command += ["--max_new_tokens=15", "--num_samples=3"]
-    devices = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
-    outputs = [
-        subprocess.run(one, cwd=tmp_path, capture_output=True, text=True, timeout=55, check=True)
-        for one in (command, command + devices)
-    ]
-    assert outputs[0].stdout == outputs[1].stdout
-
-
-def test_greedy_is_temperature_zero_is_top_1(gptlit: Call, run: Run) -> None:
-    ways = [["--greedy"], ["--greedy=true"], ["--temperature", 0], ["--top_k", 1]]
-    assert len({predict(gptlit, run, *way, "--prompt", "the").out for way in ways}) == 1
-
-
-def test_an_empty_prompt_and_an_over_long_one(gptlit: Call, run: Run) -> None:
-    assert len(predict(gptlit, run).out.rstrip("\n")) <= 15
-    result = predict(gptlit, run, "--prompt", "the king and")
-    assert "warning: --prompt has 12 tokens; the model sees its last 8 at once" in result.err
-    assert result.out.startswith("the king and")
-
-
-def test_unknown_characters_are_told_or_dropped(gptlit: Call, run: Run) -> None:
-    result = predict(gptlit, run, "--prompt", "the ß")
-    assert result.code == 2
-    assert result.out == ""
-    assert "--prompt: 'ß' not in the vocabulary" in result.err
-    skipped = predict(gptlit, run, "--prompt", "the ß", "--unknown", "skip")
-    assert "warning: --prompt: dropped 'ß'" in skipped.err
-    assert skipped.out == predict(gptlit, run, "--prompt", "the ").out
-
-
-def test_predict_streams_to_a_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    flushes = []
-
-    class Terminal:
-        text = ""
-
-        def isatty(self) -> bool:
-            return True
-
-        def write(self, text: str) -> None:
-            self.text += text
-
-        def flush(self) -> None:
-            flushes.append(len(self.text))
-
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stdout", terminal)
-    path = run.folder / "checkpoints" / "last.ckpt"
-    assert main(["predict", "--ckpt_path", str(path), "--max_new_tokens", "9"]) == 0
-    assert flushes[:9] == list(range(9))
-
-
-def test_a_closed_pipe_is_no_error(run: Run) -> None:
-    path = run.folder / "checkpoints" / "last.ckpt"
-    command = (
-        f"{sys.executable} -m gptlit predict --ckpt_path {path} --max_new_tokens 9000 | head -c1"
-    )
-    done = subprocess.run(
-        ["bash", "-c", f"{command}; exit ${{PIPESTATUS[0]}}"], capture_output=True, timeout=55
-    )
-    assert done.stderr == b""
-    assert done.returncode == 141
-
-
-# ---------------------------------------------------------------- validate, test
-
-
-def figures(result: Result) -> dict[str, str]:
-    return dict(line.split(maxsplit=1) for line in result.out.splitlines())
-
-
-def test_validate_prints_what_training_logged(gptlit: Call, run: Run) -> None:
-    result = gptlit("validate", "--ckpt_path", run.folder / "checkpoints" / "last.ckpt")
-    assert result.code == 0
-    told = figures(result)
-    last = next(row for row in reversed(read_metrics(run.folder)) if row["val/loss"])
-    for name in ("val/loss", "val/perplexity", "val/bits_per_byte"):
-        assert float(told[name]) == pytest.approx(float(last[name]), abs=1e-5)
-    assert int(told["tokens"]) == len(made_up_text()) - int(0.9 * len(made_up_text()))
-    assert "val/gap" not in told
-
-
-def test_validate_on_another_text(gptlit: Call, run: Run) -> None:
-    path = run.folder / "checkpoints" / "last.ckpt"
-    Path("other.txt").write_text("the king and thy love\n", encoding="utf-8")
-    result = gptlit(
-        "validate", "--ckpt_path", path, "--data.path=other.txt", "--data.val_fraction=0.9999"
-    )
-    assert result.code == 0, result.err
-    assert int(figures(result)["tokens"]) == 22
-    assert not result.err
-
-
-def test_a_split_that_was_trained_on_is_told(gptlit: Call, run: Run) -> None:
-    path = run.folder / "checkpoints" / "last.ckpt"
-    result = gptlit("validate", "--ckpt_path", path, "--data.val_fraction=0.5")
-    assert "warning: the val split overlaps the text that the model was trained on" in result.err
-
-
-def test_test_needs_a_test_split(gptlit: Call, run: Run) -> None:
-    path = run.folder / "checkpoints" / "last.ckpt"
-    result = gptlit("test", "--ckpt_path", path)
-    assert result.code == 2
-    assert "--data.test_fraction" in result.err
-    Path("other.txt").write_text("the king and thy love\n", encoding="utf-8")
-    result = gptlit("test", "--ckpt_path", path, "--data.test_path=other.txt")
-    assert result.code == 0
-    assert {"test/loss", "test/perplexity", "test/bits_per_byte"} <= set(figures(result))
-    assert figures(result)["tokens"] == "22"

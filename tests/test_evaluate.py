@@ -1,0 +1,54 @@
+"""`gptlit validate` and `gptlit test`, as users type them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Result, Run, made_up_text, read_metrics
+
+Call = Callable[..., Result]
+
+
+def figures(result: Result) -> dict[str, str]:
+    return dict(line.split(maxsplit=1) for line in result.out.splitlines())
+
+
+def test_validate_prints_what_training_logged(gptlit: Call, run: Run) -> None:
+    result = gptlit("validate", "--ckpt_path", run.folder / "checkpoints" / "last.ckpt")
+    assert result.code == 0
+    told = figures(result)
+    last = next(row for row in reversed(read_metrics(run.folder)) if row["val/loss"])
+    for name in ("val/loss", "val/perplexity", "val/bits_per_byte"):
+        assert float(told[name]) == pytest.approx(float(last[name]), abs=1e-5)
+    assert int(told["tokens"]) == len(made_up_text()) - int(0.9 * len(made_up_text()))
+    assert "val/gap" not in told
+
+
+def test_validate_on_another_text(gptlit: Call, run: Run) -> None:
+    path = run.folder / "checkpoints" / "last.ckpt"
+    Path("other.txt").write_text("the king and thy love\n", encoding="utf-8")
+    result = gptlit(
+        "validate", "--ckpt_path", path, "--data.path=other.txt", "--data.val_fraction=0.9999"
+    )
+    assert result.code == 0, result.err
+    assert int(figures(result)["tokens"]) == 22
+    assert not result.err
+
+
+def test_a_split_that_was_trained_on_is_told(gptlit: Call, run: Run) -> None:
+    path = run.folder / "checkpoints" / "last.ckpt"
+    result = gptlit("validate", "--ckpt_path", path, "--data.val_fraction=0.5")
+    assert "warning: the val split overlaps the text that the model was trained on" in result.err
+
+
+def test_test_needs_a_test_split(gptlit: Call, run: Run) -> None:
+    path = run.folder / "checkpoints" / "last.ckpt"
+    result = gptlit("test", "--ckpt_path", path)
+    assert result.code == 2
+    assert "--data.test_fraction" in result.err
+    Path("other.txt").write_text("the king and thy love\n", encoding="utf-8")
+    result = gptlit("test", "--ckpt_path", path, "--data.test_path=other.txt")
+    assert result.code == 0
+    assert {"test/loss", "test/perplexity", "test/bits_per_byte"} <= set(figures(result))
+    assert figures(result)["tokens"] == "22"

@@ -1,0 +1,112 @@
+"""`gptlit predict`, as users type it."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gptlit as package
+from gptlit.__main__ import main
+from tests.conftest import Result, Run
+
+Call = Callable[..., Result]
+
+
+def predict(gptlit: Call, run: Run, *options: Any) -> Result:
+    path = run.folder / "checkpoints" / "last.ckpt"
+    return gptlit("predict", "--ckpt_path", path, "--max_new_tokens", 15, *options)
+
+
+def test_predict_gives_text_and_nothing_else(gptlit: Call, run: Run) -> None:
+    result = predict(gptlit, run, "--prompt", "ROMEO:")
+    model, tokenizer = package.load(run.folder / "checkpoints" / "last.ckpt")
+    text = package.generate(model, tokenizer, "ROMEO:", max_new_tokens=15)
+    assert result.out == (text if text.endswith("\n") else text + "\n")
+    assert result.err == ""
+    assert result.code == 0
+
+
+def test_samples_are_those_of_their_seeds(gptlit: Call, run: Run) -> None:
+    alone = [predict(gptlit, run, "--seed", seed).out for seed in (5, 6, 7)]
+    batch = predict(gptlit, run, "--seed", 5, "--num_samples", 3)
+    assert batch.out == "---\n".join(alone)
+
+
+def test_the_trainer_writes_the_same(gptlit: Call, run: Run) -> None:
+    options = ["--num_samples", 3, "--prompt", "the", "--top_k", 5, "--temperature", 1.5]
+    plain = predict(gptlit, run, *options)
+    through = predict(gptlit, run, *options, "--trainer.accelerator", "cpu")
+    assert through.code == 0, through.err
+    assert through.out == plain.out
+
+
+def test_two_devices_write_the_same(run: Run, tmp_path: Path) -> None:
+    path = run.folder / "checkpoints" / "last.ckpt"
+    command = [sys.executable, "-m", "gptlit", "predict", f"--ckpt_path={path}"]
+    command += ["--max_new_tokens=15", "--num_samples=3"]
+    devices = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    outputs = [
+        subprocess.run(one, cwd=tmp_path, capture_output=True, text=True, timeout=55)
+        for one in (command, command + devices)
+    ]
+    assert [done.returncode for done in outputs] == [0, 0], outputs[1].stderr
+    assert outputs[0].stdout == outputs[1].stdout
+
+
+def test_greedy_is_temperature_zero_is_top_1(gptlit: Call, run: Run) -> None:
+    ways = [["--greedy"], ["--greedy=true"], ["--temperature", 0], ["--top_k", 1]]
+    assert len({predict(gptlit, run, *way, "--prompt", "the").out for way in ways}) == 1
+
+
+def test_an_empty_prompt_and_an_over_long_one(gptlit: Call, run: Run) -> None:
+    assert len(predict(gptlit, run).out.rstrip("\n")) <= 15
+    result = predict(gptlit, run, "--prompt", "the king and")
+    assert "warning: --prompt has 12 tokens; the model sees its last 8 at once" in result.err
+    assert result.out.startswith("the king and")
+
+
+def test_unknown_characters_are_told_or_dropped(gptlit: Call, run: Run) -> None:
+    result = predict(gptlit, run, "--prompt", "the ß")
+    assert result.code == 2
+    assert result.out == ""
+    assert "--prompt: 'ß' not in the vocabulary" in result.err
+    skipped = predict(gptlit, run, "--prompt", "the ß", "--unknown", "skip")
+    assert "warning: --prompt: dropped 'ß'" in skipped.err
+    assert skipped.out == predict(gptlit, run, "--prompt", "the ").out
+
+
+def test_predict_streams_to_a_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushes = []
+
+    class Terminal:
+        text = ""
+
+        def isatty(self) -> bool:
+            return True
+
+        def write(self, text: str) -> None:
+            self.text += text
+
+        def flush(self) -> None:
+            flushes.append(len(self.text))
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    path = run.folder / "checkpoints" / "last.ckpt"
+    assert main(["predict", "--ckpt_path", str(path), "--max_new_tokens", "9"]) == 0
+    assert flushes[:9] == list(range(9))
+
+
+def test_a_closed_pipe_is_no_error(run: Run) -> None:
+    path = run.folder / "checkpoints" / "last.ckpt"
+    command = (
+        f"{sys.executable} -m gptlit predict --ckpt_path {path} --max_new_tokens 9000 | head -c1"
+    )
+    done = subprocess.run(
+        ["bash", "-c", f"{command}; exit ${{PIPESTATUS[0]}}"], capture_output=True, timeout=55
+    )
+    assert done.stderr == b""
+    assert done.returncode == 141
