@@ -199,6 +199,7 @@ class RunCheckpoint(ModelCheckpoint):
         super().__init__(
             folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=False
         )
+        self._final_step_saved = -1
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
         """Save the last step of a run while the loops still stand where they can go on.
@@ -209,14 +210,14 @@ class RunCheckpoint(ModelCheckpoint):
         final = trainer.should_stop or 0 < trainer.max_steps <= trainer.global_step
         if final and not self._should_skip_saving_checkpoint(trainer):
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
-            self._last_global_step_saved = -1
+            self._final_step_saved, self._last_global_step_saved = trainer.global_step, -1
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.fast_dev_run or not trainer.global_step:
             return
         last, best = (Path(self.dirpath or "") / f"{name}.ckpt" for name in ("last", "best"))
-        if not trainer.strategy.broadcast(last.exists()):
-            trainer.save_checkpoint(last)
+        if trainer.global_step not in (self._final_step_saved, self._last_global_step_saved):
+            trainer.save_checkpoint(last)  # ended by its epochs, between two validations
         if trainer.is_global_zero and not best.exists():
             shutil.copyfile(last, best)
 

@@ -234,6 +234,15 @@ def test_a_run_by_epochs_is_validated_too(gptlit: Call, text_file: Path) -> None
     assert any(row["val/loss"] for row in read_metrics(Path("lightning_logs/version_0")))
 
 
+def test_a_run_by_epochs_saves_its_end(gptlit: Call, text_file: Path) -> None:
+    """8 steps, validated after 3 and 6: last.ckpt is that of step 8."""
+    by_epochs = ["--trainer.max_steps=-1", "--trainer.max_epochs=2", "--data.batch_size=300"]
+    assert fit(gptlit, text_file, *by_epochs, "--trainer.val_check_interval=3").code == 0
+    folder = Path("lightning_logs/version_0")
+    assert [int(row["step"]) for row in read_metrics(folder) if row["val/loss"]] == [2, 5]
+    assert checkpoint.read(folder / "checkpoints" / "last.ckpt")["global_step"] == 8
+
+
 def test_the_eta_is_told_once(gptlit: Call, text_file: Path) -> None:
     options = ["--trainer.max_steps=30", "--trainer.accumulate_grad_batches=3"]
     told = fit(gptlit, text_file, *options).out

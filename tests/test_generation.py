@@ -130,4 +130,4 @@ def test_a_context_of_one_token(model: GPT) -> None:
 def test_settings_that_can_not_work(settings: dict[str, float]) -> None:
     (name, value), *_ = settings.items()
     with pytest.raises(UsageError, match=f"--{name} {value}"):
-        Sampling(**settings)  # type: ignore[arg-type]
+        Sampling(**settings)  # type: ignore[arg-type]  # any option

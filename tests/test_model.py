@@ -11,7 +11,7 @@ from gptlit.model import GPT, GPTConfig, KVCache
 def gpt(**options: object) -> GPT:
     torch.manual_seed(0)
     sizes = {"vocab_size": 11, "n_layer": 2, "n_head": 2, "n_embd": 8, "block_size": 6}
-    return GPT(GPTConfig(**{**sizes, **options})).eval()  # type: ignore[arg-type]
+    return GPT(GPTConfig(**{**sizes, **options})).eval()  # type: ignore[arg-type]  # any option
 
 
 def parameters_by_hand(V: int, T: int, C: int, L: int) -> int:
@@ -168,4 +168,4 @@ def test_every_parameter_learns() -> None:
 )
 def test_sizes_that_can_not_work(options: dict[str, float], told: str) -> None:
     with pytest.raises(UsageError, match=told):
-        GPTConfig(vocab_size=11, **options)  # type: ignore[arg-type]
+        GPTConfig(vocab_size=11, **options)  # type: ignore[arg-type]  # any option
