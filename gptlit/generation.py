@@ -108,8 +108,7 @@ def _steps(
 ) -> Iterator[Tensor]:
     """`generate_step` for one prompt of (T,) ids, once for each seed.
 
-    An empty prompt starts from a newline, or from token 0 where there is none, which is not
-    part of the text.
+    An empty prompt starts from the tokenizer's `start_id`, which is not part of the text.
     """
     ids = ids if len(ids) else np.array([tokenizer.start_id])
     prompt = torch.as_tensor(ids.astype(np.int64), device=model.lm_head.weight.device)
@@ -126,7 +125,8 @@ def stream_generate(
     use_cache: bool = True,
     **sampling: Any,
 ) -> Iterator[str]:
-    """Yield the prompt, then its continuation piece by piece.
+    """Yield the prompt, then its continuation piece by piece, up to the end of sequence if the
+    tokenizer has one.
 
     Args:
         model: The model that writes.
@@ -145,7 +145,9 @@ def stream_generate(
     spell = tokenizer.speller()
     yield "".join(map(spell, ids.tolist()))
     for step in _steps(model, tokenizer, ids, settings, [seed], use_cache):
-        yield spell(int(step))
+        if (id_ := int(step)) == tokenizer.eos_id:
+            return
+        yield spell(id_)
 
 
 def generate(model: GPT, tokenizer: Tokenizer, prompt: str = "", **options: Any) -> str:
@@ -170,6 +172,14 @@ def generate_samples(
     """
     settings = Sampling(**sampling)
     ids = encode_prompt(tokenizer, prompt, unknown)
-    steps = list(_steps(model, tokenizer, ids, settings, seeds, use_cache))
+    steps: list[Tensor] = []
+    ended = torch.zeros(len(seeds), dtype=torch.bool)
+    for step in _steps(model, tokenizer, ids, settings, seeds, use_cache):
+        steps.append(step)
+        if tokenizer.eos_id is not None:
+            ended |= step.cpu() == tokenizer.eos_id
+            if ended.all():
+                break
     rows = torch.stack(steps, dim=1).tolist() if steps else [[]] * len(seeds)
+    rows = [row[: row.index(tokenizer.eos_id)] if tokenizer.eos_id in row else row for row in rows]
     return [tokenizer.decode(ids.tolist() + row) for row in rows]

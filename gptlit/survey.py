@@ -1,5 +1,7 @@
 """`gptlit data`: what a text is, under one or more tokenizers, without training. No torch."""
 
+import dataclasses
+import os
 import shutil
 import textwrap
 from collections.abc import Callable, Sequence
@@ -7,14 +9,17 @@ from pathlib import Path
 
 import numpy as np
 
-from gptlit import corpora, tokens
+from gptlit import corpora, preparing
 from gptlit.cleaning import CleaningOptions
-from gptlit.corpora import CORPORA, Text
+from gptlit.corpora import CORPORA
 from gptlit.messages import UsageError, note
 from gptlit.parser import OneLineErrors, from_environment
+from gptlit.splits import SPLITS, Splitting
 from gptlit.tokenizer import Tokenizer, UnknownPieces, parse_options
-from gptlit.tokens import SPLITS, TokenFile
+from gptlit.tokens import TokenFile
 
+COUNT_AT_ONCE = 1 << 20
+MANY_WINDOWS = 500
 SIDE_BY_SIDE = ["char", "word", "bpe:1024", "tiktoken:gpt2"]
 
 
@@ -30,17 +35,17 @@ def parser() -> OneLineErrors:
     )
     options.add_argument(
         "--tokenizer",
-        type=list[str],
+        type=list[str] | str,
         default=None,
-        help="One or more, side by side: [char, word, bpe:1024, tiktoken:gpt2].",
+        help="One, or more side by side: [char, word, bpe:1024, tiktoken:gpt2].",
     )
     options.add_argument("--jsonl_field", type=str, default="text", help="As for fit.")
     options.add_class_arguments(CleaningOptions, "cleaning")
     options.add_argument("--tokenize", type=str, default=None, help="Show the pieces of a string.")
-    options.add_argument("--val_fraction", type=float, default=0.1, help="As for fit.")
     options.add_argument(
-        "--test_fraction", type=float, default=0.0, help="As --data.test_fraction."
+        "--eos", type=bool, default=False, help="Close each document by an end-of-sequence token."
     )
+    options.add_class_arguments(Splitting)
     options.add_argument("--data_dir", type=str, default="data", help="As for fit.")
     return options
 
@@ -51,27 +56,64 @@ def entropy_bits(counts: np.ndarray) -> float:
     return float(-(shares * np.log2(shares)).sum())
 
 
-def figures(text: Text, file: TokenFile) -> dict[str, str]:
+def figures(file: TokenFile) -> dict[str, str]:
     """What there is to tell of a text under one tokenizer, by name."""
-    n_tokens, n_bytes = len(file.ids), sum(file.n_bytes(split) for split in SPLITS)
+    sizes = file.provenance["sizes"].values()
+    n_tokens, n_bytes = len(file.ids), sum(size["bytes"] for size in sizes)
+    n_chars, n_unknown = (sum(size[name] for size in sizes) for name in ("characters", "unknown"))
     per_byte = n_tokens / n_bytes
-    counts = np.bincount(file.ids, minlength=file.tokenizer.vocab_size)
-    unknown = counts[file.tokenizer.unknown_id] if file.tokenizer.unknown_id is not None else 0
+    lengths = file.document_lengths()
+    median, long = np.percentile(lengths, [50, 95])
     first = [shown(piece) for piece in pieces(file.tokenizer, file.ids[:6])]
     return {
-        "characters": f"{len(text.text):,}",
+        "characters": f"{n_chars:,}",
         "bytes": f"{n_bytes:,}",
-        "distinct characters": f"{len(set(text.text)):,}",
+        "distinct characters": f"{file.provenance['distinct']:,}",
         "vocabulary": f"{file.tokenizer.vocab_size:,}",
         "tokens": f"{n_tokens:,}",
         **{f"  {split}": f"{file.size(split):,}" for split in SPLITS if file.size(split)},
-        "unknown": f"{unknown / n_tokens:.2%}",
-        "characters a token": f"{len(text.text) / n_tokens:.3f}",
+        "unknown": f"{n_unknown / n_tokens:.2%}",
+        "characters a token": f"{n_chars / n_tokens:.3f}",
         "bits per byte, uniform": f"{np.log2(file.tokenizer.vocab_size) * per_byte:.3f}",
-        "bits per byte, unigram": f"{entropy_bits(counts) * per_byte:.3f}",
+        "bits per byte, unigram": f"{entropy_bits(token_counts(file)) * per_byte:.3f}",
+        "documents": f"{len(lengths):,}",
+        "  median tokens": f"{median:,.0f}",
+        "  95th percentile": f"{long:,.0f}",
+        "suggested block sizes": _from_to(suggested_block_sizes(file)),
         "first tokens": "|".join(first),
         "first ids": " ".join(map(str, file.ids[:6].tolist())),
     }
+
+
+def _from_to(sizes: list[int]) -> str:
+    if len(sizes) < 2:
+        return str(sizes[0]) if sizes else "none: too short"
+    return f"{sizes[0]} to {sizes[-1]}"
+
+
+def token_counts(file: TokenFile) -> np.ndarray:
+    """(vocab_size,) how often each token occurs; the file is read block by block."""
+    counts = np.zeros(file.tokenizer.vocab_size, dtype=np.int64)
+    for first in range(0, len(file.ids), COUNT_AT_ONCE):
+        block = file.ids[first : first + COUNT_AT_ONCE]
+        counts += np.bincount(block, minlength=len(counts))
+    return counts
+
+
+def suggested_block_sizes(file: TokenFile) -> list[int]:
+    """Powers of two that suit a text.
+
+    Of each a pass has at least MANY_WINDOWS windows, and a validation split at least one. The
+    largest is the first that holds 95 of 100 documents whole: more context would stay unused.
+    """
+    long = np.percentile(file.document_lengths(), 95)
+    n_held_out = min((n for n in map(file.size, SPLITS[1:]) if n), default=len(file.ids))
+    sizes = [2**power for power in range(4, 14)]
+    return [
+        size
+        for size in sizes
+        if file.size("train") // size > MANY_WINDOWS and size <= n_held_out and size < 2 * long
+    ]
 
 
 def pieces(tokenizer: Tokenizer, ids: np.ndarray) -> list[str]:
@@ -114,8 +156,12 @@ def known_corpora(folder: Path) -> str:
     """The corpora known by name, a line each, with what is cached under `folder`."""
     lines = []
     for name, corpus in CORPORA.items():
-        cached = "cached" if (folder / corpus.filename).is_file() else "not fetched yet"
-        lines.append(f"{name:<16}{corpus.about}; {corpus.licence}; {cached}")
+        own = os.environ.get("GPTLIT_DATA_DIR")
+        places = [Path(own), folder] if own else [folder]
+        at = [place for place in places if (place / corpus.filename).is_file()]
+        cached = f"in {at[0]}" if at else "not fetched yet"
+        size = f"{corpus.n_bytes / 1e6:.1f} MB"
+        lines.append(f"{name:<16}{size:<8}{corpus.about}; {corpus.licence}; {cached}")
     return "\n".join(lines)
 
 
@@ -144,23 +190,22 @@ def main(argv: Sequence[str]) -> None:
         jsonl_field=options.jsonl_field,
         cleaning=CleaningOptions(**options.cleaning.as_dict()),
     )
-    for line in text.report:
-        note(f"cleaning: {line}")
-    default = ["char"] if options.tokenize is None else SIDE_BY_SIDE
-
-    def prepared(short: str) -> TokenFile:
-        return tokens.prepare(
+    splitting = Splitting(**{name: options[name] for name in Splitting.__dataclass_fields__})
+    chosen = options.tokenizer or (["char"] if options.tokenize is None else SIDE_BY_SIDE)
+    files = {
+        short: preparing.prepare(
             text,
             folder / "tokens",
-            tokenizer=parse_options(short),
-            val_fraction=options.val_fraction,
-            test_fraction=options.test_fraction,
+            tokenizer=dataclasses.replace(parse_options(short), eos=options.eos),
+            splitting=splitting,
             own_texts={},
         )
-
-    files = {short: prepared(short) for short in options.tokenizer or default}
+        for short in ([chosen] if isinstance(chosen, str) else chosen)
+    }
+    for line in next(iter(files.values())).provenance["report"]:
+        note(line)
     if options.tokenize is None:
-        print(f"{text.name}\n{table({short: figures(text, f) for short, f in files.items()})}")
+        print(f"{text.name}\n{table({short: figures(file) for short, file in files.items()})}")
         return
     _print_wrapped(
         {short: _tokenized(options.tokenize, file.tokenizer) for short, file in files.items()}

@@ -1,10 +1,11 @@
 """Text to token ids and back, in four kinds. A tokenizer's state is plain data."""
 
 import codecs
+import contextlib
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -17,7 +18,9 @@ from gptlit.messages import UsageError, did_you_mean
 Unknown = Literal["error", "skip"]
 Kind = Literal["char", "word", "tiktoken", "bpe"]
 END_OF_TEXT = "<|endoftext|>"
+END_OF_SEQUENCE = "<EOS>"
 UNKNOWN_WORD = "<UNK>"
+LARGEST_VOCABULARY = 2**32  # ids are stored in 32 bits at most
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class TokenizerOptions:
         reversible: Of word: keep line ends and spaces, so that a poem comes back as lines.
         min_frequency: Of word: rarer words become <UNK>.
         special_tokens: Of char, word and bpe: tokens such as <PAD> <BOS> <EOS> <UNK> <NUM>.
+        eos: Close each document by a token: <EOS>, or <|endoftext|> of tiktoken and bpe.
     """
 
     kind: Kind = "char"
@@ -42,6 +46,14 @@ class TokenizerOptions:
     reversible: bool = False
     min_frequency: int = 1
     special_tokens: list[str] = field(default_factory=list)
+    eos: bool = False
+
+    def special(self) -> list[str]:
+        """The special tokens asked for, each once, <EOS> last where documents end by it."""
+        return list(dict.fromkeys([*self.special_tokens, *[END_OF_SEQUENCE][: self.eos]]))
+
+
+DEFAULT = TokenizerOptions()
 
 
 def parse_options(given: str | TokenizerOptions) -> TokenizerOptions:
@@ -79,6 +91,11 @@ class UnknownPieces(UsageError):
         shown = ("" if what == "characters" else " ").join(filter(str.isprintable, vocabulary))
         shown = shown if len(shown) <= 100 else f"{shown[:100]}..."
         super().__init__(f"{named} not in the vocabulary of {len(vocabulary)} {what}: {shown}")
+        self._made_of = (self.pieces, vocabulary, what)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # raised in one process, told by another
+        return type(self), self._made_of
 
 
 class Tokenizer(ABC):
@@ -86,6 +103,7 @@ class Tokenizer(ABC):
 
     kind: Kind
     unknown_id: int | None = None  # what unknown pieces become, where there is such a token
+    eos_id: int | None = None  # what closes each document, where something does
 
     @property
     @abstractmethod
@@ -94,13 +112,20 @@ class Tokenizer(ABC):
 
     @property
     def start_id(self) -> int:
-        """The id that an empty prompt starts from: the newline's, or 0 where there is none."""
+        """The id that a text starts from: what closes the document before it, else the
+        newline's, or 0 where there is none."""
+        if self.eos_id is not None:
+            return self.eos_id
         ids = self.encode("\n", "skip")
         return int(ids[0]) if len(ids) and int(ids[0]) != self.unknown_id else 0
 
     @abstractmethod
     def encode(self, text: str, unknown: Unknown = "error") -> np.ndarray:
         """(n,) uint32 ids. Unknown pieces raise UnknownPieces, or are skipped."""
+
+    def encode_on(self, text: str) -> np.ndarray:
+        """The ids of a text that goes on where another one was cut (see `passes`)."""
+        return self.encode(text)
 
     @abstractmethod
     def speller(self) -> Callable[[int], str]:
@@ -124,7 +149,9 @@ class CharTokenizer(Tokenizer):
 
     kind = "char"
 
-    def __init__(self, characters: str, special_tokens: Sequence[str] = ()) -> None:
+    def __init__(
+        self, characters: str, special_tokens: Sequence[str] = (), eos: bool = False
+    ) -> None:
         if list(characters) != sorted(set(characters)):
             raise ValueError("characters must be sorted and distinct")
         self.characters = characters
@@ -132,15 +159,17 @@ class CharTokenizer(Tokenizer):
         self._spelled = self.special_tokens + list(characters)
         if UNKNOWN_WORD in self.special_tokens:
             self.unknown_id = self.special_tokens.index(UNKNOWN_WORD)
+        self.eos_id = self.special_tokens.index(END_OF_SEQUENCE) if eos else None
         # ids by code point, -1 for strangers; all beyond the last share the last entry
         codes = _code_points(characters)
-        self._ids = np.full(int(codes.max(initial=0)) + 2, -1, dtype=np.int32)
+        self._ids = np.full(max(128, int(codes.max(initial=0)) + 2), -1, dtype=np.int32)
         self._ids[codes] = np.arange(len(codes)) + len(self.special_tokens)
 
     @classmethod
-    def train(cls, text: str, special_tokens: Sequence[str] = ()) -> "CharTokenizer":
+    def train(cls, text: str, options: TokenizerOptions = DEFAULT) -> "CharTokenizer":
         """The vocabulary of all characters in `text`."""
-        return cls("".join(map(chr, np.unique(_code_points(text)))), special_tokens)
+        characters = "".join(map(chr, np.unique(_code_points(text))))
+        return cls(characters, options.special(), options.eos)
 
     @property
     def vocab_size(self) -> int:
@@ -148,10 +177,10 @@ class CharTokenizer(Tokenizer):
 
     def encode(self, text: str, unknown: Unknown = "error") -> np.ndarray:
         codes = _code_points(text)
-        ids = self._ids[np.minimum(codes, len(self._ids) - 1)]
+        ids = self._ids.take(codes, mode="clip")
         strange = ids < 0
         if not strange.any():
-            return ids.astype(np.uint32)
+            return ids.view(np.uint32)
         if self.unknown_id is not None:
             ids[strange] = self.unknown_id
         elif unknown == "error":
@@ -164,10 +193,18 @@ class CharTokenizer(Tokenizer):
 
     def state(self) -> dict[str, Any]:
         state: dict[str, Any] = {"kind": self.kind, "characters": self.characters}
-        return state | ({"special_tokens": self.special_tokens} if self.special_tokens else {})
+        if self.special_tokens:
+            state["special_tokens"] = self.special_tokens
+        return state | _eos_state(self)
+
+
+def _eos_state(tokenizer: Tokenizer) -> dict[str, bool]:
+    return {} if tokenizer.eos_id is None else {"eos": True}
 
 
 def _code_points(text: str) -> np.ndarray:
+    if text.isascii():
+        return np.frombuffer(text.encode(), dtype=np.uint8)
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
 
 
@@ -182,7 +219,11 @@ class WordTokenizer(Tokenizer):
     kind = "word"
 
     def __init__(
-        self, words: Sequence[str], special_tokens: Sequence[str] = (), reversible: bool = False
+        self,
+        words: Sequence[str],
+        special_tokens: Sequence[str] = (),
+        reversible: bool = False,
+        eos: bool = False,
     ) -> None:
         self.words = list(words)
         self.special_tokens = list(special_tokens)
@@ -192,23 +233,32 @@ class WordTokenizer(Tokenizer):
         if len(self._ids) != len(self._spelled):
             raise ValueError("words and special tokens must be distinct")
         self.unknown_id = self._ids.get(UNKNOWN_WORD)
+        self.eos_id = self._ids[END_OF_SEQUENCE] if eos else None
 
     @classmethod
-    def train(cls, texts: Iterable[str], options: TokenizerOptions) -> "WordTokenizer":
-        """The vocabulary of all words in some texts that are frequent enough."""
-        special = list(options.special_tokens)
+    def train(cls, counts: Mapping[str, int], options: TokenizerOptions) -> "WordTokenizer":
+        """The vocabulary of all words that are frequent enough, given how often each occurs."""
+        special = options.special()
         if options.min_frequency > 1 and UNKNOWN_WORD not in special:
             special.append(UNKNOWN_WORD)
-        counts = Counter(word for text in texts for word in _words(text, options.reversible))
         kept = sorted(word for word, n in counts.items() if n >= options.min_frequency)
-        return cls([word for word in kept if word not in special], special, options.reversible)
+        words = [word for word in kept if word not in special]
+        return cls(words, special, options.reversible, options.eos)
 
     @property
     def vocab_size(self) -> int:
         return len(self._spelled)
 
     def encode(self, text: str, unknown: Unknown = "error") -> np.ndarray:
-        words = list(_words(text, self.reversible))
+        return self._encode(_words(text, self.reversible), unknown)
+
+    def encode_on(self, text: str) -> np.ndarray:
+        return self._encode(_words(text, self.reversible, goes_on=True), "error")
+
+    def _encode(self, words: list[str], unknown: Unknown) -> np.ndarray:
+        with contextlib.suppress(KeyError):
+            known = map(self._ids.__getitem__, words)
+            return np.fromiter(known, dtype=np.uint32, count=len(words))
         ids = [self._ids.get(word, self.unknown_id) for word in words]
         if unknown == "error" and None in ids:
             strangers = sorted({word for word in words if word not in self._ids})
@@ -233,19 +283,31 @@ class WordTokenizer(Tokenizer):
             "words": self.words,
             "special_tokens": self.special_tokens,
             "reversible": self.reversible,
+            **_eos_state(self),
         }
 
 
-def _words(text: str, reversible: bool) -> Iterator[str]:
+# words, and white space but for a space with a word on both sides
+_WORDS_AND_SPACES = re.compile(r"\S+|[^\S ]|(?<!\S) | (?!\S)")
+
+
+def _words(text: str, reversible: bool, goes_on: bool = False) -> list[str]:
     if not reversible:
-        yield from text.split()
-        return
-    pieces = re.findall(r"\s|\S+", text)
-    for index, piece in enumerate(pieces):
-        beside = pieces[index - 1 : index] + pieces[index + 1 : index + 2]
-        understood = piece == " " and len(beside) == 2 and not any(map(str.isspace, beside))
-        if not understood:
-            yield piece
+        return text.split()
+    # where a text goes on from a word, the space between them is understood
+    understood = goes_on and re.match(r" \S", text)
+    return _WORDS_AND_SPACES.findall(text, 1 if understood else 0)
+
+
+def count_words(text: str, reversible: bool, goes_on: bool = False) -> Counter[str]:
+    """How often each word occurs, as a `WordTokenizer` cuts a text.
+
+    Args:
+        text: Any.
+        reversible: White space counts as words too.
+        goes_on: The text goes on where another one was cut.
+    """
+    return Counter(_words(text, reversible, goes_on))
 
 
 class BytePairTokenizer(Tokenizer):
@@ -257,6 +319,7 @@ class BytePairTokenizer(Tokenizer):
         pattern: The regular expression that cuts a text into the stretches that merge.
         pieces: The bytes of each rank, in order.
         special_tokens: Ids of special tokens; their text is only text when it is encoded.
+        eos: <|endoftext|> closes each document.
     """
 
     def __init__(
@@ -266,6 +329,7 @@ class BytePairTokenizer(Tokenizer):
         pattern: str,
         pieces: Sequence[bytes],
         special_tokens: dict[str, int],
+        eos: bool = False,
     ) -> None:
         import tiktoken
 
@@ -274,14 +338,19 @@ class BytePairTokenizer(Tokenizer):
         self.pattern = pattern
         self.pieces = list(pieces)
         self.special_tokens = dict(special_tokens)
+        self.eos_id = self.special_tokens[END_OF_TEXT] if eos else None
         ranks = {piece: rank for rank, piece in enumerate(self.pieces)}
         self._encoding = tiktoken.Encoding(
             name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=self.special_tokens
         )
 
     @classmethod
-    def train(cls, text: str, options: TokenizerOptions) -> "BytePairTokenizer":
-        """As many merges as fill `vocab_size`. Raises UsageError if there can't be so many."""
+    def train(cls, lines: Iterable[str], options: TokenizerOptions) -> "BytePairTokenizer":
+        """As many merges as fill `vocab_size`, learned from a text's lines.
+
+        Raises:
+            UsageError: there can't be so many tokens, or so few.
+        """
         special = dict.fromkeys([END_OF_TEXT, *options.special_tokens])
         size = options.vocab_size - len(special)
         if size < 256:
@@ -289,10 +358,15 @@ class BytePairTokenizer(Tokenizer):
                 f"--data.tokenizer bpe:{options.vocab_size}: must be at least "
                 f"{256 + len(special)}: 256 bytes and {len(special)} special tokens"
             )
+        if options.vocab_size > LARGEST_VOCABULARY:
+            raise UsageError(
+                f"--data.tokenizer bpe:{options.vocab_size}: ids have 32 bits, so at most "
+                f"{LARGEST_VOCABULARY}; a few thousand suit a small model"
+            )
         import rustbpe
 
         trainer = rustbpe.Tokenizer()
-        trainer.train_from_iterator(iter(text.splitlines(keepends=True)), size)
+        trainer.train_from_iterator(iter(lines), size)
         ranks = sorted(trainer.get_mergeable_ranks(), key=lambda pair: pair[1])
         if len(ranks) < size:
             raise UsageError(
@@ -301,15 +375,17 @@ class BytePairTokenizer(Tokenizer):
             )
         pieces = [bytes(piece) for piece, _ in ranks]
         ids = {token: size + index for index, token in enumerate(special)}
-        return cls("bpe", f"bpe:{options.vocab_size}", trainer.get_pattern(), pieces, ids)
+        name = f"bpe:{options.vocab_size}"
+        return cls("bpe", name, trainer.get_pattern(), pieces, ids, options.eos)
 
     @classmethod
-    def published(cls, name: str, folder: Path) -> "BytePairTokenizer":
+    def published(cls, name: str, folder: Path, eos: bool = False) -> "BytePairTokenizer":
         """One of tiktoken's encodings by name. Raises UsageError if its files can't be had."""
         encoding = encodings.published(name, folder)
         ranks = sorted(encoding._mergeable_ranks.items(), key=lambda pair: pair[1])
         pieces = [piece for piece, _ in ranks]
-        return cls("tiktoken", name, encoding._pat_str, pieces, encoding._special_tokens)
+        special = encoding._special_tokens
+        return cls("tiktoken", name, encoding._pat_str, pieces, special, eos)
 
     @property
     def vocab_size(self) -> int:
@@ -329,41 +405,21 @@ class BytePairTokenizer(Tokenizer):
             "pattern": self.pattern,
             "pieces": [piece.decode("latin-1") for piece in self.pieces],
             "special_tokens": self.special_tokens,
+            **_eos_state(self),
         }
-
-
-def train(options: TokenizerOptions, splits: Mapping[str, str], folder: Path) -> Tokenizer:
-    """The tokenizer of these options for a text.
-
-    Args:
-        options: Which.
-        splits: The text's parts. Characters and words come from all of them (so that the two
-            halves of a word that a split cuts are words too), a BPE learns from "train".
-        folder: Where a published one's files are kept.
-
-    Raises:
-        UsageError: a size that can't be, or files that can't be had.
-    """
-    if options.kind == "char":
-        return CharTokenizer.train("".join(splits.values()), options.special_tokens)
-    if options.kind == "word":
-        return WordTokenizer.train(splits.values(), options)
-    if options.kind == "bpe":
-        return BytePairTokenizer.train(splits["train"], options)
-    return BytePairTokenizer.published(options.encoding, folder)
 
 
 def from_state(state: dict[str, Any]) -> Tokenizer:
     """The tokenizer that gave this `state()`."""
     kind = state.get("kind")
-    special = state.get("special_tokens", [])
+    special, eos = state.get("special_tokens", []), state.get("eos", False)
     if kind == "char":
-        return CharTokenizer(state["characters"], special)
+        return CharTokenizer(state["characters"], special, eos)
     if kind == "word":
-        return WordTokenizer(state["words"], special, state["reversible"])
+        return WordTokenizer(state["words"], special, state["reversible"], eos)
     if kind in ("tiktoken", "bpe"):
         pieces = [piece.encode("latin-1") for piece in state["pieces"]]
-        return BytePairTokenizer(kind, state["name"], state["pattern"], pieces, special)
+        return BytePairTokenizer(kind, state["name"], state["pattern"], pieces, special, eos)
     raise UsageError(
         f"a tokenizer of kind {kind!r} is unknown to this version of gptlit, which has "
         f"{', '.join(get_args(Kind))}"

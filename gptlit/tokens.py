@@ -2,42 +2,42 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gptlit import tokenizer as tokenizers
-from gptlit.assets import write_atomically
-from gptlit.corpora import Text
-from gptlit.messages import UsageError
-from gptlit.tokenizer import Tokenizer, TokenizerOptions, UnknownPieces
+from gptlit.assets import sha256_of
+from gptlit.tokenizer import Tokenizer
 
-FORMAT = 3
-SPLITS = ("train", "val", "test")
+Pieces = np.ndarray  # (n, 2) int64: first and last-plus-one token of each
 
 
 @dataclass(frozen=True)
 class TokenFile:
-    """The tokens of a text's splits, one behind the other in one file.
+    """The tokens of a text, in its order, and behind them those of texts of their own.
 
     Args:
         ids: All token ids, memory-mapped.
-        spans: First and last-plus-one token of each split.
+        document_ends: How many tokens come up to each document's end, memory-mapped.
+        spans: The first and last-plus-one token of each span of each split.
+        text_starts: The tokens at which a text begins.
         tokenizer: What made the ids.
         provenance: The texts' names and hashes, splits and sizes, as plain data.
     """
 
     ids: np.ndarray
-    spans: dict[str, tuple[int, int]]
+    document_ends: np.ndarray
+    spans: dict[str, list[list[int]]]
+    text_starts: list[int]
     tokenizer: Tokenizer
     provenance: dict[str, Any]
 
     def size(self, split: str) -> int:
         """The number of tokens in a split."""
-        first, end = self.spans[split]
-        return end - first
+        return sum(end - first for first, end in self.spans[split])
 
     def n_bytes(self, split: str) -> int:
         """The number of UTF-8 bytes of a split's text."""
@@ -50,138 +50,96 @@ class TokenFile:
     def unknown_share(self, split: str) -> float:
         """The share of a split's tokens that stand for unknown words; no figure of such a
         split compares across tokenizers."""
-        return self.provenance["sizes"][split]["unknown"] / self.size(split)
+        return self.provenance["sizes"][split]["unknown"] / max(1, self.size(split))
 
     def split(self, split: str) -> np.ndarray:
-        """The ids of a split."""
-        first, end = self.spans[split]
-        return self.ids[first:end]
+        """The ids of a split; a copy where it has several spans."""
+        parts = [self.ids[first:end] for first, end in self.spans[split]]
+        return parts[0] if len(parts) == 1 else np.concatenate([self.ids[:0], *parts])
 
-    def input_before(self, split: str) -> int:
-        """What the model sees before a split's first token.
+    def pieces(self, split: str, by_document: bool = False) -> Pieces:
+        """The stretches of a split in which tokens follow each other: its spans.
 
-        The token before it in the text, so that the first one is scored as any other; the
-        tokenizer's start where the split begins a text.
+        Args:
+            split: Which.
+            by_document: Cut them at the ends of documents.
         """
-        first, _ = self.spans[split]
-        own_text = split in self.provenance["own_texts"]
-        return self.tokenizer.start_id if first == 0 or own_text else int(self.ids[first - 1])
+        spans = np.array(self.spans[split], dtype=np.int64).reshape(-1, 2)
+        if not by_document:
+            return spans
+        found = []
+        for first, end in spans:
+            after = np.searchsorted(self.document_ends, first, "right")
+            until = np.searchsorted(self.document_ends, end, "left")
+            cuts = np.concatenate([[first], self.document_ends[after:until], [end]])
+            found.append(np.stack([cuts[:-1], cuts[1:]], axis=1))
+        return np.concatenate([spans[:0], *found])
+
+    def document_lengths(self) -> np.ndarray:
+        """(n_documents,) tokens in each document."""
+        return np.diff(self.document_ends, prepend=0)
+
+    def inputs_before(self, positions: np.ndarray, by_document: bool = False) -> np.ndarray:
+        """What the model sees before tokens: the one before each in the text, so that the first
+        of a split is scored as any other; the tokenizer's start where a text begins.
+
+        Args:
+            positions: (n,) of the tokens.
+            by_document: The start stands before each document as well.
+        """
+        before = self.ids[positions - 1].astype(np.int64)  # (n,)
+        fresh = np.isin(positions, self.text_starts)
+        if by_document:
+            nearest = np.searchsorted(self.document_ends, positions)
+            nearest = np.minimum(nearest, len(self.document_ends) - 1)
+            fresh |= self.document_ends[nearest] == positions
+        before[fresh] = self.tokenizer.start_id
+        return before
 
 
-def split_text(text: str, val_fraction: float, test_fraction: float) -> dict[str, str]:
-    """Training, validation and test characters, in this order in the text.
-
-    The training split ends at int((1 - val_fraction - test_fraction) * len(text)).
-
-    Raises:
-        UsageError: a fraction outside [0, 1), or nothing left to train on.
-    """
-    for name, value in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
-        if not 0 <= value < 1:
-            raise UsageError(f"--data.{name} {value}: must be at least 0 and below 1")
-    if val_fraction + test_fraction >= 1:
-        raise UsageError(
-            f"--data.val_fraction {val_fraction} and --data.test_fraction {test_fraction} leave "
-            "nothing to train on; their sum must be below 1"
-        )
-    train_end = int((1 - val_fraction - test_fraction) * len(text))
-    val_end = int((1 - test_fraction) * len(text)) if test_fraction else len(text)
-    return {"train": text[:train_end], "val": text[train_end:val_end], "test": text[val_end:]}
+def padding(n_bytes: int) -> int:
+    """Bytes between the ids and the documents' ends, which are numbers of eight bytes."""
+    return -n_bytes % 8
 
 
-def prepare(
-    text: Text,
-    folder: Path,
-    *,
-    tokenizer: TokenizerOptions | Tokenizer,
-    val_fraction: float,
-    test_fraction: float,
-    own_texts: dict[str, Text],
-) -> TokenFile:
-    """The token file of a text, made under `folder` unless it is there already.
+def write(facts: dict[str, Any], path: Path) -> None:
+    """What `read` wants to know beside the ids, with a checksum of itself.
 
     Args:
-        text: What is trained on, and split unless there are texts of their own.
-        folder: Where token files are kept.
-        tokenizer: Options to make one by, or a finished tokenizer.
-        val_fraction: The share of characters at the end of the text for validation.
-        test_fraction: The same for the test split, behind the validation split.
-        own_texts: Texts of their own for "val" or "test".
-
-    Raises:
-        UsageError: fractions that don't work, or characters that a finished tokenizer
-            doesn't know.
+        facts: "dtype", "n_tokens", "n_documents", "sha256" of the ids' file, "spans",
+            "text_starts", "tokenizer", "provenance".
+        path: Where to write it.
     """
-    state: Any = tokenizer.state() if isinstance(tokenizer, Tokenizer) else asdict(tokenizer)
-    hashes = {name: own.sha256 for name, own in own_texts.items()}
-    wanted = [FORMAT, text.sha256, hashes, state, val_fraction, test_fraction]
-    key = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:16]
-    stem = f"{Path(text.name).stem}-{key}"
-    data_path, facts_path = folder / f"{stem}.bin", folder / f"{stem}.json"
-    if not (found := _open(data_path, facts_path)):
-        splits = split_text(text.text, val_fraction, test_fraction)
-        splits |= {name: own.text for name, own in own_texts.items()}
-        if not isinstance(tokenizer, Tokenizer):
-            tokenizer = tokenizers.train(tokenizer, splits, folder.parent)
-        _write(data_path, facts_path, text, splits, tokenizer, own_texts)
-        found = _open(data_path, facts_path)
-        if not found:
-            raise OSError(f"{data_path} could not be read back")
-    return found
+    content = json.dumps(facts)
+    path.write_text(f"{hashlib.sha256(content.encode()).hexdigest()}\n{content}", encoding="utf-8")
 
 
-def _write(
-    data_path: Path,
-    facts_path: Path,
-    text: Text,
-    splits: dict[str, str],
-    tokenizer: Tokenizer,
-    own_texts: dict[str, Text],
-) -> None:
-    dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
+def read(data_path: Path, facts_path: Path, check: bool = True) -> TokenFile | None:
+    """The token file under these paths, or None where it is missing, truncated or altered.
+
+    Args:
+        data_path: Of the ids.
+        facts_path: Of what `write` wrote.
+        check: Read the ids once to compare their checksum.
+    """
     try:
-        parts = [tokenizer.encode(splits[name]).astype(dtype) for name in SPLITS]
-    except UnknownPieces as error:
-        raise UsageError(f"{text.name}: {error}; this model can't read that text") from error
-    ends = np.cumsum([len(part) for part in parts]).tolist()
-    spans = dict(zip(SPLITS, zip([0, *ends], ends, strict=False), strict=True))
-    strange = -1 if tokenizer.unknown_id is None else tokenizer.unknown_id
-    sizes = {
-        name: {
-            "characters": len(splits[name]),
-            "bytes": len(splits[name].encode()),
-            "unknown": int((part == strange).sum()),
-        }
-        for name, part in zip(SPLITS, parts, strict=True)
-    }
-    provenance = {
-        "name": text.name,
-        "sha256": text.sha256,
-        "own_texts": {name: [own.name, own.sha256] for name, own in own_texts.items()},
-        "sizes": sizes,
-        "report": [line for each in (text, *own_texts.values()) for line in each.report],
-    }
-    facts = {
-        "dtype": np.dtype(dtype).name,
-        "spans": spans,
-        "tokenizer": tokenizer.state(),
-        "provenance": provenance,
-    }
-    # the facts come last: where they are, the ids are whole
-    write_atomically(data_path, np.concatenate(parts).tobytes())
-    write_atomically(facts_path, json.dumps(facts).encode())
-
-
-def _open(data_path: Path, facts_path: Path) -> TokenFile | None:
-    try:
-        facts = json.loads(facts_path.read_text(encoding="utf-8"))
-        dtype = np.dtype(facts["dtype"])
-        spans = {name: (first, end) for name, (first, end) in facts["spans"].items()}
-        n_tokens = max(end for _, end in spans.values())
-        if data_path.stat().st_size != n_tokens * dtype.itemsize:
+        sha256, content = facts_path.read_text(encoding="utf-8").split("\n", 1)
+        if sha256 != hashlib.sha256(content.encode()).hexdigest():
             return None
-        ids = np.memmap(data_path, dtype=dtype, mode="r")
-    except (FileNotFoundError, json.JSONDecodeError, KeyError):
+        facts = json.loads(content)
+        if check and facts["sha256"] != sha256_of(data_path):
+            return None
+    except (FileNotFoundError, ValueError):
         return None
-    tokenizer = tokenizers.from_state(facts["tokenizer"])
-    return TokenFile(ids, spans, tokenizer, facts["provenance"])
+    dtype, n_tokens = np.dtype(facts["dtype"]), facts["n_tokens"]
+    # the ends of documents stand behind the ids
+    raw = np.memmap(data_path, dtype=np.uint8, mode="r")
+    n_bytes = n_tokens * dtype.itemsize
+    return TokenFile(
+        raw[:n_bytes].view(dtype),
+        raw[n_bytes + padding(n_bytes) :].view(np.int64),
+        facts["spans"],
+        facts["text_starts"],
+        tokenizers.from_state(facts["tokenizer"]),
+        facts["provenance"],
+    )

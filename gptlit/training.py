@@ -119,7 +119,7 @@ class LitGPT(L.LightningModule):
         inputs, targets = batch  # (B, T), (B, T)
         logits = self(inputs)  # (B, T, V)
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-        n_tokens = targets.numel()
+        n_tokens = (targets != IGNORED).sum()
         self.train_loss.update(loss.detach() * n_tokens, n_tokens)
         several = self.trainer.world_size > 1
         self.log("train/loss", loss, prog_bar=True, sync_dist=several)

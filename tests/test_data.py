@@ -7,11 +7,11 @@ import torch
 
 from gptlit.data import IGNORED, EvalLoader, TextDataModule, TrainLoader
 from gptlit.messages import UsageError
-from gptlit.order import WindowOrder
+from gptlit.order import SideBySide, WindowOrder
 from tests.conftest import made_up_text
 
 IDS = np.arange(1000, dtype=np.uint16)
-ORDER = WindowOrder(len(IDS), 8, seed=1)
+ORDER = WindowOrder(np.array([[0, len(IDS)]]), 8, seed=1)
 
 
 def loader(batch_size: int, n_batches: int, **options: Any) -> TrainLoader:
@@ -88,8 +88,9 @@ def test_evaluation_scores_every_token_once(n_tokens: int, n_ranks: int) -> None
     ids = np.arange(100, 100 + n_tokens, dtype=np.uint16)
     scored = []
     lengths = set()
+    windows = SideBySide(np.array([[0, n_tokens]]), 8)
     for rank in range(n_ranks):
-        loader_ = EvalLoader(ids, np.arange(0, n_tokens, 8), 8, 99, 2, rank=rank, n_ranks=n_ranks)
+        loader_ = EvalLoader(ids, windows, lambda at: at + 99, 8, 2, rank=rank, n_ranks=n_ranks)
         batches = list(loader_)
         lengths.add((len(loader_), len(batches)))
         for x, y in batches:
@@ -130,8 +131,8 @@ def test_the_module_has_both_loaders(module: Any) -> None:
 
 def test_the_slice_is_fixed_spread_and_of_the_training_split(module: Any) -> None:
     data = module()
-    starts = data.train_slice().starts
-    np.testing.assert_array_equal(starts, data.train_slice().starts)
+    starts = data.train_slice().windows[:, 0]
+    np.testing.assert_array_equal(starts, data.train_slice().windows[:, 0])
     assert len(set(starts.tolist())) == len(starts)
     assert starts[-1] > 0.8 * data.tokens.size("train")
     assert starts[-1] + 8 <= data.tokens.size("train")
@@ -167,12 +168,28 @@ def test_too_short_a_text_tells_the_largest_block(module: Any) -> None:
     assert "--model.block_size 24" in told
     assert "45 tokens to train on and 5 for validation" in told
     assert "largest block that fits is 22" in told
-    assert module(content, block_size=22, batch_size=1).steps_per_epoch == 1
+
+
+def test_a_held_out_split_shorter_than_a_window_is_refused(module: Any, tmp_path: Path) -> None:
+    content = "0123456789" * 5
+    with pytest.raises(UsageError, match="--data.val_fraction: the val split has 5 tokens, .* 8"):
+        module(content)
+    data = module(content, val_fraction=0, test_fraction=0.1)
+    with pytest.raises(UsageError, match="--data.test_fraction: the test split has 5 tokens"):
+        data.test_dataloader()
+
+
+def test_the_largest_block_that_fits(module: Any) -> None:
+    content = "0123456789" * 5
+    with pytest.raises(UsageError, match="largest block that fits is 25"):
+        module(content, block_size=26, val_fraction=0)
+    fits = module(content, block_size=25, batch_size=1, val_fraction=0)
+    assert fits.steps_per_epoch == 1
 
 
 def test_too_large_a_batch_tells_how_many_windows_there_are(module: Any) -> None:
-    with pytest.raises(UsageError, match="--data.batch_size 40: .* has 4; lower"):
-        module("0123456789" * 5, batch_size=40).train_dataloader()
+    with pytest.raises(UsageError, match="--data.batch_size 40: .* has 5; lower"):
+        module("0123456789" * 5, batch_size=40, val_fraction=0).train_dataloader()
 
 
 def test_wrong_batch_size() -> None:
@@ -184,3 +201,72 @@ def test_nothing_is_read_in_the_constructor(tmp_path: Path) -> None:
     data = TextDataModule(path="/no/such/file", data_dir=str(tmp_path))
     with pytest.raises(UsageError, match="/no/such/file"):
         data.prepare_data()
+
+
+@pytest.fixture
+def collection(tmp_path: Path) -> Any:
+    """A data module on some documents, each of one letter, closed by a token."""
+
+    def make(*lengths: int, **options: Any) -> TextDataModule:
+        folder = tmp_path / "documents"
+        folder.mkdir(exist_ok=True)
+        for index, length in enumerate(lengths):
+            content = "abcdefghijklmnopqrstuvwxyz"[index] * length
+            (folder / f"{index:02}.txt").write_text(content, encoding="utf-8")
+        settings = {"block_size": 8, "batch_size": 2, "eos": True, **options}
+        data = TextDataModule(path=str(folder), data_dir=str(tmp_path / "data"), **settings)
+        data.prepare_data()
+        data.setup("fit")
+        return data
+
+    return make
+
+
+def test_no_window_of_documents_holds_two_of_them(collection: Any) -> None:
+    data = collection(5, 20, 3, 8, 16, 9, windows="documents", val_fraction=0)
+    eos = data.tokenizer.eos_id
+    scored: list[int] = []
+    for x, y in data.train_dataloader():
+        for inputs, targets in zip(x, y, strict=True):
+            counted = targets != IGNORED
+            scored += targets[counted].tolist()
+            letters = set(targets[counted].tolist()) | set(inputs[counted].tolist())
+            assert len(letters - {eos}) == 1
+            # what the model sees before a document is what closes documents
+            assert torch.equal(inputs[counted][1:], targets[counted][:-1])
+    assert data.order.n_windows == 1 + 3 + 1 + 2 + 3 + 2
+    assert sorted(scored) == sorted(data.tokens.ids.tolist())
+
+
+def test_documents_are_scored_each_from_its_start(collection: Any) -> None:
+    options = {"windows": "documents", "split_by": "documents", "val_fraction": 0.4}
+    data = collection(30, 10, 12, **options)
+    (x, y), *rest = data.val_dataloader()[0]
+    assert not rest
+    eos = data.tokenizer.eos_id
+    assert x[y != IGNORED].tolist().count(eos) == 2
+    assert y[y != IGNORED].tolist() == data.tokens.split("val").tolist()
+
+
+def test_spans_of_validation_are_scored_once_each(module: Any) -> None:
+    data = module(val_spans=4)
+    pieces = data.tokens.pieces("val")
+    assert len(pieces) == 4
+    ids = data.tokens.ids
+    scored = []
+    for x, y in data.val_dataloader()[0]:
+        counted = y != IGNORED
+        scored += y[counted].tolist()
+        for inputs, targets, row in zip(x, y, counted, strict=True):
+            n = int(row.sum())
+            found = [
+                start
+                for start in range(1, len(ids) - n + 1)
+                if ids[start : start + n].tolist() == targets[row].tolist()
+                and ids[start - 1 : start - 1 + n].tolist() == inputs[row].tolist()
+            ]
+            assert found  # a stretch of the text with the token before it
+    assert scored == data.tokens.split("val").tolist()
+    training = set(np.concatenate([np.arange(a, b) for a, b in data.tokens.pieces("train")]))
+    starts = data.order.starts(0, np.arange(data.order.n_windows))
+    assert all(start + offset in training for start in starts for offset in range(9))

@@ -52,7 +52,11 @@ def assert_one_line(result: Result, *told: str) -> None:
         ("fit --data.path latin.txt", ["--data.path latin.txt", "not UTF-8", "offset 3"]),
         ("fit --data.path nothing", ["--data.path nothing", "a folder without .txt"]),
         ("fit --data.path short.txt", ["--model.block_size 64", "largest block that fits is 49"]),
-        ("fit --data.path mid.txt", ["--data.batch_size 12", "lower"]),
+        ("fit --data.path mid.txt --data.val_fraction 0", ["--data.batch_size 12", "lower"]),
+        (
+            "fit --data.path mid.txt --data.batch_size 1",
+            ["--data.val_fraction: the val split has", "64"],
+        ),
         ("fit --data.val_fraction 1.5 --data.path mid.txt", ["--data.val_fraction 1.5"]),
         ("fit --trainer.max_stepz 3", ["Did you mean --trainer.max_steps?"]),
         ("fit --snapshot_every -1", ["--snapshot_every -1"]),
@@ -68,7 +72,11 @@ def assert_one_line(result: Result, *told: str) -> None:
         ("fit --data.path mid.txt --trainer.devices 0", ["--trainer", "devices"]),
         ("fit --data.path mid.txt --trainer.strategy nope", ["--trainer", "nope"]),
         ("fit --data.path mid.txt --trainer.val_check_interval 0", ["val_check_interval 0"]),
-        ("fit --data.path mid.txt --data.batch_size 1 --trainer.max_steps 0", ["nothing to train"]),
+        (
+            "fit --data.path mid.txt --data.val_fraction 0 --data.batch_size 1 "
+            "--trainer.max_steps 0",
+            ["nothing to train"],
+        ),
         ("fit --trainer.precision 7", ["--trainer.precision 7"]),
         ("fit loose", ["loose", "--name value"]),
         ("fit --data.cleaning.drop_lines [", ["--data.cleaning.drop_lines ["]),

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptlit.order import WindowOrder, hashed, permute
+from gptlit.order import SideBySide, WindowOrder, hashed, permute
 
 
 @given(size=st.integers(1, 3000), key=st.integers(0, 2**64 - 1))
@@ -37,8 +37,12 @@ def test_hashed_depends_on_order_and_sign() -> None:
     assert len(set(values)) == len(values)
 
 
+def whole(n_tokens: int) -> np.ndarray:
+    return np.array([[0, n_tokens]])
+
+
 def test_tiny_shakespeare_has_as_many_windows_as_session4_counts() -> None:
-    assert WindowOrder(1_115_394, 64, seed=0).n_windows == 17_427
+    assert WindowOrder(whole(1_115_394), 64, seed=0).n_windows == 17_427
 
 
 @given(
@@ -50,7 +54,7 @@ def test_tiny_shakespeare_has_as_many_windows_as_session4_counts() -> None:
 def test_an_epoch_is_one_pass_within_the_text(
     n_tokens: int, block_size: int, seed: int, epoch: int
 ) -> None:
-    order = WindowOrder(n_tokens, block_size, seed)
+    order = WindowOrder(whole(n_tokens), block_size, seed)
     if order.n_windows < 1:
         return
     starts = np.sort(order.starts(epoch, np.arange(order.n_windows)))
@@ -60,7 +64,7 @@ def test_an_epoch_is_one_pass_within_the_text(
 
 
 def test_epochs_differ_in_phase_and_order() -> None:
-    order = WindowOrder(10_000, 50, seed=3)
+    order = WindowOrder(whole(10_000), 50, seed=3)
     phases = {int(order.starts(epoch, np.arange(5)).min()) % 50 for epoch in range(20)}
     assert len(phases) > 10
     first, second = (order.starts(epoch, np.arange(100)) // 50 for epoch in (0, 1))
@@ -69,11 +73,11 @@ def test_epochs_differ_in_phase_and_order() -> None:
 
 @pytest.mark.parametrize("n_tokens", [0, 1, 7, 15])
 def test_a_text_shorter_than_two_windows_has_none(n_tokens: int) -> None:
-    assert WindowOrder(n_tokens, 8, 0).n_windows < 1
+    assert WindowOrder(whole(n_tokens), 8, 0).n_windows < 1
 
 
 def test_side_by_side_is_session4s_epoch() -> None:
-    order = WindowOrder(1_115_394, 64, seed=0, windows="side_by_side")
+    order = WindowOrder(whole(1_115_394), 64, seed=0, windows="side_by_side")
     assert (order.n_windows, order.n_windows // 32) == (17_427, 544)
     for epoch in (0, 1):
         starts = np.sort(order.starts(epoch, np.arange(17_427)))
@@ -81,14 +85,14 @@ def test_side_by_side_is_session4s_epoch() -> None:
 
 
 def test_every_offset_is_every_offset() -> None:
-    order = WindowOrder(100, 8, seed=0, windows="every_offset")
+    order = WindowOrder(whole(100), 8, seed=0, windows="every_offset")
     starts = order.starts(0, np.arange(order.n_windows))
     assert sorted(starts.tolist()) == list(range(92))  # 91 + 8 + 1 tokens are the whole text
     assert (order.starts(1, np.arange(92)) != starts).any()
 
 
 def test_random_windows_are_uniform_with_replacement() -> None:
-    order = WindowOrder(100, 8, seed=0, windows="random")
+    order = WindowOrder(whole(100), 8, seed=0, windows="random")
     assert order.n_windows == 11
     starts = np.concatenate([order.starts(epoch, np.arange(11)) for epoch in range(4000)])
     counts = np.bincount(starts, minlength=92)
@@ -99,3 +103,45 @@ def test_random_windows_are_uniform_with_replacement() -> None:
     epochs = {tuple(order.starts(epoch, np.arange(11))) for epoch in range(50)}
     assert len(epochs) == 50
     assert any(len(set(epoch)) < 11 for epoch in epochs)
+
+
+@given(
+    lengths=st.lists(st.integers(0, 60), min_size=1, max_size=6),
+    block_size=st.integers(1, 12),
+    windows=st.sampled_from(["pass", "side_by_side", "every_offset", "random"]),
+    epoch=st.integers(0, 3),
+)
+def test_no_window_crosses_the_end_of_a_piece(
+    lengths: list[int], block_size: int, windows: str, epoch: int
+) -> None:
+    ends = np.cumsum(np.array(lengths) + 5)
+    pieces = np.stack([ends - lengths, ends], axis=1)  # with gaps of five tokens
+    order = WindowOrder(pieces, block_size, 0, windows)  # type: ignore[arg-type]  # sampled
+    if order.n_windows < 1:
+        return
+    starts = order.starts(epoch, np.arange(order.n_windows))
+    inside = (starts[:, None] >= pieces[:, 0]) & (starts[:, None] + block_size < pieces[:, 1])
+    assert inside.any(axis=1).all()
+    if windows != "random":
+        assert len(set(starts.tolist())) == len(starts)
+    if windows == "every_offset":
+        assert len(starts) == sum(max(0, length - block_size) for length in lengths)
+    else:
+        assert len(starts) == sum(max(0, length // block_size - 1) for length in lengths)
+
+
+def test_windows_side_by_side_cover_pieces_from_their_starts() -> None:
+    pieces = np.array([[0, 5], [5, 5], [7, 9], [20, 28]])
+    windows = SideBySide(pieces, 4)
+    assert windows[:].tolist() == [[0, 4], [4, 5], [7, 9], [20, 24], [24, 28]]
+    assert windows[3:9].tolist() == [[20, 24], [24, 28]]
+    assert windows[np.array([2, 0])].tolist() == [[7, 9], [0, 4]]
+    assert len(windows) == 5
+
+
+def test_windows_of_documents_are_each_seen_once_an_epoch() -> None:
+    pieces = np.array([[0, 5], [5, 7], [7, 30]])
+    order = WindowOrder(pieces, 4, seed=0, windows="documents")
+    epochs = [order.bounds(epoch, np.arange(order.n_windows)).tolist() for epoch in (0, 1)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == SideBySide(pieces, 4)[:].tolist()
+    assert epochs[0] != epochs[1]

@@ -137,7 +137,7 @@ def test_validation_is_exact(kit: Kit) -> None:
     data = kit.data()
     data.setup("fit")
     ids = torch.tensor(data.tokens.ids.astype("int64"))
-    first, end = data.tokens.spans["val"]
+    ((first, end),) = data.tokens.spans["val"]
     nats, n_bytes = 0.0, 0
     lit.eval()
     for start in range(first, end, 8):

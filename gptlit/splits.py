@@ -1,0 +1,100 @@
+"""Which characters of a text are for training, validation and testing: arithmetic."""
+
+import itertools
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from gptlit.messages import UsageError
+
+SPLITS = ("train", "val", "test")
+SplitBy = Literal["characters", "documents"]
+
+
+class Span(NamedTuple):
+    """Characters `first` to `end` of a text, and the split they belong to."""
+
+    split: str
+    first: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Splitting:
+    """How a text is split.
+
+    Args:
+        val_fraction: The share of characters for validation.
+        test_fraction: The share for `gptlit test`, behind each span for validation.
+        val_spans: How many spans, spread evenly over the text, the held-out characters lie in:
+            the text is cut in as many equal parts, and the end of each part is held out.
+        split_by: characters cuts anywhere; documents moves each cut to the nearest end of one.
+    """
+
+    val_fraction: float = 0.1
+    test_fraction: float = 0.0
+    val_spans: int = 1
+    split_by: SplitBy = "characters"
+
+    def __post_init__(self) -> None:
+        for name in ("val_fraction", "test_fraction"):
+            if not 0 <= (value := getattr(self, name)) < 1:
+                raise UsageError(f"--data.{name} {value}: must be at least 0 and below 1")
+        if self.val_fraction + self.test_fraction >= 1:
+            raise UsageError(
+                f"--data.val_fraction {self.val_fraction} and --data.test_fraction "
+                f"{self.test_fraction} leave nothing to train on; their sum must be below 1"
+            )
+        if self.val_spans < 1:
+            raise UsageError(f"--data.val_spans {self.val_spans}: must be 1 or more")
+
+    def spans(self, n_chars: int, document_ends: np.ndarray) -> list[Span]:
+        """The spans of a text, in its order, empty ones left out.
+
+        Each of the equal parts trains up to int((1 - val_fraction - test_fraction) * its length).
+
+        Args:
+            n_chars: Of the text.
+            document_ends: Characters up to the end of each document, the last being n_chars.
+
+        Raises:
+            UsageError: the text is too short, or has too few documents, for what is asked for.
+        """
+        bounds = [index * n_chars // self.val_spans for index in range(self.val_spans + 1)]
+        cuts = [0]
+        for first, end in itertools.pairwise(bounds):
+            cuts += [first + length for length in self._lengths(end - first)]
+        if self.split_by == "documents":
+            ends = np.concatenate([[0], document_ends])
+            # the midpoints between ends tell which of them is nearest
+            cuts = ends[np.searchsorted((ends[1:] + ends[:-1]) / 2, cuts)].tolist()
+        names = SPLITS * self.val_spans
+        found = [
+            Span(name, first, end)
+            for name, first, end in zip(names, cuts, cuts[1:], strict=False)
+            if end > first
+        ]
+        self._check(found, len(document_ends))
+        return found
+
+    def _lengths(self, n: int) -> tuple[int, int, int]:
+        """Where the training, validation and test characters of `n` end."""
+        train_end = int((1 - self.val_fraction - self.test_fraction) * n)
+        val_end = int((1 - self.test_fraction) * n) if self.test_fraction else n
+        return train_end, val_end, n
+
+    def _check(self, spans: list[Span], n_documents: int) -> None:
+        wanted = {"train": 1.0, "val": self.val_fraction, "test": self.test_fraction}
+        for name, fraction in wanted.items():
+            # a text may be too short for one held-out character, but not for what was spread
+            asked_for = fraction and (self.split_by == "documents" or self.val_spans > 1)
+            n_spans = sum(span.split == name for span in spans)
+            if not asked_for or n_spans == self.val_spans:
+                continue
+            has = f"{n_documents:,} documents" if self.split_by == "documents" else "characters"
+            raise UsageError(
+                f"--data.val_spans {self.val_spans}: the text's {has} are too few for as many "
+                f"spans of every split (there are {n_spans} of {name}); lower val_spans, raise the "
+                "fractions or take split_by characters"
+            )
