@@ -1,10 +1,19 @@
-"""Causal attention behind one signature: `eager` is the reference, `sdpa` the fast one."""
+"""Causal attention behind one signature: `eager` is the reference, the others are fast.
+
+All take queries (B, n_head, n_query, head_size), whose positions are the last n_query of the
+keys', and keys and values (B, n_kv_head, n_key, head_size), n_key >= n_query, of which each head
+serves n_head / n_kv_head heads of queries that follow each other; `dropout` is the probability
+of dropping an attention weight. All give (B, n_head, n_query, head_size).
+"""
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
 
 def _visible(n_query: int, n_key: int, device: torch.device) -> Tensor:
@@ -12,30 +21,51 @@ def _visible(n_query: int, n_key: int, device: torch.device) -> Tensor:
     return torch.ones(n_query, n_key, dtype=torch.bool, device=device).tril(n_key - n_query)
 
 
-def eager(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
-    """softmax(q k^T / sqrt(head_size)) v, where no query sees a later position.
-
-    Args:
-        q: (B, n_head, n_query, head_size); its positions are the last n_query of the keys'.
-        k: (B, n_head, n_key, head_size), n_key >= n_query.
-        v: like k.
-        dropout: probability of dropping an attention weight.
+def weights(q: Tensor, k: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(head_size)), where no query sees a later position.
 
     Returns:
-        (B, n_head, n_query, head_size)
+        (B, n_head, n_query, n_key), rows sum to 1.
 
     Source: Vaswani et al. 2017, equation 1.
     """
+    k = k.repeat_interleave(q.size(1) // k.size(1), dim=1)  # (B, n_head, n_key, head_size)
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
     scores = scores.masked_fill(~_visible(q.size(-2), k.size(-2), q.device), -math.inf)
-    return F.dropout(scores.softmax(dim=-1), dropout) @ v
+    return scores.softmax(dim=-1)
+
+
+def eager(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
+    """`weights` times values, written out."""
+    v = v.repeat_interleave(q.size(1) // v.size(1), dim=1)
+    return F.dropout(weights(q, k), dropout) @ v
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
-    """As `eager`, by PyTorch's fused kernels."""
+    """As `eager`, by whichever of PyTorch's fused kernels suits device and sizes."""
     n_query, n_key = q.size(-2), k.size(-2)
+    shared = q.size(1) != k.size(1)
     if n_query == n_key:
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        return F.scaled_dot_product_attention(
+            q, k, v, dropout_p=dropout, is_causal=True, enable_gqa=shared
+        )
     # a single query is the last position and sees every key
     mask = None if n_query == 1 else _visible(n_query, n_key, q.device)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, dropout_p=dropout, enable_gqa=shared
+    )
+
+
+def flash(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
+    """As `sdpa`, by FlashAttention (Dao et al. 2022) or not at all.
+
+    Raises:
+        RuntimeError: the device, the dtype or a mask rules it out.
+    """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        return sdpa(q, k, v, dropout)
+
+
+BACK_ENDS: dict[str, Attend] = {"sdpa": sdpa, "eager": eager, "flash": flash}

@@ -1,60 +1,25 @@
-"""A decoder-only GPT in plain PyTorch: config, parts, block, GPT, to be read top to bottom.
+"""A decoder-only GPT in plain PyTorch: cache, parts, block, GPT, to be read top to bottom.
 
 Shapes: B batch, T time, V vocabulary, C channels (`n_embd`). Names are those of GPT-2's
-weights. The model computes logits; the loss and the optimizer live elsewhere.
+weights. What a model consists of is chosen when it is built, from a `GPTConfig`: `forward`
+runs what was chosen. The model computes logits; the loss and the optimizer live elsewhere.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptlit import attention
-from gptlit.messages import UsageError
+from gptlit.config import GPTConfig
 
-
-@dataclass(frozen=True)
-class GPTConfig:
-    """The sizes of a GPT.
-
-    Args:
-        vocab_size: Number of distinct tokens.
-        n_layer: Number of blocks.
-        n_head: Attention heads in a block; divides n_embd.
-        n_embd: Width: channels of the residual stream.
-        block_size: Context: the most tokens the model sees at once.
-        dropout: Probability of dropping a value, after the embeddings, in attention and at
-            the end of both branches of a block.
-        bias: Biases in linear layers and layer norms, as GPT-2 has them.
-    """
-
-    vocab_size: int
-    n_layer: int = 4
-    n_head: int = 4
-    n_embd: int = 128
-    block_size: int = 64
-    dropout: float = 0.0
-    bias: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("n_layer", "n_head", "n_embd", "block_size"):
-            if (value := getattr(self, name)) < 1:
-                raise UsageError(f"--model.{name} {value}: must be 1 or more")
-        if not 0 <= self.dropout < 1:
-            raise UsageError(f"--model.dropout {self.dropout}: must be at least 0 and below 1")
-        if self.n_embd % self.n_head:
-            below = self.n_embd // self.n_head * self.n_head
-            nearest = [size for size in (below, below + self.n_head) if size]
-            raise UsageError(
-                f"--model.n_embd {self.n_embd}: not divisible by --model.n_head {self.n_head}; "
-                f"{' or '.join(map(str, nearest))} would work"
-            )
+__all__ = ["GPT", "GPTConfig", "KVCache"]
 
 
 class KVCache:
-    """The keys and values of the positions seen so far, allocated once; for inference only.
+    """What has to be known of the positions seen so far, allocated once; for inference only.
 
     Args:
         config: The model's.
@@ -63,15 +28,15 @@ class KVCache:
     """
 
     def __init__(self, config: GPTConfig, batch_size: int, like: Tensor) -> None:
-        head_size = config.n_embd // config.n_head
-        size = (config.n_layer, 2, batch_size, config.n_head, config.block_size, head_size)
+        size = (config.n_layer, 2, batch_size, config.kv_heads, config.block_size, config.head_size)
         self.store = torch.empty(size, device=like.device, dtype=like.dtype)
+        self.inputs: dict[nn.Module, Tensor] = {}  # of each token shift, its last one
         self.length = 0
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep (B, n_head, T, head_size) keys and values behind the `length` there are.
+        """Keep (B, kv_heads, T, head_size) keys and values behind the `length` there are.
 
-        Returns all of them, (B, n_head, length + T, head_size). `length` itself grows once
+        Returns all of them, (B, kv_heads, length + T, head_size). `length` itself grows once
         a step, by the model, when every layer has appended.
         """
         end = self.length + k.size(2)
@@ -81,57 +46,244 @@ class KVCache:
         return keys[:, :, :end], values[:, :, :end]
 
 
+# ---------------------------------------------------------------------- parts
+
+
+class LearnedPositions(nn.Embedding):
+    """Adds a learned row for each position."""
+
+    def forward(self, x: Tensor, past: int) -> Tensor:  # type: ignore[override]  # other inputs
+        return x + self.weight[past : past + x.size(1)]
+
+
+class SinusoidalPositions(nn.Module):
+    """Adds sines and cosines of each position, of wavelengths 2 pi to 2 pi base.
+
+    Source: Vaswani et al. 2017, section 3.5.
+    """
+
+    weight: Tensor
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        angles = _angles(config.block_size, config.n_embd, config.position_base)  # (T, C / 2)
+        table = torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)  # (T, C)
+        self.register_buffer("weight", table, persistent=False)
+
+    def forward(self, x: Tensor, past: int) -> Tensor:
+        return x + self.weight[past : past + x.size(1)]
+
+
+class NoPositions(nn.Module):
+    """Adds nothing: the order of tokens is left to rotary positions, or to causality."""
+
+    def forward(self, x: Tensor, past: int) -> Tensor:
+        return x
+
+
+def positions(config: GPTConfig) -> nn.Module:
+    """What a config adds to embeddings to tell positions apart."""
+    if config.positions == "learned":
+        return LearnedPositions(config.n_positions or config.block_size, config.n_embd)
+    return SinusoidalPositions(config) if config.positions == "sinusoidal" else NoPositions()
+
+
+class Rotary(nn.Module):
+    """Turns the pairs of channels (i, i + head_size / 2) by an angle that grows with position.
+
+    The product of a query and a key then depends on how far apart they are.
+    Source: Su et al. 2021, in the order of channels that Llama has.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        angles = _angles(config.block_size, config.head_size, config.position_base)
+        self.register_buffer("cos", angles.cos(), persistent=False)  # (T, head_size / 2)
+        self.register_buffer("sin", angles.sin(), persistent=False)
+
+    def forward(self, x: Tensor, past: int) -> Tensor:
+        end = past + x.size(2)
+        cos, sin = self.cos[past:end], self.sin[past:end]
+        left, right = x.float().chunk(2, dim=3)  # (B, n_head, T, head_size / 2)
+        turned = torch.cat([left * cos - right * sin, right * cos + left * sin], dim=3)
+        return turned.to(x.dtype)  # (B, n_head, T, head_size)
+
+
+def _angles(n_positions: int, n_channels: int, base: float) -> Tensor:
+    """(n_positions, n_channels / 2): position / base^(2 i / n_channels)."""
+    powers = torch.arange(0, n_channels, 2, dtype=torch.float64) / n_channels
+    positions = torch.arange(n_positions, dtype=torch.float64)
+    return (positions[:, None] * base**-powers).float()
+
+
+class Unturned(nn.Module):
+    """Leaves queries and keys as they are."""
+
+    def forward(self, x: Tensor, past: int) -> Tensor:
+        return x
+
+
+def norm(config: GPTConfig, size: int) -> nn.Module:
+    """The norm of a config, over `size` channels."""
+    if config.norm == "rms":
+        return nn.RMSNorm(size, config.norm_eps, elementwise_affine=config.norm_weight)
+    return nn.LayerNorm(size, config.norm_eps, config.norm_weight, bias=config.bias)
+
+
+class TokenShift(nn.Module):
+    """Mixes into each channel what it was at the position before, by a learned share.
+
+    Source: Peng et al. 2023 (RWKV), section 3.1.
+    """
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.share = nn.Parameter(torch.zeros(config.n_embd))
+
+    def forward(self, x: Tensor, cache: KVCache | None) -> Tensor:
+        first = torch.zeros_like(x[:, :1])
+        if cache is not None:
+            first = cache.inputs.get(self, first) if cache.length else first
+            cache.inputs[self] = x[:, -1:]
+        before = torch.cat([first, x[:, :-1]], dim=1)  # (B, T, C)
+        return torch.lerp(x, before, self.share)
+
+
+class Unshifted(nn.Module):
+    """Leaves each position as it is."""
+
+    def forward(self, x: Tensor, cache: KVCache | None) -> Tensor:
+        return x
+
+
+class ReLU2(nn.Module):
+    """The square of ReLU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x).square()
+
+
+class SwiGLU(nn.Module):
+    """The first half, by SiLU, opens and closes the second."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = x.chunk(2, dim=-1)
+        return F.silu(gate) * value
+
+
+class Softcap(nn.Module):
+    """Squashes values smoothly to within +-cap."""
+
+    def __init__(self, cap: float) -> None:
+        super().__init__()
+        self.cap = cap
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.cap * torch.tanh(x / self.cap)
+
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "gelu": nn.GELU,
+    "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
+    "relu": nn.ReLU,
+    "relu2": ReLU2,
+    "swiglu": SwiGLU,
+}
+
+# ---------------------------------------------------------------------- branches and blocks
+
+
 class Attention(nn.Module):
-    """Causal multi-head self-attention."""
+    """Causal self-attention of one or more heads."""
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
+        size, n_head, n_kv_head = config.head_size, config.n_head, config.kv_heads
         self.layer = layer
-        self.n_head = config.n_head
-        self.dropout = config.dropout
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
-        self.resid_dropout = nn.Dropout(config.dropout)
+        self.head_size = size
+        self.sizes = (n_head * size, n_kv_head * size, n_kv_head * size)
+        self.dropout = config.dropped("attention")
+        self.attend = attention.BACK_ENDS[config.attention]
+        self.shift = TokenShift(config) if config.token_shift else Unshifted()
+        self.c_attn = nn.Linear(config.n_embd, sum(self.sizes), bias=config.bias)
+        self.q_norm = norm_of_heads(config) if config.qk_norm else nn.Identity()
+        self.k_norm = norm_of_heads(config) if config.qk_norm else nn.Identity()
+        self.turn = Rotary(config) if config.positions == "rotary" else Unturned()
+        project = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.c_proj = project if config.attn_proj else nn.Identity()
+        self.resid_dropout = nn.Dropout(config.dropped("branch"))
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         B, T, C = x.shape
-        q, k, v = self.c_attn(x).split(C, dim=2)
-        q = q.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, n_head, T, head_size)
-        k = k.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, n_head, T, head_size)
-        v = v.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, n_head, T, head_size)
+        past = 0 if cache is None else cache.length
+        q, k, v = self.c_attn(self.shift(x, cache)).split(self.sizes, dim=2)
+        q = q.view(B, T, -1, self.head_size).transpose(1, 2)  # (B, n_head, T, head_size)
+        k = k.view(B, T, -1, self.head_size).transpose(1, 2)  # (B, kv_heads, T, head_size)
+        v = v.view(B, T, -1, self.head_size).transpose(1, 2)  # (B, kv_heads, T, head_size)
+        q, k = self.turn(self.q_norm(q), past), self.turn(self.k_norm(k), past)
         if cache is not None:
-            k, v = cache.append(self.layer, k, v)  # (B, n_head, length + T, head_size)
-        y = attention.sdpa(q, k, v, self.dropout if self.training else 0.0)
+            k, v = cache.append(self.layer, k, v)  # (B, kv_heads, past + T, head_size)
+        y = self.attend(q, k, v, self.dropout if self.training else 0.0)
         y = y.transpose(1, 2).reshape(B, T, C)  # (B, T, C)
         return self.resid_dropout(self.c_proj(y))
 
 
+def norm_of_heads(config: GPTConfig) -> nn.Module:
+    """RMSNorm over a head's channels."""
+    return nn.RMSNorm(config.head_size, config.norm_eps, elementwise_affine=config.norm_weight)
+
+
 class MLP(nn.Module):
-    """Two linear layers, four times as wide between, with GELU."""
+    """Two linear layers, wider between, with an activation."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
-        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
-        self.dropout = nn.Dropout(config.dropout)
+        into = config.hidden * (2 if config.activation == "swiglu" else 1)
+        self.shift = TokenShift(config) if config.token_shift else Unshifted()
+        self.c_fc = nn.Linear(config.n_embd, into, bias=config.bias)
+        self.act = ACTIVATIONS[config.activation]()
+        self.c_proj = nn.Linear(config.hidden, config.n_embd, bias=config.bias)
+        self.dropout = nn.Dropout(config.dropped("branch"))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.c_proj(F.gelu(self.c_fc(x))))
+    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+        return self.dropout(self.c_proj(self.act(self.c_fc(self.shift(x, cache)))))
+
+
+def pre_norm(x: Tensor, norm: nn.Module, branch: nn.Module, cache: KVCache | None) -> Tensor:
+    """A branch works on a normed copy of the residual stream."""
+    return x + branch(norm(x), cache)
+
+
+def post_norm(x: Tensor, norm: nn.Module, branch: nn.Module, cache: KVCache | None) -> Tensor:
+    """The sum is normed, so that there is no residual stream from end to end."""
+    return norm(x + branch(x, cache))
 
 
 class Block(nn.Module):
-    """Attention, then MLP, each on a normed copy and added to the residual stream."""
+    """Attention, if there is any, then MLP, each added to what came in."""
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
-        self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
-        self.attn = Attention(config, layer)
-        self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.add = post_norm if config.norm_place == "post" else pre_norm
+        self.branches = [("ln_2", "mlp")]
+        if config.mixer == "attention":
+            self.branches.insert(0, ("ln_1", "attn"))
+            self.ln_1 = norm(config, config.n_embd)
+            self.attn = Attention(config, layer)
+        self.ln_2 = norm(config, config.n_embd)
         self.mlp = MLP(config)
+        self.drop = nn.Dropout(config.dropped("block"))
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
-        x = x + self.attn(self.ln_1(x), cache)
-        return x + self.mlp(self.ln_2(x))
+        for ln, branch in self.branches:
+            x = self.add(x, getattr(self, ln), getattr(self, branch), cache)
+        return self.drop(x)
+
+
+# ---------------------------------------------------------------------- the model
 
 
 class GPT(nn.Module):
@@ -143,40 +295,55 @@ class GPT(nn.Module):
             raise ValueError(f"vocab_size {config.vocab_size}: a GPT needs at least one token")
         self.config = config
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.block_size, config.n_embd)
-        self.drop = nn.Dropout(config.dropout)
+        self.wpe = positions(config)
+        self.drop = nn.Dropout(config.dropped("embedding"))
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
-        self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.lm_head.weight = self.wte.weight
+        self.ln_f = norm(config, config.n_embd)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
+        self.cap = Softcap(config.logit_softcap) if config.logit_softcap else nn.Identity()
+        if config.tie_weights:
+            self.lm_head.weight = self.wte.weight
         self.init_weights()
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """GPT-2's initialisation.
+        """The initialisation of the config.
 
-        | parameter                 | value                            |
-        | ------------------------- | -------------------------------- |
-        | embeddings, linear layers | normal(0, 0.02)                  |
-        | c_proj                    | normal(0, 0.02 / sqrt(2 n_layer)) |
-        | biases                    | 0                                |
-        | layer norms               | weight 1, bias 0                 |
+        | parameter         | gpt2                  | unit                    | torch            |
+        | ----------------- | --------------------- | ----------------------- | ---------------- |
+        | wte, wpe          | n(0.02)               | n(1)                    | n(1)             |
+        | linear layers     | n(0.02)               | n(1 / sqrt(inputs))     | PyTorch's own    |
+        | c_proj            | n(0.02 / sqrt(2 L))   | n(1 / sqrt(inputs 2 L)) | PyTorch's own    |
+        | lm_head, not tied | n(0.02)               | n(1 / sqrt(inputs))     | PyTorch's own    |
+        | biases            | 0                     | 0                       | PyTorch's own    |
+        | norms             | weight 1, bias 0      | weight 1, bias 0        | weight 1, bias 0 |
+        | token shift       | 0                     | 0                       | 0                |
 
-        The smaller c_proj keeps the variance of the residual stream, the sum of 2 n_layer
-        branches, independent of the depth (Radford et al. 2019, section 2.3).
+        n(s) is normal with mean 0 and standard deviation s; L is n_layer. The smaller c_proj
+        keeps the variance of the residual stream, the sum of 2 L branches, independent of the
+        depth (Radford et al. 2019, section 2.3). With zero_init, each c_proj and an untied head
+        are 0.
         """
+        unit = self.config.init == "unit"
+        depth = math.sqrt(2 * max(1, self.config.n_layer))
         for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
+            is_output = name.endswith("c_proj.weight")
+            if self.config.zero_init and (is_output or name == "lm_head.weight"):
                 parameter.zero_()
-            elif "ln_" in name:
-                parameter.fill_(1)
-            elif name.endswith("c_proj.weight"):
-                parameter.normal_(0, 0.02 / math.sqrt(2 * self.config.n_layer))
+            elif self.config.init == "torch" or parameter.dim() < 2:
+                continue
+            elif name.startswith(("wte", "wpe")):
+                parameter.normal_(0, 1 if unit else 0.02)
             else:
-                parameter.normal_(0, 0.02)
+                scale = 1 / math.sqrt(parameter.size(1)) if unit else 0.02
+                parameter.normal_(0, scale / depth if is_output else scale)
+        if self.config.init != "torch":
+            for name, parameter in self.named_parameters():
+                if name.endswith("bias"):
+                    parameter.zero_()
 
     def num_parameters(self) -> int:
-        """Parameters in all; the tied head counts once."""
+        """Parameters in all; a tied head counts once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def forward(self, idx: Tensor, cache: KVCache | None = None, last: bool = False) -> Tensor:
@@ -184,7 +351,7 @@ class GPT(nn.Module):
 
         Args:
             idx: (B, T) token ids; with a cache, those behind the positions it holds.
-            cache: Keys and values seen so far; grows by T positions.
+            cache: What is known of the positions seen so far; grows by T positions.
             last: Only the last position's logits, at a T-th of the head's cost.
 
         Returns:
@@ -197,11 +364,40 @@ class GPT(nn.Module):
         past = 0 if cache is None else cache.length
         if past + T > self.config.block_size:
             raise ValueError(f"{past + T} positions exceed block_size {self.config.block_size}")
-        x = self.drop(self.wte(idx) + self.wpe.weight[past : past + T])  # (B, T, C)
+        x = self.drop(self.wpe(self.wte(idx), past))  # (B, T, C)
         for block in self.h:
             x = block(x, cache)
         if cache is not None:
             cache.length += T
         if last:
             x = x[:, -1:]
-        return self.lm_head(self.ln_f(x))  # (B, T, V)
+        return self.cap(self.lm_head(self.ln_f(x)))  # (B, T, V)
+
+    @torch.no_grad()
+    def attention_weights(self, idx: Tensor) -> Tensor:
+        """How much each position looks at each: (n_layer, B, n_head, T, T), rows sum to 1.
+
+        Args:
+            idx: (B, T) token ids.
+
+        Raises:
+            ValueError: the model has no attention.
+        """
+        layers = [module for module in self.modules() if isinstance(module, Attention)]
+        if not layers:
+            raise ValueError("a model without attention has no attention weights")
+        seen: list[Tensor] = []
+
+        def looked_at(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
+            seen.append(attention.weights(q, k))
+            return attention.eager(q, k, v, dropout)
+
+        before = [layer.attend for layer in layers]
+        try:
+            for layer in layers:
+                layer.attend = looked_at
+            self(idx)
+        finally:
+            for layer, attend in zip(layers, before, strict=True):
+                layer.attend = attend
+        return torch.stack(seen)

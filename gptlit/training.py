@@ -22,6 +22,8 @@ from gptlit.order import hashed
 from gptlit.tokenizer import Tokenizer
 
 VOCABULARY_COMES_LATER = 0
+# options that a checkpoint's weights don't depend on, so that a resumed run may change them
+NOT_IN_WEIGHTS = ("vocab_size", "dropout", "dropout_at", "attention", "init", "zero_init")
 
 
 class LitGPT(L.LightningModule):
@@ -256,7 +258,7 @@ class LitGPT(L.LightningModule):
             UsageError: names the first option that differs, and both values.
         """
         for name, value in described["config"].items():
-            if name in ("dropout", "vocab_size"):
+            if name in NOT_IN_WEIGHTS:
                 continue
             if (now := getattr(self.config, name, None)) != value:
                 raise UsageError(

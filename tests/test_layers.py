@@ -16,6 +16,7 @@ GROUND = {
     "assets",
     "reading",
     "cleaning",
+    "config",
     "splits",
     "parser",
     "attention",

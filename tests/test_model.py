@@ -161,7 +161,7 @@ def test_every_parameter_learns() -> None:
     [
         ({"n_embd": 130, "n_head": 4}, "--model.n_embd 130.*--model.n_head 4.*128 or 132"),
         ({"n_embd": 2, "n_head": 4}, "4 would work"),
-        ({"n_layer": 0}, "--model.n_layer 0"),
+        ({"n_layer": -1}, "--model.n_layer -1"),
         ({"block_size": -1}, "--model.block_size -1"),
         ({"dropout": 1.0}, "--model.dropout 1.0"),
     ],
