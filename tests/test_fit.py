@@ -1,5 +1,6 @@
 """`gptlit fit`, as users type it."""
 
+import json
 import re
 import subprocess
 import sys
@@ -324,10 +325,16 @@ def test_shipped_configs_train_and_validate_by_steps(
 ) -> None:
     config = yaml.safe_load(shipped_configs()[name].read_text(encoding="utf-8"))
     trainer = config["trainer"]
-    assert trainer["max_steps"] / trainer["val_check_interval"] >= 3
-    assert trainer["max_steps"] % trainer["val_check_interval"] == 0  # the end is validated
+    length, every = (
+        (trainer["max_epochs"], trainer["check_val_every_n_epoch"])
+        if "max_epochs" in trainer
+        else (trainer["max_steps"], trainer["val_check_interval"])
+    )
+    assert length / every >= 3
+    assert length % every == 0  # the end is validated
     assert config["data"]["corpus"] in CORPORA
     smaller = ["--model.n_layer=1", "--model.n_embd=12", "--model.block_size=8"]
+    smaller += ["--data.tokenizer=char"]
     short = ["--trainer.max_steps=2", "--data.batch_size=2", "--samples.max_new_tokens=3"]
     result = gptlit("fit", "--config", name, f"--data.path={text_file}", *smaller, *short)
     assert result.code == 0, result.err
@@ -401,3 +408,21 @@ def test_two_processes_train_and_validate(
     for name in ("val/loss", "val/bits_per_byte", "train/loss_eval", "train/loss"):
         values = [[float(row[name]) for row in part if row[name]] for part in rows]
         assert values[0] == pytest.approx(values[1], abs=1e-4), name
+
+
+def test_documents_in_windows_of_their_own(gptlit: Call, tmp_path: Path) -> None:
+    """A collection, closed by end-of-sequence tokens, trained on, validated and written from."""
+    rows = [json.dumps({"text": line}) for line in made_up_text(600).splitlines() if line]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    options = ["--data.path=rows.jsonl", "--data.eos=true", "--data.windows=documents"]
+    options += ["--data.split_by=documents", "--data.val_spans=3", "--trainer.max_steps=4"]
+    done = gptlit("fit", *TINY, *options)
+    assert done.code == 0, done.err
+    assert "'<EOS>" in done.err + done.out
+    described = checkpoint.read(checkpoint.resolve("last"))[checkpoint.KEY]
+    assert described["tokenizer"]["eos"] is True
+    assert len(described["text"]["spans"]["val"]) == 3
+    assert gptlit("validate", "--ckpt_path=last").code == 0
+    written = gptlit("predict", "--ckpt_path=last", "--max_new_tokens=400")
+    assert written.code == 0, written.err
+    assert "<EOS>" not in written.out

@@ -76,6 +76,29 @@ def test_an_empty_prompt_starts_from_a_newline_that_is_not_told(model: GPT) -> N
     assert "\n" + text == generate(model, TOKENIZER, "\n", max_new_tokens=20)
 
 
+CLOSED = CharTokenizer("\n abcdef", ["<EOS>"], eos=True)
+
+
+def test_a_text_ends_where_its_end_is_drawn(model: GPT) -> None:
+    """The end of sequence stops a text and isn't part of it, alone and in a batch."""
+    options = {"max_new_tokens": 60, "temperature": 1.5}
+    # without an end of its own the same model goes on, and spells the token
+    spelled = CharTokenizer("\n abcdef", ["<EOS>"])
+    longer = [generate(model, spelled, "ab", seed=seed, **options) for seed in range(8)]
+    alone = [generate(model, CLOSED, "ab", seed=seed, **options) for seed in range(8)]
+    assert alone == [text.split("<EOS>")[0] for text in longer]
+    assert len({len(text) for text in alone}) > 2
+    assert generate_samples(model, CLOSED, "ab", seeds=range(8), **options) == alone
+    pieces = list(stream_generate(model, CLOSED, "ab", seed=1, **options))
+    assert "".join(pieces) == alone[1]
+
+
+def test_an_empty_prompt_starts_after_the_end_of_a_text(model: GPT) -> None:
+    text = generate(model, CLOSED, "", max_new_tokens=5, temperature=0)
+    logits = model(torch.tensor([[0]]))[0, -1]
+    assert text[:1] == CLOSED.decode([int(logits.argmax())])
+
+
 def test_unknown_characters(model: GPT) -> None:
     with pytest.raises(UsageError, match="--prompt: 'z' .*--unknown skip"):
         generate(model, TOKENIZER, "az")

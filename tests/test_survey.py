@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gptlit.corpora import CORPORA
 from gptlit.survey import entropy_bits
 from tests.conftest import Result, made_up_text
 
@@ -61,5 +62,5 @@ def test_pieces_side_by_side(gptlit: Call, text_file: Path) -> None:
 def test_the_known_corpora(gptlit: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GPTLIT_DATA_DIR", raising=False)
     told = gptlit("data", "list").out.splitlines()
-    assert [line.split()[0] for line in told] == ["shakespeare", "tinyshakespeare", "dante"]
+    assert [line.split()[0] for line in told] == list(CORPORA)
     assert all("public domain; not fetched yet" in line for line in told)
