@@ -7,7 +7,7 @@ Each tokenizer prepares it in a process of its own, in turn; tiktoken's own enco
 thread over the first hundred megabytes in the same run. Memory is RssAnon (what the system can't
 take back, as it can a memory map's pages), sampled every 20 ms, of the process and of all its
 children together; told is what it peaks at above the same process after its imports. At last
-a tiny model trains for some steps on the largest token file and on a small text.
+a tiny model trains for some steps on the last token file and on a small text.
 """
 
 import argparse
@@ -161,7 +161,7 @@ def train(folder: Path, *options: str) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gigabytes", type=float, default=2.0)
-    kinds = ["char", "word", "word:reversible", "bpe:1024", "tiktoken:gpt2"]
+    kinds = ["word", "word:reversible", "bpe:1024", "tiktoken:gpt2", "char"]
     parser.add_argument("--tokenizers", nargs="+", default=kinds)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "large_text")
     options = parser.parse_args()

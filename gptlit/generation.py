@@ -4,44 +4,93 @@ A sample is its own: sample i draws from the stream of seed + i, so that its tex
 neither on the batch around it nor on the cache (float32; exact ties aside).
 """
 
+import itertools
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from gptlit.drafts import Draft, Written
 from gptlit.messages import UsageError
 from gptlit.model import GPT, KVCache
-from gptlit.sampling import Streams, next_token
+from gptlit.sampling import Choice, Streams, ban, entropy
 from gptlit.tokenizer import Tokenizer, Unknown, UnknownPieces
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How to choose tokens.
+class Sampling(Choice):
+    """How to choose tokens, and when to stop.
 
     Args:
-        max_new_tokens: How many tokens to write; past block_size it just goes on.
         temperature: Below 1 is safer, above 1 is wilder; 0 is greedy.
         top_k: Draw from the k likeliest tokens only; unlimited when left out.
+        top_p: Draw from the likeliest that have this share of the probability together.
+        min_p: Draw from those at least this many times as likely as the likeliest.
+        typical_p: Draw from the most typical that have this share of the probability together.
+        repetition_penalty: Above 1, makes tokens of prompt and text less likely; 1 is none.
+        frequency_penalty: Taken from a token's logit for each time that it was written.
+        presence_penalty: Taken from the logit of each token that was written.
+        max_new_tokens: How many tokens to write; past block_size it just goes on. Without an end
+            if left out (null).
+        min_new_tokens: As long, the end of sequence isn't drawn.
+        stop: Strings that end a text where they first appear; not part of it.
+        ban: Strings of one token each that are never written.
     """
 
-    max_new_tokens: int = 500
-    temperature: float = 0.8
-    top_k: int | None = None
+    max_new_tokens: int | None = 500
+    min_new_tokens: int = 0
+    stop: list[str] = field(default_factory=list)
+    ban: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 0:
+        super().__post_init__()
+        if self.max_new_tokens is not None and self.max_new_tokens < 0:
             raise UsageError(f"--max_new_tokens {self.max_new_tokens}: must be 0 or more")
-        # `not <=` refuses NaN as well
-        if not 0 <= self.temperature < float("inf"):
+        most = math.inf if self.max_new_tokens is None else self.max_new_tokens
+        if not 0 <= self.min_new_tokens <= most:
             raise UsageError(
-                f"--temperature {self.temperature}: must be 0 (greedy) or above; 0.8 is usual"
+                f"--min_new_tokens {self.min_new_tokens}: must be 0 or more, and not above "
+                f"--max_new_tokens {self.max_new_tokens}"
             )
-        if self.top_k is not None and self.top_k < 1:
-            raise UsageError(f"--top_k {self.top_k}: must be 1 or more, or left out for no limit")
+        if "" in self.stop:
+            raise UsageError("--stop '': is in every text; name a string")
+
+
+class _Window:
+    """The ids that the model looks at: the last of each text, up to block_size, in place.
+
+    When it is full, its last block_size // 2 (at least one) are kept and fed anew, so that the
+    cost per token stays constant however long the text.
+    """
+
+    def __init__(self, prompt: Tensor, block_size: int) -> None:
+        self._kept = max(1, block_size // 2)
+        self._ids = torch.empty(
+            len(prompt), block_size, dtype=torch.long, device=prompt.device
+        )  # (B, block_size)
+        self.length = min(prompt.size(1), block_size)
+        self._ids[:, : self.length] = prompt[:, prompt.size(1) - self.length :]
+
+    @property
+    def ids(self) -> Tensor:
+        """(B, length)"""
+        return self._ids[:, : self.length]
+
+    def append(self, ids: Tensor) -> bool:
+        """Put (B,) ids behind; whether the window had been full, so that all is fed anew."""
+        is_full = self.length == self._ids.size(1)
+        if is_full:
+            # the new ids are the last of those kept
+            kept = self._ids[:, self.length - self._kept + 1 :].clone()
+            self.length = self._kept - 1
+            self._ids[:, : self.length] = kept
+        self._ids[:, self.length] = ids
+        self.length += 1
+        return is_full
 
 
 @torch.inference_mode()
@@ -51,12 +100,15 @@ def generate_step(
     sampling: Sampling,
     seeds: Sequence[int],
     use_cache: bool = True,
-) -> Iterator[Tensor]:
-    """Yield the next (B,) token ids, `sampling.max_new_tokens` times, in eval mode.
+    *,
+    eos_id: int | None = None,
+    banned: Sequence[int] = (),
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the next (B,) token ids and the (B, V) logits of the model that they come from,
+    `sampling.max_new_tokens` times, in eval mode.
 
-    The window of context holds up to block_size tokens. When it is full, its last
-    block_size // 2 tokens (at least one) are kept and fed anew, with and without a cache, so
-    that the cost per token stays constant however long the text.
+    The window of context holds up to block_size tokens and is refilled by one rule, with and
+    without a cache, so that both give the same.
 
     Args:
         model: Logits for (B, T) ids.
@@ -64,24 +116,42 @@ def generate_step(
         sampling: How to choose among the logits.
         seeds: B seeds, one stream of random numbers each.
         use_cache: Keep keys and values instead of feeding the whole window for every token.
+        eos_id: Not drawn for the first `sampling.min_new_tokens` tokens.
+        banned: Ids that are never drawn.
     """
-    block_size = model.config.block_size
-    window = fresh = prompt[:, -block_size:]  # fresh: what the cache hasn't seen
+    window = _Window(prompt, model.config.block_size)
     streams = Streams(seeds, prompt.device)
     cache = KVCache(model.config, len(prompt), model.lm_head.weight) if use_cache else None
+    seen = written = torch.empty(0)
+    if sampling.needs_counts:
+        written = torch.zeros(len(prompt), model.config.vocab_size, device=prompt.device)
+        seen = written.scatter_add(1, prompt, torch.ones(prompt.shape, device=prompt.device))
+    never = torch.tensor(banned, dtype=torch.long, device=prompt.device)
+    too_early = torch.tensor([eos_id or 0], device=prompt.device)
+    fresh = window.ids  # what the cache hasn't seen
+    steps = itertools.count() if sampling.max_new_tokens is None else range(sampling.max_new_tokens)
     was_training = model.training
     model.eval()
     try:
-        for _ in range(sampling.max_new_tokens):
-            if window.size(1) > block_size:
-                window = fresh = window[:, -max(1, block_size // 2) :]
+        for step in steps:
+            logits = model(window.ids if cache is None else fresh, cache, last=True)[:, -1]
+            chosen_from = logits  # (B, V)
+            if len(banned):
+                chosen_from = ban(chosen_from, never)
+            if eos_id is not None and step < sampling.min_new_tokens:
+                chosen_from = ban(chosen_from, too_early)
+            if sampling.needs_counts:
+                chosen_from = sampling.penalise(chosen_from, seen, written)
+            ids = sampling.next_token(chosen_from, streams.next())  # (B,)
+            if sampling.needs_counts:
+                for counts in (seen, written):
+                    counts.scatter_add_(1, ids[:, None], torch.ones_like(ids[:, None]).float())
+            fresh = ids[:, None]
+            if window.append(ids):
+                fresh = window.ids
                 if cache is not None:
                     cache.length = 0
-            logits = model(window if cache is None else fresh, cache, last=True)[:, -1]  # (B, V)
-            ids = next_token(logits, streams.next(), sampling.temperature, sampling.top_k)  # (B,)
-            fresh = ids[:, None]
-            window = torch.cat([window, fresh], dim=1)
-            yield ids
+            yield ids, logits
     finally:
         model.train(was_training)
 
@@ -98,6 +168,23 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str, unknown: Unknown = "error")
         raise UsageError(f"--prompt: {error}; --unknown skip drops them") from error
 
 
+def single_tokens(tokenizer: Tokenizer, strings: Sequence[str]) -> list[int]:
+    """The id of each string.
+
+    Raises:
+        UsageError: a string isn't one token.
+    """
+    found = []
+    for string in strings:
+        ids = tokenizer.encode(string, "skip")
+        if len(ids) != 1:
+            raise UsageError(
+                f"--ban {string!r}: is {len(ids)} tokens of this model; name one token at a time"
+            )
+        found.append(int(ids[0]))
+    return found
+
+
 def _steps(
     model: GPT,
     tokenizer: Tokenizer,
@@ -105,14 +192,23 @@ def _steps(
     sampling: Sampling,
     seeds: Sequence[int],
     use_cache: bool,
-) -> Iterator[Tensor]:
-    """`generate_step` for one prompt of (T,) ids, once for each seed.
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """`generate_step` for prompts of (B, T) ids.
 
-    An empty prompt starts from the tokenizer's `start_id`, which is not part of the text.
+    Empty prompts start from the tokenizer's `start_id`, which is not part of the text.
     """
-    ids = ids if len(ids) else np.array([tokenizer.start_id])
+    if not ids.shape[1]:
+        ids = np.full((len(seeds), 1), tokenizer.start_id)
     prompt = torch.as_tensor(ids.astype(np.int64), device=model.lm_head.weight.device)
-    return generate_step(model, prompt.expand(len(seeds), -1), sampling, seeds, use_cache)
+    return generate_step(
+        model,
+        prompt,
+        sampling,
+        seeds,
+        use_cache,
+        eos_id=tokenizer.eos_id,
+        banned=single_tokens(tokenizer, sampling.ban),
+    )
 
 
 def stream_generate(
@@ -142,12 +238,14 @@ def stream_generate(
     """
     settings = Sampling(**sampling)
     ids = encode_prompt(tokenizer, prompt, unknown)
-    spell = tokenizer.speller()
-    yield "".join(map(spell, ids.tolist()))
-    for step in _steps(model, tokenizer, ids, settings, [seed], use_cache):
-        if (id_ := int(step)) == tokenizer.eos_id:
+    text = Draft(tokenizer, ids.tolist(), settings.stop)
+    yield text.prompt
+    for step, _ in _steps(model, tokenizer, ids[None], settings, [seed], use_cache):
+        yield text.add(int(step))
+        if text.ended:
             return
-        yield spell(id_)
+    if held := text.finish():
+        yield held
 
 
 def generate(model: GPT, tokenizer: Tokenizer, prompt: str = "", **options: Any) -> str:
@@ -155,31 +253,67 @@ def generate(model: GPT, tokenizer: Tokenizer, prompt: str = "", **options: Any)
     return "".join(stream_generate(model, tokenizer, prompt, **options))
 
 
-def generate_samples(
+def generate_many(
     model: GPT,
     tokenizer: Tokenizer,
-    prompt: str = "",
-    *,
+    prompts: Sequence[str],
     seeds: Sequence[int],
+    *,
     unknown: Unknown = "error",
     use_cache: bool = True,
+    scored: bool = False,
     **sampling: Any,
+) -> list[Written]:
+    """A text for each prompt and seed, in their order.
+
+    Prompts of as many tokens are one batch. Each text is the one that `generate` gives for its
+    prompt and seed. Arguments and errors are those of `stream_generate`.
+
+    Args:
+        model: The model that writes.
+        tokenizer: The one it was trained with.
+        prompts: The texts to continue.
+        seeds: One for each prompt.
+        unknown: As for `stream_generate`.
+        use_cache: As for `stream_generate`.
+        scored: Tell each token's log probability and entropy.
+        sampling: The fields of `Sampling`.
+    """
+    settings = Sampling(**sampling)
+    encoded = {prompt: encode_prompt(tokenizer, prompt, unknown) for prompt in set(prompts)}
+    batches: dict[int, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        batches.setdefault(len(encoded[prompt]), []).append(index)
+    written: dict[int, Written] = {}
+    for rows in batches.values():
+        ids = np.stack([encoded[prompts[row]] for row in rows])
+        texts = [Draft(tokenizer, row, settings.stop) for row in ids.tolist()]
+        steps = _steps(model, tokenizer, ids, settings, [seeds[row] for row in rows], use_cache)
+        for step, logits in steps:
+            scores = _scores(logits, step) if scored else itertools.repeat(None)
+            for text, id_, score in zip(texts, step.tolist(), scores, strict=False):
+                text.add(id_, score)
+            if all(text.ended for text in texts):
+                break
+        for row, text in zip(rows, texts, strict=True):
+            text.finish()
+            written[row] = text.written
+    return [written[index] for index in range(len(prompts))]
+
+
+def _scores(logits: Tensor, ids: Tensor) -> list[tuple[float, float]]:
+    """The log probability of each of (B,) ids under (B, V) logits, and the entropy."""
+    logs = logits.float().log_softmax(dim=-1).gather(1, ids[:, None])[:, 0]
+    return list(zip(logs.tolist(), entropy(logits.float()).tolist(), strict=True))
+
+
+def generate_samples(
+    model: GPT, tokenizer: Tokenizer, prompt: str = "", *, seeds: Sequence[int], **options: Any
 ) -> list[str]:
     """A text for each of `seeds`, prompt and continuation, drawn as one batch.
 
-    Each is the text that `generate` gives for its seed. Arguments and errors are those of
-    `stream_generate`.
+    Each is the text that `generate` gives for its seed. Options and errors are those of
+    `generate_many`.
     """
-    settings = Sampling(**sampling)
-    ids = encode_prompt(tokenizer, prompt, unknown)
-    steps: list[Tensor] = []
-    ended = torch.zeros(len(seeds), dtype=torch.bool)
-    for step in _steps(model, tokenizer, ids, settings, seeds, use_cache):
-        steps.append(step)
-        if tokenizer.eos_id is not None:
-            ended |= step.cpu() == tokenizer.eos_id
-            if ended.all():
-                break
-    rows = torch.stack(steps, dim=1).tolist() if steps else [[]] * len(seeds)
-    rows = [row[: row.index(tokenizer.eos_id)] if tokenizer.eos_id in row else row for row in rows]
-    return [tokenizer.decode(ids.tolist() + row) for row in rows]
+    written = generate_many(model, tokenizer, [prompt] * len(seeds), seeds, **options)
+    return [each.whole for each in written]

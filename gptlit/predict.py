@@ -1,14 +1,20 @@
 """`gptlit predict`: write with a checkpoint alone. No Lightning, no corpus, no config."""
 
+import contextlib
+import dataclasses
+import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, get_args
+from pathlib import Path
+from typing import IO, Any, Literal, get_args
 
 import torch
 from jsonargparse import ActionYesNo, Namespace
 
 from gptlit import checkpoint
-from gptlit.generation import Sampling, generate_samples, stream_generate
+from gptlit.assets import write_atomically
+from gptlit.drafts import Written
+from gptlit.generation import Sampling, generate_many, stream_generate
 from gptlit.messages import UsageError, note
 from gptlit.model import GPT
 from gptlit.parser import OneLineErrors, from_environment
@@ -16,6 +22,8 @@ from gptlit.tokenizer import Tokenizer, Unknown, UnknownPieces
 
 SEPARATOR = "---\n"
 SAMPLES_AT_ONCE = 64
+STANDARD_INPUT = "-"
+Format = Literal["text", "jsonl"]
 
 
 def parser() -> OneLineErrors:
@@ -30,13 +38,29 @@ def parser() -> OneLineErrors:
         "--ckpt_path", default="best", help="A checkpoint, or best or last of the newest run."
     )
     options.add_argument(
-        "--prompt", default="", help="The text to continue; an empty one starts from a newline."
+        "--prompt",
+        action="append",
+        type=str,
+        help="The text to continue, once or more often; an empty one starts from a newline.",
     )
-    options.add_class_arguments(Sampling)
+    options.add_argument(
+        "--prompt_file", type=str, default=None, help="A file with the prompt; - is standard input."
+    )
+    options.add_argument(
+        "--lines", action=ActionYesNo, nargs="?", default=False, help="Each line is a prompt."
+    )
+    options.add_class_arguments(Sampling, skip={"stop", "ban"})
+    for name, about in (
+        ("--stop", "A string that ends the text and isn't part of it; once or more often."),
+        ("--ban", "A token that is never written; once or more often."),
+    ):
+        options.add_argument(name, action="append", type=str, help=about)
     options.add_argument(
         "--greedy", action=ActionYesNo, nargs="?", default=False, help="As --temperature 0."
     )
-    options.add_argument("--num_samples", type=int, default=1, help="How many texts to write.")
+    options.add_argument(
+        "--num_samples", type=int, default=1, help="How many texts to write for each prompt."
+    )
     options.add_argument(
         "--seed", type=int, default=1337, help="Sample i is what --seed seed+i writes alone."
     )
@@ -45,6 +69,18 @@ def parser() -> OneLineErrors:
         type=Unknown,
         default="error",
         help=f"Characters that the model doesn't know: {' or '.join(get_args(Unknown))} them.",
+    )
+    options.add_argument(
+        "--echo", action=ActionYesNo, nargs="?", default=True, help="Write the prompt too."
+    )
+    options.add_argument(
+        "--format",
+        type=Format,
+        default="text",
+        help="text, or jsonl: a line for each text, with each token's log probability and entropy.",
+    )
+    options.add_argument(
+        "--output_file", type=str, default=None, help="Write there, after a header of settings."
     )
     return options
 
@@ -56,6 +92,7 @@ def sampling(options: Namespace) -> dict[str, Any]:
         UsageError: a value that can't work.
     """
     fields = {name: options[name] for name in Sampling.__dataclass_fields__}
+    fields |= {name: fields[name] or [] for name in ("stop", "ban")}
     if options.greedy:
         fields["temperature"] = 0.0
     Sampling(**fields)
@@ -63,38 +100,90 @@ def sampling(options: Namespace) -> dict[str, Any]:
         raise UsageError(f"--num_samples {options.num_samples}: must be 1 or more")
     if not 0 <= options.seed < 2**63 - options.num_samples:
         raise UsageError(f"--seed {options.seed}: must be 0 or more, and below 2^63")
+    endless = fields["max_new_tokens"] is None
+    if endless and (options.num_samples > 1 or options.format == "jsonl" or options.output_file):
+        raise UsageError(
+            "--max_new_tokens null: only one text can be written without an end, and only as it "
+            "comes; give a number"
+        )
     return fields
 
 
-def tell_about_prompt(options: Namespace, tokenizer: Tokenizer, block_size: int) -> None:
-    """Warn of what becomes of the prompt: pieces dropped, or more than the context."""
-    try:
-        tokenizer.encode(options.prompt)
-    except UnknownPieces as unknown:
-        if options.unknown == "skip":
-            note(f"warning: --prompt: dropped {', '.join(map(repr, unknown.pieces))}")
-    n_tokens = len(tokenizer.encode(options.prompt, "skip"))
-    if n_tokens > block_size:
-        note(
-            f"warning: --prompt has {n_tokens} tokens; the model sees its last {block_size} at once"
-        )
+def prompts(options: Namespace) -> list[str]:
+    """The prompts given by options, a file or standard input; an empty one if there is none.
+
+    A file's last line end is not part of a prompt.
+
+    Raises:
+        UsageError: a file that can't be read, or nothing in it.
+    """
+    given = list(options.prompt or [])
+    if options.prompt_file is not None:
+        try:
+            if options.prompt_file == STANDARD_INPUT:
+                content = sys.stdin.read()
+            else:
+                content = Path(options.prompt_file).read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+            raise UsageError(f"--prompt_file {options.prompt_file}: {reason}") from error
+        content = content.removesuffix("\n")
+        more = [line for line in content.split("\n") if line] if options.lines else [content]
+        if not more:
+            raise UsageError(f"--prompt_file {options.prompt_file}: no line in it")
+        given += more
+    elif options.lines:
+        raise UsageError("--lines: needs --prompt_file, whose lines are prompts")
+    return given or [""]
 
 
-def put(texts: Iterable[str]) -> None:
-    """Write whole texts to standard output, each ended by a newline, parted by a line `---`."""
-    ended = (text if text.endswith("\n") else text + "\n" for text in texts)
-    for index, text in enumerate(ended):
-        sys.stdout.write(SEPARATOR + text if index else text)
-    sys.stdout.flush()
+def tell_about_prompts(
+    given: Sequence[str], unknown: Unknown, tokenizer: Tokenizer, block_size: int
+) -> None:
+    """Warn of what becomes of prompts: pieces dropped, or more than the context."""
+    for prompt in given:
+        try:
+            tokenizer.encode(prompt)
+        except UnknownPieces as error:
+            if unknown == "skip":
+                note(f"warning: --prompt: dropped {', '.join(map(repr, error.pieces))}")
+        n_tokens = len(tokenizer.encode(prompt, "skip"))
+        if n_tokens > block_size:
+            note(
+                f"warning: --prompt has {n_tokens} tokens; the model sees its last {block_size} "
+                "at once"
+            )
+
+
+def jobs(given: Sequence[str], seed: int, num_samples: int) -> list[tuple[str, int]]:
+    """The prompt and seed of each text, in the order in which they are told."""
+    return [(prompt, seed + index) for prompt in given for index in range(num_samples)]
 
 
 def in_batches(
-    model: GPT, tokenizer: Tokenizer, prompt: str, seeds: Sequence[int], settings: dict[str, Any]
-) -> Iterator[str]:
-    """`generate_samples` in batches that memory can hold, however many seeds there are."""
-    for first in range(0, len(seeds), SAMPLES_AT_ONCE):
-        batch = seeds[first : first + SAMPLES_AT_ONCE]
-        yield from generate_samples(model, tokenizer, prompt, seeds=batch, **settings)
+    model: GPT, tokenizer: Tokenizer, given: Sequence[tuple[str, int]], settings: dict[str, Any]
+) -> Iterator[Written]:
+    """`generate_many` in batches that memory can hold, however many jobs there are."""
+    for first in range(0, len(given), SAMPLES_AT_ONCE):
+        texts, seeds = zip(*given[first : first + SAMPLES_AT_ONCE], strict=True)
+        yield from generate_many(model, tokenizer, texts, seeds, **settings)
+
+
+def put(
+    texts: Iterable[Written],
+    seeds: Iterable[int],
+    options: Namespace,
+    out: IO[str] | None = None,
+) -> None:
+    """Write whole texts, each ended by a newline and parted by a line `---`, or as .jsonl."""
+    out = out or sys.stdout
+    for index, (text, seed) in enumerate(zip(texts, seeds, strict=True)):
+        if options.format == "jsonl":
+            out.write(json.dumps({"seed": seed, **dataclasses.asdict(text)}) + "\n")
+            continue
+        shown = text.whole if options.echo else text.text
+        out.write((SEPARATOR if index else "") + shown + ("" if shown.endswith("\n") else "\n"))
+    out.flush()
 
 
 def _put_stream(pieces: Iterable[str]) -> None:
@@ -110,7 +199,25 @@ def _put_stream(pieces: Iterable[str]) -> None:
     sys.stdout.flush()
 
 
-def _device() -> str:
+@contextlib.contextmanager
+def output(options: Namespace, settings: dict[str, Any], given: Sequence[str]) -> Iterator[IO[str]]:
+    """Where texts go: standard output, or a file that takes its place whole, with a header."""
+    import io
+
+    if options.output_file is None:
+        yield sys.stdout
+        return
+    content = io.StringIO()
+    if options.format == "text":
+        rows = {"checkpoint": options.ckpt_path, "seed": options.seed, **settings}
+        rows |= {"prompt": given[0] if len(given) == 1 else list(given)}
+        content.write("".join(f"# {name}: {value!r}\n" for name, value in rows.items()) + "\n")
+    yield content
+    write_atomically(Path(options.output_file), content.getvalue().encode())
+
+
+def device() -> str:
+    """The fastest device there is."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
@@ -123,14 +230,24 @@ def main(argv: Sequence[str]) -> None:
         UsageError: an option, a checkpoint or a prompt that can't work.
     """
     options = parser().parse_args([*from_environment("predict"), *argv])
-    settings = sampling(options)
-    model, tokenizer = checkpoint.load(options.ckpt_path)
-    model = model.to(_device())
-    tell_about_prompt(options, tokenizer, model.config.block_size)
-    settings["unknown"] = options.unknown
-    if options.num_samples == 1:
-        pieces = stream_generate(model, tokenizer, options.prompt, seed=options.seed, **settings)
+    settings, given = sampling(options), prompts(options)
+    path = checkpoint.resolve(options.ckpt_path)
+    model, tokenizer = checkpoint.load(path)
+    model = model.to(device())
+    options.ckpt_path = str(path)
+    tell_about_prompts(given, options.unknown, tokenizer, model.config.block_size)
+    work = jobs(given, options.seed, options.num_samples)
+    plain = options.format == "text" and options.output_file is None
+    if plain and len(work) == 1:
+        ((prompt, seed),) = work
+        pieces = stream_generate(
+            model, tokenizer, prompt, seed=seed, unknown=options.unknown, **settings
+        )
+        if not options.echo:
+            next(pieces)
         _put_stream(pieces)
-    else:
-        seeds = range(options.seed, options.seed + options.num_samples)
-        put(in_batches(model, tokenizer, options.prompt, seeds, settings))
+        return
+    more = {"unknown": options.unknown, "scored": options.format == "jsonl"}
+    with output(options, settings, given) as out:
+        written = in_batches(model, tokenizer, work, settings | more)
+        put(written, (seed for _, seed in work), options, out)

@@ -1,7 +1,18 @@
+import itertools
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from gptlit.generation import Sampling, generate, generate_samples, generate_step, stream_generate
+from gptlit.drafts import Stopper
+from gptlit.generation import (
+    Sampling,
+    generate,
+    generate_samples,
+    generate_step,
+    stream_generate,
+)
 from gptlit.messages import UsageError
 from gptlit.model import GPT, GPTConfig
 from gptlit.tokenizer import CharTokenizer
@@ -93,6 +104,80 @@ def test_a_text_ends_where_its_end_is_drawn(model: GPT) -> None:
     assert "".join(pieces) == alone[1]
 
 
+@given(
+    pieces=st.lists(st.text("ab\n", max_size=3), max_size=12),
+    stop=st.lists(st.text("ab\n", min_size=1, max_size=4), max_size=3),
+)
+def test_a_stop_string_is_found_wherever_pieces_end(pieces: list[str], stop: list[str]) -> None:
+    stopper, told = Stopper(stop), []
+    for piece in pieces:
+        told.append(stopper.add(piece))
+        if stopper.stopped:
+            break
+    else:
+        told.append(stopper.end())
+    whole = "".join(pieces)
+    # a string that ends first stops the text, since nothing after it is written any more
+    ends = [at + len(s) for s in stop if (at := whole.find(s)) >= 0]
+    if not ends:
+        assert "".join(told) == whole
+        return
+    assert stopper.stopped
+    text = "".join(told)
+    assert whole.startswith(text)
+    assert not any(string in text for string in stop)
+    assert any(whole[len(text) :].startswith(string) for string in stop)
+
+
+def test_stop_strings_end_a_text(model: GPT) -> None:
+    free = [generate(model, TOKENIZER, "ab", seed=seed, max_new_tokens=50) for seed in range(5)]
+    stop = free[0][7:10]
+    options = {"max_new_tokens": 50, "stop": [stop]}
+    stopped = [generate(model, TOKENIZER, "ab", seed=seed, **options) for seed in range(5)]
+    assert stopped == ["ab" + text[2:].split(stop)[0] for text in free]
+    assert generate_samples(model, TOKENIZER, "ab", seeds=range(5), **options) == stopped
+
+
+def test_the_end_is_not_drawn_too_early(model: GPT) -> None:
+    options = {"max_new_tokens": 60, "temperature": 1.5, "min_new_tokens": 20}
+    lengths = {len(generate(model, CLOSED, "ab", seed=seed, **options)) - 2 for seed in range(12)}
+    assert 20 <= min(lengths) < 60
+
+
+def test_banned_tokens_are_never_written(model: GPT) -> None:
+    text = generate(model, TOKENIZER, "c", max_new_tokens=200, ban=["a", "\n"], temperature=2.0)
+    assert not set("a\n") & set(text)
+    assert len(set(text)) > 4
+    with pytest.raises(UsageError, match="--ban 'ab': is 2 tokens"):
+        generate(model, TOKENIZER, "c", ban=["ab"])
+
+
+def test_penalties_count_prompt_and_text(model: GPT) -> None:
+    """Written out: what was seen is divided or multiplied, what was written loses."""
+    settings = {"repetition_penalty": 1.7, "frequency_penalty": 0.9, "presence_penalty": 0.4}
+    ids, written = [2, 2, 3], []
+    for _ in range(12):
+        with torch.no_grad():
+            logits = model(torch.tensor([(ids + written)[-8:]]))[0, -1]
+        for token in range(9):
+            if token in ids + written:
+                logits[token] *= 1.7 if logits[token] <= 0 else 1 / 1.7
+            n = written.count(token)
+            logits[token] -= 0.9 * n + 0.4 * (n > 0)
+        written.append(int(logits.argmax()))
+        if len(ids + written) > 7:
+            break
+    n_new = len(written)
+    text = generate(model, TOKENIZER, "aab", max_new_tokens=n_new, temperature=0, **settings)
+    assert text == TOKENIZER.decode(ids + written)
+
+
+def test_without_a_limit_it_goes_on(model: GPT) -> None:
+    stream = stream_generate(model, TOKENIZER, "a", max_new_tokens=None)
+    assert len("".join(itertools.islice(stream, 700))) == 700
+    stream.close()
+
+
 def test_an_empty_prompt_starts_after_the_end_of_a_text(model: GPT) -> None:
     text = generate(model, CLOSED, "", max_new_tokens=5, temperature=0)
     logits = model(torch.tensor([[0]]))[0, -1]
@@ -148,9 +233,12 @@ def test_a_context_of_one_token(model: GPT) -> None:
         {"temperature": float("inf")},
         {"top_k": 0},
         {"max_new_tokens": -1},
+        {"min_new_tokens": -1},
+        {"min_new_tokens": 501},
+        {"stop": [""]},
     ],
 )
 def test_settings_that_can_not_work(settings: dict[str, float]) -> None:
     (name, value), *_ = settings.items()
-    with pytest.raises(UsageError, match=f"--{name} {value}"):
+    with pytest.raises(UsageError, match=f"--{name} ({value}|'')"):
         Sampling(**settings)  # type: ignore[arg-type]  # any option

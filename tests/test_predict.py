@@ -1,5 +1,7 @@
 """`gptlit predict`, as users type it."""
 
+import io
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -7,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import gptlit as package
 from gptlit.__main__ import main
@@ -110,3 +113,82 @@ def test_a_closed_pipe_is_no_error(run: Run) -> None:
     )
     assert done.stderr == b""
     assert done.returncode == 141
+
+
+def test_several_prompts_each_as_if_alone(gptlit: Call, run: Run) -> None:
+    together = predict(gptlit, run, "--prompt=the", "--prompt=king and", "--num_samples=2")
+    alone = [
+        predict(gptlit, run, f"--prompt={prompt}", f"--seed={seed}").out
+        for prompt in ("the", "king and")
+        for seed in (1337, 1338)
+    ]
+    assert together.out == "---\n".join(alone)
+
+
+def test_prompts_from_a_file_or_standard_input(
+    gptlit: Call, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("prompts.txt").write_text("the\nking\n", encoding="utf-8")
+    lines = predict(gptlit, run, "--prompt_file=prompts.txt", "--lines")
+    assert lines.out == predict(gptlit, run, "--prompt=the", "--prompt=king").out
+    whole = predict(gptlit, run, "--prompt_file=prompts.txt")
+    assert whole.out == predict(gptlit, run, "--prompt", "the\nking").out
+    monkeypatch.setattr(sys, "stdin", io.StringIO("the\nking\n"))
+    assert predict(gptlit, run, "--prompt_file=-").out == whole.out
+    for options, told in (
+        (["--prompt_file=nowhere.txt"], "--prompt_file nowhere.txt: No such file"),
+        (["--lines"], "--lines: needs --prompt_file"),
+        (["--max_new_tokens=null", "--num_samples=2"], "--max_new_tokens null"),
+    ):
+        refused = predict(gptlit, run, *options)
+        assert refused.code == 2
+        assert told in refused.err
+
+
+def test_jsonl_tells_each_tokens_probability(gptlit: Call, run: Run) -> None:
+    options = ["--prompt=the", "--num_samples=2", "--temperature=0.5", "--top_k=3"]
+    told = predict(gptlit, run, *options, "--format=jsonl").out
+    rows = [json.loads(line) for line in told.splitlines()]
+    texts = predict(gptlit, run, *options).out
+    assert "---\n".join(row["prompt"] + row["text"] + "\n" for row in rows) == texts
+    model, tokenizer = package.load(run.folder / "checkpoints" / "last.ckpt")
+    for row, seed in zip(rows, (1337, 1338), strict=True):
+        assert row["seed"] == seed
+        assert tokenizer.decode(row["ids"]) == row["text"]
+        # by the model itself, with neither temperature nor top_k, as far as the context goes
+        ids = torch.tensor([[*tokenizer.encode("the").tolist(), *row["ids"]]])[:, :8]
+        with torch.no_grad():
+            logs = model(ids)[0].double().log_softmax(-1)
+        for at in range(3, 8):
+            assert row["logprobs"][at - 3] == pytest.approx(
+                logs[at - 1, ids[0, at]].item(), abs=1e-5
+            )
+            wanted = -(logs[at - 1].exp() * logs[at - 1]).sum().item()
+            assert row["entropies"][at - 3] == pytest.approx(wanted, abs=1e-5)
+
+
+def test_a_file_has_a_header_and_takes_its_place_whole(gptlit: Call, run: Run) -> None:
+    result = predict(gptlit, run, "--prompt=the", "--output_file=out.txt", "--top_k=4")
+    assert (result.code, result.out) == (0, "")
+    header, text = Path("out.txt").read_text(encoding="utf-8").split("\n\n", 1)
+    assert text == predict(gptlit, run, "--prompt=the", "--top_k=4").out
+    for told in ("last.ckpt", "seed: 1337", "top_k: 4", "temperature: 0.8", "prompt: 'the'"):
+        assert told in header
+
+
+def test_without_echo_there_is_the_continuation_alone(gptlit: Call, run: Run) -> None:
+    whole = predict(gptlit, run, "--prompt=the").out
+    assert "the" + predict(gptlit, run, "--prompt=the", "--echo=false").out == whole
+    two = predict(gptlit, run, "--prompt=the", "--num_samples=2").out
+    continued = predict(gptlit, run, "--prompt=the", "--num_samples=2", "--echo=false").out
+    assert "the" + continued.replace("---\n", "---\nthe") == two
+
+
+def test_stop_strings_and_bans_by_flag(gptlit: Call, run: Run) -> None:
+    free = predict(gptlit, run, "--prompt=the", "--max_new_tokens=60").out
+    stop = free[20:23]
+    stops = ["--stop", stop, "--stop=Q"]
+    stopped = predict(gptlit, run, "--prompt=the", "--max_new_tokens=60", *stops)
+    assert stopped.out.rstrip("\n") == ("the" + free[3:].split(stop)[0]).rstrip("\n")
+    banned = predict(gptlit, run, "--prompt=", "--max_new_tokens=200", "--ban=e", "--ban= ").out
+    assert not set("e ") & set(banned)

@@ -1,9 +1,26 @@
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 
-from gptlit.sampling import DRAWS_AT_ONCE, Streams, apply_temperature, apply_top_k, draw, next_token
+from gptlit.messages import UsageError
+from gptlit.sampling import (
+    DRAWS_AT_ONCE,
+    Choice,
+    Streams,
+    apply_count_penalties,
+    apply_min_p,
+    apply_repetition_penalty,
+    apply_temperature,
+    apply_top_k,
+    apply_top_p,
+    apply_typical_p,
+    ban,
+    draw,
+    entropy,
+    force,
+)
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.5]])
 
@@ -60,8 +77,124 @@ def test_temperature_zero_and_top_one_are_greedy() -> None:
     logits = torch.randn(6, 30)
     u = torch.rand(6, dtype=torch.float64)
     greedy = logits.argmax(-1)
-    assert torch.equal(next_token(logits, u, 0.0, None), greedy)
-    assert torch.equal(next_token(logits, u, 1.3, 1), greedy)
+    assert torch.equal(Choice(temperature=0).next_token(logits, u), greedy)
+    assert torch.equal(Choice(temperature=1.3, top_k=1).next_token(logits, u), greedy)
+    assert torch.equal(Choice(temperature=1.3, top_p=1e-9).next_token(logits, u), greedy)
+    assert torch.equal(Choice(temperature=1.3, min_p=1.0).next_token(logits, u), greedy)
+
+
+FOUR = torch.tensor([[0.1, 0.4, 0.2, 0.3]]).log()
+
+
+def left(logits: torch.Tensor) -> list[int]:
+    """The tokens that are still possible."""
+    return torch.isfinite(logits[0]).nonzero()[:, 0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("p", "wanted"), [(0.01, [1]), (0.39, [1]), (0.41, [1, 3]), (0.69, [1, 3]), (0.71, [1, 2, 3])]
+)
+def test_top_p_is_the_fewest_likeliest(p: float, wanted: list[int]) -> None:
+    assert left(apply_top_p(FOUR, p)) == wanted
+    assert left(apply_top_p(FOUR, 1.0)) == [0, 1, 2, 3]
+    kept = apply_top_p(FOUR, p)[0, wanted]
+    torch.testing.assert_close(kept, FOUR[0, wanted], rtol=0, atol=0)
+
+
+def test_top_p_takes_no_more_of_equals_than_it_needs() -> None:
+    assert len(left(apply_top_p(torch.zeros(1, 10), 0.25))) == 3
+
+
+@pytest.mark.parametrize(("p", "wanted"), [(0.2, [0, 1, 2, 3]), (0.3, [1, 2, 3]), (0.6, [1, 3])])
+def test_min_p_is_relative_to_the_likeliest(p: float, wanted: list[int]) -> None:
+    assert left(apply_min_p(FOUR, p)) == wanted
+
+
+def test_typical_p_prefers_what_is_as_surprising_as_expected() -> None:
+    # entropy 1.2799; surprises 2.303, 0.916, 1.609, 1.204: nearest are 3, 2, 1, 0
+    assert entropy(FOUR).item() == pytest.approx(1.2799, abs=1e-4)
+    kept = [left(apply_typical_p(FOUR, p)) for p in (0.1, 0.31, 0.51, 0.91)]
+    assert kept == [[3], [2, 3], [1, 2, 3], [0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("temperature", "wanted"),
+    [(0.2, 0.041), (0.5, 0.491), (0.8, 0.918), (1.0, 1.107), (1.5, 1.357)],
+)
+def test_entropies_of_the_course(temperature: float, wanted: float) -> None:
+    logits = torch.tensor([[3.0, 2.0, 1.0, 0.5, 0.1]])
+    assert entropy(logits / temperature).item() == pytest.approx(wanted, abs=6e-4)
+
+
+def test_temperature_and_top_p_do_not_commute() -> None:
+    one = apply_top_p(apply_temperature(FOUR, 3.0), 0.5)
+    other = apply_temperature(apply_top_p(FOUR, 0.5), 3.0)
+    assert left(one) == [1, 3]
+    assert left(other) == [1, 3]
+    flat = torch.tensor([[3.0, 1.0, 0.0]])
+    assert left(apply_top_p(flat / 4, 0.5)) != left(apply_top_p(flat, 0.5))
+
+
+def test_the_order_is_the_documented_one() -> None:
+    choice = Choice(temperature=2.0, top_k=3, top_p=0.8, min_p=0.5, typical_p=0.9)
+    logits = torch.randn(50, 20, generator=torch.Generator().manual_seed(0)) * 3
+    shaped = apply_top_p(apply_top_k(apply_temperature(logits, 2.0), 3), 0.8)
+    wanted = apply_typical_p(apply_min_p(shaped, 0.5), 0.9)
+    torch.testing.assert_close(choice.shape(logits), wanted, rtol=0, atol=0)
+
+
+def test_repetition_penalty_is_hugging_faces() -> None:
+    logits = torch.tensor([[2.0, -2.0, 2.0, -2.0]])
+    counts = torch.tensor([[3.0, 1.0, 0.0, 0.0]])
+    assert apply_repetition_penalty(logits, counts, 2.0).tolist() == [[1.0, -4.0, 2.0, -2.0]]
+
+
+def test_count_penalties() -> None:
+    counts = torch.tensor([[3.0, 1.0, 0.0]])
+    wanted = [[-0.5 * 3 - 1, -0.5 - 1, 0]]
+    assert apply_count_penalties(torch.zeros(1, 3), counts, 0.5, 1.0).tolist() == wanted
+
+
+def test_banned_and_forced_tokens() -> None:
+    assert left(ban(FOUR, torch.tensor([1, 3]))) == [0, 2]
+    assert left(force(FOUR, 2)) == [2]
+    assert draw(force(FOUR.expand(3, -1), 2), torch.rand(3).double()).tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda logits: apply_top_k(logits, 4),
+        lambda logits: apply_top_p(logits, 0.7),
+        lambda logits: apply_min_p(logits, 0.1),
+        lambda logits: apply_typical_p(logits, 0.7),
+        lambda logits: apply_repetition_penalty(logits, (logits > 1).float(), 1.3),
+    ],
+)
+def test_a_row_is_the_same_alone_and_in_a_batch(function: Callable[..., torch.Tensor]) -> None:
+    logits = torch.randn(6, 15)
+    together = function(logits)
+    for row in range(6):
+        torch.testing.assert_close(function(logits[row : row + 1])[0], together[row])
+    assert torch.isfinite(together).any(dim=1).all()
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"min_p": -0.1},
+        {"typical_p": 2.0},
+        {"repetition_penalty": 0.0},
+        {"frequency_penalty": math.inf},
+        {"presence_penalty": math.nan},
+    ],
+)
+def test_choices_that_can_not_be(option: dict[str, float]) -> None:
+    ((name, value),) = option.items()
+    with pytest.raises(UsageError, match=f"--{name} {value}: must be"):
+        Choice(**option)  # type: ignore[arg-type]  # any option
 
 
 def test_a_stream_does_not_depend_on_its_neighbours() -> None:
