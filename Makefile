@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: train test check clean
+.PHONY: train test check parity clean
 
 train: .venv/.installed
 	$(BIN)/gptlit fit --config small.yaml $(ARGS)
@@ -16,8 +16,12 @@ check: .venv/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# against Hugging Face's transformers, which beside Lightning would slow every command
+parity: .venv-parity/.installed
+	.venv-parity/bin/python -m pytest -W default tests/parity $(ARGS)
+
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv .venv-parity build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 .venv/.made:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("gptlit needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; name another: make $(MAKECMDGOALS) PYTHON=python3.12")'
@@ -30,4 +34,10 @@ clean:
 
 .venv/.installed-dev: .venv/.installed
 	$(PIP) --editable '.[dev]'
+	@touch $@
+
+.venv-parity/.installed: constraints.txt
+	$(PYTHON) -m venv .venv-parity
+	.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		torch numpy tiktoken rustbpe safetensors transformers==5.23.0 pytest pytest-timeout
 	@touch $@

@@ -14,6 +14,9 @@ VERBS = {
     "validate": "the exact loss on the validation split",
     "test": "the exact loss on the test split",
     "data": "what a text is, under one or more tokenizers",
+    "import": "a checkpoint from nanoGPT's or Hugging Face's files",
+    "export": "a checkpoint as a Hugging Face folder, or as plain safetensors",
+    "summary": "what a fit with these options would be: size, memory, time",
 }
 
 HELP = f"""gptlit {__version__}: train a small GPT on a text and write with it
@@ -78,6 +81,10 @@ def _run(arguments: list[str]) -> int:
         from gptlit import predict
 
         predict.main(arguments[1:])
+    elif verb in ("import", "export"):
+        from gptlit import exchange
+
+        (exchange.import_ if verb == "import" else exchange.export)(arguments[1:])
     elif verb == "data":
         from gptlit import survey
 

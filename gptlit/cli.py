@@ -15,14 +15,14 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.trainer.states import TrainerStatus
 
-from gptlit import __version__, checkpoint, runs
+from gptlit import __version__, checkpoint, origins, preflight, runs, summary
 from gptlit import tokenizer as tokenizers
-from gptlit.arguments import expand
+from gptlit.arguments import HELP, expand
 from gptlit.callbacks import Report, SampleText, StepBar, Throughput
 from gptlit.data import TextDataModule
 from gptlit.messages import UsageError, note
 from gptlit.parser import OneLineErrors
-from gptlit.training import LitGPT
+from gptlit.training import NOT_IN_WEIGHTS, LitGPT
 
 TEXT_OPTIONS = ("--data.path", "--data.corpus", "--data.jsonl_field", "--data.cleaning")
 TRAINER_DEFAULTS = {
@@ -104,10 +104,13 @@ def quiet() -> Iterator[None]:
 class GptlitCLI(LightningCLI):
     """Lightning's CLI with gptlit's defaults, run folders and messages."""
 
-    def __init__(self, verb: str, arguments: Sequence[str]) -> None:
+    def __init__(self, verb: str, arguments: Sequence[str], summarize: bool = False) -> None:
+        self.summarize = summarize  # a fit, instead of making it
         words, self.start = expand(verb, arguments)
         # whether the text is named now, or is that of the checkpoint
         self.text_given = any(word.startswith(TEXT_OPTIONS) for word in words)
+        self.origin_given = any(word.startswith("--model.init_from") for word in words)
+        self.origin: origins.Origin | None = None
         self.precision_reason = "as asked"
         self.folder: runs.RunFolder | None = None
         super().__init__(
@@ -142,6 +145,15 @@ class GptlitCLI(LightningCLI):
             default=0,
             help="Keep a checkpoint step_N.ckpt every so many steps; 0 for none.",
         )
+        parser.add_argument(
+            "--preflight",
+            type=bool,
+            nargs="?",
+            const=True,
+            default=False,
+            help="Instead of training, check model and batches: shapes, shift, first loss, "
+            "causality, gradients, checkpoint, and that the model memorises one batch.",
+        )
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: `expand` has put the checkpoint's options where flags given beside it win."""
@@ -157,6 +169,9 @@ class GptlitCLI(LightningCLI):
             raise UsageError(f"ckpt_path {options.ckpt_path}: give it as a flag, --ckpt_path")
         if options.snapshot_every < 0:
             raise UsageError(f"--snapshot_every {options.snapshot_every}: must be 0 or more")
+        if options.preflight and self.subcommand != "fit":
+            raise UsageError("--preflight true: is an option of fit only")
+        self._take_origin()
         # the options as given: what is chosen below is chosen again by whoever goes on
         self.options_as_yaml = self._dump_options()
         if options.data.seed is None:
@@ -176,10 +191,21 @@ class GptlitCLI(LightningCLI):
             # Lightning counts batches; a checkpoint between two of a step could not go on exactly
             trainer.val_check_interval *= trainer.accumulate_grad_batches
 
+    def _take_origin(self) -> None:
+        """Let a new run begin from given weights; one that goes on has its own."""
+        model = self.options.model
+        if self.start is None and model.init_from is not None:
+            self.origin = origins.take(model, self.options.data, NOT_IN_WEIGHTS)
+        elif self.start is not None and self.origin_given:
+            raise UsageError(
+                f"--model.init_from {model.init_from}: begins a new run, and --ckpt_path goes on "
+                "with one; give one of them"
+            )
+
     def _dump_options(self) -> str:
         dumped = self._parser(self.subcommand).dump(self.options, skip_unset=False, format="yaml")
         options = yaml.safe_load(dumped)
-        for key in ("config", "ckpt_path"):
+        for key in ("config", "ckpt_path", "preflight"):
             options.pop(key, None)
         for key in ("path", "val_path", "test_path"):
             if path := options["data"][key]:
@@ -192,6 +218,9 @@ class GptlitCLI(LightningCLI):
         if self.start is not None:
             self.datamodule.use_tokenizer(tokenizers.from_state(self.start.described["tokenizer"]))
             self.model.check_fits(self.start.described)
+        if self.origin is not None:
+            self.datamodule.use_tokenizer(self.origin.tokenizer)
+            self.model.first_weights = self.origin.state
         with_bar = options.trainer.enable_progress_bar
         if with_bar is None:
             # in a log file a bar's every update is a line
@@ -199,6 +228,9 @@ class GptlitCLI(LightningCLI):
         if self.subcommand != "fit":
             self._refuse_parts_of_a_split()
             kwargs |= {"logger": False, "enable_checkpointing": False}
+            return runs.refusing(super().instantiate_trainer, **kwargs)
+        if self._only_looks:
+            kwargs |= {"logger": False, "enable_checkpointing": False, "callbacks": []}
             return runs.refusing(super().instantiate_trainer, **kwargs)
         callbacks = runs.as_list(options.trainer.callbacks)
         callbacks += [Report(self.precision_reason), Throughput()]
@@ -239,6 +271,11 @@ class GptlitCLI(LightningCLI):
         if self.start is None:
             return runs.RunFolder(root / checkpoint.RUNS)
         path, step, max_steps = self.start.path, self.start.step, self.options.trainer.max_steps
+        if "optimizer_states" not in self.start.content:
+            raise UsageError(
+                f"--ckpt_path {path}: holds weights, but no run to go on with; begin one from them "
+                f"by --model.init_from {path}"
+            )
         if 0 < max_steps <= step:
             raise UsageError(
                 f"--trainer.max_steps {max_steps}: {path} is at step {step} already; give a "
@@ -262,7 +299,35 @@ class GptlitCLI(LightningCLI):
                 self.folder.undo()
             raise
 
+    @property
+    def _only_looks(self) -> bool:
+        """Whether nothing is to be trained, and no run's folder to be made."""
+        return self.summarize or bool(self.options.preflight)
+
+    def _look(self, model: LitGPT) -> None:
+        """Print the summary, or make the checks ahead of a run.
+
+        Raises:
+            SystemExit: a check failed.
+        """
+        trainer, data = self.trainer, self.datamodule
+        trainer.datamodule, data.trainer, model.trainer = data, trainer, trainer
+        data.prepare_data()
+        data.setup("fit")
+        model.configure_model()
+        if self.summarize:
+            print(summary.report(trainer, model, self.precision_reason))
+            return
+        training = preflight.Training(model.lr, model.warmup_steps, model.betas, model.weight_decay)
+        model.net.to(trainer.strategy.root_device)
+        batches, new = data.train_dataloader(), model.init_from is None
+        if not preflight.run(model.net, data.tokenizer, batches, training, new=new):
+            raise SystemExit(1)
+
     def fit(self, model: LitGPT, **kwargs: Any) -> None:
+        if self._only_looks:
+            self._look(model)
+            return
         trained_before = self.start.step if self.start else 0
         with self._undoing():
             try:
@@ -336,6 +401,10 @@ def main(arguments: Sequence[str]) -> None:
             from gptlit import predict_devices
 
             predict_devices.main(rest)
+        elif verb == "summary":
+            if HELP & set(rest):
+                print("gptlit summary takes the options of gptlit fit, and doesn't train\n")
+            GptlitCLI("fit", rest, summarize=True)
         else:
             GptlitCLI(verb, rest)
         runs.part()

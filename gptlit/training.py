@@ -14,7 +14,8 @@ from gptlit import checkpoint as checkpoints
 from gptlit import optim
 from gptlit import tokenizer as tokenizers
 from gptlit.data import IGNORED, Batch, TextDataModule
-from gptlit.generation import generate_samples
+from gptlit.drafts import Written
+from gptlit.generation import generate_many
 from gptlit.messages import UsageError
 from gptlit.metrics import TextLoss, text_figures
 from gptlit.model import GPT, GPTConfig
@@ -38,6 +39,8 @@ class LitGPT(L.LightningModule):
         decay_steps: The step at which min_lr is reached; the run's length when left out.
         weight_decay: Of AdamW, on matrices only.
         betas: Of AdamW.
+        init_from: Weights to begin from, with their sizes and tokenizer: gpt2, gpt2-medium,
+            gpt2-large, gpt2-xl, a folder in Hugging Face's format, or a checkpoint of gptlit.
     """
 
     net: GPT
@@ -50,6 +53,7 @@ class LitGPT(L.LightningModule):
         decay_steps: int | None = None,
         weight_decay: float = 0.1,
         betas: tuple[float, float] = (0.9, 0.95),
+        init_from: str | None = None,
         **gpt: Any,
     ) -> None:
         super().__init__()
@@ -61,9 +65,13 @@ class LitGPT(L.LightningModule):
         self.decay_steps = decay_steps
         self.weight_decay = weight_decay
         self.betas = betas
+        self.init_from = init_from
+        self.first_weights: dict[str, Tensor] | None = None  # of init_from, set by who read them
+        self.has_begun = init_from is None
         self.config = GPTConfig(vocab_size=VOCABULARY_COMES_LATER, **gpt)
         self.tokenizer: Tokenizer | None = None
         self.run_config = ""  # the run's options as YAML, for whoever resumes from the checkpoint
+        self.predict_jobs: list[tuple[str, int]] = []  # the prompt and seed of each text
         self.predict_options: dict[str, Any] = {}
         self.seed = 0
         self.train_loss = TextLoss()
@@ -77,6 +85,9 @@ class LitGPT(L.LightningModule):
     def configure_model(self) -> None:
         if self.tokenizer is None and self._trainer is not None and self._datamodule is not None:
             self._build(self._datamodule.tokenizer)
+            if self.first_weights is not None:
+                self.net.load_state_dict(self.first_weights)
+                self.first_weights, self.has_begun = None, True
 
     def _build(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
@@ -105,10 +116,15 @@ class LitGPT(L.LightningModule):
         trainer = self.trainer
         by_batches = trainer.check_val_every_n_epoch is None
         if stage == "fit" and by_batches and isinstance(trainer.val_check_interval, int):
-            batches = (self._run_length() or sys.maxsize) * trainer.accumulate_grad_batches
+            batches = (self.run_length() or sys.maxsize) * trainer.accumulate_grad_batches
             trainer.val_check_interval = min(trainer.val_check_interval, batches)
 
     def on_fit_start(self) -> None:
+        if not self.has_begun:
+            raise UsageError(
+                f"--model.init_from {self.init_from}: `gptlit fit` reads it; in Python, set "
+                "first_weights and the data module's tokenizer to those of origins.start_from"
+            )
         self.seed = self.seed or torch.initial_seed() % 2**63
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -180,13 +196,14 @@ class LitGPT(L.LightningModule):
         self.val_loss.reset()
         self.slice_loss.reset()
 
-    def predict_step(self, batch: Tensor, batch_idx: int) -> list[str]:
-        """The texts of a batch of sample seeds, (B,), by `predict_options`."""
+    def predict_step(self, batch: Tensor, batch_idx: int) -> list[Written]:
+        """The texts of a batch of jobs, (B,) indices into `predict_jobs`."""
         if self.tokenizer is None:
             raise RuntimeError("predict with a model from LitGPT.load_from_checkpoint")
-        seeds, options = batch.tolist(), self.predict_options
-        # with more devices than samples some have none
-        return generate_samples(self.net, self.tokenizer, seeds=seeds, **options) if seeds else []
+        if not len(batch):
+            return []  # with more devices than texts some have none
+        prompts, seeds = zip(*(self.predict_jobs[job] for job in batch.tolist()), strict=True)
+        return generate_many(self.net, self.tokenizer, prompts, seeds, **self.predict_options)
 
     # ------------------------------------------------------------------ optimizer
 
@@ -206,7 +223,7 @@ class LitGPT(L.LightningModule):
         return optim.warmup_cosine(self.warmup_steps, self._decay_end(), self.min_lr / self.lr)
 
     def _decay_end(self) -> int:
-        end = self._run_length() if self.decay_steps is None else self.decay_steps
+        end = self.run_length() if self.decay_steps is None else self.decay_steps
         if end is None:
             raise UsageError(
                 "--model.decay_steps: the run has no length to spread the schedule over; give "
@@ -214,7 +231,7 @@ class LitGPT(L.LightningModule):
             )
         return end
 
-    def _run_length(self) -> int | None:
+    def run_length(self) -> int | None:
         """Optimizer steps of the whole run; None if only time or the user ends it."""
         # trainer.estimated_stepping_batches would make the loaders before a resume restores
         # them, which loses their position
@@ -238,6 +255,7 @@ class LitGPT(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         described = checkpoint[checkpoints.KEY]
         self.seed = described["seed"]
+        self.has_begun = True
         if self.tokenizer is None:
             self._build(tokenizers.from_state(described["tokenizer"]))
             return

@@ -334,7 +334,7 @@ def test_shipped_configs_train_and_validate_by_steps(
     assert length % every == 0  # the end is validated
     assert config["data"]["corpus"] in CORPORA
     smaller = ["--model.n_layer=1", "--model.n_embd=12", "--model.block_size=8"]
-    smaller += ["--data.tokenizer=char"]
+    smaller += ["--data.tokenizer=char", "--model.init_from=null"]
     short = ["--trainer.max_steps=2", "--data.batch_size=2", "--samples.max_new_tokens=3"]
     result = gptlit("fit", "--config", name, f"--data.path={text_file}", *smaller, *short)
     assert result.code == 0, result.err

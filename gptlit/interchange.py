@@ -1,0 +1,310 @@
+"""GPT-2's weights and options as Hugging Face and nanoGPT name them, in both directions.
+
+gptlit's names are GPT-2's own, so that one table, `KEYS`, tells all that differs elsewhere.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from gptlit import tokenizer as tokenizers
+from gptlit.config import Activation, DropoutPlace
+from gptlit.messages import UsageError
+from gptlit.model import GPT, GPTConfig
+from gptlit.tokenizer import BytePairTokenizer, Tokenizer
+
+State = dict[str, Tensor]
+
+
+class Key(NamedTuple):
+    """A weight's name elsewhere, and whether Hugging Face has it as (inputs, outputs)."""
+
+    theirs: str
+    conv1d: bool = False
+
+
+# gptlit's names and those of Hugging Face's GPT2LMHeadModel and of nanoGPT; * is a layer's number
+KEYS = {
+    "wte.weight": Key("transformer.wte.weight"),
+    "wpe.weight": Key("transformer.wpe.weight"),
+    "h.*.ln_1.weight": Key("transformer.h.*.ln_1.weight"),
+    "h.*.ln_1.bias": Key("transformer.h.*.ln_1.bias"),
+    "h.*.attn.c_attn.weight": Key("transformer.h.*.attn.c_attn.weight", conv1d=True),
+    "h.*.attn.c_attn.bias": Key("transformer.h.*.attn.c_attn.bias"),
+    "h.*.attn.c_proj.weight": Key("transformer.h.*.attn.c_proj.weight", conv1d=True),
+    "h.*.attn.c_proj.bias": Key("transformer.h.*.attn.c_proj.bias"),
+    "h.*.ln_2.weight": Key("transformer.h.*.ln_2.weight"),
+    "h.*.ln_2.bias": Key("transformer.h.*.ln_2.bias"),
+    "h.*.mlp.c_fc.weight": Key("transformer.h.*.mlp.c_fc.weight", conv1d=True),
+    "h.*.mlp.c_fc.bias": Key("transformer.h.*.mlp.c_fc.bias"),
+    "h.*.mlp.c_proj.weight": Key("transformer.h.*.mlp.c_proj.weight", conv1d=True),
+    "h.*.mlp.c_proj.bias": Key("transformer.h.*.mlp.c_proj.bias"),
+    "ln_f.weight": Key("transformer.ln_f.weight"),
+    "ln_f.bias": Key("transformer.ln_f.bias"),
+    "lm_head.weight": Key("lm_head.weight"),
+}
+# the causal mask, which older files hold as if it were a weight
+_MASK = re.compile(r"\.attn\.(masked_)?bias$")
+
+# Hugging Face's names of activations; both forms of the tanh approximation are one function
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu": "gelu",
+    "relu": "relu",
+    "relu2": "relu2",
+}
+# what GPT-2's class has, and in no other way
+HELD: dict[str, Any] = {
+    "mixer": "attention",
+    "positions": "learned",
+    "norm": "layer",
+    "norm_place": "pre",
+    "norm_weight": True,
+    "qk_norm": False,
+    "attn_proj": True,
+    "head_bias": False,
+    "logit_softcap": None,
+    "token_shift": False,
+}
+# Hugging Face's GPT2Config, where config.json leaves something out
+HF_DEFAULTS: dict[str, Any] = {
+    "model_type": "gpt2",
+    "vocab_size": 50257,
+    "n_positions": 1024,
+    "n_embd": 768,
+    "n_layer": 12,
+    "n_head": 12,
+    "n_inner": None,
+    "activation_function": "gelu_new",
+    "layer_norm_epsilon": 1e-5,
+    "tie_word_embeddings": True,
+    "embd_pdrop": 0.1,
+    "attn_pdrop": 0.1,
+    "resid_pdrop": 0.1,
+}
+# options of GPT2Config that change what is computed, and the values that gptlit's GPT has
+HF_FIXED = {
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+}
+HF_DROPOUT: dict[str, DropoutPlace] = {
+    "embd_pdrop": "embedding",
+    "attn_pdrop": "attention",
+    "resid_pdrop": "branch",
+}
+
+# ---------------------------------------------------------------------- names and shapes
+
+
+def keys(n_layer: int) -> dict[str, Key]:
+    """`KEYS` with every layer's number filled in."""
+    filled = {}
+    for ours, key in KEYS.items():
+        for layer in map(str, range(n_layer if "*" in ours else 1)):
+            filled[ours.replace("*", layer)] = key._replace(theirs=key.theirs.replace("*", layer))
+    return filled
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves new weights without values, so that no memory is touched.
+
+    The device "meta" does the same, but the first use of it imports torch._dynamo, for 2 s.
+    """
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), options: Any = None
+    ) -> Any:
+        # by name: torch.nn.init has functions of these names as well
+        if function.__name__ in ("normal_", "uniform_", "kaiming_uniform_"):
+            return None
+        return function(*args, **(options or {}))
+
+
+def shapes(config: GPTConfig) -> dict[str, torch.Size]:
+    """The shape of each weight of a model, by gptlit's names."""
+    with _Unfilled():
+        return {name: tensor.shape for name, tensor in GPT(config).state_dict().items()}
+
+
+def to_theirs(state: Mapping[str, Tensor], config: GPTConfig) -> State:
+    """Weights as Hugging Face's GPT2LMHeadModel has them; biases that aren't there are zero."""
+    theirs = {}
+    for ours, key in keys(config.n_layer).items():
+        if ours == "lm_head.weight" and config.tie_weights:
+            continue  # safetensors refuse a tensor under two names
+        if ours in state:
+            tensor = state[ours].detach()
+        else:
+            tensor = torch.zeros(len(state[ours.replace("bias", "weight")]))
+        theirs[key.theirs] = (tensor.t() if key.conv1d else tensor).contiguous()
+    return theirs
+
+
+def from_theirs(found: Mapping[str, Tensor], config: GPTConfig, conv1d: bool) -> State:
+    """Weights by gptlit's names, in float32, from Hugging Face's or nanoGPT's.
+
+    Args:
+        found: Tensors by their names; `transformer.` may be left out, as GPT-2's published
+            files do, and torch.compile's `_orig_mod.` may stand in front.
+        config: What they are the weights of.
+        conv1d: Matrices of blocks are (inputs, outputs), as Hugging Face has them.
+
+    Raises:
+        UsageError: weights are missing, are more than the model has, or of another shape.
+    """
+    theirs = {}
+    for name, tensor in found.items():
+        plain = name.removeprefix("_orig_mod.")
+        if not _MASK.search(plain):
+            plain = (
+                plain if plain.startswith(("transformer.", "lm_head.")) else f"transformer.{plain}"
+            )
+            theirs[plain] = tensor
+    table = {
+        key.theirs: (ours, key.conv1d and conv1d) for ours, key in keys(config.n_layer).items()
+    }
+    state: State = {}
+    for name, tensor in theirs.items():
+        ours, turned = table.get(name, (name, False))
+        state[ours] = (tensor.t() if turned else tensor).float().contiguous()
+    if not config.bias:
+        for ours in [ours for ours in state if ours.endswith(".bias")]:
+            if state[ours].any():
+                raise UsageError(f"{ours} isn't zero, and the model is said to have no biases")
+            del state[ours]
+    return checked(state, config)
+
+
+def checked(state: State, config: GPTConfig) -> State:
+    """The weights of a model, in its own order; a tied head may be left out.
+
+    Raises:
+        UsageError: one is missing, is none of the model's, or has another shape.
+    """
+    wanted = shapes(config)
+    if config.tie_weights and (tied := state.get("wte.weight")) is not None:
+        head = state.setdefault("lm_head.weight", tied)
+        if not torch.equal(head, tied):
+            raise UsageError("lm_head.weight isn't wte.weight, though the model's head is tied")
+        state["lm_head.weight"] = tied
+    if missing := [name for name in wanted if name not in state]:
+        raise UsageError(f"the weights lack {_some(missing)}")
+    if strange := [name for name in state if name not in wanted]:
+        raise UsageError(f"the weights hold {_some(strange)}, which a GPT of these options hasn't")
+    for name, shape in wanted.items():
+        if (found := state[name].shape) != shape:
+            raise UsageError(
+                f"{name} is of shape {tuple(found)}; by its sizes it should be {tuple(shape)}"
+            )
+    return {name: state[name] for name in wanted}
+
+
+def fitting(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
+    """A tokenizer for a vocabulary that may be padded: further rows get names of their own.
+
+    Raises:
+        UsageError: the vocabulary has fewer tokens, or the tokenizer can't be padded.
+    """
+    size = tokenizer.vocab_size
+    if size == vocab_size:
+        return tokenizer
+    if size > vocab_size or not isinstance(tokenizer, BytePairTokenizer):
+        raise UsageError(f"the model has a vocabulary of {vocab_size}, its tokenizer of {size}")
+    state = tokenizer.state()
+    unused = {f"<|unused_{id_}|>": id_ for id_ in range(size, vocab_size)}
+    return tokenizers.from_state({**state, "special_tokens": state["special_tokens"] | unused})
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+# ---------------------------------------------------------------------- options
+
+
+def to_hugging_face(config: GPTConfig) -> dict[str, Any]:
+    """The options of Hugging Face's GPT2Config that make the same model.
+
+    Raises:
+        UsageError: its class can't hold the model; names the option that stands in the way.
+    """
+    held = {**HELD, "n_kv_head": config.n_head}
+    has = {**dataclasses.asdict(config), "n_kv_head": config.kv_heads}
+    for name, value in held.items():
+        if has[name] != value:
+            raise UsageError(
+                f"--model.{name} {_as_flag(has[name])}: GPT-2's class has {_as_flag(value)} only; "
+                "--format safetensors writes any model"
+            )
+    activations = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+    if config.activation not in activations:
+        raise UsageError(
+            f"--model.activation {config.activation}: GPT-2's class has "
+            f"{', '.join(activations)} only; --format safetensors writes any model"
+        )
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": config.vocab_size,
+        "n_positions": config.n_positions or config.block_size,
+        "n_embd": config.n_embd,
+        "n_layer": config.n_layer,
+        "n_head": config.n_head,
+        "n_inner": config.hidden,
+        "activation_function": activations[config.activation],
+        "layer_norm_epsilon": config.norm_eps,
+        "tie_word_embeddings": config.tie_weights,
+        **{name: config.dropped(place) for name, place in HF_DROPOUT.items()},
+        **HF_FIXED,
+    }
+
+
+def _as_flag(value: Any) -> str:
+    return (
+        "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    )
+
+
+def from_hugging_face(options: Mapping[str, Any]) -> GPTConfig:
+    """The config of a GPT-2 in Hugging Face's format.
+
+    Raises:
+        UsageError: not a GPT-2, or with options that gptlit's GPT hasn't.
+    """
+    given = {**HF_DEFAULTS, **HF_FIXED, **options}
+    for name, value in {"model_type": "gpt2", **HF_FIXED}.items():
+        if given[name] != value:
+            raise UsageError(f"config.json: {name} {given[name]}: only {value} is read")
+    if (activation := given["activation_function"]) not in ACTIVATIONS:
+        raise UsageError(
+            f"config.json: activation_function {activation}: only {', '.join(ACTIVATIONS)} are read"
+        )
+    sizes = {name: given[name] for name in ("vocab_size", "n_positions", "n_layer", "n_head")}
+    sizes |= {"n_embd": given["n_embd"], "n_inner": given["n_inner"] or 4 * given["n_embd"]}
+    for name, value in sizes.items():
+        if not isinstance(value, int) or value < (name != "n_layer"):
+            raise UsageError(f"config.json: {name} {value}: must be a whole number above 0")
+    # one probability of gptlit's for all places; the weights don't depend on it
+    dropout = max(float(given[name] or 0) for name in HF_DROPOUT)
+    places = [place for name, place in HF_DROPOUT.items() if given[name] or not dropout]
+    return GPTConfig(
+        vocab_size=sizes["vocab_size"],
+        n_layer=sizes["n_layer"],
+        n_head=sizes["n_head"],
+        n_embd=sizes["n_embd"],
+        block_size=sizes["n_positions"],
+        mlp_hidden=None if sizes["n_inner"] == 4 * sizes["n_embd"] else sizes["n_inner"],
+        activation=ACTIVATIONS[activation],
+        norm_eps=float(given["layer_norm_epsilon"]),
+        tie_weights=bool(given["tie_word_embeddings"]),
+        dropout=dropout,
+        dropout_at=tuple(places),
+    )

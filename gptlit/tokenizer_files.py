@@ -1,0 +1,277 @@
+"""Tokenizers in the files of Hugging Face: tokenizer.json, and vocab.json with merges.txt.
+
+Text that spells a special token is that token there; to gptlit it is only text.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from gptlit.messages import UsageError
+from gptlit.tokenizer import (
+    END_OF_TEXT,
+    UNKNOWN_WORD,
+    BytePairTokenizer,
+    CharTokenizer,
+    Tokenizer,
+    WordTokenizer,
+)
+
+# GPT-2's regular expression as OpenAI wrote it, and as tiktoken does
+GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+TIKTOKEN_GPT2_PATTERN = (
+    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+)
+_GPT2_PATTERNS = (GPT2_PATTERN, TIKTOKEN_GPT2_PATTERN)
+# what str.split takes for white space, which is more than \s is to others
+_SPACES = "\t-\r\x1c- \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+_EDGE = "\ufdd0"  # a code point that no text has
+
+
+@cache
+def _letters() -> dict[int, str]:
+    """A printable character for each byte, as GPT-2's files write them.
+
+    Source: Radford et al. 2019, `bytes_to_unicode` of their encoder.py.
+    """
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {
+        byte: chr(256 + index) for index, byte in enumerate(others)
+    }
+
+
+def _spelled(piece: bytes) -> str:
+    return "".join(map(_letters().__getitem__, piece))
+
+
+@cache
+def _bytes() -> dict[str, int]:
+    return {letter: byte for byte, letter in _letters().items()}
+
+
+def _unspelled(word: str) -> bytes:
+    return bytes(map(_bytes().__getitem__, word))
+
+
+def merges(pieces: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
+    """The pairs that pieces of more than a byte were merged from, in the order of their ranks.
+
+    A piece's parts are what is left of it when all merges before its own are made. One that
+    no merge makes, and which is met only as a whole stretch, has none.
+    """
+    ranks = {piece: rank for rank, piece in enumerate(pieces)}
+    found = []
+    for rank, piece in enumerate(pieces):
+        parts = [piece[index : index + 1] for index in range(len(piece))]
+        while len(parts) > 2:
+            pairs = (left + right for left, right in pairwise(parts))
+            best, at = min((ranks.get(pair, rank), index) for index, pair in enumerate(pairs))
+            if best >= rank:
+                break
+            parts[at : at + 2] = [parts[at] + parts[at + 1]]
+        if len(parts) == 2:
+            found.append((parts[0], parts[1]))
+    return found
+
+
+# ---------------------------------------------------------------------- writing
+
+
+def special_tokens(tokenizer: Tokenizer) -> dict[str, tuple[str, int]]:
+    """The tokens that Hugging Face knows by a name, with their ids: bos, eos, unk."""
+    if isinstance(tokenizer, BytePairTokenizer):
+        if (id_ := tokenizer.special_tokens.get(END_OF_TEXT)) is None:
+            return {}
+        # GPT-2 has one token for all of them
+        return dict.fromkeys(("bos_token", "eos_token", "unk_token"), (END_OF_TEXT, id_))
+    assert isinstance(tokenizer, CharTokenizer | WordTokenizer)
+    named = {"eos_token": tokenizer.eos_id, "unk_token": tokenizer.unknown_id}
+    return {
+        name: (tokenizer.special_tokens[id_], id_) for name, id_ in named.items() if id_ is not None
+    }
+
+
+def write(tokenizer: Tokenizer, folder: Path, block_size: int) -> None:
+    """Write the files that AutoTokenizer makes an equal tokenizer from.
+
+    Args:
+        tokenizer: Of any kind.
+        folder: Where to; it exists.
+        block_size: The most tokens that the model sees at once.
+    """
+    named = {name: token for name, (token, _) in special_tokens(tokenizer).items()}
+    is_gpt2 = isinstance(tokenizer, BytePairTokenizer) and tokenizer.pattern in _GPT2_PATTERNS
+    options = {
+        "tokenizer_class": "GPT2Tokenizer" if is_gpt2 else "PreTrainedTokenizerFast",
+        "model_max_length": block_size,
+        "clean_up_tokenization_spaces": False,
+        **named,
+    }
+    if isinstance(tokenizer, BytePairTokenizer):
+        content = _byte_level(tokenizer)
+        if is_gpt2:
+            _put(folder / "vocab.json", content["model"]["vocab"])
+            lines = ["#version: 0.2", *content["model"]["merges"]]
+            (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    elif isinstance(tokenizer, CharTokenizer):
+        content = _by_words(tokenizer.special_tokens, list(tokenizer.characters))
+        content["pre_tokenizer"] = _split(r"[\s\S]", "Isolated")
+        content["decoder"] = {"type": "Fuse"}
+    else:
+        assert isinstance(tokenizer, WordTokenizer)
+        content = _by_words(tokenizer.special_tokens, tokenizer.words)
+        content |= _reversible() if tokenizer.reversible else _plain()
+    _put(folder / "tokenizer.json", content)
+    _put(folder / "tokenizer_config.json", options)
+    _put(folder / "special_tokens_map.json", named)
+
+
+def _put(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def _pipeline(special: Mapping[str, int], model: dict[str, Any]) -> dict[str, Any]:
+    """A tokenizer.json whose stages are still to be filled in."""
+    how = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    added = [
+        {"id": id_, "content": token, **how, "special": True} for token, id_ in special.items()
+    ]
+    stages = dict.fromkeys(("normalizer", "pre_tokenizer", "post_processor", "decoder"))
+    head = {"version": "1.0", "truncation": None, "padding": None}
+    return {**head, "added_tokens": added, **stages, "model": model}
+
+
+def _split(pattern: str, behaviour: str, invert: bool = False) -> dict[str, Any]:
+    how = {"behavior": behaviour, "invert": invert}
+    return {"type": "Split", "pattern": {"Regex": pattern}, **how}
+
+
+def _byte_level(tokenizer: BytePairTokenizer) -> dict[str, Any]:
+    special = dict(sorted(tokenizer.special_tokens.items(), key=lambda pair: pair[1]))
+    vocab = {_spelled(piece): id_ for id_, piece in enumerate(tokenizer.pieces)} | special
+    model = {
+        "type": "BPE",
+        **dict.fromkeys(("dropout", "unk_token")),
+        **dict.fromkeys(("continuing_subword_prefix", "end_of_word_suffix"), ""),
+        **dict.fromkeys(("fuse_unk", "byte_fallback"), False),
+        # as tiktoken does: a whole stretch that is a piece needs no merges
+        "ignore_merges": True,
+        "vocab": vocab,
+        "merges": [f"{_spelled(a)} {_spelled(b)}" for a, b in merges(tokenizer.pieces)],
+    }
+    bytes_only = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    content = _pipeline(special, model)
+    if tokenizer.pattern in _GPT2_PATTERNS:
+        content["pre_tokenizer"] = {**bytes_only, "use_regex": True}
+    else:
+        stages = [_split(tokenizer.pattern, "Isolated"), {**bytes_only, "use_regex": False}]
+        content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": stages}
+    content["decoder"] = {**bytes_only, "use_regex": True}
+    return content
+
+
+def _by_words(special: Sequence[str], words: Sequence[str]) -> dict[str, Any]:
+    vocab = {word: id_ for id_, word in enumerate([*special, *words])}
+    model = {"type": "WordLevel", "vocab": vocab, "unk_token": UNKNOWN_WORD}
+    return _pipeline({token: vocab[token] for token in special}, model)
+
+
+def _plain() -> dict[str, Any]:
+    return {"pre_tokenizer": _split(f"[{_SPACES}]+", "Removed")}
+
+
+def _reversible() -> dict[str, Any]:
+    """Stages of a reversible `WordTokenizer`: a single space between words is understood."""
+    word, space = f"[^{_SPACES}]", f"[{_SPACES}]"
+    tokens = rf"{word}+|(?! ){space}|(?<!{word}) | (?!{word})"
+
+    def replaced(pattern: dict[str, str], content: str) -> dict[str, Any]:
+        return {"type": "Replace", "pattern": pattern, "content": content}
+
+    # a mark at each end of a word: where two meet there is a space
+    decoders = [
+        replaced({"Regex": rf"\A(?={word})"}, _EDGE),
+        replaced({"Regex": rf"(?<={word})\z"}, _EDGE),
+        {"type": "Fuse"},
+        replaced({"String": _EDGE * 2}, " "),
+        replaced({"String": _EDGE}, ""),
+    ]
+    return {
+        # what is no token is removed
+        "pre_tokenizer": _split(tokens, "Removed", invert=True),
+        "decoder": {"type": "Sequence", "decoders": decoders},
+    }
+
+
+# ---------------------------------------------------------------------- reading
+
+
+def read(folder: Path) -> BytePairTokenizer | None:
+    """The byte-level BPE of a folder; None if there are no files of a tokenizer.
+
+    Raises:
+        UsageError: a tokenizer of another kind, or one that tiktoken can't serve.
+    """
+    try:
+        if all((folder / name).is_file() for name in ("vocab.json", "merges.txt")):
+            return _read_pair(folder)
+        if (folder / "tokenizer.json").is_file():
+            return _read_single(folder)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(f"its tokenizer's files are torn ({error!r})") from error
+    return None
+
+
+def _read_pair(folder: Path) -> BytePairTokenizer:
+    vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
+    pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+    made = {"".join(pair) for pair in pairs} | set(_letters().values())
+    special = {word: id_ for word, id_ in vocab.items() if word not in made}
+    return _made(folder, "vocab.json", GPT2_PATTERN, vocab, pairs, special)
+
+
+def _read_single(folder: Path) -> BytePairTokenizer:
+    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    model, first = content["model"], content["pre_tokenizer"] or {}
+    stages = first.get("pretokenizers", [first])
+    if model.get("type") != "BPE" or stages[-1].get("type") != "ByteLevel":
+        raise UsageError("tokenizer.json: not a byte-level BPE, the only kind that is read")
+    pattern = GPT2_PATTERN
+    if len(stages) == 2 and stages[0].get("behavior") == "Isolated" and not stages[1]["use_regex"]:
+        pattern = stages[0]["pattern"]["Regex"]
+    elif len(stages) > 1 or stages[0]["add_prefix_space"] or content["normalizer"]:
+        raise UsageError("tokenizer.json: prepares a text in a way that gptlit doesn't know")
+    pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+    special = {token["content"]: token["id"] for token in content["added_tokens"]}
+    return _made(folder, "tokenizer.json", pattern, model["vocab"], pairs, special)
+
+
+def _made(
+    folder: Path,
+    filename: str,
+    pattern: str,
+    vocab: Mapping[str, int],
+    pairs: Iterable[Sequence[str]],
+    special: Mapping[str, int],
+) -> BytePairTokenizer:
+    words = sorted(vocab.keys() - special.keys(), key=vocab.__getitem__)
+    if [vocab[word] for word in words] != list(range(len(words))):
+        raise UsageError(
+            f"{filename}: its pieces have no ids from 0 on without gaps, so special tokens come "
+            "before or among them, which gptlit's tokenizers can't hold"
+        )
+    ids = [vocab["".join(pair)] for pair in pairs]
+    if any(later < earlier for earlier, later in pairwise(ids)):
+        raise UsageError(
+            f"{filename}: its pieces aren't numbered in the order of their merges, which gptlit's "
+            "tokenizers need"
+        )
+    name = folder.resolve().name
+    return BytePairTokenizer("tiktoken", name, pattern, list(map(_unspelled, words)), dict(special))
