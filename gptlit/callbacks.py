@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from gptlit.data import IGNORED
 from gptlit.generation import Sampling, generate
 from gptlit.messages import UsageError
 from gptlit.training import LitGPT
@@ -215,7 +216,8 @@ def start_block(trainer: L.Trainer, module: LitGPT, precision_reason: str) -> st
     text = module.text
     tokens = text.tokens
     x, y = next(iter(text.train_slice()))
-    pair = [text.tokenizer.decode(row[0, :24].tolist()) for row in (x, y)]
+    scored = int((y[0, :24] != IGNORED).sum())  # a document may be shorter
+    pair = [text.tokenizer.decode(row[0, :scored].tolist()) for row in (x, y)]
     n_validation = tokens.size("val")
     per_step = text.windows_per_step * text.block_size
     device = trainer.strategy.root_device.type

@@ -50,6 +50,8 @@ class CleaningOptions:
             raise UsageError(
                 f"{option}.drop_lines {self.drop_lines}: no regular expression ({error})"
             ) from error
+        if self.min_words < 0:
+            raise UsageError(f"{option}.min_words {self.min_words}: must be 0 or more")
         if self.max_words is not None and self.max_words < max(1, self.min_words):
             raise UsageError(
                 f"{option}.max_words {self.max_words}: must be 1 or more, and not below "

@@ -24,6 +24,7 @@ from gptlit.messages import UsageError, note
 from gptlit.parser import OneLineErrors
 from gptlit.training import NOT_IN_WEIGHTS, LitGPT
 
+TOKENIZER_OPTIONS = ("--data.tokenizer", "--data.eos")
 TEXT_OPTIONS = ("--data.path", "--data.corpus", "--data.jsonl_field", "--data.cleaning")
 TRAINER_DEFAULTS = {
     "max_epochs": -1,
@@ -109,6 +110,13 @@ class GptlitCLI(LightningCLI):
         words, self.start = expand(verb, arguments)
         # whether the text is named now, or is that of the checkpoint
         self.text_given = any(word.startswith(TEXT_OPTIONS) for word in words)
+        tokenizer_given = [word for word in words if word.startswith(TOKENIZER_OPTIONS)]
+        if self.start is not None and tokenizer_given:
+            raise UsageError(
+                f"{tokenizer_given[0]}: the checkpoint has its own tokenizer, "
+                f"{self.start.described['tokenizer']['kind']}; leave the option out, or begin a "
+                "new run"
+            )
         self.origin_given = any(word.startswith("--model.init_from") for word in words)
         self.origin: origins.Origin | None = None
         self.precision_reason = "as asked"
@@ -370,8 +378,8 @@ class GptlitCLI(LightningCLI):
             "bytes": tokens.n_bytes(split),
             **{name: f"{value:.6f}" for name, value in figures.items()},
         }
-        if share := tokens.unknown_share(split):
-            rows["unknown words"] = f"{share:.2%}; bits_per_byte is not comparable"
+        if reason := tokens.incomparable(split):
+            rows["not comparable"] = f"bits_per_byte: {reason}"
         print("\n".join(f"{name:<20}{value}" for name, value in rows.items()))
 
     def _warn_of_text(self, split: str) -> None:

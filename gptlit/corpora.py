@@ -10,7 +10,7 @@ from pathlib import Path
 from gptlit.assets import Inline, Source, Url, Wheel, fetch, sha256_of
 from gptlit.cleaning import AS_IT_IS, CleaningOptions
 from gptlit.messages import UsageError, did_you_mean
-from gptlit.reading import Documents, find_files, unreadable
+from gptlit.reading import Documents, find_files, reading_of, unreadable
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,11 @@ class Text:
     option: str = "--data.path"
     jsonl_field: str = "text"
     cleaning: CleaningOptions = AS_IT_IS
+
+    @property
+    def kinds(self) -> list[str]:
+        """How each file is read, by the end of its name."""
+        return [reading_of(path) for path in self.files]
 
     def documents(self) -> Documents:
         """The documents of the files, not yet cleaned."""
@@ -180,7 +185,7 @@ def load(
         UsageError: unknown name, missing or unreadable file, or nothing reachable that has it.
     """
     if path is not None:
-        files = find_files(path, path_option)
+        files = find_files(path, path_option, folder)
         return Text(
             path, tuple(files), _hash(files, path_option), path_option, jsonl_field, cleaning
         )

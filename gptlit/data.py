@@ -250,7 +250,7 @@ class TextDataModule(L.LightningDataModule):
         )
         self.own_paths = {"val": val_path, "test": test_path}
         self.seed = 0 if seed is None else seed
-        self.folder = Path(data_dir)
+        self.folder = Path(data_dir).expanduser()
         self.expected_sha256: str | None = None  # of a text that must not have changed
         self._tokens: TokenFile | None = None
 
@@ -281,10 +281,10 @@ class TextDataModule(L.LightningDataModule):
         for line in self._tokens.provenance["report"]:
             note(line)
         for split in SPLITS:
-            if share := self._tokens.unknown_share(split):
+            if reason := self._tokens.incomparable(split):
                 note(
-                    f"{share:.2%} of the {split} split's tokens are unknown words, so its "
-                    "bits_per_byte compares with no other tokenizer's"
+                    f"{split} split: {reason}, so that its bits_per_byte compares with no other "
+                    "tokenizer's"
                 )
 
     def setup(self, stage: str) -> None:

@@ -3,6 +3,10 @@
 import difflib
 import sys
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
 class UsageError(ValueError):
@@ -21,3 +25,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def note(message: str) -> None:
     """One line on stderr, so that standard output holds nothing but the result."""
     print(f"gptlit: {message}", file=sys.stderr, flush=True)
+
+
+def progress(n_bytes: int, label: str) -> "tqdm":
+    """A bar over bytes, which appears on a terminal after a second."""
+    from tqdm import tqdm
+
+    return tqdm(
+        total=n_bytes, unit="B", unit_scale=True, desc=label, delay=1, leave=False, disable=None
+    )

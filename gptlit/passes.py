@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import types
 import zlib
 from collections import Counter, deque
@@ -21,6 +22,7 @@ from typing import IO, Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
+from gptlit.messages import progress
 from gptlit.spool import Spool
 from gptlit.tokenizer import Tokenizer, WordTokenizer, count_words
 
@@ -31,7 +33,7 @@ LOOK_BACK_BYTES = (1 << 10, 1 << 16)  # how far to look for a place to cut; far 
 ALONE_BELOW_BYTES = 32 << 20  # what one process does while others would still be starting
 # before the first character of a line, and before a single space between words. Published
 # patterns and those of rustbpe all begin a piece there; so do words.
-_CUTS = (re.compile(r"(?<=[^\s]\n)(?=[^\s])"), re.compile(r"(?<=[^\s])(?= [^\s])"))
+_CUTS = (re.compile(r"(?<=[^\s]\n)(?=[^\s/])"), re.compile(r"(?<=[^\s])(?= [^\s])"))
 
 Result = TypeVar("Result", covariant=True)
 
@@ -225,8 +227,6 @@ def in_order(
         n_bytes: Of all tasks together.
         label: Of the bar, which appears on a terminal after a second.
     """
-    from tqdm import tqdm
-
     n_workers = n_cores() if n_bytes >= ALONE_BELOW_BYTES else 1
     pool: Executor
     if work.in_python and n_workers > 1:
@@ -241,10 +241,7 @@ def in_order(
         with _no_main():
             return pool.submit(do, task)
 
-    bar = tqdm(
-        total=n_bytes, unit="B", unit_scale=True, desc=label, delay=1, leave=False, disable=None
-    )
-    with bar:
+    with progress(n_bytes, label) as bar:
         try:
             for task, result in _some_ahead(submit, given, 2 * n_workers):
                 bar.update(task.n_bytes)
@@ -268,13 +265,18 @@ def _some_ahead(
 
 @contextlib.contextmanager
 def _no_main() -> Iterator[None]:
-    """Keep a process that is spawned from running the user's own script once more."""
+    """Keep a process that is spawned from running the user's own script once more, and from
+    being interrupted while it starts."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if is_main_thread else None
     try:
         yield
     finally:
         sys.modules["__main__"] = main
+        if is_main_thread:
+            signal.signal(signal.SIGINT, before)
 
 
 _work: Callable[[Task], Any]
@@ -283,8 +285,17 @@ _work: Callable[[Task], Any]
 def _begin(work: Callable[[Task], Any]) -> None:
     global _work
     _work = work
-    # Ctrl-C reaches all processes of a terminal; the one that gave the work ends it
+    # Ctrl-C reaches all processes of a terminal; the one that gave the work ends it, and where
+    # that one is killed nobody waits for what is done here
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _go_on(task: Task) -> Any:

@@ -24,7 +24,7 @@ from gptlit import tokenizer as tokenizers
 from gptlit.assets import sha256_of
 from gptlit.corpora import Text
 from gptlit.journal import Done, Journal
-from gptlit.messages import UsageError, note
+from gptlit.messages import UsageError, note, progress
 from gptlit.passes import Encoder, Task, WordCounter
 from gptlit.splits import SPLITS, Splitting
 from gptlit.spool import Spool
@@ -39,7 +39,9 @@ from gptlit.tokenizer import (
 from gptlit.tokens import TokenFile
 
 FORMAT = 4
+NAME_CHARS = 40  # of a text's name in a token file's, which has at most 255 bytes
 FULL = (errno.ENOSPC, errno.EDQUOT)
+CLOSED = (errno.EACCES, errno.EROFS, errno.EPERM)
 
 
 def prepare(
@@ -63,7 +65,7 @@ def prepare(
         UsageError: what is read is no text, a split that can't be, characters that a finished
             tokenizer doesn't know, or a full disk.
     """
-    stem = f"{Path(text.name).stem}-{_key(text, tokenizer, splitting, own_texts)}"
+    stem = f"{Path(text.name).stem[:NAME_CHARS]}-{_key(text, tokenizer, splitting, own_texts)}"
     data_path, facts_path = folder / f"{stem}.bin", folder / f"{stem}.json"
     if found := tokens.read(data_path, facts_path):
         return found
@@ -77,9 +79,9 @@ def prepare(
                 texts = {"": text, **own_texts}
                 preparation = _Preparation(texts, tokenizer, splitting, part, folder.parent)
                 facts = preparation.run()
+                tokens.write(facts, part / "facts")
                 # the facts come last: where they are, the ids are whole
                 os.replace(part / "ids", data_path)
-                tokens.write(facts, part / "facts")
                 os.replace(part / "facts", facts_path)
                 shutil.rmtree(part)
                 found = tokens.read(data_path, facts_path, check=False)
@@ -87,6 +89,11 @@ def prepare(
         shutil.rmtree(part, ignore_errors=True)
         raise
     except OSError as error:
+        if error.errno in CLOSED:
+            raise UsageError(
+                f"--data.data_dir {folder.parent}: {error.strerror} to write token files; name a "
+                "folder of yours"
+            ) from error
         if error.errno not in FULL:
             raise
         shutil.rmtree(part, ignore_errors=True)
@@ -108,10 +115,11 @@ def _key(
     """All that the token file depends on, hashed."""
     state: Any = tokenizer.state() if isinstance(tokenizer, Tokenizer) else asdict(tokenizer)
     reading = [
-        [name, each.sha256, each.jsonl_field, asdict(each.cleaning)]
+        [name, each.sha256, each.kinds, each.jsonl_field, asdict(each.cleaning)]
         for name, each in {"": text, **own_texts}.items()
     ]
-    wanted = [FORMAT, reading, state, asdict(splitting)]
+    # the size of tasks: a preparation goes on only with those that it began with
+    wanted = [FORMAT, passes.TASK_BYTES, reading, state, asdict(splitting)]
     return hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -152,6 +160,16 @@ class _Part:
 
     def tasks(self, at_most: int = passes.TASK_BYTES) -> Iterator[Task]:
         return passes.tasks(self.spool, self.first, self.end, self.index, at_most)
+
+
+def _told(parts: list[_Part]) -> Iterator[Task]:
+    """The tasks of some parts, with a progress bar."""
+    n_bytes = sum(part.n_bytes for part in parts)
+    with progress(n_bytes, "learning pieces") as bar:
+        for part in parts:
+            for task in part.tasks():
+                yield task
+                bar.update(task.n_bytes)
 
 
 class _Preparation:
@@ -271,15 +289,9 @@ class _Preparation:
                 counts.update(more)
             return WordTokenizer.train(counts, options)
         if options.kind == "bpe":
-            lines = (
-                line
-                for part in self._parts
-                if part.split == "train"
-                for task in part.tasks()
-                for text, _ in task.texts()
-                for line in text.splitlines(keepends=True)
-            )
-            return BytePairTokenizer.train(lines, options)
+            training = [part for part in self._parts if part.split == "train"]
+            texts = (text for task in _told(training) for text, _ in task.texts())
+            return BytePairTokenizer.train(texts, options)
         return BytePairTokenizer.published(options.encoding, self._downloads, options.eos)
 
     def _encode(self, encoder: Encoder) -> list[Done]:

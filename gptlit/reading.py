@@ -21,8 +21,11 @@ PACKED_BYTES = 1 << 14  # of a packed file at a time: each may unpack to a thous
 TEXTS = (".txt", ".md", ".jsonl")
 
 
-def find_files(path: str, option: str) -> list[Path]:
+def find_files(path: str, option: str, data_dir: Path | None = None) -> list[Path]:
     """The text files that a path means: itself, all in a folder and below, or a glob's.
+
+    What runs have written (lightning_logs), what was fetched (`data_dir`) and what is hidden
+    below a folder is no text.
 
     Raises:
         UsageError: there is none.
@@ -30,7 +33,15 @@ def find_files(path: str, option: str) -> list[Path]:
     given = Path(path).expanduser()
     if given.is_dir():
         kinds = tuple(kind + packed for kind in TEXTS for packed in ("", *_UNPACK))
-        found = [file for file in given.rglob("*") if file.name.lower().endswith(kinds)]
+        own = [Path("lightning_logs").resolve(), *([data_dir.resolve()] if data_dir else [])]
+        own = [folder for folder in own if given.resolve() in folder.parents]
+        found = [
+            file
+            for file in given.rglob("*")
+            if file.name.lower().endswith(kinds)
+            and not any(part.startswith(".") for part in file.relative_to(given).parts)
+            and not any(file.resolve().is_relative_to(each) for each in own)
+        ]
         wanted = f"a folder without {', '.join(TEXTS)} files (or these as .gz or .zst)"
     elif not given.exists() and any(sign in path for sign in "*?["):
         found = [Path(name) for name in glob.glob(str(given), recursive=True)]
@@ -58,7 +69,15 @@ class Documents:
     files: Sequence[Path]
     option: str
     jsonl_field: str = "text"
-    notes: list[str] = field(default_factory=list)  # what was normalised; known once all is read
+    _with_cr: list[Path] = field(default_factory=list)
+
+    @property
+    def notes(self) -> list[str]:
+        """What was normalised, once all is read."""
+        if not self._with_cr:
+            return []
+        others = f" and {len(self._with_cr) - 1} files more" if len(self._with_cr) > 1 else ""
+        return [f"{self._with_cr[0]}{others}: CRLF line ends are read as LF"]
 
     @property
     def are_many(self) -> bool:
@@ -100,7 +119,7 @@ class Documents:
             if text := line_ends.decode(text, final=not block):
                 yield text
         if any("\r" in end for end in line_ends.newlines or ()):
-            self.notes.append(f"{path}: its CRLF line ends are read as LF")
+            self._with_cr.append(path)
 
     def _unpacked(self, path: Path) -> Iterator[bytes]:
         """The file's blocks, and an empty one at the end."""
@@ -121,19 +140,21 @@ class Documents:
                 continue
             try:
                 document = json.loads(line)[self.jsonl_field]
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
+                if not isinstance(document, str):
+                    raise TypeError
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise UsageError(
-                    f"{self.option} {path}: line {number} is no JSON object with a field "
-                    f"{self.jsonl_field!r}; --data.jsonl_field names another"
+                    f"{self.option} {path}: line {number} is no JSON object with a text as its "
+                    f"{self.jsonl_field!r}; --data.jsonl_field names another field"
                 ) from error
             try:
-                str(document).encode()
+                document.encode()
             except UnicodeEncodeError as error:
                 raise UsageError(
                     f"{self.option} {path}: line {number} escapes half a character "
                     f"({error.object[error.start]!r}), which is no text"
                 ) from error
-            yield str(document)
+            yield document.replace("\0", "").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def unreadable(option: str, path: Path, error: OSError) -> UsageError:
@@ -141,8 +162,15 @@ def unreadable(option: str, path: Path, error: OSError) -> UsageError:
     return UsageError(f"{option} {path}: {error.strerror or error}; give a UTF-8 text file")
 
 
+def reading_of(path: Path) -> str:
+    """How a file is read: the ends of its name that matter, such as .jsonl.gz."""
+    name = path.name.lower()
+    packed = next((end for end in _UNPACK if name.endswith(end)), "")
+    return (".jsonl" if name.removesuffix(packed).endswith(".jsonl") else "") + packed
+
+
 def _is_jsonl(path: Path) -> bool:
-    return any(path.name.lower().endswith(f".jsonl{packed}") for packed in ("", *_UNPACK))
+    return reading_of(path).startswith(".jsonl")
 
 
 def _lines(blocks: Iterator[str]) -> Iterator[str]:

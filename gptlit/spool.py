@@ -1,16 +1,16 @@
 """A text once cleaned, as one UTF-8 file on disk, and what has to be known of it to split it."""
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
 from gptlit.cleaning import AS_IT_IS, Cleaner
 from gptlit.corpora import Text
-from gptlit.messages import UsageError
+from gptlit.messages import UsageError, progress
 
 FLUSH_CHARS = 1 << 20
 LAST_CODE_POINT = 0x10FFFF
@@ -71,8 +71,9 @@ def write(text: Text, path: Path, joined: bool) -> Spool:
     left: Iterator[Iterator[str]] = iter(documents)
     if text.cleaning != AS_IT_IS:
         left = (iter([document]) for document in cleaner("".join(blocks) for blocks in documents))
-    with path.open("wb") as file:
-        writer = _Writer(file)
+    n_bytes = sum(each.stat().st_size for each in text.files)  # packed ones go beyond it
+    with path.open("wb") as file, progress(n_bytes, f"reading {text.name}") as bar:
+        writer = _Writer(file, bar.update)
         for blocks in left:
             if not many:
                 writer.write_all(blocks)
@@ -117,8 +118,9 @@ def _stripped(blocks: Iterator[str]) -> Iterator[str]:
 class _Writer:
     """Writes text and counts it; about a million characters are held back."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes], told: Callable[[int], Any]) -> None:
         self._file = file
+        self._told = told
         self._held: list[bytes] = []
         self._n_held = 0
         self.n_chars = 0
@@ -153,4 +155,5 @@ class _Writer:
         rest = raw.translate(None, delete=known)
         self.seen[np.frombuffer(rest.decode().encode("utf-32-le"), dtype="<u4")] = True
         self._file.write(raw)
+        self._told(len(raw))
         self.marks.extend((self.n_chars, self.n_bytes))

@@ -125,7 +125,7 @@ def pieces(tokenizer: Tokenizer, ids: np.ndarray) -> list[str]:
 def shown(piece: str) -> str:
     """A piece with its white space visible; what spells less than a character is a dot."""
     visible = piece.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥")
-    return visible or "·"
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in visible) or "·"
 
 
 def _tokenized(string: str, tokenizer: Tokenizer) -> str:
@@ -172,7 +172,7 @@ def main(argv: Sequence[str]) -> None:
         UsageError: an option or a text that can't work.
     """
     options = parser().parse_args([*from_environment("data"), *argv])
-    folder = Path(options.data_dir)
+    folder = Path(options.data_dir).expanduser()
     if options.text == "list":
         print(known_corpora(folder))
         return
@@ -192,24 +192,28 @@ def main(argv: Sequence[str]) -> None:
     )
     splitting = Splitting(**{name: options[name] for name in Splitting.__dataclass_fields__})
     chosen = options.tokenizer or (["char"] if options.tokenize is None else SIDE_BY_SIDE)
-    files = {
-        short: preparing.prepare(
-            text,
-            folder / "tokens",
-            tokenizer=dataclasses.replace(parse_options(short), eos=options.eos),
-            splitting=splitting,
-            own_texts={},
-        )
-        for short in ([chosen] if isinstance(chosen, str) else chosen)
-    }
+    files: dict[str, TokenFile] = {}
+    left_out: dict[str, str] = {}
+    for short in [chosen] if isinstance(chosen, str) else chosen:
+        try:
+            files[short] = preparing.prepare(
+                text,
+                folder / "tokens",
+                tokenizer=dataclasses.replace(parse_options(short), eos=options.eos),
+                splitting=splitting,
+                own_texts={},
+            )
+        except UsageError as error:
+            if options.tokenizer or short == SIDE_BY_SIDE[0]:
+                raise
+            left_out[short] = str(error)  # none that was asked for
     for line in next(iter(files.values())).provenance["report"]:
         note(line)
     if options.tokenize is None:
         print(f"{text.name}\n{table({short: figures(file) for short, file in files.items()})}")
         return
-    _print_wrapped(
-        {short: _tokenized(options.tokenize, file.tokenizer) for short, file in files.items()}
-    )
+    told = {short: _tokenized(options.tokenize, file.tokenizer) for short, file in files.items()}
+    _print_wrapped(told | left_out)
 
 
 def _print_wrapped(

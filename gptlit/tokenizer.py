@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from gptlit import encodings
+from gptlit.cleaning import NUMBER
 from gptlit.messages import UsageError, did_you_mean
 
 Unknown = Literal["error", "skip"]
@@ -47,6 +48,17 @@ class TokenizerOptions:
     min_frequency: int = 1
     special_tokens: list[str] = field(default_factory=list)
     eos: bool = False
+
+    def __post_init__(self) -> None:
+        if self.min_frequency < 1:
+            raise UsageError(
+                f"--data.tokenizer.min_frequency {self.min_frequency}: must be 1 or more"
+            )
+        if self.kind == "tiktoken" and self.special_tokens:
+            raise UsageError(
+                f"--data.tokenizer.special_tokens {self.special_tokens}: tiktoken's encodings have "
+                "their own; leave it out, or take bpe"
+            )
 
     def special(self) -> list[str]:
         """The special tokens asked for, each once, <EOS> last where documents end by it."""
@@ -102,6 +114,7 @@ class Tokenizer(ABC):
     """Ids 0 to vocab_size - 1 for the pieces of a text."""
 
     kind: Kind
+    is_lossless = True  # whether every byte of a text is predicted, and comes back
     unknown_id: int | None = None  # what unknown pieces become, where there is such a token
     eos_id: int | None = None  # what closes each document, where something does
 
@@ -176,6 +189,13 @@ class CharTokenizer(Tokenizer):
         return len(self._spelled)
 
     def encode(self, text: str, unknown: Unknown = "error") -> np.ndarray:
+        if NUMBER in self.special_tokens and NUMBER in text:
+            first, *rest = (self._encode(part, unknown) for part in text.split(NUMBER))
+            number = np.array([self.special_tokens.index(NUMBER)], dtype=np.uint32)
+            return np.concatenate([first, *(ids for part in rest for ids in (number, part))])
+        return self._encode(text, unknown)
+
+    def _encode(self, text: str, unknown: Unknown) -> np.ndarray:
         codes = _code_points(text)
         ids = self._ids.take(codes, mode="clip")
         strange = ids < 0
@@ -228,6 +248,7 @@ class WordTokenizer(Tokenizer):
         self.words = list(words)
         self.special_tokens = list(special_tokens)
         self.reversible = reversible
+        self.is_lossless = reversible
         self._spelled = self.special_tokens + self.words
         self._ids = {word: id_ for id_, word in enumerate(self._spelled)}
         if len(self._ids) != len(self._spelled):
@@ -317,7 +338,7 @@ class BytePairTokenizer(Tokenizer):
         kind: tiktoken or bpe.
         name: What it is called.
         pattern: The regular expression that cuts a text into the stretches that merge.
-        pieces: The bytes of each rank, in order.
+        pieces: The bytes of each rank, in order; None where a rank is not used.
         special_tokens: Ids of special tokens; their text is only text when it is encoded.
         eos: <|endoftext|> closes each document.
     """
@@ -327,7 +348,7 @@ class BytePairTokenizer(Tokenizer):
         kind: Kind,
         name: str,
         pattern: str,
-        pieces: Sequence[bytes],
+        pieces: Sequence[bytes | None],
         special_tokens: dict[str, int],
         eos: bool = False,
     ) -> None:
@@ -339,14 +360,14 @@ class BytePairTokenizer(Tokenizer):
         self.pieces = list(pieces)
         self.special_tokens = dict(special_tokens)
         self.eos_id = self.special_tokens[END_OF_TEXT] if eos else None
-        ranks = {piece: rank for rank, piece in enumerate(self.pieces)}
+        ranks = {piece: rank for rank, piece in enumerate(self.pieces) if piece is not None}
         self._encoding = tiktoken.Encoding(
             name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=self.special_tokens
         )
 
     @classmethod
-    def train(cls, lines: Iterable[str], options: TokenizerOptions) -> "BytePairTokenizer":
-        """As many merges as fill `vocab_size`, learned from a text's lines.
+    def train(cls, texts: Iterable[str], options: TokenizerOptions) -> "BytePairTokenizer":
+        """As many merges as fill `vocab_size`, learned from the parts of a text.
 
         Raises:
             UsageError: there can't be so many tokens, or so few.
@@ -366,7 +387,8 @@ class BytePairTokenizer(Tokenizer):
         import rustbpe
 
         trainer = rustbpe.Tokenizer()
-        trainer.train_from_iterator(iter(lines), size)
+        # few at once: each may be a quarter of a megabyte
+        trainer.train_from_iterator(iter(texts), size, buffer_size=64)
         ranks = sorted(trainer.get_mergeable_ranks(), key=lambda pair: pair[1])
         if len(ranks) < size:
             raise UsageError(
@@ -382,8 +404,10 @@ class BytePairTokenizer(Tokenizer):
     def published(cls, name: str, folder: Path, eos: bool = False) -> "BytePairTokenizer":
         """One of tiktoken's encodings by name. Raises UsageError if its files can't be had."""
         encoding = encodings.published(name, folder)
-        ranks = sorted(encoding._mergeable_ranks.items(), key=lambda pair: pair[1])
-        pieces = [piece for piece, _ in ranks]
+        ranks = encoding._mergeable_ranks
+        pieces: list[bytes | None] = [None] * (max(ranks.values()) + 1)
+        for piece, rank in ranks.items():
+            pieces[rank] = piece
         special = encoding._special_tokens
         return cls("tiktoken", name, encoding._pat_str, pieces, special, eos)
 
@@ -392,18 +416,26 @@ class BytePairTokenizer(Tokenizer):
         return self._encoding.n_vocab
 
     def encode(self, text: str, unknown: Unknown = "error") -> np.ndarray:
-        return self._encoding.encode_to_numpy(text, disallowed_special=()).astype(np.uint32)
+        numbers = {NUMBER} & set(self.special_tokens)
+        ids = self._encoding.encode_to_numpy(text, allowed_special=numbers, disallowed_special=())
+        return ids.astype(np.uint32)
 
     def speller(self) -> Callable[[int], str]:
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        return lambda id_: decoder.decode(self._encoding.decode_single_token_bytes(id_))
+
+        def spell(id_: int) -> str:
+            with contextlib.suppress(KeyError):  # an id that nothing uses spells nothing
+                return decoder.decode(self._encoding.decode_single_token_bytes(id_))
+            return ""
+
+        return spell
 
     def state(self) -> dict[str, Any]:
         return {
             "kind": self.kind,
             "name": self.name,
             "pattern": self.pattern,
-            "pieces": [piece.decode("latin-1") for piece in self.pieces],
+            "pieces": [piece and piece.decode("latin-1") for piece in self.pieces],
             "special_tokens": self.special_tokens,
             **_eos_state(self),
         }
@@ -418,7 +450,7 @@ def from_state(state: dict[str, Any]) -> Tokenizer:
     if kind == "word":
         return WordTokenizer(state["words"], special, state["reversible"], eos)
     if kind in ("tiktoken", "bpe"):
-        pieces = [piece.encode("latin-1") for piece in state["pieces"]]
+        pieces = [piece and piece.encode("latin-1") for piece in state["pieces"]]
         return BytePairTokenizer(kind, state["name"], state["pattern"], pieces, special, eos)
     raise UsageError(
         f"a tokenizer of kind {kind!r} is unknown to this version of gptlit, which has "

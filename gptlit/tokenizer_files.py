@@ -152,7 +152,8 @@ def _split(pattern: str, behaviour: str, invert: bool = False) -> dict[str, Any]
 
 def _byte_level(tokenizer: BytePairTokenizer) -> dict[str, Any]:
     special = dict(sorted(tokenizer.special_tokens.items(), key=lambda pair: pair[1]))
-    vocab = {_spelled(piece): id_ for id_, piece in enumerate(tokenizer.pieces)} | special
+    pieces = {piece: id_ for id_, piece in enumerate(tokenizer.pieces) if piece is not None}
+    vocab = {_spelled(piece): id_ for piece, id_ in pieces.items()} | special
     model = {
         "type": "BPE",
         **dict.fromkeys(("dropout", "unk_token")),
@@ -161,7 +162,7 @@ def _byte_level(tokenizer: BytePairTokenizer) -> dict[str, Any]:
         # as tiktoken does: a whole stretch that is a piece needs no merges
         "ignore_merges": True,
         "vocab": vocab,
-        "merges": [f"{_spelled(a)} {_spelled(b)}" for a, b in merges(tokenizer.pieces)],
+        "merges": [f"{_spelled(a)} {_spelled(b)}" for a, b in merges(list(pieces))],
     }
     bytes_only = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     content = _pipeline(special, model)

@@ -48,9 +48,16 @@ class TokenFile:
         return self.n_bytes(split) / self.size(split)
 
     def unknown_share(self, split: str) -> float:
-        """The share of a split's tokens that stand for unknown words; no figure of such a
-        split compares across tokenizers."""
+        """The share of a split's tokens that stand for unknown words."""
         return self.provenance["sizes"][split]["unknown"] / max(1, self.size(split))
+
+    def incomparable(self, split: str) -> str:
+        """Why bits per byte of a split compare with no other tokenizer's; "" where they do."""
+        if not self.size(split):
+            return ""
+        if share := self.unknown_share(split):
+            return f"{share:.2%} of its tokens are unknown words"
+        return "" if self.tokenizer.is_lossless else "its white space isn't predicted"
 
     def split(self, split: str) -> np.ndarray:
         """The ids of a split; a copy where it has several spans."""

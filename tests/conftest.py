@@ -6,10 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 from gptlit.__main__ import main
+
+# no test may depend on the machine's speed
+hypothesis.settings.register_profile("gptlit", deadline=None)
+hypothesis.settings.load_profile("gptlit")
 
 # models this tiny are fastest on one thread, and tests then mind no other job on the machine
 torch.set_num_threads(1)

@@ -412,10 +412,16 @@ def test_two_processes_train_and_validate(
 
 def test_documents_in_windows_of_their_own(gptlit: Call, tmp_path: Path) -> None:
     """A collection, closed by end-of-sequence tokens, trained on, validated and written from."""
-    rows = [json.dumps({"text": line}) for line in made_up_text(600).splitlines() if line]
+    lines = ["I am", *made_up_text(600).splitlines()]  # the first shorter than a window
+    rows = [json.dumps({"text": line}) for line in lines if line]
     (tmp_path / "rows.jsonl").write_text("\n".join(rows), encoding="utf-8")
     options = ["--data.path=rows.jsonl", "--data.eos=true", "--data.windows=documents"]
-    options += ["--data.split_by=documents", "--data.val_spans=3", "--trainer.max_steps=4"]
+    options += [
+        "--data.split_by=documents",
+        "--data.val_spans=3",
+        "--trainer.max_steps=4",
+        "--model.block_size=16",
+    ]
     done = gptlit("fit", *TINY, *options)
     assert done.code == 0, done.err
     assert "'<EOS>" in done.err + done.out
@@ -426,3 +432,10 @@ def test_documents_in_windows_of_their_own(gptlit: Call, tmp_path: Path) -> None
     written = gptlit("predict", "--ckpt_path=last", "--max_new_tokens=400")
     assert written.code == 0, written.err
     assert "<EOS>" not in written.out
+
+
+def test_a_run_goes_on_with_its_own_tokenizer(gptlit: Call, text_file: Path) -> None:
+    assert fit(gptlit, text_file).code == 0
+    refused = gptlit("fit", "--ckpt_path=last", "--data.tokenizer=bpe:300")
+    assert refused.code == 2
+    assert "--data.tokenizer=bpe:300: the checkpoint has its own tokenizer, char" in refused.err

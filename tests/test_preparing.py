@@ -154,6 +154,14 @@ def test_a_bpe_learns_from_the_training_split_only(tmp_path: Path) -> None:
     assert one.tokenizer.state() == other.tokenizer.state()
 
 
+def test_a_file_read_in_another_way_is_another_text(tmp_path: Path) -> None:
+    content = '{"text": "the king"}\n'
+    as_it_stands = prepared(tmp_path, content, reading={"name": "x.txt"}, val_fraction=0)
+    as_rows = prepared(tmp_path, content, reading={"name": "x.jsonl"}, val_fraction=0)
+    assert as_it_stands.tokenizer.decode(as_it_stands.ids) == content
+    assert as_rows.tokenizer.decode(as_rows.ids) == "the king\n"
+
+
 def many_tasks(patch: pytest.MonkeyPatch) -> None:
     tasks = passes.tasks
     small = {"at_most": 500}

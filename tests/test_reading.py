@@ -18,9 +18,16 @@ def test_a_folder_a_glob_and_packed_files(tmp_path: Path) -> None:
     (tmp_path / "b" / "deep").mkdir(parents=True)
     (tmp_path / "a.txt").write_text("one\n", encoding="utf-8")
     (tmp_path / "b" / "c.md.gz").write_bytes(gzip.compress(b"two\r\n"))
-    packed = zstandard.ZstdCompressor().compress(b'{"text": "thr\\u00e9e"}\n\n{"text": 4}\n')
+    packed = zstandard.ZstdCompressor().compress(b'{"text": "thr\\u00e9e"}\n\n{"text": "4"}\n')
     (tmp_path / "b" / "deep" / "d.JSONL.zst").write_bytes(packed)
     (tmp_path / "picture.png").write_bytes(b"\xff")
+    for hidden in (".cache", "data"):
+        (tmp_path / hidden).mkdir()
+        (tmp_path / hidden / "x.txt").write_text("not a text of the user's", encoding="utf-8")
+    assert "data" in str(find_files(str(tmp_path), "--data.path"))
+    found = find_files(str(tmp_path), "--data.path", data_dir=tmp_path / "data")
+    (tmp_path / "data" / "x.txt").unlink()
+    assert found == find_files(str(tmp_path), "--data.path")
     assert documents(tmp_path) == ["one\n", "two\n", "thrée", "4"]
     assert documents(f"{tmp_path}/*/*.gz") == ["two\n"]
     assert documents(f"{tmp_path}/**/?.*") == documents(tmp_path)
@@ -46,7 +53,7 @@ def test_blocks_make_no_difference(
     monkeypatch.setattr(reading, "PACKED_BYTES", block)
     found = Documents([path], "--data.path")
     assert ["".join(blocks) for blocks in found] == ["a\né€\n😀\n\nz"]
-    assert found.notes == [f"{path}: its CRLF line ends are read as LF"]
+    assert found.notes == [f"{path}: CRLF line ends are read as LF"]
 
 
 def test_several_frames_are_one_file(tmp_path: Path) -> None:
@@ -86,6 +93,8 @@ def test_the_field_of_jsonl_can_be_named(tmp_path: Path) -> None:
         ("x.zst", zstandard.compress(b"a b c" * 999)[:-3], "x.zst: not a whole .zst file"),
         ("x.jsonl", b'{"text": "a"}\n{"body": "b"}', "line 2 .*'text'.*--data.jsonl_field"),
         ("x.jsonl", b"[1]\n", "line 1 .*'text'"),
+        ("x.jsonl", b'{"text": null}\n', "line 1 .*'text'"),
+        ("x.jsonl", b"[" * 50_000, "line 1 .*'text'"),
         ("x.jsonl", b"{\n", "line 1 .*'text'"),
         ("x.jsonl", b'{"text": "a\\ud800"}', "line 1 .*half a character"),
     ],

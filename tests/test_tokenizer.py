@@ -151,6 +151,30 @@ def test_unknown_characters_have_a_token_where_asked_for() -> None:
     assert from_state(tokenizer.state()).encode("zb").tolist() == [1, 3]
 
 
+def test_a_number_has_its_token_where_asked_for() -> None:
+    options = TokenizerOptions(special_tokens=["<NUM>"])
+    tokenizer = CharTokenizer.train("ab<NUM>", options)
+    ids = tokenizer.encode("a<NUM><NUM>b")
+    assert len(ids) == 4
+    assert tokenizer.decode(ids) == "a<NUM><NUM>b"
+    learned = TokenizerOptions(kind="bpe", vocab_size=258, special_tokens=["<NUM>"])
+    bpe = BytePairTokenizer.train(["ab"], learned)
+    assert bpe.encode("a<NUM>").tolist() == [ord("a"), bpe.special_tokens["<NUM>"]]
+    with pytest.raises(UsageError, match="special_tokens .*tiktoken's encodings have their own"):
+        TokenizerOptions(kind="tiktoken", special_tokens=["<NUM>"])
+
+
+def test_a_published_encoding_may_have_unused_ranks() -> None:
+    """As p50k_base, where a special token's id lies among the ranks."""
+    pieces = [bytes([n]) for n in range(256)]
+    special = {END_OF_TEXT: 256}
+    holed = BytePairTokenizer("tiktoken", "x", r"\w+|\W", [*pieces, None, b"ab", None], special)
+    assert holed.encode("abc").tolist() == [257, ord("c")]
+    again = from_state(holed.state())
+    assert again.encode("abc").tolist() == [257, ord("c")]
+    assert again.decode([257, 258, 256]) == "ab<|endoftext|>"
+
+
 CORPUS = "to be or not to be that is the question whether tis nobler in the mind\n" * 4
 
 
