@@ -69,8 +69,10 @@ def find_config(name: str) -> Path:
     shipped = shipped_configs()
     if name in shipped:
         return shipped[name]
+    short = [each for each in shipped if "/" not in each]
     raise UsageError(
-        f"--config {name}: no such file, and not one of the shipped {', '.join(shipped)}."
+        f"--config {name}: no such file, and not one of the shipped {', '.join(short)} and "
+        "sources/*.yaml, which the README names."
         + did_you_mean(name, shipped)
     )
 

@@ -71,7 +71,8 @@ def _expected_of_union(reason: str) -> str:
     literals = ", ".join(re.findall(r"Literal\[([^\]]*)\]", reason)).split(", ")
     types = [name for name in re.findall(r"expected (\w+)", reason) if name != "Literal"]
     expected = [name for name in dict.fromkeys(literals + types) if name not in ("", "NoneType")]
-    return f"{value[1] if value else ''}: expected one of {', '.join(expected)}"
+    one_of = "one of " if len(expected) > 1 else ""
+    return f"{value[1] if value else ''}: expected {one_of}{', '.join(expected)}"
 
 
 def _one_line(message: str) -> str:
