@@ -39,5 +39,5 @@ clean:
 .venv-parity/.installed: constraints.txt
 	$(PYTHON) -m venv .venv-parity
 	.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		torch numpy tiktoken rustbpe safetensors transformers==5.23.0 pytest pytest-timeout
+		torch numpy tiktoken rustbpe safetensors transformers==5.23.0 pytest pytest-timeout hypothesis
 	@touch $@
