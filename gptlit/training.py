@@ -41,6 +41,8 @@ class LitGPT(L.LightningModule):
         betas: Of AdamW.
         init_from: Weights to begin from, with their sizes and tokenizer: gpt2, gpt2-medium,
             gpt2-large, gpt2-xl, a folder in Hugging Face's format, or a checkpoint of gptlit.
+        compile: Let torch.compile fuse the net's operations; checkpoints are the same. On a CPU
+            it needs a C++ compiler.
     """
 
     net: GPT
@@ -54,6 +56,7 @@ class LitGPT(L.LightningModule):
         weight_decay: float = 0.1,
         betas: tuple[float, float] = (0.9, 0.95),
         init_from: str | None = None,
+        compile: bool = False,
         **gpt: Any,
     ) -> None:
         super().__init__()
@@ -66,6 +69,7 @@ class LitGPT(L.LightningModule):
         self.weight_decay = weight_decay
         self.betas = betas
         self.init_from = init_from
+        self.compile_net = compile
         self.first_weights: dict[str, Tensor] | None = None  # of init_from, set by who read them
         self.has_begun = init_from is None
         self.config = GPTConfig(vocab_size=VOCABULARY_COMES_LATER, **gpt)
@@ -88,6 +92,8 @@ class LitGPT(L.LightningModule):
             if self.first_weights is not None:
                 self.net.load_state_dict(self.first_weights)
                 self.first_weights, self.has_begun = None, True
+            if self.compile_net:
+                self.net.compile()  # in place, so that weights keep their names
 
     def _build(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer

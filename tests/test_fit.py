@@ -439,3 +439,18 @@ def test_a_run_goes_on_with_its_own_tokenizer(gptlit: Call, text_file: Path) -> 
     refused = gptlit("fit", "--ckpt_path=last", "--data.tokenizer=bpe:300")
     assert refused.code == 2
     assert "--data.tokenizer=bpe:300: the checkpoint has its own tokenizer, char" in refused.err
+
+
+@pytest.mark.parametrize("asked_for", [True, False])
+def test_the_net_is_compiled_where_asked_for(
+    gptlit: Call, text_file: Path, monkeypatch: pytest.MonkeyPatch, asked_for: bool
+) -> None:
+    compiled: list[torch.nn.Module] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda net: compiled.append(net))
+    result = fit(gptlit, text_file, f"--model.compile={str(asked_for).lower()}")
+    assert result.code == 0, result.err
+    assert len(compiled) == asked_for
+    keys = checkpoint.read(checkpoint.resolve("last"))["state_dict"]
+    assert all(
+        key.startswith("net.") and "_orig_mod" not in key for key in keys if "loss" not in key
+    )

@@ -437,3 +437,15 @@ def test_every_parameter_learns() -> None:
 def test_sizes_that_can_not_work(options: dict[str, float], told: str) -> None:
     with pytest.raises(UsageError, match=told):
         GPTConfig(vocab_size=11, **options)  # type: ignore[arg-type]  # any option
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16_and_float32_agree(kind: str) -> None:
+    model = gpt(**KINDS[kind])
+    idx = torch.randint(11, (4, 6))
+    with torch.no_grad():
+        exact = model(idx).softmax(-1)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rounded = model(idx).float().softmax(-1)
+    # bfloat16 has 8 bits of precision
+    torch.testing.assert_close(rounded, exact, atol=0.03, rtol=0.1)
