@@ -11,8 +11,8 @@ import torch
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from gptlit.data import IGNORED
 from gptlit.generation import Sampling, generate
+from gptlit.loaders import IGNORED
 from gptlit.messages import UsageError
 from gptlit.training import LitGPT
 

@@ -23,17 +23,9 @@ from gptlit.tokenizer import Tokenizer, Unknown, UnknownPieces
 
 @dataclass(frozen=True)
 class Sampling(Choice):
-    """How to choose tokens, and when to stop.
+    """How to choose tokens, by a `Choice`, and when to stop.
 
     Args:
-        temperature: Below 1 is safer, above 1 is wilder; 0 is greedy.
-        top_k: Draw from the k likeliest tokens only; unlimited when left out.
-        top_p: Draw from the likeliest that have this share of the probability together.
-        min_p: Draw from those at least this many times as likely as the likeliest.
-        typical_p: Draw from the most typical that have this share of the probability together.
-        repetition_penalty: Above 1, makes tokens of prompt and text less likely; 1 is none.
-        frequency_penalty: Taken from a token's logit for each time that it was written.
-        presence_penalty: Taken from the logit of each token that was written.
         max_new_tokens: How many tokens to write; past block_size it just goes on. Without an end
             if left out (null).
         min_new_tokens: As long, the end of sequence isn't drawn.

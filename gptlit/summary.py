@@ -13,7 +13,7 @@ from torch import nn
 
 from gptlit import accounting
 from gptlit.callbacks import duration
-from gptlit.data import Batch
+from gptlit.loaders import Batch
 from gptlit.model import GPT, NoPositions, Unshifted, Unturned
 from gptlit.training import LitGPT
 

@@ -13,9 +13,10 @@ from torch import Tensor
 from gptlit import checkpoint as checkpoints
 from gptlit import optim
 from gptlit import tokenizer as tokenizers
-from gptlit.data import IGNORED, Batch, TextDataModule
+from gptlit.data import TextDataModule
 from gptlit.drafts import Written
 from gptlit.generation import generate_many
+from gptlit.loaders import IGNORED, Batch
 from gptlit.messages import UsageError
 from gptlit.metrics import TextLoss, text_figures
 from gptlit.model import GPT, GPTConfig

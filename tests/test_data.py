@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from gptlit.data import IGNORED, EvalLoader, TextDataModule, TrainLoader
+from gptlit.data import TextDataModule
+from gptlit.loaders import IGNORED, EvalLoader, TrainLoader
 from gptlit.messages import UsageError
 from gptlit.order import SideBySide, WindowOrder
 from tests.conftest import made_up_text

@@ -35,6 +35,7 @@ FIRST = {
     "passes",
     "journal",
     "preparing",
+    "loaders",
     "model",
     "drafts",
     "interchange",

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 
 from gptlit.callbacks import SampleText, Throughput
 from gptlit.cli import quiet
-from gptlit.data import IGNORED, TextDataModule
+from gptlit.data import TextDataModule
+from gptlit.loaders import IGNORED
 from gptlit.messages import UsageError
 from gptlit.runs import RunCheckpoint
 from gptlit.training import LitGPT
