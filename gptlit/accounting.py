@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from gptlit import optim
+from gptlit.config import DropoutPlace
 from gptlit.model import GPT, GPTConfig
 
 COMPONENTS = ("embedding", "attention", "mlp", "norms", "head")
@@ -224,9 +225,9 @@ class Kept:
         tensors = 1 + self.config.norm_weight
         return rows * (size * max(4, self.sizes.stream) * tensors + 4)
 
-    def _mask(self, place: str, size: int) -> int:
+    def _mask(self, place: DropoutPlace, size: int) -> int:
         """Of a dropout: a boolean for each value on a GPU, a factor on a CPU."""
-        if not self.config.dropped(place):  # type: ignore[arg-type]  # a place by name
+        if not self.config.dropped(place):
             return 0
         return self.wide * (1 if self.on_gpu else size)
 

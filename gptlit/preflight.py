@@ -181,12 +181,12 @@ def memorises(model: GPT, batches: Iterable[Batch], training: Training) -> Check
     batch = distinct_windows(batches, wanted)
     lr = training.rate(STEPS)
     told = f"{len(batch[0])} windows at lr {lr:g}: loss "
-    now = lowest = math.inf
-    taken = 0
-    for taken, now in enumerate(_trained(copy.deepcopy(model), batch, training, steps=STEPS + 1)):  # noqa: B007
-        lowest = min(lowest, now)
-        if now < MEMORISED or not math.isfinite(now):
+    losses: list[float] = []
+    for loss in _trained(copy.deepcopy(model), batch, training, steps=STEPS + 1):
+        losses.append(loss)
+        if loss < MEMORISED or not math.isfinite(loss):
             break
+    now, lowest, taken = losses[-1], min(losses), len(losses) - 1
     if now < MEMORISED:
         return Check("memorises", True, f"{told}{now:.4f} after {taken} steps")
     told += f"{now:.4f} after {taken} steps, lowest {lowest:.4f}, not {MEMORISED}"

@@ -70,40 +70,55 @@ def prepare(
     if found := tokens.read(data_path, facts_path):
         return found
     part = folder / f"{stem}.part"
-    try:
+    with _in_one_line(folder.parent, text.name):
         folder.mkdir(parents=True, exist_ok=True)
         with _alone(folder / ".lock"):
             # who waited finds the other's work done
             if not (found := tokens.read(data_path, facts_path)):
-                part.mkdir(exist_ok=True)
-                texts = {"": text, **own_texts}
-                preparation = _Preparation(texts, tokenizer, splitting, part, folder.parent)
-                facts = preparation.run()
-                tokens.write(facts, part / "facts")
-                # the facts come last: where they are, the ids are whole
-                os.replace(part / "ids", data_path)
-                os.replace(part / "facts", facts_path)
+                with _working_in(part):
+                    texts = {"": text, **own_texts}
+                    preparation = _Preparation(texts, tokenizer, splitting, part, folder.parent)
+                    facts = preparation.run()
+                    tokens.write(facts, part / "facts")
+                    # the facts come last: where they are, the ids are whole
+                    os.replace(part / "ids", data_path)
+                    os.replace(part / "facts", facts_path)
                 shutil.rmtree(part)
                 found = tokens.read(data_path, facts_path, check=False)
-    except UsageError:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    except OSError as error:
-        if error.errno in CLOSED:
-            raise UsageError(
-                f"--data.data_dir {folder.parent}: {error.strerror} to write token files; name a "
-                "folder of yours"
-            ) from error
-        if error.errno not in FULL:
-            raise
-        shutil.rmtree(part, ignore_errors=True)
-        raise UsageError(
-            f"--data.data_dir {folder.parent}: {error.strerror} while preparing {text.name}, which "
-            "takes about three times its size; free some, or name a folder elsewhere"
-        ) from error
     if not found:
         raise OSError(f"{data_path} could not be read back")
     return found
+
+
+@contextlib.contextmanager
+def _working_in(part: Path) -> Iterator[None]:
+    """A folder that stays when the work is interrupted, and goes when it can't be done."""
+    part.mkdir(exist_ok=True)
+    try:
+        yield
+    except (UsageError, OSError) as error:
+        if isinstance(error, UsageError) or error.errno in FULL:
+            shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+@contextlib.contextmanager
+def _in_one_line(data_dir: Path, name: str) -> Iterator[None]:
+    """Errors of a disk that is full or closed, as the user is told of them."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in CLOSED:
+            raise UsageError(
+                f"--data.data_dir {data_dir}: {error.strerror} to write token files; name a "
+                "folder of yours"
+            ) from error
+        if error.errno in FULL:
+            raise UsageError(
+                f"--data.data_dir {data_dir}: {error.strerror} while preparing {name}, which "
+                "takes about three times its size; free some, or name a folder elsewhere"
+            ) from error
+        raise
 
 
 def _key(
