@@ -37,6 +37,7 @@ FIRST = {
     "preparing",
     "loaders",
     "model",
+    "decoding",
     "drafts",
     "interchange",
     "weight_files",
