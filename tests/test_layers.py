@@ -38,6 +38,7 @@ FIRST = {
     "loaders",
     "model",
     "drafts",
+    "beams",
     "interchange",
     "weight_files",
     "tokenizer_files",
