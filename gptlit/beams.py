@@ -42,7 +42,8 @@ class Beams(Sampling):
     length ** length_penalty. All new tokens count in sum and length, those of the end of sequence
     and of a stop string included; the prompt's don't. Bans, penalties and `force` change the log
     probabilities as they change logits in sampling, in the same order, and they aren't normalised
-    again: a forced token adds 0 to the sum, and 1 to the length.
+    again: a forced token adds 0 to the sum, and 1 to the length; a repetition penalty multiplies,
+    since no logarithm of a probability is positive, so that with it one beam isn't quite greedy.
 
     Args:
         num_beams: How many texts a beam search follows at once; 1 is greedy. Left out, tokens are
@@ -50,9 +51,9 @@ class Beams(Sampling):
         length_penalty: Of a beam search: above 0 favours longer texts, below 0 shorter ones; 0
             compares plain sums.
         early_stopping: When a beam search stops, having as many ended texts as beams. true: at
-            once. false: when the likeliest text that goes on, were it to end now, would not score
-            above the worst of them. never: when no text can come to score above the worst of them
-            (as long as no penalty is negative).
+            once, as one beam always does. false: when the likeliest text that goes on, were it to
+            end now, would not score above the worst of them. never: when no text can come to score
+            above the worst of them (as long as no penalty is negative).
         num_samples: How many of the best texts to give; fewer if there are no more.
     """
 
@@ -104,7 +105,7 @@ class Beams(Sampling):
 
     def prospect(self, total: float, length: int) -> float:
         """What a text that goes on is taken to be able to score, by `early_stopping`."""
-        if self.early_stopping is True:
+        if self.early_stopping is True or self.num_beams == 1:
             return -math.inf
         if self.early_stopping == "never" and self.length_penalty > 0:
             # the sum can only fall, but the longest text is divided by most

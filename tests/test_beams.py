@@ -345,32 +345,25 @@ def test_the_end_competes_by_the_length_penalty(
 
 
 def test_when_a_search_stops() -> None:
-    """At once, when the next step won't be better, or when no step can be."""
+    """With as many ended texts as beams: at once, when the next are no better, or none can be."""
     tokenizer = CharTokenizer("ab", ["<EOS>"], eos=True)
-    # after b: the end with 0.6, or a with 0.39; a is followed by a nearly always
-    model = bigrams([[0.3, 0.3, 0.4], [0.02, 0.97, 0.01], [0.6, 0.39, 0.01]])
-    longest = math.log(0.39 * 0.97**3) / 4
-    assert longest > math.log(0.6) > math.log(0.39)
-    for early_stopping, text, score in (
-        (True, "", math.log(0.6)),
-        (False, "", math.log(0.6)),
-        ("never", "aaaa", longest),
-    ):
-        (found,) = search(model, tokenizer, "b", early_stopping=early_stopping, max_new_tokens=4)
-        assert (found.text, found.score) == (text, pytest.approx(score))
-    # two beams have two ended texts after two steps, which are not yet the best
+    options: Settings = {"num_beams": 2, "num_samples": 2, "max_new_tokens": 4}
+    # after two steps "" and "a" have ended, and "aa" is worse than "a", but "aaa" isn't
+    model = bigrams([[0.3, 0.3, 0.4], [0.5, 0.49, 0.01], [0.6, 0.39, 0.01]])
+    two = [("", math.log(0.6)), ("a", math.log(0.39 * 0.5) / 2)]
+    three = [("", math.log(0.6)), ("aaa", math.log(0.39 * 0.49**2 * 0.5) / 4)]
+    assert math.log(0.39 * 0.49) / 2 < two[1][1] < three[1][1]
+    for early_stopping, wanted in ((True, two), (False, two), ("never", three)):
+        found = search(model, tokenizer, "b", early_stopping=early_stopping, **options)
+        assert [(text.text, pytest.approx(text.score)) for text in found] == wanted
+    # one beam is greedy whatever is said
+    (one,) = search(model, tokenizer, "b", early_stopping="never", max_new_tokens=4)
+    assert one.text == ""
+    # after two steps "" and "a" have ended, and "aa" is better than ""
     model = bigrams([[0.3, 0.3, 0.4], [0.3, 0.69, 0.01], [0.3, 0.69, 0.01]])
     for early_stopping, texts in ((True, ["a", ""]), (False, ["aaaa", "aaa"])):
-        found = search(
-            model,
-            tokenizer,
-            "b",
-            num_beams=2,
-            num_samples=2,
-            early_stopping=early_stopping,
-            max_new_tokens=4,
-        )
-        assert [each.text for each in found] == texts
+        found = search(model, tokenizer, "b", early_stopping=early_stopping, **options)
+        assert [text.text for text in found] == texts
 
 
 def test_there_may_be_fewer_texts_than_asked_for() -> None:
