@@ -356,7 +356,9 @@ def test_when_a_search_stops() -> None:
     for early_stopping, wanted in ((True, two), (False, two), ("never", three)):
         found = search(model, tokenizer, "b", early_stopping=early_stopping, **options)
         assert [(text.text, pytest.approx(text.score)) for text in found] == wanted
-    # one beam is greedy whatever is said
+    # one beam is greedy whatever is said, though "aaaa" would be better
+    model = bigrams([[0.3, 0.3, 0.4], [0.02, 0.97, 0.01], [0.6, 0.39, 0.01]])
+    assert math.log(0.39 * 0.97**3) / 4 > math.log(0.6)
     (one,) = search(model, tokenizer, "b", early_stopping="never", max_new_tokens=4)
     assert one.text == ""
     # after two steps "" and "a" have ended, and "aa" is better than ""
@@ -364,6 +366,33 @@ def test_when_a_search_stops() -> None:
     for early_stopping, texts in ((True, ["a", ""]), (False, ["aaaa", "aaa"])):
         found = search(model, tokenizer, "b", early_stopping=early_stopping, **options)
         assert [text.text for text in found] == texts
+
+
+def test_below_a_length_penalty_of_0_the_next_end_is_the_best_to_come() -> None:
+    after_c = [0.6, 0.39, 0.005, 0.005]
+    model = bigrams([[0.25] * 4, [0.02, 0.005, 0.97, 0.005], [0.97, 0.01, 0.01, 0.01], after_c])
+    found = search(
+        model,
+        FOUR,
+        "c",
+        num_beams=2,
+        num_samples=2,
+        length_penalty=-1,
+        early_stopping="never",
+        max_new_tokens=20,
+    )
+    assert [text.text for text in found] == ["", "ab"]  # and not "a", which ended before it
+    assert found[1].score == pytest.approx(math.log(0.39 * 0.97 * 0.97) * 3)
+
+
+def test_the_search_goes_on_however_many_of_the_likeliest_end() -> None:
+    """By stop strings: five of six tokens end a text, the four likeliest among them."""
+    tokenizer, after_f = CharTokenizer("abcdef"), [0.01] * 5 + [0.95]
+    model = bigrams([[1 / 6] * 6] * 4 + [[0.3, 0.25, 0.2, 0.15, 0.06, 0.04], after_f])
+    options: Settings = {"num_beams": 2, "length_penalty": 2, "early_stopping": "never"}
+    (found,) = search(model, tokenizer, "e", stop=list("abcde"), max_new_tokens=6, **options)
+    assert found.text == "ffffff"
+    assert found.score == pytest.approx(math.log(0.04 * 0.95**5) / 6**2)
 
 
 def test_there_may_be_fewer_texts_than_asked_for() -> None:
