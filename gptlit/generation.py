@@ -17,7 +17,7 @@ from torch import Tensor
 from gptlit.drafts import Draft, Written
 from gptlit.messages import UsageError
 from gptlit.model import GPT, KVCache
-from gptlit.sampling import Choice, Streams, ban, entropy
+from gptlit.sampling import Choice, Rules, Streams, entropy
 from gptlit.tokenizer import Tokenizer, Unknown, UnknownPieces
 
 
@@ -31,12 +31,15 @@ class Sampling(Choice):
         min_new_tokens: As long, the end of sequence isn't drawn.
         stop: Strings that end a text where they first appear; not part of it.
         ban: Strings of one token each that are never written.
+        force: What the text begins with, right behind the prompt; it is tokenized on its own,
+            counts as new tokens and is part of the text, also with --echo false.
     """
 
     max_new_tokens: int | None = 500
     min_new_tokens: int = 0
     stop: list[str] = field(default_factory=list)
     ban: list[str] = field(default_factory=list)
+    force: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,9 +53,14 @@ class Sampling(Choice):
             )
         if "" in self.stop:
             raise UsageError("--stop '': is in every text; name a string")
+        if stops := [string for string in self.stop if string in self.force]:
+            raise UsageError(
+                f"--force {self.force!r}: holds --stop {stops[0]!r}, which would end the text; "
+                "leave one of them out"
+            )
 
 
-class _Window:
+class Window:
     """The ids that the model looks at: the last of each text, up to block_size, in place.
 
     When it is full, its last block_size // 2 (at least one) are kept and fed anew, so that the
@@ -84,6 +92,10 @@ class _Window:
         self.length += 1
         return is_full
 
+    def reorder(self, rows: Tensor) -> None:
+        """Text i becomes what text `rows[i]` was, (B,)."""
+        self._ids = self._ids[rows]
+
 
 @torch.inference_mode()
 def generate_step(
@@ -95,6 +107,7 @@ def generate_step(
     *,
     eos_id: int | None = None,
     banned: Sequence[int] = (),
+    forced: Sequence[int] = (),
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the next (B,) token ids and the (B, V) logits of the model that they come from,
     `sampling.max_new_tokens` times, in eval mode.
@@ -110,34 +123,29 @@ def generate_step(
         use_cache: Keep keys and values instead of feeding the whole window for every token.
         eos_id: Not drawn for the first `sampling.min_new_tokens` tokens.
         banned: Ids that are never drawn.
+        forced: Ids that come first, whatever would have been drawn.
     """
-    window = _Window(prompt, model.config.block_size)
+    window = Window(prompt, model.config.block_size)
     streams = Streams(seeds, prompt.device)
     cache = KVCache(model.config, len(prompt), model.lm_head.weight) if use_cache else None
-    seen = written = torch.empty(0)
-    if sampling.needs_counts:
-        written = torch.zeros(len(prompt), model.config.vocab_size, device=prompt.device)
-        seen = written.scatter_add(1, prompt, torch.ones(prompt.shape, device=prompt.device))
-    never = torch.tensor(banned, dtype=torch.long, device=prompt.device)
-    too_early = torch.tensor([eos_id or 0], device=prompt.device)
+    rules = Rules(
+        sampling,
+        prompt,
+        model.config.vocab_size,
+        banned=banned,
+        forced=forced,
+        eos_id=eos_id,
+        min_new_tokens=sampling.min_new_tokens,
+    )
     fresh = window.ids  # what the cache hasn't seen
     steps = itertools.count() if sampling.max_new_tokens is None else range(sampling.max_new_tokens)
     was_training = model.training
     model.eval()
     try:
-        for step in steps:
+        for _ in steps:
             logits = model(window.ids if cache is None else fresh, cache, last=True)[:, -1]
-            chosen_from = logits  # (B, V)
-            if len(banned):
-                chosen_from = ban(chosen_from, never)
-            if eos_id is not None and step < sampling.min_new_tokens:
-                chosen_from = ban(chosen_from, too_early)
-            if sampling.needs_counts:
-                chosen_from = sampling.penalise(chosen_from, seen, written)
-            ids = sampling.next_token(chosen_from, streams.next())  # (B,)
-            if sampling.needs_counts:
-                for counts in (seen, written):
-                    counts.scatter_add_(1, ids[:, None], torch.ones_like(ids[:, None]).float())
+            ids = sampling.next_token(rules.apply(logits), streams.next())  # (B,)
+            rules.add(ids)
             fresh = ids[:, None]
             if window.append(ids):
                 fresh = window.ids
@@ -177,6 +185,50 @@ def single_tokens(tokenizer: Tokenizer, strings: Sequence[str]) -> list[int]:
     return found
 
 
+def forced_tokens(tokenizer: Tokenizer, sampling: Sampling) -> list[int]:
+    """The ids of `sampling.force`, tokenized on its own: with the end of the prompt it might have
+    made other tokens.
+
+    Raises:
+        UsageError: it can't be written with this vocabulary, or other options forbid it.
+    """
+    name, limit = f"--force {sampling.force!r}", sampling.max_new_tokens
+    try:
+        ids: list[int] = tokenizer.encode(sampling.force).tolist()
+    except UnknownPieces as error:
+        raise UsageError(f"--force: {error}") from error
+    if tokenizer.unknown_id in ids:
+        raise UsageError(f"{name}: holds what the model has no token for; leave it out")
+    if tokenizer.eos_id in ids:
+        raise UsageError(f"{name}: holds the end of sequence, which ends a text; leave it out")
+    for string, id_ in zip(sampling.ban, single_tokens(tokenizer, sampling.ban), strict=True):
+        if id_ in ids:
+            raise UsageError(f"{name}: holds --ban {string!r}; leave one of them out")
+    if limit is not None and len(ids) > limit:
+        raise UsageError(
+            f"{name}: is {len(ids)} tokens, more than --max_new_tokens {limit}; give at least as "
+            "many"
+        )
+    return ids
+
+
+def as_batch(model: GPT, tokenizer: Tokenizer, ids: np.ndarray) -> Tensor:
+    """(B, T) prompts where the model is; empty ones start from the tokenizer's `start_id`, which
+    is not part of the text."""
+    if not ids.shape[1]:
+        ids = np.full((len(ids), 1), tokenizer.start_id)
+    return torch.as_tensor(ids.astype(np.int64), device=model.lm_head.weight.device)
+
+
+def rules_by_id(tokenizer: Tokenizer, sampling: Sampling) -> dict[str, Any]:
+    """What `generate_step` and `Rules` take of a tokenizer: `eos_id`, `banned` and `forced`."""
+    return {
+        "eos_id": tokenizer.eos_id,
+        "banned": single_tokens(tokenizer, sampling.ban),
+        "forced": forced_tokens(tokenizer, sampling),
+    }
+
+
 def _steps(
     model: GPT,
     tokenizer: Tokenizer,
@@ -185,22 +237,10 @@ def _steps(
     seeds: Sequence[int],
     use_cache: bool,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """`generate_step` for prompts of (B, T) ids.
-
-    Empty prompts start from the tokenizer's `start_id`, which is not part of the text.
-    """
-    if not ids.shape[1]:
-        ids = np.full((len(seeds), 1), tokenizer.start_id)
-    prompt = torch.as_tensor(ids.astype(np.int64), device=model.lm_head.weight.device)
-    return generate_step(
-        model,
-        prompt,
-        sampling,
-        seeds,
-        use_cache,
-        eos_id=tokenizer.eos_id,
-        banned=single_tokens(tokenizer, sampling.ban),
-    )
+    """`generate_step` for prompts of (B, T) ids."""
+    prompt = as_batch(model, tokenizer, ids)
+    rules = rules_by_id(tokenizer, sampling)
+    return generate_step(model, prompt, sampling, seeds, use_cache, **rules)
 
 
 def stream_generate(
@@ -231,8 +271,10 @@ def stream_generate(
     settings = Sampling(**sampling)
     ids = encode_prompt(tokenizer, prompt, unknown)
     text = Draft(tokenizer, ids.tolist(), settings.stop)
+    # what can't work is told before anything is
+    steps = _steps(model, tokenizer, ids[None], settings, [seed], use_cache)
     yield text.prompt
-    for step, _ in _steps(model, tokenizer, ids[None], settings, [seed], use_cache):
+    for step, _ in steps:
         yield text.add(int(step))
         if text.ended:
             return

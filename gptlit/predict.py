@@ -11,10 +11,11 @@ from typing import IO, Any, Literal, get_args
 import torch
 from jsonargparse import ActionYesNo, Namespace
 
-from gptlit import checkpoint
+from gptlit import beams, checkpoint
 from gptlit.assets import write_atomically
+from gptlit.beams import Beams
 from gptlit.drafts import Written
-from gptlit.generation import Sampling, generate_many, stream_generate
+from gptlit.generation import Sampling, stream_generate
 from gptlit.messages import UsageError, note
 from gptlit.model import GPT
 from gptlit.parser import OneLineErrors, from_environment
@@ -49,7 +50,7 @@ def parser() -> OneLineErrors:
     options.add_argument(
         "--lines", action=ActionYesNo, nargs="?", default=False, help="Each line is a prompt."
     )
-    options.add_class_arguments(Sampling, skip={"stop", "ban"})
+    options.add_class_arguments(Beams, skip={"stop", "ban", "num_samples"})
     for name, about in (
         ("--stop", "A string that ends the text and isn't part of it; once or more often."),
         ("--ban", "A token that is never written; once or more often."),
@@ -59,10 +60,16 @@ def parser() -> OneLineErrors:
         "--greedy", action=ActionYesNo, nargs="?", default=False, help="As --temperature 0."
     )
     options.add_argument(
-        "--num_samples", type=int, default=1, help="How many texts to write for each prompt."
+        "--num_samples",
+        type=int,
+        default=1,
+        help="How many texts to write for each prompt; of a beam search, the best ones.",
     )
     options.add_argument(
-        "--seed", type=int, default=1337, help="Sample i is what --seed seed+i writes alone."
+        "--seed",
+        type=int,
+        default=1337,
+        help="Sample i is what --seed seed+i writes alone; a beam search needs none.",
     )
     options.add_argument(
         "--unknown",
@@ -77,7 +84,8 @@ def parser() -> OneLineErrors:
         "--format",
         type=Format,
         default="text",
-        help="text, or jsonl: a line for each text, with each token's log probability and entropy.",
+        help="text, or jsonl: a line for each text, with each token's log probability and entropy, "
+        "and a beam search's score.",
     )
     options.add_argument(
         "--output_file", type=str, default=None, help="Write there, after a header of settings."
@@ -86,16 +94,21 @@ def parser() -> OneLineErrors:
 
 
 def sampling(options: Namespace) -> dict[str, Any]:
-    """The fields of `Sampling` in parsed options, --greedy applied; checks them all.
+    """The fields of `Sampling`, or of `Beams` if --num_beams is given, in parsed options, --greedy
+    applied; checks them all.
 
     Raises:
         UsageError: a value that can't work.
     """
-    fields = {name: options[name] for name in Sampling.__dataclass_fields__}
+    fields = {name: options[name] for name in Beams.__dataclass_fields__}
     fields |= {name: fields[name] or [] for name in ("stop", "ban")}
     if options.greedy:
         fields["temperature"] = 0.0
-    Sampling(**fields)
+    Beams(**fields)
+    if options.num_beams is None:
+        fields = {name: fields[name] for name in Sampling.__dataclass_fields__}
+    else:
+        fields = {name: fields[name] for name in fields if name not in beams.DRAWING}
     if options.num_samples < 1:
         raise UsageError(f"--num_samples {options.num_samples}: must be 1 or more")
     if not 0 <= options.seed < 2**63 - options.num_samples:
@@ -155,35 +168,44 @@ def tell_about_prompts(
             )
 
 
-def jobs(given: Sequence[str], seed: int, num_samples: int) -> list[tuple[str, int]]:
-    """The prompt and seed of each text, in the order in which they are told."""
-    return [(prompt, seed + index) for prompt in given for index in range(num_samples)]
+def jobs(given: Sequence[str], options: Namespace) -> list[tuple[str, int]]:
+    """Prompts and seeds, in the order in which their texts are told: one for each sample, and one
+    for all that a beam search gives."""
+    n = options.num_samples if options.num_beams is None else 1
+    return [(prompt, options.seed + index) for prompt in given for index in range(n)]
 
 
 def in_batches(
     model: GPT, tokenizer: Tokenizer, given: Sequence[tuple[str, int]], settings: dict[str, Any]
-) -> Iterator[Written]:
-    """`generate_many` in batches that memory can hold, however many jobs there are."""
+) -> Iterator[list[Written]]:
+    """The texts of each job in turn, in batches that memory can hold, however many there are."""
     for first in range(0, len(given), SAMPLES_AT_ONCE):
-        texts, seeds = zip(*given[first : first + SAMPLES_AT_ONCE], strict=True)
-        yield from generate_many(model, tokenizer, texts, seeds, **settings)
+        yield from beams.write(model, tokenizer, given[first : first + SAMPLES_AT_ONCE], settings)
 
 
 def put(
-    texts: Iterable[Written],
-    seeds: Iterable[int],
+    found: Iterable[Sequence[Written]],
+    work: Sequence[tuple[str, int]],
     options: Namespace,
     out: IO[str] | None = None,
 ) -> None:
-    """Write whole texts, each ended by a newline and parted by a line `---`, or as .jsonl."""
+    """Write the texts of each job, each ended by a newline and parted by a line `---`, or as
+    .jsonl."""
     out = out or sys.stdout
-    for index, (text, seed) in enumerate(zip(texts, seeds, strict=True)):
+    texts = ((text, seed) for job, (_, seed) in zip(found, work, strict=True) for text in job)
+    scores = []
+    for index, (text, seed) in enumerate(texts):
+        if isinstance(text, beams.Found):
+            scores.append(f"{text.score:.4f}")
         if options.format == "jsonl":
-            out.write(json.dumps({"seed": seed, **dataclasses.asdict(text)}) + "\n")
+            seeded = {"seed": seed} if options.num_beams is None else {}
+            out.write(json.dumps(seeded | dataclasses.asdict(text)) + "\n")
             continue
         shown = text.whole if options.echo else text.text
         out.write((SEPARATOR if index else "") + shown + ("" if shown.endswith("\n") else "\n"))
     out.flush()
+    if scores and options.format == "text" and len(work) == 1:
+        note(f"scores, the best first: {', '.join(scores)}")
 
 
 def _put_stream(pieces: Iterable[str]) -> None:
@@ -236,9 +258,9 @@ def main(argv: Sequence[str]) -> None:
     model = model.to(device())
     options.ckpt_path = str(path)
     tell_about_prompts(given, options.unknown, tokenizer, model.config.block_size)
-    work = jobs(given, options.seed, options.num_samples)
+    work = jobs(given, options)
     plain = options.format == "text" and options.output_file is None
-    if plain and len(work) == 1:
+    if plain and len(work) == 1 and options.num_beams is None:
         ((prompt, seed),) = work
         pieces = stream_generate(
             model, tokenizer, prompt, seed=seed, unknown=options.unknown, **settings
@@ -249,5 +271,4 @@ def main(argv: Sequence[str]) -> None:
         return
     more = {"unknown": options.unknown, "scored": options.format == "jsonl"}
     with output(options, settings, given) as out:
-        written = in_batches(model, tokenizer, work, settings | more)
-        put(written, (seed for _, seed in work), options, out)
+        put(in_batches(model, tokenizer, work, settings | more), work, options, out)

@@ -144,7 +144,8 @@ class Tokenizer(ABC):
     def speller(self) -> Callable[[int], str]:
         """A function that spells a text id by id; what it gives for each, joined, is the text.
 
-        It keeps what it needs to know of the ids before, and never gives half a character.
+        It keeps what it needs to know of the ids before, and never gives half a character. Its
+        `copy.copy` goes on from the same place, on its own.
         """
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
@@ -287,16 +288,7 @@ class WordTokenizer(Tokenizer):
         return np.array([id_ for id_ in ids if id_ is not None], dtype=np.uint32)
 
     def speller(self) -> Callable[[int], str]:
-        after_word = False
-
-        def spell(id_: int) -> str:
-            nonlocal after_word
-            word = self._spelled[id_]
-            space = " " if after_word and not word.isspace() else ""
-            after_word = not word.isspace()
-            return space + word
-
-        return spell
+        return _WordSpeller(self._spelled)
 
     def state(self) -> dict[str, Any]:
         return {
@@ -306,6 +298,20 @@ class WordTokenizer(Tokenizer):
             "reversible": self.reversible,
             **_eos_state(self),
         }
+
+
+@dataclass
+class _WordSpeller:
+    """Puts a space between two words."""
+
+    spelled: Sequence[str]
+    after_word: bool = False
+
+    def __call__(self, id_: int) -> str:
+        word = self.spelled[id_]
+        space = " " if self.after_word and not word.isspace() else ""
+        self.after_word = not word.isspace()
+        return space + word
 
 
 # words, and white space but for a space with a word on both sides
@@ -421,14 +427,7 @@ class BytePairTokenizer(Tokenizer):
         return ids.astype(np.uint32)
 
     def speller(self) -> Callable[[int], str]:
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-
-        def spell(id_: int) -> str:
-            with contextlib.suppress(KeyError):  # an id that nothing uses spells nothing
-                return decoder.decode(self._encoding.decode_single_token_bytes(id_))
-            return ""
-
-        return spell
+        return _ByteSpeller(self._encoding)
 
     def state(self) -> dict[str, Any]:
         return {
@@ -439,6 +438,22 @@ class BytePairTokenizer(Tokenizer):
             "special_tokens": self.special_tokens,
             **_eos_state(self),
         }
+
+
+@dataclass
+class _ByteSpeller:
+    """Holds the bytes of half a character back until the rest of it comes."""
+
+    encoding: Any  # tiktoken's, which is imported only where it is needed
+    held: bytes = b""
+
+    def __call__(self, id_: int) -> str:
+        with contextlib.suppress(KeyError):  # an id that nothing uses spells nothing
+            held = self.held + self.encoding.decode_single_token_bytes(id_)
+            text, n_used = codecs.utf_8_decode(held, "replace", False)
+            self.held = held[n_used:]
+            return text
+        return ""
 
 
 def from_state(state: dict[str, Any]) -> Tokenizer:

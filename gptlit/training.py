@@ -10,12 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gptlit import beams, optim
 from gptlit import checkpoint as checkpoints
-from gptlit import optim
 from gptlit import tokenizer as tokenizers
 from gptlit.data import TextDataModule
 from gptlit.drafts import Written
-from gptlit.generation import generate_many
 from gptlit.loaders import IGNORED, Batch
 from gptlit.messages import UsageError
 from gptlit.metrics import TextLoss, text_figures
@@ -203,14 +202,14 @@ class LitGPT(L.LightningModule):
         self.val_loss.reset()
         self.slice_loss.reset()
 
-    def predict_step(self, batch: Tensor, batch_idx: int) -> list[Written]:
+    def predict_step(self, batch: Tensor, batch_idx: int) -> list[list[Written]]:
         """The texts of a batch of jobs, (B,) indices into `predict_jobs`."""
         if self.tokenizer is None:
             raise RuntimeError("predict with a model from LitGPT.load_from_checkpoint")
         if not len(batch):
             return []  # with more devices than texts some have none
-        prompts, seeds = zip(*(self.predict_jobs[job] for job in batch.tolist()), strict=True)
-        return generate_many(self.net, self.tokenizer, prompts, seeds, **self.predict_options)
+        jobs = [self.predict_jobs[job] for job in batch.tolist()]
+        return beams.write(self.net, self.tokenizer, jobs, self.predict_options)
 
     # ------------------------------------------------------------------ optimizer
 

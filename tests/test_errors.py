@@ -96,6 +96,12 @@ def assert_one_line(result: Result, *told: str) -> None:
         ("predict --seed -1", ["--seed -1"]),
         ("predict --num_samples 0", ["--num_samples 0"]),
         ("predict --max_new_tokens many", ["--max_new_tokens many: expected int"]),
+        ("predict --num_beams 0", ["--num_beams 0", "1 (greedy) or more"]),
+        ("predict --num_beams 2 --num_samples 3", ["--num_samples 3", "--num_beams 2"]),
+        ("predict --num_beams 2 --top_p 0.9", ["--top_p 0.9", "draws nothing", "--num_beams"]),
+        ("predict --num_beams 2 --max_new_tokens null", ["--max_new_tokens null", "a number"]),
+        ("predict --early_stopping never", ["--early_stopping never", "give --num_beams"]),
+        ("predict --force abc --stop b", ["--force 'abc'", "--stop 'b'"]),
         ("predict --unknown ignore", ["--unknown ignore", "'error'", "'skip'"]),
     ],
 )

@@ -39,6 +39,7 @@ FIRST = {
     "model",
     "decoding",
     "drafts",
+    "beams",
     "interchange",
     "weight_files",
     "tokenizer_files",
