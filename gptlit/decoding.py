@@ -31,7 +31,9 @@ class Windows:
         use_cache: Keep keys and values instead of reading the whole window for every token.
     """
 
-    def __init__(self, model: GPT, prompts: Sequence[Tensor], use_cache: bool = True) -> None:
+    def __init__(
+        self, model: GPT, prompts: Sequence[Tensor] | Tensor, use_cache: bool = True
+    ) -> None:
         device = model.wte.weight.device
         self._model = model
         self._block_size = model.config.block_size

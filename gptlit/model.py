@@ -45,12 +45,6 @@ class KVCache:
         self.layers[layer][:, :, self.length : end] = kv
         return self.layers[layer][:, :, :end]
 
-    def reorder(self, rows: Tensor) -> None:
-        """Row i becomes what row `rows[i]` was, (B,); for beams, some of which go on twice."""
-        end = self.length
-        self.store[:, :, :, :, :end] = self.store[:, :, rows, :, :end]
-        self.inputs = {shift: x[rows] for shift, x in self.inputs.items()}
-
 
 # ---------------------------------------------------------------------- parts
 

@@ -11,6 +11,15 @@ from tests.test_model import KINDS, gpt
 BLOCK = 6
 
 
+def far_from_its_start(kind: str) -> GPT:
+    """A model in which no zero or one hides a mistake."""
+    model = gpt(**KINDS[kind])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
+
+
 def window(ids: list[int]) -> list[int]:
     """What a model sees of a text that was read token by token, by the rule written out."""
     seen: list[int] = []
@@ -43,9 +52,7 @@ PROMPTS = {
 @torch.no_grad()
 def test_every_kind_decodes_as_it_reads(kind: str, prompts: list[list[int]]) -> None:
     """Every row's logits are those of the model on that row's window alone, past block_size."""
-    model = gpt(**KINDS[kind])
-    for parameter in model.parameters():
-        parameter.add_(0.3 * torch.randn_like(parameter))  # zeros and ones would hide mistakes
+    model = far_from_its_start(kind)
     more = torch.randint(11, (17, 3), generator=torch.Generator().manual_seed(2))
     for use_cache in (True, False):
         logits = texts_and_logits(model, prompts, more, use_cache)
@@ -59,9 +66,7 @@ def test_every_kind_decodes_as_it_reads(kind: str, prompts: list[list[int]]) -> 
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_rows_that_change_places_take_their_past_along(kind: str) -> None:
-    model = gpt(**KINDS[kind])
-    for parameter in model.parameters():
-        parameter.add_(0.3 * torch.randn_like(parameter))
+    model = far_from_its_start(kind)
     texts = [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
     windows = Windows(model, [torch.tensor(ids) for ids in texts])
     windows.logits()

@@ -24,6 +24,7 @@ GROUND = {
     "sampling",
     "optim",
     "metrics",
+    "packing",
     "order",
 }
 FIRST = {

@@ -128,19 +128,6 @@ def test_every_kind_gives_the_same_logits_from_a_cache(kind: str, split: tuple[i
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_rows_of_a_cache_change_places(kind: str) -> None:
-    """What is known of a row goes with it, twice where it is chosen twice."""
-    model, rows = shifted(gpt(**KINDS[kind])), torch.tensor([2, 0, 2])
-    idx, fresh = torch.randint(11, (3, 4)), torch.randint(11, (3, 2))
-    cache = KVCache(model.config, 3, model.lm_head.weight)
-    with torch.inference_mode():
-        model(idx, cache)
-        cache.reorder(rows)
-        whole = model(torch.cat([idx[rows], fresh], dim=1))
-        torch.testing.assert_close(model(fresh, cache), whole[:, 4:], atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("kind", KINDS)
 def test_gradients_reach_every_parameter_of_every_kind(kind: str) -> None:
     model = gpt(**KINDS[kind], dropout=0.1).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
