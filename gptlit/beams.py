@@ -14,17 +14,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from gptlit.decoding import Windows
 from gptlit.drafts import Draft, Written
 from gptlit.generation import (
     Sampling,
-    Window,
-    as_batch,
+    as_prompt,
     encode_prompt,
     generate_many,
     rules_by_id,
 )
 from gptlit.messages import UsageError
-from gptlit.model import GPT, KVCache
+from gptlit.model import GPT
 from gptlit.sampling import Rules, entropy
 from gptlit.tokenizer import Tokenizer, Unknown
 
@@ -161,8 +161,8 @@ def search(
     was_training = model.training
     model.eval()
     try:
-        rows = as_batch(model, tokenizer, ids[None]).expand(num_beams, -1)
-        found = _search(_Rows(model, rows, beams, rules, use_cache), start, beams, scored)
+        rows = _Rows(model, as_prompt(model, tokenizer, ids), beams, rules, use_cache)
+        found = _search(rows, start, beams, scored)
     finally:
         model.train(was_training)
     if not found:
@@ -199,22 +199,17 @@ class _Rows:
     def __init__(
         self, model: GPT, prompt: Tensor, beams: Beams, rules: dict[str, Any], use_cache: bool
     ) -> None:
-        config = model.config
-        self.n = len(prompt)
-        self._model = model
-        self._window = Window(prompt, config.block_size)
-        self._cache = KVCache(config, self.n, model.lm_head.weight) if use_cache else None
-        self._fresh = self._window.ids  # what the cache hasn't seen
-        self._rules = Rules(
-            beams, prompt, config.vocab_size, min_new_tokens=beams.min_new_tokens, **rules
-        )
+        self.n = beams.num_beams or 1
+        self._device = prompt.device
+        prompts = prompt.expand(self.n, -1)  # (num_beams, T)
+        self._windows = Windows(model, prompts, use_cache)
+        vocab_size, least = model.config.vocab_size, beams.min_new_tokens
+        self._rules = Rules(beams, prompts, vocab_size, min_new_tokens=least, **rules)
 
     def next(self) -> tuple[Tensor, Tensor]:
         """Of the next tokens the (num_beams, V) log probabilities, float64, by the model itself
         and after the rules."""
-        ids = self._window.ids if self._cache is None else self._fresh
-        logits = self._model(ids, self._cache, last=True)[:, -1]
-        logs = logits.log_softmax(dim=-1, dtype=torch.float64)
+        logs = self._windows.logits().log_softmax(dim=-1, dtype=torch.float64)
         return logs, self._rules.apply(logs)
 
     def go_on(self, rows: Sequence[int], ids: Sequence[int]) -> None:
@@ -223,20 +218,12 @@ class _Rows:
         Of fewer than `num_beams` the first fills up the rows, which nobody asks then.
         """
         missing = self.n - len(rows)
-        before = torch.tensor([*rows, *[rows[0]] * missing], device=self._fresh.device)
-        last = torch.tensor([*ids, *[ids[0]] * missing], device=self._fresh.device)
-        self._window.reorder(before)
+        before = [*rows, *[rows[0]] * missing]
+        last = torch.tensor([*ids, *[ids[0]] * missing], device=self._device)
+        self._windows.reorder(before)
+        self._windows.append(last)
         self._rules.reorder(before)
         self._rules.add(last)
-        self._fresh = last[:, None]
-        must_refill = self._window.append(last)
-        if must_refill:
-            self._fresh = self._window.ids
-        if self._cache is not None:
-            if must_refill:
-                self._cache.length = 0
-            else:
-                self._cache.reorder(before)
 
 
 @torch.inference_mode()

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gptlit.decoding import Windows
 from gptlit.drafts import Draft, Written
 from gptlit.messages import UsageError
-from gptlit.model import GPT, KVCache
+from gptlit.model import GPT
 from gptlit.sampling import Choice, Rules, Streams, entropy
 from gptlit.tokenizer import Tokenizer, Unknown, UnknownPieces
 
@@ -60,47 +61,10 @@ class Sampling(Choice):
             )
 
 
-class Window:
-    """The ids that the model looks at: the last of each text, up to block_size, in place.
-
-    When it is full, its last block_size // 2 (at least one) are kept and fed anew, so that the
-    cost per token stays constant however long the text.
-    """
-
-    def __init__(self, prompt: Tensor, block_size: int) -> None:
-        self._kept = max(1, block_size // 2)
-        self._ids = torch.empty(
-            len(prompt), block_size, dtype=torch.long, device=prompt.device
-        )  # (B, block_size)
-        self.length = min(prompt.size(1), block_size)
-        self._ids[:, : self.length] = prompt[:, prompt.size(1) - self.length :]
-
-    @property
-    def ids(self) -> Tensor:
-        """(B, length)"""
-        return self._ids[:, : self.length]
-
-    def append(self, ids: Tensor) -> bool:
-        """Put (B,) ids behind; whether the window had been full, so that all is fed anew."""
-        is_full = self.length == self._ids.size(1)
-        if is_full:
-            # the new ids are the last of those kept
-            kept = self._ids[:, self.length - self._kept + 1 :].clone()
-            self.length = self._kept - 1
-            self._ids[:, : self.length] = kept
-        self._ids[:, self.length] = ids
-        self.length += 1
-        return is_full
-
-    def reorder(self, rows: Tensor) -> None:
-        """Text i becomes what text `rows[i]` was, (B,)."""
-        self._ids = self._ids[rows]
-
-
 @torch.inference_mode()
 def generate_step(
     model: GPT,
-    prompt: Tensor,
+    prompts: Sequence[Tensor] | Tensor,
     sampling: Sampling,
     seeds: Sequence[int],
     use_cache: bool = True,
@@ -112,12 +76,13 @@ def generate_step(
     """Yield the next (B,) token ids and the (B, V) logits of the model that they come from,
     `sampling.max_new_tokens` times, in eval mode.
 
-    The window of context holds up to block_size tokens and is refilled by one rule, with and
-    without a cache, so that both give the same.
+    What the model sees of a text, and when it is read anew, is the rule of `Windows`, the same
+    with and without a cache.
 
     Args:
         model: Logits for (B, T) ids.
-        prompt: (B, T) ids, T >= 1; of more than block_size, the last are used.
+        prompts: B times (T,) ids, T >= 1 and not the same for all; of more than block_size, the
+            last are used.
         sampling: How to choose among the logits.
         seeds: B seeds, one stream of random numbers each.
         use_cache: Keep keys and values instead of feeding the whole window for every token.
@@ -125,32 +90,26 @@ def generate_step(
         banned: Ids that are never drawn.
         forced: Ids that come first, whatever would have been drawn.
     """
-    window = Window(prompt, model.config.block_size)
-    streams = Streams(seeds, prompt.device)
-    cache = KVCache(model.config, len(prompt), model.lm_head.weight) if use_cache else None
+    windows = Windows(model, prompts, use_cache)
+    streams = Streams(seeds, prompts[0].device)
     rules = Rules(
         sampling,
-        prompt,
+        prompts,
         model.config.vocab_size,
         banned=banned,
         forced=forced,
         eos_id=eos_id,
         min_new_tokens=sampling.min_new_tokens,
     )
-    fresh = window.ids  # what the cache hasn't seen
     steps = itertools.count() if sampling.max_new_tokens is None else range(sampling.max_new_tokens)
     was_training = model.training
     model.eval()
     try:
         for _ in steps:
-            logits = model(window.ids if cache is None else fresh, cache, last=True)[:, -1]
+            logits = windows.logits()
             ids = sampling.next_token(rules.apply(logits), streams.next())  # (B,)
             rules.add(ids)
-            fresh = ids[:, None]
-            if window.append(ids):
-                fresh = window.ids
-                if cache is not None:
-                    cache.length = 0
+            windows.append(ids)
             yield ids, logits
     finally:
         model.train(was_training)
@@ -212,11 +171,10 @@ def forced_tokens(tokenizer: Tokenizer, sampling: Sampling) -> list[int]:
     return ids
 
 
-def as_batch(model: GPT, tokenizer: Tokenizer, ids: np.ndarray) -> Tensor:
-    """(B, T) prompts where the model is; empty ones start from the tokenizer's `start_id`, which
-    is not part of the text."""
-    if not ids.shape[1]:
-        ids = np.full((len(ids), 1), tokenizer.start_id)
+def as_prompt(model: GPT, tokenizer: Tokenizer, ids: np.ndarray) -> Tensor:
+    """(T,) ids of a prompt where the model is; an empty one starts from the tokenizer's
+    `start_id`, which is not part of the text."""
+    ids = ids if len(ids) else np.array([tokenizer.start_id])
     return torch.as_tensor(ids.astype(np.int64), device=model.lm_head.weight.device)
 
 
@@ -232,15 +190,15 @@ def rules_by_id(tokenizer: Tokenizer, sampling: Sampling) -> dict[str, Any]:
 def _steps(
     model: GPT,
     tokenizer: Tokenizer,
-    ids: np.ndarray,
+    prompts: Sequence[np.ndarray],
     sampling: Sampling,
     seeds: Sequence[int],
     use_cache: bool,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """`generate_step` for prompts of (B, T) ids."""
-    prompt = as_batch(model, tokenizer, ids)
+    """`generate_step` for B times (T,) ids of prompts."""
+    batch = [as_prompt(model, tokenizer, ids) for ids in prompts]
     rules = rules_by_id(tokenizer, sampling)
-    return generate_step(model, prompt, sampling, seeds, use_cache, **rules)
+    return generate_step(model, batch, sampling, seeds, use_cache, **rules)
 
 
 def stream_generate(
@@ -272,7 +230,7 @@ def stream_generate(
     ids = encode_prompt(tokenizer, prompt, unknown)
     text = Draft(tokenizer, ids.tolist(), settings.stop)
     # what can't work is told before anything is
-    steps = _steps(model, tokenizer, ids[None], settings, [seed], use_cache)
+    steps = _steps(model, tokenizer, [ids], settings, [seed], use_cache)
     yield text.prompt
     for step, _ in steps:
         yield text.add(int(step))
@@ -300,7 +258,7 @@ def generate_many(
 ) -> list[Written]:
     """A text for each prompt and seed, in their order.
 
-    Prompts of as many tokens are one batch. Each text is the one that `generate` gives for its
+    They are one batch. Each text is the one that `generate` gives for its
     prompt and seed. Arguments and errors are those of `stream_generate`.
 
     Args:
@@ -315,24 +273,17 @@ def generate_many(
     """
     settings = Sampling(**sampling)
     encoded = {prompt: encode_prompt(tokenizer, prompt, unknown) for prompt in set(prompts)}
-    batches: dict[int, list[int]] = {}
-    for index, prompt in enumerate(prompts):
-        batches.setdefault(len(encoded[prompt]), []).append(index)
-    written: dict[int, Written] = {}
-    for rows in batches.values():
-        ids = np.stack([encoded[prompts[row]] for row in rows])
-        texts = [Draft(tokenizer, row, settings.stop) for row in ids.tolist()]
-        steps = _steps(model, tokenizer, ids, settings, [seeds[row] for row in rows], use_cache)
-        for step, logits in steps:
-            scores = _scores(logits, step) if scored else itertools.repeat(None)
-            for text, id_, score in zip(texts, step.tolist(), scores, strict=False):
-                text.add(id_, score)
-            if all(text.ended for text in texts):
-                break
-        for row, text in zip(rows, texts, strict=True):
-            text.finish()
-            written[row] = text.written
-    return [written[index] for index in range(len(prompts))]
+    rows = [encoded[prompt] for prompt in prompts]
+    texts = [Draft(tokenizer, row.tolist(), settings.stop) for row in rows]
+    for step, logits in _steps(model, tokenizer, rows, settings, seeds, use_cache):
+        scores = _scores(logits, step) if scored else itertools.repeat(None)
+        for text, id_, score in zip(texts, step.tolist(), scores, strict=False):
+            text.add(id_, score)
+        if all(text.ended for text in texts):
+            break
+    for text in texts:
+        text.finish()
+    return [text.written for text in texts]
 
 
 def _scores(logits: Tensor, ids: Tensor) -> list[tuple[float, float]]:

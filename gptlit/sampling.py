@@ -226,7 +226,7 @@ class Rules:
 
     Args:
         choice: The penalties.
-        prompt: (B, T) ids, which the repetition penalty counts.
+        prompts: B times (T,) ids, which the repetition penalty counts.
         vocab_size: V
         banned: Ids that are never written.
         forced: Ids that come first, whatever the rest says.
@@ -237,7 +237,7 @@ class Rules:
     def __init__(
         self,
         choice: Choice,
-        prompt: Tensor,
+        prompts: Sequence[Tensor] | Tensor,
         vocab_size: int,
         *,
         banned: Sequence[int] = (),
@@ -248,13 +248,16 @@ class Rules:
         self._choice = choice
         self._forced = forced
         self._min_new_tokens = 0 if eos_id is None else min_new_tokens
-        self._banned = torch.tensor(banned, dtype=torch.long, device=prompt.device)
-        self._end = torch.tensor([eos_id or 0], device=prompt.device)
+        device = prompts[0].device
+        self._banned = torch.tensor(banned, dtype=torch.long, device=device)
+        self._end = torch.tensor([eos_id or 0], device=device)
         self._n_written = 0
         self._seen = self._written = torch.empty(0)
         if choice.needs_counts:
-            self._written = torch.zeros(len(prompt), vocab_size, device=prompt.device)
-            self._seen = self._written.scatter_add(1, prompt, torch.ones_like(prompt).float())
+            self._seen = torch.stack(
+                [torch.bincount(prompt, minlength=vocab_size).float() for prompt in prompts]
+            )
+            self._written = torch.zeros_like(self._seen)
 
     def apply(self, logits: Tensor) -> Tensor:
         """(B, V) logits, or log probabilities, of the next tokens after all rules."""
@@ -275,10 +278,10 @@ class Rules:
             for counts in (self._seen, self._written):
                 counts.scatter_add_(1, ids[:, None], torch.ones_like(ids[:, None]).float())
 
-    def reorder(self, rows: Tensor) -> None:
-        """Text i becomes what text `rows[i]` was, (B,)."""
+    def reorder(self, rows: Sequence[int]) -> None:
+        """Text i becomes what text `rows[i]` was."""
         if self._choice.needs_counts:
-            self._seen, self._written = self._seen[rows], self._written[rows]
+            self._seen, self._written = self._seen[list(rows)], self._written[list(rows)]
 
 
 class Streams:

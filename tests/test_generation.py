@@ -74,6 +74,21 @@ def test_a_sample_is_the_same_alone_and_in_any_batch(model: GPT) -> None:
     assert len(set(alone)) == 6
 
 
+def test_prompts_of_any_lengths_share_a_batch(model: GPT) -> None:
+    """Each text is the one that its prompt and seed give alone, past block_size and with counts."""
+    prompts = ["", "abcdefgabc", "a", "bcd", "abcdefg", "bcd"]
+    for settings in ({}, {"repetition_penalty": 1.3, "top_p": 0.9}):
+        for use_cache in (True, False):
+            options: Any = {"max_new_tokens": 40, "use_cache": use_cache, **settings}
+            alone = [
+                generate(model, TOKENIZER, prompt, seed=seed, **options)
+                for seed, prompt in enumerate(prompts)
+            ]
+            written = generate_many(model, TOKENIZER, prompts, range(6), **options)
+            assert [text.whole for text in written] == alone
+            assert alone[3] != alone[5]
+
+
 def test_longer_is_a_continuation_of_shorter(model: GPT) -> None:
     long = generate(model, TOKENIZER, "a", max_new_tokens=30)
     assert long.startswith(generate(model, TOKENIZER, "a", max_new_tokens=10))

@@ -24,6 +24,7 @@ GROUND = {
     "sampling",
     "optim",
     "metrics",
+    "packing",
     "order",
 }
 FIRST = {
@@ -37,6 +38,7 @@ FIRST = {
     "preparing",
     "loaders",
     "model",
+    "decoding",
     "drafts",
     "beams",
     "interchange",

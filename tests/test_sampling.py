@@ -173,7 +173,7 @@ def test_rules_come_in_their_order_and_count_what_is_written() -> None:
     assert rules.apply(level).tolist() == [[no, no, 0.0, no]] * 2
     rules.add(torch.tensor([2, 1]))
     assert rules.apply(level).tolist() == [[no, 2.0, 0.5, no], [no, 0.5, 2.0, no]]
-    rules.reorder(torch.tensor([1, 1]))
+    rules.reorder([1, 1])
     rules.add(torch.tensor([1, 2]))  # the end is let be from the fourth token on
     assert rules.apply(level).tolist() == [[2.0, 0.0, 2.0, no], [2.0, 0.5, 0.5, no]]
 
