@@ -49,6 +49,7 @@ FIRST = {
     "accounting",
     "preflight",
     "arguments",
+    "stages",
     "predict",
     "survey",
 }
