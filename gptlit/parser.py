@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from typing import NoReturn
 
 from jsonargparse import ArgumentParser
@@ -17,6 +18,16 @@ def from_environment(verb: str) -> list[str]:
         for name, value in sorted(os.environ.items())
         if name.startswith(prefix)
     ]
+
+
+def with_environment(verb: str, arguments: Sequence[str]) -> list[str]:
+    """Arguments behind those from the environment, less what they give themselves.
+
+    So a flag wins over its variable where values add up, too.
+    """
+    given = {word.partition("=")[0] for word in arguments}
+    more = [word for word in from_environment(verb) if word.partition("=")[0] not in given]
+    return [*more, *arguments]
 
 
 class OneLineErrors(ArgumentParser):
