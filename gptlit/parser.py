@@ -61,6 +61,8 @@ class OneLineErrors(ArgumentParser):
                 return f"{flag}: not an option; options are written --name value"
             nearest = self._unknown(flag.lstrip("-")).replace("mean ", "mean --")
             return f"{flag}: unknown option.{nearest}"
+        if match := re.match(r"argument (--\w+)/\S+: invalid _boolean_type value: (.*)", message):
+            return f"{match[1]} {match[2]}: expected true or false, or nothing at all"
         if match := re.search(r"does not accept option '([^']+)'", message):
             return f"{match[1]}: unknown key in a config or an environment variable." + (
                 self._unknown(match[1])

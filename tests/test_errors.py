@@ -106,6 +106,7 @@ def assert_one_line(result: Result, *told: str) -> None:
         ("predict --sweep seed=5 --num_samples 2", ["--num_samples 2", "--sweep seed"]),
         ("predict --sweep max_new_tokens=5,none", ["--max_new_tokens null", "need an end"]),
         ("predict --sweep top_k=5 --explain", ["--explain", "--sweep", "leave one out"]),
+        ("predict --explain Romeo", ["--explain 'Romeo': expected true or false"]),
         ("predict --explain --interactive", ["--interactive", "--explain"]),
         ("predict --explain --ckpt_path nothing", ["--ckpt_path nothing", "takes one checkpoint"]),
         ("predict --explain --format markdown", ["--format markdown", "text, jsonl"]),
