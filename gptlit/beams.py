@@ -8,7 +8,7 @@ Hugging Face's `generate`, to which `make parity` compares it.
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
@@ -181,6 +181,8 @@ def write(
     """
     if settings.get("num_beams") is not None:
         return [[*search(model, tokenizer, prompt, **settings)] for prompt, _ in jobs]
+    own = {field.name for field in fields(Beams)} - {field.name for field in fields(Sampling)}
+    settings = {name: value for name, value in settings.items() if name not in own}
     prompts, seeds = zip(*jobs, strict=True)
     return [[text] for text in generate_many(model, tokenizer, prompts, seeds, **settings)]
 

@@ -87,7 +87,12 @@ def read(path: str | Path) -> dict[str, Any]:
 
 
 def describe(
-    config: GPTConfig, tokenizer: Tokenizer, text: dict[str, Any], run: str, seed: int
+    config: GPTConfig,
+    tokenizer: Tokenizer,
+    text: dict[str, Any],
+    run: str,
+    seed: int,
+    evaluated: dict[str, float] | None = None,
 ) -> dict[str, Any]:
     """What goes under `KEY` into a checkpoint, as plain data.
 
@@ -97,6 +102,7 @@ def describe(
         text: Where the text came from, and its splits.
         run: The run's options as YAML, "" if it had none.
         seed: Of the run's random numbers.
+        evaluated: The figures of the run's last validation by name, and the "step" of it.
     """
     return {
         "config": dataclasses.asdict(config),
@@ -104,6 +110,7 @@ def describe(
         "text": text,
         "run": run,
         "seed": seed,
+        "evaluated": evaluated or {},
     }
 
 

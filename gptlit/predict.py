@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import functools
+import itertools
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,20 +13,20 @@ from typing import IO, Any, Literal, get_args
 import torch
 from jsonargparse import ActionYesNo, Namespace
 
-from gptlit import beams, checkpoint
+from gptlit import beams, checkpoint, modes, prompts
 from gptlit.assets import write_atomically
 from gptlit.beams import Beams
 from gptlit.drafts import Written
 from gptlit.generation import Sampling, stream_generate
 from gptlit.messages import UsageError, note
 from gptlit.model import GPT
-from gptlit.parser import OneLineErrors, from_environment
-from gptlit.tokenizer import Tokenizer, Unknown, UnknownPieces
+from gptlit.modes import Format, Mode
+from gptlit.parser import OneLineErrors, with_environment
+from gptlit.terminal import SEPARATOR, columns, in_colour, put_stream
+from gptlit.tokenizer import Tokenizer, Unknown
 
-SEPARATOR = "---\n"
 SAMPLES_AT_ONCE = 64
-STANDARD_INPUT = "-"
-Format = Literal["text", "jsonl"]
+Weights = Literal["float32", "int8"]
 
 
 def parser() -> OneLineErrors:
@@ -36,7 +38,11 @@ def parser() -> OneLineErrors:
         allow_abbrev=False,
     )
     options.add_argument(
-        "--ckpt_path", default="best", help="A checkpoint, or best or last of the newest run."
+        "--ckpt_path",
+        action="append",
+        type=str,
+        help="A checkpoint, or best (the default) or last of the newest run. Given more often, or "
+        "as a run's folder, whose checkpoints are meant: a table of them all.",
     )
     options.add_argument(
         "--prompt",
@@ -85,10 +91,39 @@ def parser() -> OneLineErrors:
         type=Format,
         default="text",
         help="text, or jsonl: a line for each text, with each token's log probability and entropy, "
-        "and a beam search's score.",
+        "and a beam search's score. Tables of --sweep and of several checkpoints also as markdown "
+        "or in tensorboard.",
+    )
+    options.add_argument(
+        "--weights",
+        type=Weights,
+        default="float32",
+        help="float32, or int8: one text at a time comes faster on a CPU, of rounded weights.",
     )
     options.add_argument(
         "--output_file", type=str, default=None, help="Write there, after a header of settings."
+    )
+    options.add_argument(
+        "--sweep",
+        nargs="+",
+        action="append",
+        type=str,
+        help="A table of the same prompt under all combinations of values, for instance "
+        "--sweep temperature=0.5,0.8,1.2 top_k=5,none.",
+    )
+    options.add_argument(
+        "--explain",
+        action=ActionYesNo,
+        nargs="?",
+        default=False,
+        help="Write nothing; tell the probability and rank of each token of the prompt.",
+    )
+    options.add_argument(
+        "--interactive",
+        action=ActionYesNo,
+        nargs="?",
+        default=False,
+        help="Prompts are typed, one after the other; /help tells how settings change.",
     )
     return options
 
@@ -120,59 +155,6 @@ def sampling(options: Namespace) -> dict[str, Any]:
             "comes; give a number"
         )
     return fields
-
-
-def prompts(options: Namespace) -> list[str]:
-    """The prompts given by options, a file or standard input; an empty one if there is none.
-
-    A file's last line end is not part of a prompt.
-
-    Raises:
-        UsageError: a file that can't be read, or nothing in it.
-    """
-    given = list(options.prompt or [])
-    if options.prompt_file is not None:
-        try:
-            if options.prompt_file == STANDARD_INPUT:
-                content = sys.stdin.read()
-            else:
-                content = Path(options.prompt_file).read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-            raise UsageError(f"--prompt_file {options.prompt_file}: {reason}") from error
-        content = content.removesuffix("\n")
-        more = [line for line in content.split("\n") if line] if options.lines else [content]
-        if not more:
-            raise UsageError(f"--prompt_file {options.prompt_file}: no line in it")
-        given += more
-    elif options.lines:
-        raise UsageError("--lines: needs --prompt_file, whose lines are prompts")
-    return given or [""]
-
-
-def tell_about_prompts(
-    given: Sequence[str], unknown: Unknown, tokenizer: Tokenizer, block_size: int
-) -> None:
-    """Warn of what becomes of prompts: pieces dropped, or more than the context."""
-    for prompt in given:
-        try:
-            tokenizer.encode(prompt)
-        except UnknownPieces as error:
-            if unknown == "skip":
-                note(f"warning: --prompt: dropped {', '.join(map(repr, error.pieces))}")
-        n_tokens = len(tokenizer.encode(prompt, "skip"))
-        if n_tokens > block_size:
-            note(
-                f"warning: --prompt has {n_tokens} tokens; the model sees its last {block_size} "
-                "at once"
-            )
-
-
-def jobs(given: Sequence[str], options: Namespace) -> list[tuple[str, int]]:
-    """Prompts and seeds, in the order in which their texts are told: one for each sample, and one
-    for all that a beam search gives."""
-    n = options.num_samples if options.num_beams is None else 1
-    return [(prompt, options.seed + index) for prompt in given for index in range(n)]
 
 
 def in_batches(
@@ -208,34 +190,27 @@ def put(
         note(f"scores, the best first: {', '.join(scores)}")
 
 
-def _put_stream(pieces: Iterable[str]) -> None:
-    at_once = sys.stdout.isatty()
-    last = ""
-    for piece in pieces:
-        sys.stdout.write(piece)
-        last = piece or last
-        if at_once:
-            sys.stdout.flush()
-    if not last.endswith("\n"):
-        sys.stdout.write("\n")
-    sys.stdout.flush()
-
-
 @contextlib.contextmanager
-def output(options: Namespace, settings: dict[str, Any], given: Sequence[str]) -> Iterator[IO[str]]:
+def output(path: str | None, header: str = "") -> Iterator[IO[str]]:
     """Where texts go: standard output, or a file that takes its place whole, with a header."""
     import io
 
-    if options.output_file is None:
+    if path is None:
         yield sys.stdout
         return
     content = io.StringIO()
-    if options.format == "text":
-        rows = {"checkpoint": options.ckpt_path, "seed": options.seed, **settings}
-        rows |= {"prompt": given[0] if len(given) == 1 else list(given)}
-        content.write("".join(f"# {name}: {value!r}\n" for name, value in rows.items()) + "\n")
+    content.write(header)
     yield content
-    write_atomically(Path(options.output_file), content.getvalue().encode())
+    write_atomically(Path(path), content.getvalue().encode())
+
+
+def header(options: Namespace, settings: dict[str, Any], given: Sequence[str]) -> str:
+    """What stands at the beginning of a file of texts; nothing in .jsonl."""
+    if options.format != "text":
+        return ""
+    rows = {"checkpoint": options.ckpt_path[0], "seed": options.seed, **settings}
+    rows |= {"prompt": given[0] if len(given) == 1 else list(given)}
+    return "".join(f"# {name}: {value!r}\n" for name, value in rows.items()) + "\n"
 
 
 def device() -> str:
@@ -245,20 +220,103 @@ def device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def load(path: Path, weights: Weights) -> tuple[GPT, Tokenizer]:
+    """The model of a checkpoint, on the fastest device, and its tokenizer.
+
+    Raises:
+        UsageError: no checkpoint, or int8 on another device than a CPU.
+    """
+    model, tokenizer = checkpoint.load(path)
+    model = model.to(device())
+    if weights == "int8":
+        from gptlit.packing import pack_int8
+
+        pack_int8(model)
+    return model, tokenizer
+
+
 def main(argv: Sequence[str]) -> None:
     """Run `gptlit predict` with these options.
 
     Raises:
         UsageError: an option, a checkpoint or a prompt that can't work.
     """
-    options = parser().parse_args([*from_environment("predict"), *argv])
-    settings, given = sampling(options), prompts(options)
-    path = checkpoint.resolve(options.ckpt_path)
-    model, tokenizer = checkpoint.load(path)
-    model = model.to(device())
-    options.ckpt_path = str(path)
-    tell_about_prompts(given, options.unknown, tokenizer, model.config.block_size)
-    work = jobs(given, options)
+    known = parser()
+    options, mode = understood(known, argv)
+    settings = sampling(options)
+    if mode == "compare":
+        _compare(options, settings, known)
+        return
+    path = checkpoint.resolve(options.ckpt_path[0])
+    model, tokenizer = load(path, options.weights)
+    options.ckpt_path = [str(path)]
+    if mode == "interactive":
+        from gptlit import interactive
+
+        interactive.talk(interactive.Session(model, tokenizer, options, known, sampling))
+    elif mode == "explain":
+        _explain(options, known, model, tokenizer)
+    else:
+        _write(options, settings, model, tokenizer)
+
+
+def understood(known: OneLineErrors, argv: Sequence[str]) -> tuple[Namespace, Mode]:
+    """Options parsed, those of the environment among them, and the mode they ask for.
+
+    Raises:
+        UsageError: options that can't be had, or not together.
+    """
+    options = known.parse_args(with_environment("predict", argv))
+    options.ckpt_path = options.ckpt_path or ["best"]
+    return options, modes.chosen(options, known)
+
+
+def _compare(options: Namespace, settings: dict[str, Any], known: OneLineErrors) -> None:
+    from gptlit import sweep, sweep_tables
+
+    plan = sweep.plan(options, settings, prompts.given(options), known)
+
+    def writer(path: Path) -> sweep.Writer:
+        model, tokenizer = load(path, options.weights)
+        if path == plan.stages[0].path:
+            size = model.config.block_size
+            prompts.tell_about(plan.prompts, options.unknown, tokenizer, size)
+        return functools.partial(in_batches, model, tokenizer)
+
+    rows = plan.rows(writer)
+    # what can't be written is refused before anything is told
+    rows = itertools.chain([next(rows)], rows)
+    with output(options.output_file) as out:
+        _put_parts(sweep_tables.report(plan, rows, options.format), out)
+
+
+def _explain(options: Namespace, known: OneLineErrors, model: GPT, tokenizer: Tokenizer) -> None:
+    from gptlit import explain
+
+    idle = [*Beams.__dataclass_fields__, "greedy", "seed", "echo"]
+    if idle := [f"--{name}" for name in idle if options[name] != known.get_default(name)]:
+        note(f"--explain tells what the model predicts by itself, without {', '.join(idle)}")
+    given = prompts.given(options)
+    for prompt in given:
+        prompts.tell_dropped(prompt, options.unknown, tokenizer)
+    texts = (explain.explain(model, tokenizer, prompt, options.unknown) for prompt in given)
+    with output(options.output_file) as out:
+        if options.format == "jsonl":
+            _put_parts(explain.as_jsonl(texts), out)
+        else:
+            _put_parts(explain.as_text(texts, columns(), in_colour(out)), out)
+
+
+def _put_parts(parts: Iterable[str], out: IO[str]) -> None:
+    for part in parts:
+        out.write(part)
+        out.flush()
+
+
+def _write(options: Namespace, settings: dict[str, Any], model: GPT, tokenizer: Tokenizer) -> None:
+    given = prompts.given(options)
+    prompts.tell_about(given, options.unknown, tokenizer, model.config.block_size)
+    work = prompts.jobs(given, prompts.seeds(options))
     plain = options.format == "text" and options.output_file is None
     if plain and len(work) == 1 and options.num_beams is None:
         ((prompt, seed),) = work
@@ -267,8 +325,8 @@ def main(argv: Sequence[str]) -> None:
         )
         if not options.echo:
             next(pieces)
-        _put_stream(pieces)
+        put_stream(pieces)
         return
     more = {"unknown": options.unknown, "scored": options.format == "jsonl"}
-    with output(options, settings, given) as out:
+    with output(options.output_file, header(options, settings, given)) as out:
         put(in_batches(model, tokenizer, work, settings | more), work, options, out)

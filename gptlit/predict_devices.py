@@ -8,10 +8,9 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from gptlit import checkpoint, predict, runs
+from gptlit import checkpoint, modes, predict, prompts, runs
 from gptlit.drafts import Written
 from gptlit.messages import UsageError
-from gptlit.parser import from_environment
 from gptlit.training import LitGPT
 
 Texts = list[list[Written]]  # of each job
@@ -50,22 +49,24 @@ def main(arguments: Sequence[str]) -> None:
     """`gptlit predict` with --trainer.* options: the same texts, by `LitGPT.predict_step`."""
     parser = predict.parser()
     parser.add_class_arguments(L.Trainer, "trainer", instantiate=False)
-    options = parser.parse_args([*from_environment("predict"), *arguments])
-    settings, given = predict.sampling(options), predict.prompts(options)
+    options, mode = predict.understood(parser, arguments)
+    modes.refuse_on_devices(options, mode)
+    settings, given = predict.sampling(options), prompts.given(options)
     if settings["max_new_tokens"] is None:
         raise UsageError("--max_new_tokens null: needs one device, without --trainer options")
-    path = checkpoint.resolve(options.ckpt_path)
+    path = checkpoint.resolve(options.ckpt_path[0])
     checkpoint.read(path)  # torn files are told before Lightning meets them
     model = LitGPT.load_from_checkpoint(path, map_location="cpu")
     assert model.tokenizer is not None
     if runs.on_rank_zero():
         block_size = model.config.block_size
-        predict.tell_about_prompts(given, options.unknown, model.tokenizer, block_size)
-    work = predict.jobs(given, options)
-    options.ckpt_path = str(path)
+        prompts.tell_about(given, options.unknown, model.tokenizer, block_size)
+    work = prompts.jobs(given, prompts.seeds(options))
+    options.ckpt_path = [str(path)]
 
     def put(found: Texts) -> None:
-        with predict.output(options, settings, given) as out:
+        header = predict.header(options, settings, given)
+        with predict.output(options.output_file, header) as out:
             predict.put(found, work, options, out)
 
     scored = options.format == "jsonl"

@@ -141,6 +141,10 @@ class Tokenizer(ABC):
         return self.encode(text)
 
     @abstractmethod
+    def piece(self, id_: int) -> bytes:
+        """What a token spells by itself, in UTF-8; part of a character where it is no more."""
+
+    @abstractmethod
     def speller(self) -> Callable[[int], str]:
         """A function that spells a text id by id; what it gives for each, joined, is the text.
 
@@ -208,6 +212,9 @@ class CharTokenizer(Tokenizer):
             strangers = list(map(chr, np.unique(codes[strange])))
             raise UnknownPieces(strangers, self.characters, "characters")
         return ids[ids >= 0].astype(np.uint32)
+
+    def piece(self, id_: int) -> bytes:
+        return self._spelled[id_].encode()
 
     def speller(self) -> Callable[[int], str]:
         return self._spelled.__getitem__
@@ -286,6 +293,9 @@ class WordTokenizer(Tokenizer):
             strangers = sorted({word for word in words if word not in self._ids})
             raise UnknownPieces(strangers, self._spelled, "words")
         return np.array([id_ for id_ in ids if id_ is not None], dtype=np.uint32)
+
+    def piece(self, id_: int) -> bytes:
+        return self._spelled[id_].encode()
 
     def speller(self) -> Callable[[int], str]:
         return _WordSpeller(self._spelled)
@@ -426,8 +436,13 @@ class BytePairTokenizer(Tokenizer):
         ids = self._encoding.encode_to_numpy(text, allowed_special=numbers, disallowed_special=())
         return ids.astype(np.uint32)
 
+    def piece(self, id_: int) -> bytes:
+        with contextlib.suppress(KeyError):  # an id that nothing uses spells nothing
+            return self._encoding.decode_single_token_bytes(id_)
+        return b""
+
     def speller(self) -> Callable[[int], str]:
-        return _ByteSpeller(self._encoding)
+        return _ByteSpeller(self.piece)
 
     def state(self) -> dict[str, Any]:
         return {
@@ -444,16 +459,14 @@ class BytePairTokenizer(Tokenizer):
 class _ByteSpeller:
     """Holds the bytes of half a character back until the rest of it comes."""
 
-    encoding: Any  # tiktoken's, which is imported only where it is needed
+    piece: Callable[[int], bytes]
     held: bytes = b""
 
     def __call__(self, id_: int) -> str:
-        with contextlib.suppress(KeyError):  # an id that nothing uses spells nothing
-            held = self.held + self.encoding.decode_single_token_bytes(id_)
-            text, n_used = codecs.utf_8_decode(held, "replace", False)
-            self.held = held[n_used:]
-            return text
-        return ""
+        held = self.held + self.piece(id_)
+        text, n_used = codecs.utf_8_decode(held, "replace", False)
+        self.held = held[n_used:]
+        return text
 
 
 def from_state(state: dict[str, Any]) -> Tokenizer:

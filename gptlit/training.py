@@ -78,6 +78,7 @@ class LitGPT(L.LightningModule):
         self.predict_jobs: list[tuple[str, int]] = []  # the prompt and seed of each text
         self.predict_options: dict[str, Any] = {}
         self.seed = 0
+        self.evaluated: dict[str, float] = {}  # the last validation's figures, and its step
         self.train_loss = TextLoss()
         # kept in checkpoints, so that a resumed epoch's mean is that of the whole epoch
         self.train_loss.persistent(True)
@@ -187,6 +188,9 @@ class LitGPT(L.LightningModule):
             figures |= self._split_figures("val")
         if "train/loss_eval" in figures and "val/loss" in figures:
             figures["val/gap"] = figures["val/loss"] - figures["train/loss_eval"]
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            values = {name: value.item() for name, value in figures.items()}
+            self.evaluated = {"step": self.global_step, **values}
         self._log_figures(figures)
 
     def on_test_epoch_end(self) -> None:
@@ -255,12 +259,13 @@ class LitGPT(L.LightningModule):
             raise RuntimeError("there is no net to save yet")
         text = self.text.describe_text()
         checkpoint[checkpoints.KEY] = checkpoints.describe(
-            self.config, self.tokenizer, text, self.run_config, self.seed
+            self.config, self.tokenizer, text, self.run_config, self.seed, self.evaluated
         )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         described = checkpoint[checkpoints.KEY]
         self.seed = described["seed"]
+        self.evaluated = described.get("evaluated", {})
         self.has_begun = True
         if self.tokenizer is None:
             self._build(tokenizers.from_state(described["tokenizer"]))

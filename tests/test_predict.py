@@ -247,3 +247,23 @@ def test_texts_of_jobs_come_in_the_order_of_the_jobs() -> None:
     for n_ranks in (1, 2, 3, 9):
         by_rank = [texts[rank::n_ranks] for rank in range(n_ranks)]
         assert in_order(by_rank) == texts
+
+
+def test_weights_of_8_bits_write_and_are_nearly_the_same(gptlit: Call, run: Run) -> None:
+    """The log probabilities of the same forced text differ, by little."""
+    found = []
+    for weights in ("float32", "int8"):
+        options = ["--force", "king", "--max_new_tokens", 4, "--format", "jsonl"]
+        result = predict(gptlit, run, *options, "--weights", weights)
+        found.append(json.loads(result.out)["logprobs"])
+    assert found[0] != found[1]
+    assert found[1] == pytest.approx(found[0], abs=0.05)
+
+
+def test_a_sweep_over_beams_tells_the_best_of_each(gptlit: Call, run: Run) -> None:
+    result = predict(gptlit, run, "--sweep", "num_beams=1,4", "--format", "jsonl")
+    rows = [json.loads(line) for line in result.out.splitlines()]
+    model, tokenizer = package.load(run.folder / "checkpoints" / "last.ckpt")
+    best = [search(model, tokenizer, num_beams=n, max_new_tokens=15)[0] for n in (1, 4)]
+    assert [row["text"] for row in rows] == [each.text for each in best]
+    assert [row["num_beams"] for row in rows] == [1, 4]
