@@ -231,8 +231,8 @@ def main(argv: Sequence[str]) -> None:
     """
     options = parser().parse_args([*from_environment("predict"), *argv])
     settings, given = sampling(options), prompts(options)
-    path = checkpoint.resolve(options.ckpt_path)
-    model, tokenizer = checkpoint.load(path)
+    path, content = checkpoint.read_named(options.ckpt_path)
+    model, tokenizer = checkpoint.build(content)
     model = model.to(device())
     options.ckpt_path = str(path)
     tell_about_prompts(given, options.unknown, tokenizer, model.config.block_size)
