@@ -48,11 +48,25 @@ FIRST = {
     "checkpoint",
     "accounting",
     "preflight",
+    "resuming",
     "arguments",
     "predict",
     "survey",
 }
-SECOND = {"data", "training", "callbacks", "runs", "summary"}
+SECOND = {
+    "data",
+    "training",
+    "progress",
+    "callbacks",
+    "guard",
+    "stopping",
+    "records",
+    "saving",
+    "runs",
+    "endings",
+    "quiet",
+    "summary",
+}
 TOP = {"cli", "predict_devices", "__main__", "__init__"}
 FLOORS = [GROUND, FIRST, SECOND, TOP]
 
