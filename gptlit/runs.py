@@ -24,7 +24,7 @@ from gptlit import checkpoint
 from gptlit.assets import leftovers, write_atomically
 from gptlit.messages import UsageError
 from gptlit.records import Curves, Table, cut
-from gptlit.saving import RunCheckpoint, best_checkpoint
+from gptlit.saving import BestCheckpoint, RunCheckpoint
 
 T = TypeVar("T")
 
@@ -160,6 +160,6 @@ class RunFolder:
         for left in leftovers(folder, ".ckpt") if on_rank_zero() else []:
             left.unlink()
         return [
-            best_checkpoint(folder, monitor),
+            BestCheckpoint(folder, monitor),
             RunCheckpoint(folder, snapshot_every, keep_snapshots),
         ]

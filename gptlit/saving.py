@@ -15,15 +15,33 @@ from gptlit.checkpoint import write
 from gptlit.progress import ends_epoch, has_stepped, is_over, validation_follows
 
 
-def best_checkpoint(folder: Path, monitor: str) -> ModelCheckpoint:
-    """What saves best.ckpt after a validation in which `monitor` was lower than ever."""
-    return ModelCheckpoint(
-        folder,
-        filename="best",
-        monitor=monitor,
-        enable_version_counter=False,
-        save_on_train_epoch_end=False,
-    )
+class BestCheckpoint(ModelCheckpoint):
+    """Saves best.ckpt after a validation in which `monitor` was lower than ever."""
+
+    def __init__(self, folder: Path, monitor: str) -> None:
+        super().__init__(
+            folder,
+            filename="best",
+            monitor=monitor,
+            enable_version_counter=False,
+            save_on_train_epoch_end=False,
+        )
+
+    @property
+    def state_key(self) -> str:
+        # what checkpoints of earlier versions have it under
+        return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the lowest figure so far, also where the run's folder has been moved."""
+        best = Path(self.dirpath or "") / "best.ckpt"
+        if best.exists():
+            score = state_dict["best_model_score"]
+            paths = {} if score is None else {str(best): score}
+            path = "" if score is None else str(best)
+            state_dict = {**state_dict, "dirpath": self.dirpath, "best_k_models": paths}
+            state_dict |= {"best_model_path": path, "kth_best_model_path": path}
+        super().load_state_dict(state_dict)
 
 
 class RunCheckpoint(Checkpoint):
