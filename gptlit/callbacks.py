@@ -118,6 +118,7 @@ class SampleText(Callback):
                     body = "\n".join(f"    {line}" for line in text.split("\n"))
                     # beside the figures: Lightning counts steps from 0
                     logger.experiment.add_text(f"sample/{index}", body, step - 1)
+                logger.save()  # before a checkpoint says that it is there
 
 
 class Throughput(Callback):
@@ -260,6 +261,14 @@ class StepBar(TQDMProgressBar):
         behind = trainer.fit_loop.epoch_loop.batch_progress.current.ready
         ahead = (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches
         return min(trainer.num_training_batches, behind + ahead)
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        # so that what is told next has a line of its own
+        for bar in (self._val_progress_bar, self._train_progress_bar):
+            if bar is not None:
+                bar.close()
 
     def get_metrics(
         self, trainer: L.Trainer, pl_module: L.LightningModule

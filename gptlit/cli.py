@@ -99,8 +99,9 @@ class GptlitCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("model.block_size", "data.block_size")
-        parser.add_lightning_class_args(SampleText, "samples")
+        # looks at a validation before a text is written
         parser.add_lightning_class_args(Guard, "guard")
+        parser.add_lightning_class_args(SampleText, "samples")
         parser.add_argument(
             "--snapshot_every",
             type=int,
@@ -377,15 +378,10 @@ class GptlitCLI(LightningCLI):
     def _warn_of_text(self, split: str) -> None:
         """Tell of a split that isn't what it seems: trained on, or of a text that changed."""
         assert self.start is not None
-        trained, tokens = self.start.described["text"], self.datamodule.tokens
-        if trained["sha256"] != tokens.provenance["sha256"]:
-            if not self.text_given:
-                note(f"warning: {tokens.provenance['name']} has changed since it was trained on")
-        elif split not in tokens.provenance["own_texts"] and any(
-            first < end and begin < last
-            for first, last in tokens.spans[split]
-            for begin, end in trained["spans"]["train"]
-        ):
+        trained, text = self.start.described["text"], self.datamodule.describe_text()
+        if trained["sha256"] != text["sha256"] and not self.text_given:
+            note(f"warning: {text['name']} has changed since it was trained on")
+        if resuming.was_trained_on(split, trained, text):
             note(f"warning: the {split} split overlaps the text that the model was trained on")
 
 

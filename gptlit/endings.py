@@ -10,13 +10,15 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from gptlit import checkpoint, runs
+from gptlit.guard import NotFinite
 from gptlit.messages import RunError
 from gptlit.stopping import NAMES, Stopping
+from gptlit.training import LitGPT
 
 
 def fit(
     trainer: L.Trainer,
-    model: L.LightningModule,
+    model: LitGPT,
     stopping: Stopping,
     folder: Path | None,
     trained_before: int,
@@ -50,7 +52,9 @@ def fit(
         runs.part()  # it ends all processes
         if not runs.on_rank_zero():
             raise SystemExit(0) from None  # of several codes the first one's is that of the run
-        raise RunError(f"{error}{_go_on_hint(folder)}") from error
+        slower = isinstance(error, NotFinite) and model.min_lr <= model.lr / 2
+        more = f" --model.lr {model.lr / 2:g}" if slower else ""
+        raise RunError(f"{error}{_go_on_hint(folder, more)}") from error
     except OSError as error:
         if trainer.global_step == trained_before or not error.strerror:
             raise
@@ -59,12 +63,12 @@ def fit(
         raise RunError(f"{error.strerror}{where}{_go_on_hint(folder)}") from error
 
 
-def _go_on_hint(folder: Path | None) -> str:
+def _go_on_hint(folder: Path | None, options: str = "") -> str:
     last = folder and folder / "checkpoints" / "last.ckpt"
     if not last or not last.exists():
         return "; nothing was saved"
     step = checkpoint.read(last)["global_step"]
-    return f"; {_command('fit', last)} goes on from step {step}"
+    return f"; {_command('fit', last, options)} goes on from step {step}"
 
 
 def _command(verb: str, path: Path, options: str = "") -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from gptlit.messages import RunError, UsageError, note
@@ -115,14 +116,23 @@ class Guard(Callback):
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._look(trainer)
 
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for name in ("val/loss", "train/loss_eval"):
+            loss = float(trainer.callback_metrics.get(name, 0.0))
+            if trainer.state.fn == TrainerFn.FITTING and not math.isfinite(loss):
+                raise NotFinite(
+                    f"step {trainer.global_step}: {name} {loss}, at learning rate {self._lr:.3g}: "
+                    f"not finite; {_advice(trainer)}"
+                )
+
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         self._look(trainer)
         if not total_norm(p.detach() for p in pl_module.parameters()).isfinite():
             raise NotFinite(
-                f"step {trainer.global_step}: the weights are no longer finite, at learning rate "
-                f"{self._lr:.3g}; try a lower --model.lr"
+                f"step {trainer.global_step}: the weights are not finite, at learning rate "
+                f"{self._lr:.3g}; {_advice(trainer)}"
             )
 
     def _look(self, trainer: L.Trainer) -> None:
@@ -146,13 +156,12 @@ class Guard(Callback):
             self._norm_before = norms[-1]
             return
         if bad is None:
-            raise NotFinite("the loss of another process is no longer finite")
+            raise NotFinite(f"the loss of another process is not finite; {_advice(trainer)}")
         before = norms[bad - 1] if bad else self._norm_before
         told = "" if math.isnan(before) else f" ({before:.3g} the step before)"
         raise NotFinite(
             f"step {steps[bad].number}: loss {losses[bad]:.4g}, gradient norm {norms[bad]:.3g}"
-            f"{told}, at learning rate {steps[bad].lr:.3g}: not finite; try a lower --model.lr, a "
-            "longer --model.warmup_steps, --trainer.gradient_clip_val 1, or --guard.skip_nonfinite"
+            f"{told}, at learning rate {steps[bad].lr:.3g}: not finite; {_advice(trainer)}"
         )
 
     def _compare(self, trainer: L.Trainer) -> None:
@@ -167,7 +176,16 @@ class Guard(Callback):
             if trainer.is_global_zero:
                 note(
                     f"warning: step {trainer.global_step}: the loss is {mean:.3f}, and was "
-                    f"{self._lowest:.3f}: the run may be diverging; try a lower --model.lr, or "
-                    "--trainer.gradient_clip_val 1"
+                    f"{self._lowest:.3f}: the run may be diverging; {_advice(trainer)}"
                 )
         self._lowest = min(self._lowest, mean)
+
+
+def _advice(trainer: L.Trainer) -> str:
+    """What to try against numbers that grow too large."""
+    tips = ["a lower --model.lr", "a longer --model.warmup_steps"]
+    if not trainer.gradient_clip_val or trainer.gradient_clip_val > 1:
+        tips.append("--trainer.gradient_clip_val 1")
+    if str(trainer.precision).startswith("16"):
+        tips.append("--trainer.precision 32-true")
+    return f"try {', '.join(tips)} or --guard.skip_nonfinite 3"

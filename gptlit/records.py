@@ -73,10 +73,18 @@ class Table(CSVLogger):
 
 
 class Curves(TensorBoardLogger):
-    """TensorBoard's events."""
+    """TensorBoard's events.
 
-    def __init__(self, root: Path, **options: Any) -> None:
-        super().__init__(root, default_hp_metric=False, **options)
+    Args:
+        root: As for Lightning's logger.
+        n_steps: How many steps' events, of a run that goes on, are to stay.
+        **options: As for Lightning's logger.
+    """
+
+    def __init__(self, root: Path, n_steps: int = 0, **options: Any) -> None:
+        # TensorBoard heeds the second such mark of a run and all after it, so that the first
+        # process has to make one too
+        super().__init__(root, default_hp_metric=False, purge_step=n_steps, **options)
         self.once = _Once()
 
     @rank_zero_only

@@ -67,6 +67,17 @@ def same_split(split: str, trained: Mapping[str, Any], now: Mapping[str, Any]) -
     return same_text and (own is not None or trained["spans"].get(split) == now["spans"][split])
 
 
+def was_trained_on(split: str, trained: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether some of a split of a text now was trained on, both as `same_split` has them."""
+    if split in now["own_texts"] or trained["sha256"] != now["sha256"]:
+        return False
+    return any(
+        first < end and begin < last
+        for first, last in now["spans"][split]
+        for begin, end in trained["spans"]["train"]
+    )
+
+
 def forget_scores(content: dict[str, Any], monitor: str) -> None:
     """Let callbacks that compare a figure with earlier ones begin anew."""
     for key in [key for key in content["callbacks"] if f"'monitor': {monitor!r}" in key]:

@@ -142,11 +142,8 @@ class RunFolder:
         """
         place: dict[str, Any] = {"name": self.path.parent.name, "version": self.path.name}
         root = self.path.parent.parent
-        table = Table(root, **place)
-        if self.resumed_step is None:
-            return [table, Curves(root, **place)]
-        curves = Curves(root, purge_step=self.resumed_step, **place)
-        if on_rank_zero():
+        table, curves = Table(root, **place), Curves(root, self.resumed_step or 0, **place)
+        if self.resumed_step is not None and on_rank_zero():
             names = cut(self.path / "metrics.csv", self.resumed_step)
             for once in (table.once, curves.once):
                 once.step, once.names = self.resumed_step - 1, set(names)

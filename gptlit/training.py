@@ -299,13 +299,21 @@ class LitGPT(L.LightningModule):
             accumulated = self.trainer.accumulate_grad_batches
             per_step, per_epoch = self.text.windows_per_step, self.text.steps_per_epoch
             resuming.recount(checkpoint, per_step, accumulated, per_epoch)
-            if not resuming.same_split("val", described["text"], self.text.describe_text()):
-                resuming.forget_scores(checkpoint, "val/loss")
-                if self.trainer.is_global_zero:
-                    note(
-                        "warning: the validation text is not the one of before: what is best, and "
-                        "early stopping's count, begin anew"
-                    )
+            self._check_validation(checkpoint, described["text"])
+
+    def _check_validation(self, checkpoint: dict[str, Any], trained: dict[str, Any]) -> None:
+        """Compare figures only with those of the same text."""
+        text = self.text.describe_text()
+        if resuming.same_split("val", trained, text):
+            return
+        resuming.forget_scores(checkpoint, "val/loss")
+        if self.trainer.is_global_zero:
+            note(
+                "warning: the validation text is not the one of before: what is best, and "
+                "early stopping's count, begin anew"
+            )
+            if resuming.was_trained_on("val", trained, text):
+                note("warning: the val split overlaps the text that the model was trained on")
 
     def check_fits(self, described: dict[str, Any]) -> None:
         """Refuse a checkpoint whose weights are of another model than this one's options.

@@ -3,6 +3,7 @@
 import csv
 import functools
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,19 +94,28 @@ def timeless(folder: Path) -> list[dict[str, str]]:
     ]
 
 
-def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """TensorBoard's points of each figure, timings aside, as TensorBoard shows them."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+def curves(folder: Path) -> dict[str, list[tuple[int, str]]]:
+    """The points of each figure and text, timings aside, as TensorBoard shows them."""
+    from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+    from tensorboard.util import tensor_util
 
     events = EventAccumulator(str(folder))
     events.Reload()
-    found = {
-        tag: [(event.step, event.value) for event in events.Scalars(tag)]
-        for tag in events.Tags()["scalars"]
-        if not tag.startswith("speed/")
+    return {
+        tag: [
+            (event.step, str(tensor_util.make_ndarray(event.tensor_proto)))
+            for event in events.Tensors(tag)
+        ]
+        for tag in events.Tags()["tensors"]
+        if not tag.startswith(("speed/", "_hparams_"))
     }
-    texts = [tag for tag in events.Tags()["tensors"] if tag.startswith("sample/")]
-    return found | {tag: [(event.step, 0.0) for event in events.Tensors(tag)] for tag in texts}
+
+
+def some_time_passes(folder: Path) -> None:
+    """Let a run's events be older: TensorBoard reads files in the order of their seconds."""
+    for path in folder.glob("events.out.tfevents.*"):
+        prefix, seconds, rest = re.split(r"(?<=tfevents\.)(\d+)", path.name)
+        path.rename(path.with_name(f"{prefix}{int(seconds) - 60}{rest}"))
 
 
 def assert_same_run(one: Path, other: Path) -> None:

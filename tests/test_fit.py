@@ -17,7 +17,15 @@ from gptlit import checkpoint
 from gptlit.__main__ import main
 from gptlit.arguments import shipped_configs
 from gptlit.corpora import CORPORA
-from tests.conftest import TINY, Result, Run, assert_same_run, made_up_text, read_metrics
+from tests.conftest import (
+    TINY,
+    Result,
+    Run,
+    assert_same_run,
+    made_up_text,
+    read_metrics,
+    some_time_passes,
+)
 
 Call = Callable[..., Result]
 
@@ -104,6 +112,7 @@ def test_going_on_is_the_same_run_with_its_options_and_curves(
     options = ["--model.dropout=0.1", "--trainer.val_check_interval=4", "--model.decay_steps=8"]
     fit(gptlit, text_file, *options, "--trainer.max_steps=8")
     fit(gptlit, text_file, *options)
+    some_time_passes(Path("lightning_logs/version_1"))
     going_on = gptlit("fit", "--ckpt_path", "last", "--trainer.max_steps", 8)
     assert going_on.code == 0
     assert "going on from lightning_logs/version_1/checkpoints/last.ckpt at step 4" in going_on.err

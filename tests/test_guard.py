@@ -91,7 +91,9 @@ def test_the_run_ends_before_it_is_saved(
         line,
     ), line
     kept = (step - 1) // 4 * 4
-    assert line.endswith(f"gptlit fit --ckpt_path {LAST} goes on from step {kept}")
+    assert line.endswith(
+        f"gptlit fit --ckpt_path {LAST} --model.lr 0.0015 goes on from step {kept}"
+    )
     for path in LAST.parent.iterdir():
         assert checkpoint.read(path)["global_step"] == kept
         assert all_finite(path)
@@ -109,6 +111,26 @@ def test_a_rate_far_too_high_is_told(gptlit: Call, text_file: Path) -> None:
     assert re.search(r"step \d: loss nan, .* at learning rate \d\.?\d*e\+(29|30)", failed.err)
     assert "nothing was saved" in failed.err
     assert "Traceback" not in failed.err
+
+
+def test_a_validation_that_is_no_number_ends_the_run(
+    gptlit: Call, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a model whose weights are finite, and too large."""
+    original = LitGPT.validation_step
+
+    def validation_step(self: LitGPT, *arguments: Any) -> None:
+        with torch.no_grad():
+            scale = 1e30 if self.global_step == 8 else 1.0
+            self.net.lm_head.weight *= scale
+        original(self, *arguments)
+
+    monkeypatch.setattr(LitGPT, "validation_step", validation_step)
+    failed = fit(gptlit, text_file)
+    assert failed.code == 1
+    assert re.search(r"error: step 8: val/loss (nan|inf), at learning rate 0.001", failed.err)
+    for path in LAST.parent.iterdir():
+        assert checkpoint.read(path)["global_step"] == 4
 
 
 @pytest.mark.parametrize("accumulated", [1, 2])
