@@ -1,5 +1,6 @@
 """Going on with a run under other options: what is told, refused, and counted anew."""
 
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -84,20 +85,6 @@ def forget_scores(content: dict[str, Any], monitor: str) -> None:
         del content["callbacks"][key]
 
 
-def complete_batch(content: dict[str, Any]) -> None:
-    """Let Lightning take a batch at whose end a checkpoint was saved for one that is over.
-
-    Of an epoch's last batch it would take the epoch for over as well, and leave out what
-    follows: the epoch's figures and sample. These are made (again), and told once.
-    """
-    loops = content["loops"]["fit_loop"]
-    batches = loops["epoch_loop.batch_progress"]
-    if batches["total"]["completed"] == batches["total"]["processed"] - 1:
-        batches["total"]["completed"] += 1
-        batches["current"]["completed"] += 1
-        loops["epoch_loop.state_dict"]["_batches_that_stepped"] = content["global_step"]
-
-
 def recount(
     content: dict[str, Any], windows_per_step: int, accumulated: int, steps_per_epoch: int
 ) -> None:
@@ -128,3 +115,20 @@ def recount(
         counts |= dict.fromkeys(counts, number)
     loaders[0]["position"] = steps * windows_per_step
     batches["is_last_batch"] = steps >= steps_per_epoch
+
+
+def complete_batch(content: dict[str, Any]) -> None:
+    """Let Lightning take a batch at whose end a checkpoint was saved for one that is over.
+
+    Of an epoch's last batch it would take the epoch for over as well, and leave out what
+    follows: the epoch's figures and sample. These are made (again), and told once.
+    """
+    loops = content["loops"]["fit_loop"]
+    batches = loops["epoch_loop.batch_progress"]
+    if batches["total"]["completed"] == batches["total"]["processed"] - 1:
+        batches["total"]["completed"] += 1
+        batches["current"]["completed"] += 1
+        loops["epoch_loop.state_dict"]["_batches_that_stepped"] = content["global_step"]
+        if batches["is_last_batch"]:
+            # an epoch that was limited leaves windows over
+            loops["state_dict"]["combined_loader"][0]["position"] = sys.maxsize

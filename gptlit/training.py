@@ -295,10 +295,10 @@ class LitGPT(L.LightningModule):
             )
         if self.trainer.state.fn == "fit":
             self._apply_own_options(checkpoint)
-            resuming.complete_batch(checkpoint)
             accumulated = self.trainer.accumulate_grad_batches
             per_step, per_epoch = self.text.windows_per_step, self.text.steps_per_epoch
             resuming.recount(checkpoint, per_step, accumulated, per_epoch)
+            resuming.complete_batch(checkpoint)
             self._check_validation(checkpoint, described["text"])
 
     def _check_validation(self, checkpoint: dict[str, Any], trained: dict[str, Any]) -> None:

@@ -206,6 +206,53 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     assert_same_run(RUN, whole[1])
 
 
+# ---------------------------------------------------------------------- by epochs, longer
+
+
+BY_EPOCHS = ["--trainer.max_steps=-1", "--trainer.max_epochs=3", "--model.decay_steps=15"]
+
+
+@pytest.mark.parametrize(
+    ("options", "step"),
+    [
+        ([], 4),
+        (["--trainer.check_val_every_n_epoch=1", "--trainer.val_check_interval=1.0"], 4),
+        (["--trainer.check_val_every_n_epoch=1", "--trainer.val_check_interval=1.0"], 6),
+        (["--trainer.check_val_every_n_epoch=2", "--trainer.val_check_interval=1.0"], 4),
+        (["--trainer.check_val_every_n_epoch=1", "--trainer.val_check_interval=0.4"], 6),
+        (["--trainer.limit_train_batches=3"], 2),
+        (["--trainer.limit_train_batches=3"], 3),
+        (["--trainer.accumulate_grad_batches=2", "--data.batch_size=16"], 9),
+    ],
+)
+def test_a_run_by_epochs_goes_on_too(
+    gptlit: Call, text_file: Path, options: list[str], step: int
+) -> None:
+    everything = [*OPTIONS, f"--data.path={text_file}", *BY_EPOCHS, *options]
+    with asking(signal.SIGINT, LitGPT, "training_step", step=step):
+        stopped = gptlit("fit", *everything)
+    assert f"after step {step + 1}\n" in stopped.err
+    some_time_passes(RUN)
+    assert gptlit(*command_in(stopped.err)).code == 0
+    assert gptlit("fit", *everything).code == 0
+    assert_same_run(RUN, RUN.with_name("version_1"))
+
+
+@pytest.mark.parametrize("longer", ["--trainer.max_epochs=4", "--trainer.max_steps=20"])
+def test_a_longer_run_is_as_if_it_had_been_planned(
+    gptlit: Call, text_file: Path, longer: str
+) -> None:
+    """With a schedule of its own length; a run by steps ends within an epoch, one by epochs not."""
+    length = "--trainer.max_steps=12" if "steps" in longer else BY_EPOCHS[1]
+    everything = [*OPTIONS, f"--data.path={text_file}", *BY_EPOCHS[:1], "--model.decay_steps=12"]
+    done = gptlit("fit", *everything, length)
+    assert done.code == 0
+    some_time_passes(RUN)
+    assert gptlit(*command_in(done.err)[:-2], longer).code == 0
+    assert gptlit("fit", *everything, longer).code == 0
+    assert_same_run(RUN, RUN.with_name("version_1"))
+
+
 # ---------------------------------------------------------------------- time, patience
 
 
