@@ -177,7 +177,12 @@ def write(content: dict[str, Any], path: Path) -> None:
 
 
 def describe(
-    config: GPTConfig, tokenizer: Tokenizer, text: dict[str, Any], run: str, seed: int
+    config: GPTConfig,
+    tokenizer: Tokenizer,
+    text: dict[str, Any],
+    run: str,
+    seed: int,
+    evaluated: dict[str, float] | None = None,
 ) -> dict[str, Any]:
     """What goes under `KEY` into a checkpoint, as plain data.
 
@@ -187,6 +192,7 @@ def describe(
         text: Where the text came from, and its splits.
         run: The run's options as YAML, "" if it had none.
         seed: Of the run's random numbers.
+        evaluated: The figures of the run's last validation by name, and the "step" of it.
     """
     return {
         "config": dataclasses.asdict(config),
@@ -194,6 +200,7 @@ def describe(
         "text": text,
         "run": run,
         "seed": seed,
+        "evaluated": evaluated or {},
     }
 
 

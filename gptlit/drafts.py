@@ -1,5 +1,6 @@
 """A text while it is written: pieces that are never half a character, and where it ends."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -92,6 +93,14 @@ class Draft:
         self._pieces.append(self._stopper.add(self._spell(id_)))
         self.ended = self._stopper.stopped
         return self._pieces[-1]
+
+    def fork(self) -> "Draft":
+        """A draft of the same text so far that goes on on its own."""
+        other = copy.copy(self)
+        other._spell, other._stopper = copy.copy(self._spell), copy.copy(self._stopper)
+        other._pieces, other._ids = self._pieces.copy(), self._ids.copy()
+        other._scores = self._scores.copy()
+        return other
 
     def finish(self) -> str:
         """What was held because it could have become a stop string."""

@@ -101,7 +101,7 @@ def closing(trainer: L.Trainer, stopping: Stopping, folder: Path | None) -> str:
 def _described(path: Path) -> str:
     """A checkpoint's step, and the figures of its validation or of the last one before it."""
     content = checkpoint.read(path)
-    step, figures = content["global_step"], content[checkpoint.KEY].get("figures", {})
+    step, figures = content["global_step"], content[checkpoint.KEY].get("evaluated", {})
     known = [
         f"{name} {figures[name]:{form}}"
         for name, form in (("val/loss", ".4f"), ("val/gap", "+.4f"), ("train/loss_eval", ".4f"))

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gptlit.decoding import Windows
 from gptlit.drafts import Draft, Written
 from gptlit.messages import UsageError
-from gptlit.model import GPT, KVCache
-from gptlit.sampling import Choice, Streams, ban, entropy
+from gptlit.model import GPT
+from gptlit.sampling import Choice, Rules, Streams, entropy
 from gptlit.tokenizer import Tokenizer, Unknown, UnknownPieces
 
 
@@ -31,12 +32,15 @@ class Sampling(Choice):
         min_new_tokens: As long, the end of sequence isn't drawn.
         stop: Strings that end a text where they first appear; not part of it.
         ban: Strings of one token each that are never written.
+        force: What the text begins with, right behind the prompt; it is tokenized on its own,
+            counts as new tokens and is part of the text, also with --echo false.
     """
 
     max_new_tokens: int | None = 500
     min_new_tokens: int = 0
     stop: list[str] = field(default_factory=list)
     ban: list[str] = field(default_factory=list)
+    force: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,99 +54,62 @@ class Sampling(Choice):
             )
         if "" in self.stop:
             raise UsageError("--stop '': is in every text; name a string")
-
-
-class _Window:
-    """The ids that the model looks at: the last of each text, up to block_size, in place.
-
-    When it is full, its last block_size // 2 (at least one) are kept and fed anew, so that the
-    cost per token stays constant however long the text.
-    """
-
-    def __init__(self, prompt: Tensor, block_size: int) -> None:
-        self._kept = max(1, block_size // 2)
-        self._ids = torch.empty(
-            len(prompt), block_size, dtype=torch.long, device=prompt.device
-        )  # (B, block_size)
-        self.length = min(prompt.size(1), block_size)
-        self._ids[:, : self.length] = prompt[:, prompt.size(1) - self.length :]
-
-    @property
-    def ids(self) -> Tensor:
-        """(B, length)"""
-        return self._ids[:, : self.length]
-
-    def append(self, ids: Tensor) -> bool:
-        """Put (B,) ids behind; whether the window had been full, so that all is fed anew."""
-        is_full = self.length == self._ids.size(1)
-        if is_full:
-            # the new ids are the last of those kept
-            kept = self._ids[:, self.length - self._kept + 1 :].clone()
-            self.length = self._kept - 1
-            self._ids[:, : self.length] = kept
-        self._ids[:, self.length] = ids
-        self.length += 1
-        return is_full
+        if stops := [string for string in self.stop if string in self.force]:
+            raise UsageError(
+                f"--force {self.force!r}: holds --stop {stops[0]!r}, which would end the text; "
+                "leave one of them out"
+            )
 
 
 @torch.inference_mode()
 def generate_step(
     model: GPT,
-    prompt: Tensor,
+    prompts: Sequence[Tensor] | Tensor,
     sampling: Sampling,
     seeds: Sequence[int],
     use_cache: bool = True,
     *,
     eos_id: int | None = None,
     banned: Sequence[int] = (),
+    forced: Sequence[int] = (),
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the next (B,) token ids and the (B, V) logits of the model that they come from,
     `sampling.max_new_tokens` times, in eval mode.
 
-    The window of context holds up to block_size tokens and is refilled by one rule, with and
-    without a cache, so that both give the same.
+    What the model sees of a text, and when it is read anew, is the rule of `Windows`, the same
+    with and without a cache.
 
     Args:
         model: Logits for (B, T) ids.
-        prompt: (B, T) ids, T >= 1; of more than block_size, the last are used.
+        prompts: B times (T,) ids, T >= 1 and not the same for all; of more than block_size, the
+            last are used.
         sampling: How to choose among the logits.
         seeds: B seeds, one stream of random numbers each.
         use_cache: Keep keys and values instead of feeding the whole window for every token.
         eos_id: Not drawn for the first `sampling.min_new_tokens` tokens.
         banned: Ids that are never drawn.
+        forced: Ids that come first, whatever would have been drawn.
     """
-    window = _Window(prompt, model.config.block_size)
-    streams = Streams(seeds, prompt.device)
-    cache = KVCache(model.config, len(prompt), model.lm_head.weight) if use_cache else None
-    seen = written = torch.empty(0)
-    if sampling.needs_counts:
-        written = torch.zeros(len(prompt), model.config.vocab_size, device=prompt.device)
-        seen = written.scatter_add(1, prompt, torch.ones(prompt.shape, device=prompt.device))
-    never = torch.tensor(banned, dtype=torch.long, device=prompt.device)
-    too_early = torch.tensor([eos_id or 0], device=prompt.device)
-    fresh = window.ids  # what the cache hasn't seen
+    windows = Windows(model, prompts, use_cache)
+    streams = Streams(seeds, prompts[0].device)
+    rules = Rules(
+        sampling,
+        prompts,
+        model.config.vocab_size,
+        banned=banned,
+        forced=forced,
+        eos_id=eos_id,
+        min_new_tokens=sampling.min_new_tokens,
+    )
     steps = itertools.count() if sampling.max_new_tokens is None else range(sampling.max_new_tokens)
     was_training = model.training
     model.eval()
     try:
-        for step in steps:
-            logits = model(window.ids if cache is None else fresh, cache, last=True)[:, -1]
-            chosen_from = logits  # (B, V)
-            if len(banned):
-                chosen_from = ban(chosen_from, never)
-            if eos_id is not None and step < sampling.min_new_tokens:
-                chosen_from = ban(chosen_from, too_early)
-            if sampling.needs_counts:
-                chosen_from = sampling.penalise(chosen_from, seen, written)
-            ids = sampling.next_token(chosen_from, streams.next())  # (B,)
-            if sampling.needs_counts:
-                for counts in (seen, written):
-                    counts.scatter_add_(1, ids[:, None], torch.ones_like(ids[:, None]).float())
-            fresh = ids[:, None]
-            if window.append(ids):
-                fresh = window.ids
-                if cache is not None:
-                    cache.length = 0
+        for _ in steps:
+            logits = windows.logits()
+            ids = sampling.next_token(rules.apply(logits), streams.next())  # (B,)
+            rules.add(ids)
+            windows.append(ids)
             yield ids, logits
     finally:
         model.train(was_training)
@@ -177,30 +144,61 @@ def single_tokens(tokenizer: Tokenizer, strings: Sequence[str]) -> list[int]:
     return found
 
 
+def forced_tokens(tokenizer: Tokenizer, sampling: Sampling) -> list[int]:
+    """The ids of `sampling.force`, tokenized on its own: with the end of the prompt it might have
+    made other tokens.
+
+    Raises:
+        UsageError: it can't be written with this vocabulary, or other options forbid it.
+    """
+    name, limit = f"--force {sampling.force!r}", sampling.max_new_tokens
+    try:
+        ids: list[int] = tokenizer.encode(sampling.force).tolist()
+    except UnknownPieces as error:
+        raise UsageError(f"--force: {error}") from error
+    if tokenizer.unknown_id in ids:
+        raise UsageError(f"{name}: holds what the model has no token for; leave it out")
+    if tokenizer.eos_id in ids:
+        raise UsageError(f"{name}: holds the end of sequence, which ends a text; leave it out")
+    for string, id_ in zip(sampling.ban, single_tokens(tokenizer, sampling.ban), strict=True):
+        if id_ in ids:
+            raise UsageError(f"{name}: holds --ban {string!r}; leave one of them out")
+    if limit is not None and len(ids) > limit:
+        raise UsageError(
+            f"{name}: is {len(ids)} tokens, more than --max_new_tokens {limit}; give at least as "
+            "many"
+        )
+    return ids
+
+
+def as_prompt(model: GPT, tokenizer: Tokenizer, ids: np.ndarray) -> Tensor:
+    """(T,) ids of a prompt where the model is; an empty one starts from the tokenizer's
+    `start_id`, which is not part of the text."""
+    ids = ids if len(ids) else np.array([tokenizer.start_id])
+    return torch.as_tensor(ids.astype(np.int64), device=model.lm_head.weight.device)
+
+
+def rules_by_id(tokenizer: Tokenizer, sampling: Sampling) -> dict[str, Any]:
+    """What `generate_step` and `Rules` take of a tokenizer: `eos_id`, `banned` and `forced`."""
+    return {
+        "eos_id": tokenizer.eos_id,
+        "banned": single_tokens(tokenizer, sampling.ban),
+        "forced": forced_tokens(tokenizer, sampling),
+    }
+
+
 def _steps(
     model: GPT,
     tokenizer: Tokenizer,
-    ids: np.ndarray,
+    prompts: Sequence[np.ndarray],
     sampling: Sampling,
     seeds: Sequence[int],
     use_cache: bool,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """`generate_step` for prompts of (B, T) ids.
-
-    Empty prompts start from the tokenizer's `start_id`, which is not part of the text.
-    """
-    if not ids.shape[1]:
-        ids = np.full((len(seeds), 1), tokenizer.start_id)
-    prompt = torch.as_tensor(ids.astype(np.int64), device=model.lm_head.weight.device)
-    return generate_step(
-        model,
-        prompt,
-        sampling,
-        seeds,
-        use_cache,
-        eos_id=tokenizer.eos_id,
-        banned=single_tokens(tokenizer, sampling.ban),
-    )
+    """`generate_step` for B times (T,) ids of prompts."""
+    batch = [as_prompt(model, tokenizer, ids) for ids in prompts]
+    rules = rules_by_id(tokenizer, sampling)
+    return generate_step(model, batch, sampling, seeds, use_cache, **rules)
 
 
 def stream_generate(
@@ -231,8 +229,10 @@ def stream_generate(
     settings = Sampling(**sampling)
     ids = encode_prompt(tokenizer, prompt, unknown)
     text = Draft(tokenizer, ids.tolist(), settings.stop)
+    # what can't work is told before anything is
+    steps = _steps(model, tokenizer, [ids], settings, [seed], use_cache)
     yield text.prompt
-    for step, _ in _steps(model, tokenizer, ids[None], settings, [seed], use_cache):
+    for step, _ in steps:
         yield text.add(int(step))
         if text.ended:
             return
@@ -258,7 +258,7 @@ def generate_many(
 ) -> list[Written]:
     """A text for each prompt and seed, in their order.
 
-    Prompts of as many tokens are one batch. Each text is the one that `generate` gives for its
+    They are one batch. Each text is the one that `generate` gives for its
     prompt and seed. Arguments and errors are those of `stream_generate`.
 
     Args:
@@ -273,24 +273,17 @@ def generate_many(
     """
     settings = Sampling(**sampling)
     encoded = {prompt: encode_prompt(tokenizer, prompt, unknown) for prompt in set(prompts)}
-    batches: dict[int, list[int]] = {}
-    for index, prompt in enumerate(prompts):
-        batches.setdefault(len(encoded[prompt]), []).append(index)
-    written: dict[int, Written] = {}
-    for rows in batches.values():
-        ids = np.stack([encoded[prompts[row]] for row in rows])
-        texts = [Draft(tokenizer, row, settings.stop) for row in ids.tolist()]
-        steps = _steps(model, tokenizer, ids, settings, [seeds[row] for row in rows], use_cache)
-        for step, logits in steps:
-            scores = _scores(logits, step) if scored else itertools.repeat(None)
-            for text, id_, score in zip(texts, step.tolist(), scores, strict=False):
-                text.add(id_, score)
-            if all(text.ended for text in texts):
-                break
-        for row, text in zip(rows, texts, strict=True):
-            text.finish()
-            written[row] = text.written
-    return [written[index] for index in range(len(prompts))]
+    rows = [encoded[prompt] for prompt in prompts]
+    texts = [Draft(tokenizer, row.tolist(), settings.stop) for row in rows]
+    for step, logits in _steps(model, tokenizer, rows, settings, seeds, use_cache):
+        scores = _scores(logits, step) if scored else itertools.repeat(None)
+        for text, id_, score in zip(texts, step.tolist(), scores, strict=False):
+            text.add(id_, score)
+        if all(text.ended for text in texts):
+            break
+    for text in texts:
+        text.finish()
+    return [text.written for text in texts]
 
 
 def _scores(logits: Tensor, ids: Tensor) -> list[tuple[float, float]]:

@@ -28,22 +28,22 @@ class KVCache:
     """
 
     def __init__(self, config: GPTConfig, batch_size: int, like: Tensor) -> None:
-        size = (config.n_layer, 2, batch_size, config.kv_heads, config.block_size, config.head_size)
-        self.store = torch.empty(size, device=like.device, dtype=like.dtype)
+        size = (config.n_layer, batch_size, 2 * config.kv_heads, config.block_size)
+        # zeros, since a place that is masked out must still be a number
+        self.store = torch.zeros(*size, config.head_size, device=like.device, dtype=like.dtype)
+        self.layers = self.store.unbind()  # keys, then values
         self.inputs: dict[nn.Module, Tensor] = {}  # of each token shift, its last one
         self.length = 0
 
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep (B, kv_heads, T, head_size) keys and values behind the `length` there are.
+    def append(self, layer: int, kv: Tensor) -> Tensor:
+        """Keep (B, 2 kv_heads, T, head_size) keys and values behind the `length` there are.
 
-        Returns all of them, (B, kv_heads, length + T, head_size). `length` itself grows once
+        Returns all of them, (B, 2 kv_heads, length + T, head_size). `length` itself grows once
         a step, by the model, when every layer has appended.
         """
-        end = self.length + k.size(2)
-        keys, values = self.store[layer]
-        keys[:, :, self.length : end] = k
-        values[:, :, self.length : end] = v
-        return keys[:, :, :end], values[:, :, :end]
+        end = self.length + kv.size(2)
+        self.layers[layer][:, :, self.length : end] = kv
+        return self.layers[layer][:, :, :end]
 
 
 # ---------------------------------------------------------------------- parts
@@ -104,12 +104,12 @@ class Rotary(nn.Module):
         self.register_buffer("cos", angles.cos(), persistent=False)  # (T, head_size / 2)
         self.register_buffer("sin", angles.sin(), persistent=False)
 
-    def forward(self, x: Tensor, past: int) -> Tensor:
-        end = past + x.size(2)
-        cos, sin = self.cos[past:end], self.sin[past:end]
-        left, right = x.float().chunk(2, dim=3)  # (B, n_head, T, head_size / 2)
-        turned = torch.cat([left * cos - right * sin, right * cos + left * sin], dim=3)
-        return turned.to(x.dtype)  # (B, n_head, T, head_size)
+    def forward(self, x: Tensor, at: slice | Tensor) -> Tensor:
+        """(..., T, head_size) turned by the places, T or (..., T) of them."""
+        cos, sin = self.cos[at], self.sin[at]
+        left, right = x.float().chunk(2, dim=-1)  # (..., T, head_size / 2)
+        turned = torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1)
+        return turned.to(x.dtype)  # (..., T, head_size)
 
 
 def _angles(n_positions: int, n_channels: int, base: float) -> Tensor:
@@ -117,13 +117,6 @@ def _angles(n_positions: int, n_channels: int, base: float) -> Tensor:
     powers = torch.arange(0, n_channels, 2, dtype=torch.float64) / n_channels
     positions = torch.arange(n_positions, dtype=torch.float64)
     return (positions[:, None] * base**-powers).float()
-
-
-class Unturned(nn.Module):
-    """Leaves queries and keys as they are."""
-
-    def forward(self, x: Tensor, past: int) -> Tensor:
-        return x
 
 
 def norm(config: GPTConfig, size: int) -> nn.Module:
@@ -150,13 +143,6 @@ class TokenShift(nn.Module):
             cache.inputs[self] = x[:, -1:]
         before = torch.cat([first, x[:, :-1]], dim=1)  # (B, T, C)
         return torch.lerp(x, before, self.share)
-
-
-class Unshifted(nn.Module):
-    """Leaves each position as it is."""
-
-    def forward(self, x: Tensor, cache: KVCache | None) -> Tensor:
-        return x
 
 
 class ReLU2(nn.Module):
@@ -201,17 +187,17 @@ class Attention(nn.Module):
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
-        size, n_head, n_kv_head = config.head_size, config.n_head, config.kv_heads
+        size, n_kv_head = config.head_size, config.kv_heads
         self.layer = layer
+        self.heads = (config.n_head, n_kv_head, n_kv_head)
         self.head_size = size
-        self.sizes = (n_head * size, n_kv_head * size, n_kv_head * size)
         self.dropout = config.dropped("attention")
         self.attend = attention.BACK_ENDS[config.attention]
-        self.shift = TokenShift(config) if config.token_shift else Unshifted()
-        self.c_attn = nn.Linear(config.n_embd, sum(self.sizes), bias=config.bias)
-        self.q_norm = norm_of_heads(config) if config.qk_norm else nn.Identity()
-        self.k_norm = norm_of_heads(config) if config.qk_norm else nn.Identity()
-        self.turn = Rotary(config) if config.positions == "rotary" else Unturned()
+        self.shift = TokenShift(config) if config.token_shift else None
+        self.c_attn = nn.Linear(config.n_embd, sum(self.heads) * size, bias=config.bias)
+        self.q_norm = norm_of_heads(config) if config.qk_norm else None
+        self.k_norm = norm_of_heads(config) if config.qk_norm else None
+        self.turn = Rotary(config) if config.positions == "rotary" else None
         project = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.c_proj = project if config.attn_proj else nn.Identity()
         self.resid_dropout = nn.Dropout(config.dropped("branch"))
@@ -219,16 +205,25 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         B, T, C = x.shape
         past = 0 if cache is None else cache.length
-        q, k, v = self.c_attn(self.shift(x, cache)).split(self.sizes, dim=2)
-        q = q.view(B, T, -1, self.head_size).transpose(1, 2)  # (B, n_head, T, head_size)
-        k = k.view(B, T, -1, self.head_size).transpose(1, 2)  # (B, kv_heads, T, head_size)
-        v = v.view(B, T, -1, self.head_size).transpose(1, 2)  # (B, kv_heads, T, head_size)
-        q, k = self.turn(self.q_norm(q), past), self.turn(self.k_norm(k), past)
+        if self.shift is not None:
+            x = self.shift(x, cache)
+        heads = self.c_attn(x).view(B, T, -1, self.head_size).transpose(1, 2)
+        q, k, v = heads.split_with_sizes(self.heads, dim=1)  # (B, heads, T, head_size)
+        q, k = self.prepare(q, k, slice(past, past + T))
         if cache is not None:
-            k, v = cache.append(self.layer, k, v)  # (B, kv_heads, past + T, head_size)
+            kv = cache.append(self.layer, torch.cat([k, v], dim=1))
+            k, v = kv.chunk(2, dim=1)  # (B, kv_heads, past + T, head_size)
         y = self.attend(q, k, v, self.dropout if self.training else 0.0)
-        y = y.transpose(1, 2).reshape(B, T, C)  # (B, T, C)
-        return self.resid_dropout(self.c_proj(y))
+        y = self.c_proj(y.transpose(1, 2).reshape(B, T, C))  # (B, T, C)
+        return self.resid_dropout(y) if self.training else y
+
+    def prepare(self, q: Tensor, k: Tensor, at: slice | Tensor) -> tuple[Tensor, Tensor]:
+        """Norm and turn (B, heads, T, head_size) queries and keys, if the config does."""
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.turn is not None:
+            q, k = self.turn(q, at), self.turn(k, at)
+        return q, k
 
 
 def norm_of_heads(config: GPTConfig) -> nn.Module:
@@ -242,24 +237,17 @@ class MLP(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         into = config.hidden * (2 if config.activation == "swiglu" else 1)
-        self.shift = TokenShift(config) if config.token_shift else Unshifted()
+        self.shift = TokenShift(config) if config.token_shift else None
         self.c_fc = nn.Linear(config.n_embd, into, bias=config.bias)
         self.act = ACTIVATIONS[config.activation]()
         self.c_proj = nn.Linear(config.hidden, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropped("branch"))
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
-        return self.dropout(self.c_proj(self.act(self.c_fc(self.shift(x, cache)))))
-
-
-def pre_norm(x: Tensor, norm: nn.Module, branch: nn.Module, cache: KVCache | None) -> Tensor:
-    """A branch works on a normed copy of the residual stream."""
-    return x + branch(norm(x), cache)
-
-
-def post_norm(x: Tensor, norm: nn.Module, branch: nn.Module, cache: KVCache | None) -> Tensor:
-    """The sum is normed, so that there is no residual stream from end to end."""
-    return norm(x + branch(x, cache))
+        if self.shift is not None:
+            x = self.shift(x, cache)
+        x = self.c_proj(self.act(self.c_fc(x)))
+        return self.dropout(x) if self.training else x
 
 
 class Block(nn.Module):
@@ -267,10 +255,9 @@ class Block(nn.Module):
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
-        self.add = post_norm if config.norm_place == "post" else pre_norm
-        self.branches = [("ln_2", "mlp")]
+        self.is_post = config.norm_place == "post"
+        self.attn: Attention | None = None
         if config.mixer == "attention":
-            self.branches.insert(0, ("ln_1", "attn"))
             self.ln_1 = norm(config, config.n_embd)
             self.attn = Attention(config, layer)
         self.ln_2 = norm(config, config.n_embd)
@@ -278,9 +265,15 @@ class Block(nn.Module):
         self.drop = nn.Dropout(config.dropped("block"))
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
-        for ln, branch in self.branches:
-            x = self.add(x, getattr(self, ln), getattr(self, branch), cache)
-        return self.drop(x)
+        if self.is_post:  # the sums are normed, so that no residual stream goes from end to end
+            if self.attn is not None:
+                x = self.ln_1(x + self.attn(x, cache))
+            x = self.ln_2(x + self.mlp(x, cache))
+        else:  # branches work on a normed copy of the residual stream
+            if self.attn is not None:
+                x = x + self.attn(self.ln_1(x), cache)
+            x = x + self.mlp(self.ln_2(x), cache)
+        return self.drop(x) if self.training else x
 
 
 # ---------------------------------------------------------------------- the model

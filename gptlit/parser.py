@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from typing import NoReturn
 
 from jsonargparse import ArgumentParser
@@ -17,6 +18,16 @@ def from_environment(verb: str) -> list[str]:
         for name, value in sorted(os.environ.items())
         if name.startswith(prefix)
     ]
+
+
+def with_environment(verb: str, arguments: Sequence[str]) -> list[str]:
+    """Arguments behind those from the environment, less what they give themselves.
+
+    So a flag wins over its variable where values add up, too.
+    """
+    given = {word.partition("=")[0] for word in arguments}
+    more = [word for word in from_environment(verb) if word.partition("=")[0] not in given]
+    return [*more, *arguments]
 
 
 class OneLineErrors(ArgumentParser):
@@ -50,6 +61,8 @@ class OneLineErrors(ArgumentParser):
                 return f"{flag}: not an option; options are written --name value"
             nearest = self._unknown(flag.lstrip("-")).replace("mean ", "mean --")
             return f"{flag}: unknown option.{nearest}"
+        if match := re.match(r"argument (--\w+)/\S+: invalid _boolean_type value: (.*)", message):
+            return f"{match[1]} {match[2]}: expected true or false, or nothing at all"
         if match := re.search(r"does not accept option '([^']+)'", message):
             return f"{match[1]}: unknown key in a config or an environment variable." + (
                 self._unknown(match[1])

@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import functools
+import itertools
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,19 +13,20 @@ from typing import IO, Any, Literal, get_args
 import torch
 from jsonargparse import ActionYesNo, Namespace
 
-from gptlit import checkpoint
+from gptlit import beams, checkpoint, modes, prompts
 from gptlit.assets import write_atomically
+from gptlit.beams import Beams
 from gptlit.drafts import Written
-from gptlit.generation import Sampling, generate_many, stream_generate
+from gptlit.generation import Sampling, stream_generate
 from gptlit.messages import UsageError, note
 from gptlit.model import GPT
-from gptlit.parser import OneLineErrors, from_environment
-from gptlit.tokenizer import Tokenizer, Unknown, UnknownPieces
+from gptlit.modes import Format, Mode
+from gptlit.parser import OneLineErrors, with_environment
+from gptlit.terminal import SEPARATOR, columns, in_colour, put_stream
+from gptlit.tokenizer import Tokenizer, Unknown
 
-SEPARATOR = "---\n"
 SAMPLES_AT_ONCE = 64
-STANDARD_INPUT = "-"
-Format = Literal["text", "jsonl"]
+Weights = Literal["float32", "int8"]
 
 
 def parser() -> OneLineErrors:
@@ -35,7 +38,11 @@ def parser() -> OneLineErrors:
         allow_abbrev=False,
     )
     options.add_argument(
-        "--ckpt_path", default="best", help="A checkpoint, or best or last of the newest run."
+        "--ckpt_path",
+        action="append",
+        type=str,
+        help="A checkpoint, or best (the default) or last of the newest run. Given more often, or "
+        "as a run's folder, whose checkpoints are meant: a table of them all.",
     )
     options.add_argument(
         "--prompt",
@@ -49,7 +56,7 @@ def parser() -> OneLineErrors:
     options.add_argument(
         "--lines", action=ActionYesNo, nargs="?", default=False, help="Each line is a prompt."
     )
-    options.add_class_arguments(Sampling, skip={"stop", "ban"})
+    options.add_class_arguments(Beams, skip={"stop", "ban", "num_samples"})
     for name, about in (
         ("--stop", "A string that ends the text and isn't part of it; once or more often."),
         ("--ban", "A token that is never written; once or more often."),
@@ -59,10 +66,16 @@ def parser() -> OneLineErrors:
         "--greedy", action=ActionYesNo, nargs="?", default=False, help="As --temperature 0."
     )
     options.add_argument(
-        "--num_samples", type=int, default=1, help="How many texts to write for each prompt."
+        "--num_samples",
+        type=int,
+        default=1,
+        help="How many texts to write for each prompt; of a beam search, the best ones.",
     )
     options.add_argument(
-        "--seed", type=int, default=1337, help="Sample i is what --seed seed+i writes alone."
+        "--seed",
+        type=int,
+        default=1337,
+        help="Sample i is what --seed seed+i writes alone; a beam search needs none.",
     )
     options.add_argument(
         "--unknown",
@@ -77,25 +90,60 @@ def parser() -> OneLineErrors:
         "--format",
         type=Format,
         default="text",
-        help="text, or jsonl: a line for each text, with each token's log probability and entropy.",
+        help="text, or jsonl: a line for each text, with each token's log probability and entropy, "
+        "and a beam search's score. Tables of --sweep and of several checkpoints also as markdown "
+        "or in tensorboard.",
+    )
+    options.add_argument(
+        "--weights",
+        type=Weights,
+        default="float32",
+        help="float32, or int8: one text at a time comes faster on a CPU, of rounded weights.",
     )
     options.add_argument(
         "--output_file", type=str, default=None, help="Write there, after a header of settings."
+    )
+    options.add_argument(
+        "--sweep",
+        nargs="+",
+        action="append",
+        type=str,
+        help="A table of the same prompt under all combinations of values, for instance "
+        "--sweep temperature=0.5,0.8,1.2 top_k=5,none.",
+    )
+    options.add_argument(
+        "--explain",
+        action=ActionYesNo,
+        nargs="?",
+        default=False,
+        help="Write nothing; tell the probability and rank of each token of the prompt.",
+    )
+    options.add_argument(
+        "--interactive",
+        action=ActionYesNo,
+        nargs="?",
+        default=False,
+        help="Prompts are typed, one after the other; /help tells how settings change.",
     )
     return options
 
 
 def sampling(options: Namespace) -> dict[str, Any]:
-    """The fields of `Sampling` in parsed options, --greedy applied; checks them all.
+    """The fields of `Sampling`, or of `Beams` if --num_beams is given, in parsed options, --greedy
+    applied; checks them all.
 
     Raises:
         UsageError: a value that can't work.
     """
-    fields = {name: options[name] for name in Sampling.__dataclass_fields__}
+    fields = {name: options[name] for name in Beams.__dataclass_fields__}
     fields |= {name: fields[name] or [] for name in ("stop", "ban")}
     if options.greedy:
         fields["temperature"] = 0.0
-    Sampling(**fields)
+    Beams(**fields)
+    if options.num_beams is None:
+        fields = {name: fields[name] for name in Sampling.__dataclass_fields__}
+    else:
+        fields = {name: fields[name] for name in fields if name not in beams.DRAWING}
     if options.num_samples < 1:
         raise UsageError(f"--num_samples {options.num_samples}: must be 1 or more")
     if not 0 <= options.seed < 2**63 - options.num_samples:
@@ -109,111 +157,60 @@ def sampling(options: Namespace) -> dict[str, Any]:
     return fields
 
 
-def prompts(options: Namespace) -> list[str]:
-    """The prompts given by options, a file or standard input; an empty one if there is none.
-
-    A file's last line end is not part of a prompt.
-
-    Raises:
-        UsageError: a file that can't be read, or nothing in it.
-    """
-    given = list(options.prompt or [])
-    if options.prompt_file is not None:
-        try:
-            if options.prompt_file == STANDARD_INPUT:
-                content = sys.stdin.read()
-            else:
-                content = Path(options.prompt_file).read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-            raise UsageError(f"--prompt_file {options.prompt_file}: {reason}") from error
-        content = content.removesuffix("\n")
-        more = [line for line in content.split("\n") if line] if options.lines else [content]
-        if not more:
-            raise UsageError(f"--prompt_file {options.prompt_file}: no line in it")
-        given += more
-    elif options.lines:
-        raise UsageError("--lines: needs --prompt_file, whose lines are prompts")
-    return given or [""]
-
-
-def tell_about_prompts(
-    given: Sequence[str], unknown: Unknown, tokenizer: Tokenizer, block_size: int
-) -> None:
-    """Warn of what becomes of prompts: pieces dropped, or more than the context."""
-    for prompt in given:
-        try:
-            tokenizer.encode(prompt)
-        except UnknownPieces as error:
-            if unknown == "skip":
-                note(f"warning: --prompt: dropped {', '.join(map(repr, error.pieces))}")
-        n_tokens = len(tokenizer.encode(prompt, "skip"))
-        if n_tokens > block_size:
-            note(
-                f"warning: --prompt has {n_tokens} tokens; the model sees its last {block_size} "
-                "at once"
-            )
-
-
-def jobs(given: Sequence[str], seed: int, num_samples: int) -> list[tuple[str, int]]:
-    """The prompt and seed of each text, in the order in which they are told."""
-    return [(prompt, seed + index) for prompt in given for index in range(num_samples)]
-
-
 def in_batches(
     model: GPT, tokenizer: Tokenizer, given: Sequence[tuple[str, int]], settings: dict[str, Any]
-) -> Iterator[Written]:
-    """`generate_many` in batches that memory can hold, however many jobs there are."""
+) -> Iterator[list[Written]]:
+    """The texts of each job in turn, in batches that memory can hold, however many there are."""
     for first in range(0, len(given), SAMPLES_AT_ONCE):
-        texts, seeds = zip(*given[first : first + SAMPLES_AT_ONCE], strict=True)
-        yield from generate_many(model, tokenizer, texts, seeds, **settings)
+        yield from beams.write(model, tokenizer, given[first : first + SAMPLES_AT_ONCE], settings)
 
 
 def put(
-    texts: Iterable[Written],
-    seeds: Iterable[int],
+    found: Iterable[Sequence[Written]],
+    work: Sequence[tuple[str, int]],
     options: Namespace,
     out: IO[str] | None = None,
 ) -> None:
-    """Write whole texts, each ended by a newline and parted by a line `---`, or as .jsonl."""
+    """Write the texts of each job, each ended by a newline and parted by a line `---`, or as
+    .jsonl."""
     out = out or sys.stdout
-    for index, (text, seed) in enumerate(zip(texts, seeds, strict=True)):
+    texts = ((text, seed) for job, (_, seed) in zip(found, work, strict=True) for text in job)
+    scores = []
+    for index, (text, seed) in enumerate(texts):
+        if isinstance(text, beams.Found):
+            scores.append(f"{text.score:.4f}")
         if options.format == "jsonl":
-            out.write(json.dumps({"seed": seed, **dataclasses.asdict(text)}) + "\n")
+            seeded = {"seed": seed} if options.num_beams is None else {}
+            out.write(json.dumps(seeded | dataclasses.asdict(text)) + "\n")
             continue
         shown = text.whole if options.echo else text.text
         out.write((SEPARATOR if index else "") + shown + ("" if shown.endswith("\n") else "\n"))
     out.flush()
-
-
-def _put_stream(pieces: Iterable[str]) -> None:
-    at_once = sys.stdout.isatty()
-    last = ""
-    for piece in pieces:
-        sys.stdout.write(piece)
-        last = piece or last
-        if at_once:
-            sys.stdout.flush()
-    if not last.endswith("\n"):
-        sys.stdout.write("\n")
-    sys.stdout.flush()
+    if scores and options.format == "text" and len(work) == 1:
+        note(f"scores, the best first: {', '.join(scores)}")
 
 
 @contextlib.contextmanager
-def output(options: Namespace, settings: dict[str, Any], given: Sequence[str]) -> Iterator[IO[str]]:
+def output(path: str | None, header: str = "") -> Iterator[IO[str]]:
     """Where texts go: standard output, or a file that takes its place whole, with a header."""
     import io
 
-    if options.output_file is None:
+    if path is None:
         yield sys.stdout
         return
     content = io.StringIO()
-    if options.format == "text":
-        rows = {"checkpoint": options.ckpt_path, "seed": options.seed, **settings}
-        rows |= {"prompt": given[0] if len(given) == 1 else list(given)}
-        content.write("".join(f"# {name}: {value!r}\n" for name, value in rows.items()) + "\n")
+    content.write(header)
     yield content
-    write_atomically(Path(options.output_file), content.getvalue().encode())
+    write_atomically(Path(path), content.getvalue().encode())
+
+
+def header(options: Namespace, settings: dict[str, Any], given: Sequence[str]) -> str:
+    """What stands at the beginning of a file of texts; nothing in .jsonl."""
+    if options.format != "text":
+        return ""
+    rows = {"checkpoint": options.ckpt_path[0], "seed": options.seed, **settings}
+    rows |= {"prompt": given[0] if len(given) == 1 else list(given)}
+    return "".join(f"# {name}: {value!r}\n" for name, value in rows.items()) + "\n"
 
 
 def device() -> str:
@@ -223,31 +220,113 @@ def device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def load(content: dict[str, Any], weights: Weights) -> tuple[GPT, Tokenizer]:
+    """The model of a checkpoint's content, on the fastest device, and its tokenizer.
+
+    Raises:
+        UsageError: int8 on another device than a CPU.
+    """
+    model, tokenizer = checkpoint.build(content)
+    model = model.to(device())
+    if weights == "int8":
+        from gptlit.packing import pack_int8
+
+        pack_int8(model)
+    return model, tokenizer
+
+
 def main(argv: Sequence[str]) -> None:
     """Run `gptlit predict` with these options.
 
     Raises:
         UsageError: an option, a checkpoint or a prompt that can't work.
     """
-    options = parser().parse_args([*from_environment("predict"), *argv])
-    settings, given = sampling(options), prompts(options)
-    path, content = checkpoint.read_named(options.ckpt_path)
-    model, tokenizer = checkpoint.build(content)
-    model = model.to(device())
-    options.ckpt_path = str(path)
-    tell_about_prompts(given, options.unknown, tokenizer, model.config.block_size)
-    work = jobs(given, options.seed, options.num_samples)
+    known = parser()
+    options, mode = understood(known, argv)
+    settings = sampling(options)
+    if mode == "compare":
+        _compare(options, settings, known)
+        return
+    path, content = checkpoint.read_named(options.ckpt_path[0])
+    model, tokenizer = load(content, options.weights)
+    options.ckpt_path = [str(path)]
+    if mode == "interactive":
+        from gptlit import interactive
+
+        interactive.talk(interactive.Session(model, tokenizer, options, known, sampling))
+    elif mode == "explain":
+        _explain(options, known, model, tokenizer)
+    else:
+        _write(options, settings, model, tokenizer)
+
+
+def understood(known: OneLineErrors, argv: Sequence[str]) -> tuple[Namespace, Mode]:
+    """Options parsed, those of the environment among them, and the mode they ask for.
+
+    Raises:
+        UsageError: options that can't be had, or not together.
+    """
+    options = known.parse_args(with_environment("predict", argv))
+    options.ckpt_path = options.ckpt_path or ["best"]
+    return options, modes.chosen(options, known)
+
+
+def _compare(options: Namespace, settings: dict[str, Any], known: OneLineErrors) -> None:
+    from gptlit import sweep, sweep_tables
+
+    plan = sweep.plan(options, settings, prompts.given(options), known)
+
+    def writer(path: Path) -> sweep.Writer:
+        model, tokenizer = load(checkpoint.read(path), options.weights)
+        if path == plan.stages[0].path:
+            size = model.config.block_size
+            prompts.tell_about(plan.prompts, options.unknown, tokenizer, size)
+        return functools.partial(in_batches, model, tokenizer)
+
+    rows = plan.rows(writer)
+    # what can't be written is refused before anything is told
+    rows = itertools.chain([next(rows)], rows)
+    with output(options.output_file) as out:
+        _put_parts(sweep_tables.report(plan, rows, options.format), out)
+
+
+def _explain(options: Namespace, known: OneLineErrors, model: GPT, tokenizer: Tokenizer) -> None:
+    from gptlit import explain
+
+    idle = [*Beams.__dataclass_fields__, "greedy", "seed", "echo"]
+    if idle := [f"--{name}" for name in idle if options[name] != known.get_default(name)]:
+        note(f"--explain tells what the model predicts by itself, without {', '.join(idle)}")
+    given = prompts.given(options)
+    for prompt in given:
+        prompts.tell_dropped(prompt, options.unknown, tokenizer)
+    texts = (explain.explain(model, tokenizer, prompt, options.unknown) for prompt in given)
+    with output(options.output_file) as out:
+        if options.format == "jsonl":
+            _put_parts(explain.as_jsonl(texts), out)
+        else:
+            _put_parts(explain.as_text(texts, columns(), in_colour(out)), out)
+
+
+def _put_parts(parts: Iterable[str], out: IO[str]) -> None:
+    for part in parts:
+        out.write(part)
+        out.flush()
+
+
+def _write(options: Namespace, settings: dict[str, Any], model: GPT, tokenizer: Tokenizer) -> None:
+    given = prompts.given(options)
+    prompts.tell_about(given, options.unknown, tokenizer, model.config.block_size)
+    work = prompts.jobs(given, prompts.seeds(options))
     plain = options.format == "text" and options.output_file is None
-    if plain and len(work) == 1:
+    if plain and len(work) == 1 and options.num_beams is None:
         ((prompt, seed),) = work
         pieces = stream_generate(
             model, tokenizer, prompt, seed=seed, unknown=options.unknown, **settings
         )
         if not options.echo:
             next(pieces)
-        _put_stream(pieces)
+        put_stream(pieces)
         return
     more = {"unknown": options.unknown, "scored": options.format == "jsonl"}
-    with output(options, settings, given) as out:
-        written = in_batches(model, tokenizer, work, settings | more)
-        put(written, (seed for _, seed in work), options, out)
+    with output(options.output_file, header(options, settings, given)) as out:
+        put(in_batches(model, tokenizer, work, settings | more), work, options, out)

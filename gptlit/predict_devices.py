@@ -1,5 +1,6 @@
 """`gptlit predict` through Lightning's Trainer: the same texts, on as many devices as asked for."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,17 +8,24 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from gptlit import checkpoint, predict, runs
+from gptlit import checkpoint, modes, predict, prompts, runs
 from gptlit.drafts import Written
 from gptlit.messages import UsageError
-from gptlit.parser import from_environment
 from gptlit.training import LitGPT
+
+Texts = list[list[Written]]  # of each job
+
+
+def in_order(by_rank: Sequence[Texts]) -> Texts:
+    """The texts of all jobs, of which rank r of R had r, r + R, r + 2R, ..."""
+    rounds = itertools.zip_longest(*by_rank)
+    return [texts for each in rounds for texts in each if texts is not None]
 
 
 class _Writer(BasePredictionWriter):
-    """Puts the texts of all ranks to standard output, in the order of their samples."""
+    """Puts the texts of all ranks to standard output, in the order of their jobs."""
 
-    def __init__(self, put: Callable[[list[Written]], None]) -> None:
+    def __init__(self, put: Callable[[Texts], None]) -> None:
         super().__init__("epoch")
         self._put = put
 
@@ -28,40 +36,37 @@ class _Writer(BasePredictionWriter):
         predictions: Sequence[Any],
         batch_indices: Sequence[Any],
     ) -> None:
-        own = [text for batch in predictions for text in batch]
-        by_rank: list[list[Written]] = [own]
+        own = [texts for batch in predictions for texts in batch]
+        by_rank: list[Texts] = [own]
         if trainer.world_size > 1:
             by_rank = [[] for _ in range(trainer.world_size)]
             torch.distributed.all_gather_object(by_rank, own)
         if trainer.is_global_zero:
-            # rank r had samples r, r + R, r + 2R, ...
-            longest = max(map(len, by_rank))
-            texts = [
-                texts[index] for index in range(longest) for texts in by_rank if index < len(texts)
-            ]
-            self._put(texts)
+            self._put(in_order(by_rank))
 
 
 def main(arguments: Sequence[str]) -> None:
     """`gptlit predict` with --trainer.* options: the same texts, by `LitGPT.predict_step`."""
     parser = predict.parser()
     parser.add_class_arguments(L.Trainer, "trainer", instantiate=False)
-    options = parser.parse_args([*from_environment("predict"), *arguments])
-    settings, given = predict.sampling(options), predict.prompts(options)
+    options, mode = predict.understood(parser, arguments)
+    modes.refuse_on_devices(options, mode)
+    settings, given = predict.sampling(options), prompts.given(options)
     if settings["max_new_tokens"] is None:
         raise UsageError("--max_new_tokens null: needs one device, without --trainer options")
-    path, _ = checkpoint.read_named(options.ckpt_path)
+    path, _ = checkpoint.read_named(options.ckpt_path[0])
     model = LitGPT.load_from_checkpoint(path, map_location="cpu")
     assert model.tokenizer is not None
     if runs.on_rank_zero():
         block_size = model.config.block_size
-        predict.tell_about_prompts(given, options.unknown, model.tokenizer, block_size)
-    work = predict.jobs(given, options.seed, options.num_samples)
-    options.ckpt_path = str(path)
+        prompts.tell_about(given, options.unknown, model.tokenizer, block_size)
+    work = prompts.jobs(given, prompts.seeds(options))
+    options.ckpt_path = [str(path)]
 
-    def put(texts: list[Written]) -> None:
-        with predict.output(options, settings, given) as out:
-            predict.put(texts, (seed for _, seed in work), options, out)
+    def put(found: Texts) -> None:
+        header = predict.header(options, settings, given)
+        with predict.output(options.output_file, header) as out:
+            predict.put(found, work, options, out)
 
     scored = options.format == "jsonl"
     model.predict_jobs = work

@@ -1,6 +1,7 @@
 """From logits to a token: pure functions on (B, V) logits, composed by `Choice` in one order.
 
-The order is bans, penalties, temperature, top-k, top-p, min-p, typical-p, softmax, draw.
+The order is bans, penalties, forced tokens (these three by `Rules`), temperature, top-k, top-p,
+min-p, typical-p, softmax, draw.
 Temperature and top-k commute; temperature and top-p don't, so that the order is part of what
 an option means. Each function leaves at least one token of a row possible.
 """
@@ -217,6 +218,70 @@ class Choice:
         if self.temperature == 0:
             return logits.argmax(dim=-1)
         return draw(self.shape(logits), u)
+
+
+class Rules:
+    """What the texts so far, B of them, and the options make of the next tokens: bans, then
+    penalties, then forced tokens.
+
+    Args:
+        choice: The penalties.
+        prompts: B times (T,) ids, which the repetition penalty counts.
+        vocab_size: V
+        banned: Ids that are never written.
+        forced: Ids that come first, whatever the rest says.
+        eos_id: Banned from the first `min_new_tokens` tokens.
+        min_new_tokens: See `eos_id`.
+    """
+
+    def __init__(
+        self,
+        choice: Choice,
+        prompts: Sequence[Tensor] | Tensor,
+        vocab_size: int,
+        *,
+        banned: Sequence[int] = (),
+        forced: Sequence[int] = (),
+        eos_id: int | None = None,
+        min_new_tokens: int = 0,
+    ) -> None:
+        self._choice = choice
+        self._forced = forced
+        self._min_new_tokens = 0 if eos_id is None else min_new_tokens
+        device = prompts[0].device
+        self._banned = torch.tensor(banned, dtype=torch.long, device=device)
+        self._end = torch.tensor([eos_id or 0], device=device)
+        self._n_written = 0
+        self._seen = self._written = torch.empty(0)
+        if choice.needs_counts:
+            self._seen = torch.stack(
+                [torch.bincount(prompt, minlength=vocab_size).float() for prompt in prompts]
+            )
+            self._written = torch.zeros_like(self._seen)
+
+    def apply(self, logits: Tensor) -> Tensor:
+        """(B, V) logits, or log probabilities, of the next tokens after all rules."""
+        if len(self._banned):
+            logits = ban(logits, self._banned)
+        if self._n_written < self._min_new_tokens:
+            logits = ban(logits, self._end)
+        if self._choice.needs_counts:
+            logits = self._choice.penalise(logits, self._seen, self._written)
+        if self._n_written < len(self._forced):
+            logits = force(logits, self._forced[self._n_written])
+        return logits
+
+    def add(self, ids: Tensor) -> None:
+        """Take note of (B,) ids that were written."""
+        self._n_written += 1
+        if self._choice.needs_counts:
+            for counts in (self._seen, self._written):
+                counts.scatter_add_(1, ids[:, None], torch.ones_like(ids[:, None]).float())
+
+    def reorder(self, rows: Sequence[int]) -> None:
+        """Text i becomes what text `rows[i]` was."""
+        if self._choice.needs_counts:
+            self._seen, self._written = self._seen[list(rows)], self._written[list(rows)]
 
 
 class Streams:

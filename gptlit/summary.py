@@ -14,10 +14,10 @@ from torch import nn
 from gptlit import accounting
 from gptlit.callbacks import duration
 from gptlit.loaders import Batch
-from gptlit.model import GPT, NoPositions, Unshifted, Unturned
+from gptlit.model import GPT, NoPositions
 from gptlit.training import LitGPT
 
-SILENT = (nn.Identity, NoPositions, Unshifted, Unturned)
+SILENT = (nn.Identity, NoPositions)
 COLUMNS = 80
 LONGEST_NAME = 50
 WARMUP_STEPS = 3

@@ -15,6 +15,7 @@ from gptlit.corpora import CORPORA
 from gptlit.messages import UsageError, note
 from gptlit.parser import OneLineErrors, from_environment
 from gptlit.splits import SPLITS, Splitting
+from gptlit.terminal import visible
 from gptlit.tokenizer import Tokenizer, UnknownPieces, parse_options
 from gptlit.tokens import TokenFile
 
@@ -64,7 +65,7 @@ def figures(file: TokenFile) -> dict[str, str]:
     per_byte = n_tokens / n_bytes
     lengths = file.document_lengths()
     median, long = np.percentile(lengths, [50, 95])
-    first = [shown(piece) for piece in pieces(file.tokenizer, file.ids[:6])]
+    first = [visible(piece) for piece in pieces(file.tokenizer, file.ids[:6])]
     return {
         "characters": f"{n_chars:,}",
         "bytes": f"{n_bytes:,}",
@@ -122,19 +123,13 @@ def pieces(tokenizer: Tokenizer, ids: np.ndarray) -> list[str]:
     return [spell(id_) for id_ in ids.tolist()]
 
 
-def shown(piece: str) -> str:
-    """A piece with its white space visible; what spells less than a character is a dot."""
-    visible = piece.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥")
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in visible) or "·"
-
-
 def _tokenized(string: str, tokenizer: Tokenizer) -> str:
     ids = tokenizer.encode(string, "skip")
-    told = f"{len(ids)} tokens: {'|'.join(shown(piece) for piece in pieces(tokenizer, ids))}"
+    told = f"{len(ids)} tokens: {'|'.join(visible(piece) for piece in pieces(tokenizer, ids))}"
     try:
         tokenizer.encode(string)
     except UnknownPieces as error:
-        told += f"   unknown: {' '.join(map(shown, error.pieces))}"
+        told += f"   unknown: {' '.join(map(visible, error.pieces))}"
     return told
 
 

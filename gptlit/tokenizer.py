@@ -141,10 +141,15 @@ class Tokenizer(ABC):
         return self.encode(text)
 
     @abstractmethod
+    def piece(self, id_: int) -> bytes:
+        """What a token spells by itself, in UTF-8; part of a character where it is no more."""
+
+    @abstractmethod
     def speller(self) -> Callable[[int], str]:
         """A function that spells a text id by id; what it gives for each, joined, is the text.
 
-        It keeps what it needs to know of the ids before, and never gives half a character.
+        It keeps what it needs to know of the ids before, and never gives half a character. Its
+        `copy.copy` goes on from the same place, on its own.
         """
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
@@ -207,6 +212,9 @@ class CharTokenizer(Tokenizer):
             strangers = list(map(chr, np.unique(codes[strange])))
             raise UnknownPieces(strangers, self.characters, "characters")
         return ids[ids >= 0].astype(np.uint32)
+
+    def piece(self, id_: int) -> bytes:
+        return self._spelled[id_].encode()
 
     def speller(self) -> Callable[[int], str]:
         return self._spelled.__getitem__
@@ -286,17 +294,11 @@ class WordTokenizer(Tokenizer):
             raise UnknownPieces(strangers, self._spelled, "words")
         return np.array([id_ for id_ in ids if id_ is not None], dtype=np.uint32)
 
+    def piece(self, id_: int) -> bytes:
+        return self._spelled[id_].encode()
+
     def speller(self) -> Callable[[int], str]:
-        after_word = False
-
-        def spell(id_: int) -> str:
-            nonlocal after_word
-            word = self._spelled[id_]
-            space = " " if after_word and not word.isspace() else ""
-            after_word = not word.isspace()
-            return space + word
-
-        return spell
+        return _WordSpeller(self._spelled)
 
     def state(self) -> dict[str, Any]:
         return {
@@ -306,6 +308,20 @@ class WordTokenizer(Tokenizer):
             "reversible": self.reversible,
             **_eos_state(self),
         }
+
+
+@dataclass
+class _WordSpeller:
+    """Puts a space between two words."""
+
+    spelled: Sequence[str]
+    after_word: bool = False
+
+    def __call__(self, id_: int) -> str:
+        word = self.spelled[id_]
+        space = " " if self.after_word and not word.isspace() else ""
+        self.after_word = not word.isspace()
+        return space + word
 
 
 # words, and white space but for a space with a word on both sides
@@ -420,15 +436,13 @@ class BytePairTokenizer(Tokenizer):
         ids = self._encoding.encode_to_numpy(text, allowed_special=numbers, disallowed_special=())
         return ids.astype(np.uint32)
 
+    def piece(self, id_: int) -> bytes:
+        with contextlib.suppress(KeyError):  # an id that nothing uses spells nothing
+            return self._encoding.decode_single_token_bytes(id_)
+        return b""
+
     def speller(self) -> Callable[[int], str]:
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-
-        def spell(id_: int) -> str:
-            with contextlib.suppress(KeyError):  # an id that nothing uses spells nothing
-                return decoder.decode(self._encoding.decode_single_token_bytes(id_))
-            return ""
-
-        return spell
+        return _ByteSpeller(self.piece)
 
     def state(self) -> dict[str, Any]:
         return {
@@ -439,6 +453,20 @@ class BytePairTokenizer(Tokenizer):
             "special_tokens": self.special_tokens,
             **_eos_state(self),
         }
+
+
+@dataclass
+class _ByteSpeller:
+    """Holds the bytes of half a character back until the rest of it comes."""
+
+    piece: Callable[[int], bytes]
+    held: bytes = b""
+
+    def __call__(self, id_: int) -> str:
+        held = self.held + self.piece(id_)
+        text, n_used = codecs.utf_8_decode(held, "replace", False)
+        self.held = held[n_used:]
+        return text
 
 
 def from_state(state: dict[str, Any]) -> Tokenizer:

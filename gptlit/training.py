@@ -10,12 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gptlit import beams, optim, resuming
 from gptlit import checkpoint as checkpoints
-from gptlit import optim, resuming
 from gptlit import tokenizer as tokenizers
 from gptlit.data import TextDataModule
 from gptlit.drafts import Written
-from gptlit.generation import generate_many
 from gptlit.loaders import IGNORED, Batch
 from gptlit.messages import UsageError, note
 from gptlit.metrics import TextLoss, text_figures
@@ -81,7 +80,7 @@ class LitGPT(L.LightningModule):
         self.predict_jobs: list[tuple[str, int]] = []  # the prompt and seed of each text
         self.predict_options: dict[str, Any] = {}
         self.seed = 0
-        self.figures: dict[str, float] = {}  # of the last validation, and its step
+        self.evaluated: dict[str, float] = {}  # the last validation's figures, and its step
         self.train_loss = TextLoss()
         # kept in checkpoints, so that a resumed epoch's mean is that of the whole epoch
         self.train_loss.persistent(True)
@@ -198,10 +197,10 @@ class LitGPT(L.LightningModule):
             figures |= self._split_figures("val")
         if "train/loss_eval" in figures and "val/loss" in figures:
             figures["val/gap"] = figures["val/loss"] - figures["train/loss_eval"]
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            values = {name: value.item() for name, value in figures.items()}
+            self.evaluated = {"step": self.global_step, **values}
         self._log_figures(figures)
-        if not self.trainer.sanity_checking:
-            told = {name: float(value) for name, value in figures.items()}
-            self.figures = {"step": self.global_step, **told}
 
     def on_test_epoch_end(self) -> None:
         self._log_figures(self._split_figures("test"))
@@ -216,14 +215,14 @@ class LitGPT(L.LightningModule):
         self.val_loss.reset()
         self.slice_loss.reset()
 
-    def predict_step(self, batch: Tensor, batch_idx: int) -> list[Written]:
+    def predict_step(self, batch: Tensor, batch_idx: int) -> list[list[Written]]:
         """The texts of a batch of jobs, (B,) indices into `predict_jobs`."""
         if self.tokenizer is None:
             raise RuntimeError("predict with a model from LitGPT.load_from_checkpoint")
         if not len(batch):
             return []  # with more devices than texts some have none
-        prompts, seeds = zip(*(self.predict_jobs[job] for job in batch.tolist()), strict=True)
-        return generate_many(self.net, self.tokenizer, prompts, seeds, **self.predict_options)
+        jobs = [self.predict_jobs[job] for job in batch.tolist()]
+        return beams.write(self.net, self.tokenizer, jobs, self.predict_options)
 
     # ------------------------------------------------------------------ optimizer
 
@@ -275,13 +274,13 @@ class LitGPT(L.LightningModule):
             raise RuntimeError("there is no net to save yet")
         text = self.text.describe_text()
         checkpoint[checkpoints.KEY] = checkpoints.describe(
-            self.config, self.tokenizer, text, self.run_config, self.seed
-        ) | {"figures": self.figures}
+            self.config, self.tokenizer, text, self.run_config, self.seed, self.evaluated
+        )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         described = checkpoint[checkpoints.KEY]
         self.seed = described["seed"]
-        self.figures = described.get("figures", {})
+        self.evaluated = described.get("evaluated", {})
         self.has_begun = True
         if self.tokenizer is None:
             self._build(tokenizers.from_state(described["tokenizer"]))

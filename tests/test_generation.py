@@ -1,21 +1,24 @@
 import itertools
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gptlit.beams import search
 from gptlit.drafts import Stopper
 from gptlit.generation import (
     Sampling,
     generate,
+    generate_many,
     generate_samples,
     generate_step,
     stream_generate,
 )
 from gptlit.messages import UsageError
 from gptlit.model import GPT, GPTConfig
-from gptlit.tokenizer import CharTokenizer
+from gptlit.tokenizer import CharTokenizer, WordTokenizer
 
 TOKENIZER = CharTokenizer("\n abcdefg")
 
@@ -69,6 +72,21 @@ def test_a_sample_is_the_same_alone_and_in_any_batch(model: GPT) -> None:
         alone[1],
     ]
     assert len(set(alone)) == 6
+
+
+def test_prompts_of_any_lengths_share_a_batch(model: GPT) -> None:
+    """Each text is the one that its prompt and seed give alone, past block_size and with counts."""
+    prompts = ["", "abcdefgabc", "a", "bcd", "abcdefg", "bcd"]
+    for settings in ({}, {"repetition_penalty": 1.3, "top_p": 0.9}):
+        for use_cache in (True, False):
+            options: Any = {"max_new_tokens": 40, "use_cache": use_cache, **settings}
+            alone = [
+                generate(model, TOKENIZER, prompt, seed=seed, **options)
+                for seed, prompt in enumerate(prompts)
+            ]
+            written = generate_many(model, TOKENIZER, prompts, range(6), **options)
+            assert [text.whole for text in written] == alone
+            assert alone[3] != alone[5]
 
 
 def test_longer_is_a_continuation_of_shorter(model: GPT) -> None:
@@ -150,6 +168,63 @@ def test_banned_tokens_are_never_written(model: GPT) -> None:
     assert len(set(text)) > 4
     with pytest.raises(UsageError, match="--ban 'ab': is 2 tokens"):
         generate(model, TOKENIZER, "c", ban=["ab"])
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0}, {"top_k": 1, "typical_p": 0.5}])
+def test_a_text_begins_with_what_is_forced(model: GPT, settings: dict[str, Any]) -> None:
+    """Past the block too, as one of a batch and alone, with and without a cache."""
+    force = "gfedcbagfedc"
+    options = {"force": force, "max_new_tokens": 20, **settings}
+    alone = [generate(model, TOKENIZER, "ab", seed=seed, **options) for seed in range(4)]
+    for text in alone:
+        assert text.startswith("ab" + force)
+        assert len(text) == 2 + 20
+    assert generate_samples(model, TOKENIZER, "ab", seeds=range(4), **options) == alone
+    assert generate(model, TOKENIZER, "ab", seed=3, use_cache=False, **options) == alone[3]
+    (found,) = search(model, TOKENIZER, "ab", num_beams=3, force=force, max_new_tokens=20)
+    assert found.text.startswith(force)
+
+
+def test_what_is_forced_is_as_good_as_a_prompt(model: GPT) -> None:
+    forced = generate(model, TOKENIZER, "ab", force="cde", max_new_tokens=30, temperature=0)
+    assert forced == generate(model, TOKENIZER, "abcde", max_new_tokens=27, temperature=0)
+    options = {"max_new_tokens": 9, "temperature": 0, "repetition_penalty": 1.5}
+    penalised = generate(model, TOKENIZER, "ab", force="cde", **options)
+    options["max_new_tokens"] = 6
+    assert penalised == generate(model, TOKENIZER, "abcde", **options)
+
+
+def test_forced_tokens_have_the_models_own_probability(model: GPT) -> None:
+    (text,) = generate_many(
+        model, TOKENIZER, ["ab"], [1], force="cd", max_new_tokens=2, scored=True
+    )
+    with torch.no_grad():
+        logs = model(torch.tensor([[2, 3, 4]]))[0].log_softmax(-1)
+    assert text.ids == [4, 5]
+    assert text.logprobs == pytest.approx([logs[1, 4].item(), logs[2, 5].item()], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"force": "az"}, "--force: 'z' not in the vocabulary"),
+        ({"force": "abc", "ban": ["g", "b"]}, "--force 'abc': holds --ban 'b'"),
+        ({"force": "abc", "stop": ["x", "bc"]}, "--force 'abc': holds --stop 'bc'"),
+        ({"force": "abc", "max_new_tokens": 2}, "--force 'abc': is 3 tokens.*--max_new_tokens 2"),
+    ],
+)
+def test_what_can_not_be_forced(model: GPT, settings: dict[str, Any], told: str) -> None:
+    stream = stream_generate(model, TOKENIZER, "a", **settings)
+    with pytest.raises(UsageError, match=told):
+        next(stream)  # before the prompt is told
+
+
+def test_neither_the_unknown_nor_the_end_can_be_forced() -> None:
+    words = WordTokenizer(["the"], ["<UNK>", "<EOS>"], eos=True)
+    model = GPT(GPTConfig(vocab_size=3, n_layer=0, n_head=1, n_embd=4, block_size=4))
+    for force, told in (("the king", "no token for"), ("the <EOS>", "holds the end of sequence")):
+        with pytest.raises(UsageError, match=f"--force '{force}': .*{told}"):
+            generate(model, words, "the", force=force)
 
 
 def test_penalties_count_prompt_and_text(model: GPT) -> None:

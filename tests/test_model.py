@@ -180,16 +180,16 @@ def test_rotary_turns_by_distance_alone() -> None:
     """The products of turned queries and keys depend on how far apart they are."""
     turn = Rotary(GPTConfig(vocab_size=2, n_head=1, n_embd=8, block_size=12))
     q, k = torch.randn(2, 1, 1, 1, 8).expand(2, 1, 1, 12, 8)
-    products = (turn(q, 0) @ turn(k, 0).transpose(2, 3))[0, 0]
+    products = (turn(q, slice(12)) @ turn(k, slice(12)).transpose(2, 3))[0, 0]
     for distance in range(-11, 12):
         along = products.diagonal(distance)
         torch.testing.assert_close(along, along[:1].expand_as(along), atol=1e-5, rtol=1e-5)
     assert products[0].std() > 0.01
-    torch.testing.assert_close(turn(q[:, :, 3:], 3), turn(q, 0)[:, :, 3:])
+    torch.testing.assert_close(turn(q[:, :, 3:], slice(3, 12)), turn(q, slice(12))[:, :, 3:])
     # one pair of channels, written out
     angle = torch.tensor(3 / 10_000 ** (2 / 8))
     left, right = q[0, 0, 3, 1], q[0, 0, 3, 5]
-    turned = turn(q, 0)[0, 0, 3]
+    turned = turn(q, slice(12))[0, 0, 3]
     assert turned[1].item() == pytest.approx((left * angle.cos() - right * angle.sin()).item())
     assert turned[5].item() == pytest.approx((right * angle.cos() + left * angle.sin()).item())
 

@@ -1,5 +1,6 @@
 """`gptlit predict`, as users type it."""
 
+import dataclasses
 import io
 import json
 import subprocess
@@ -13,6 +14,9 @@ import torch
 
 import gptlit as package
 from gptlit.__main__ import main
+from gptlit.beams import search
+from gptlit.drafts import Written
+from gptlit.predict_devices import in_order
 from tests.conftest import Result, Run
 
 Call = Callable[..., Result]
@@ -192,3 +196,74 @@ def test_stop_strings_and_bans_by_flag(gptlit: Call, run: Run) -> None:
     assert stopped.out.rstrip("\n") == ("the" + free[3:].split(stop)[0]).rstrip("\n")
     banned = predict(gptlit, run, "--prompt=", "--max_new_tokens=200", "--ban=e", "--ban= ").out
     assert not set("e ") & set(banned)
+
+
+def test_a_beam_search_by_flag(gptlit: Call, run: Run) -> None:
+    """The best texts parted as samples are; their scores on stderr, or in .jsonl."""
+    options = ["--prompt=the", "--num_beams=4", "--num_samples=3", "--length_penalty=0.5"]
+    model, tokenizer = package.load(run.folder / "checkpoints" / "last.ckpt")
+    settings = {"num_beams": 4, "num_samples": 3, "length_penalty": 0.5, "max_new_tokens": 15}
+    found = search(model, tokenizer, "the", scored=True, **settings)
+    result = predict(gptlit, run, *options)
+    assert result.out == "---\n".join(text.whole + "\n" for text in found)
+    scores = ", ".join(f"{text.score:.4f}" for text in found)
+    assert result.err == f"gptlit: scores, the best first: {scores}\n"
+    told = predict(gptlit, run, *options, "--format=jsonl")
+    rows = [json.loads(line) for line in told.out.splitlines()]
+    assert rows == [dataclasses.asdict(text) for text in found]
+    assert "seed" not in rows[0]  # which has no part in it
+    assert told.err == ""
+
+
+def test_one_beam_is_greedy_by_flag(gptlit: Call, run: Run) -> None:
+    ways = [["--num_beams=1"], ["--greedy"], ["--num_beams=1", "--greedy", "--seed=5"]]
+    assert len({predict(gptlit, run, *way, "--prompt=the").out for way in ways}) == 1
+
+
+def test_a_forced_beginning_by_flag(gptlit: Call, run: Run) -> None:
+    for more in ([], ["--num_beams=3"], ["--greedy"]):
+        options = ["--prompt=the", "--force=king", *more]
+        assert predict(gptlit, run, *options).out.startswith("theking")
+        assert predict(gptlit, run, *options, "--echo=false").out.startswith("king")
+    refused = predict(gptlit, run, "--prompt=the", "--force=king", "--ban=g")
+    assert (refused.code, refused.out) == (2, "")
+    assert "--force 'king': holds --ban 'g'" in refused.err
+
+
+@pytest.mark.parametrize("options", [["--num_beams=3", "--num_samples=2"], ["--top_k=3"]])
+def test_the_trainer_searches_and_forces_the_same(
+    gptlit: Call, run: Run, options: list[str]
+) -> None:
+    options = [*options, "--prompt=the", "--prompt=king and", "--prompt=love", "--force=ing"]
+    plain = predict(gptlit, run, *options)
+    through = predict(gptlit, run, *options, "--trainer.accelerator", "cpu")
+    assert through.code == 0, through.err
+    assert through.out == plain.out
+
+
+def test_texts_of_jobs_come_in_the_order_of_the_jobs() -> None:
+    """Whichever rank wrote them, and however many a job gave."""
+    texts = [[Written("p", f"{job}.{at}") for at in range(job % 3)] for job in range(7)]
+    for n_ranks in (1, 2, 3, 9):
+        by_rank = [texts[rank::n_ranks] for rank in range(n_ranks)]
+        assert in_order(by_rank) == texts
+
+
+def test_weights_of_8_bits_write_and_are_nearly_the_same(gptlit: Call, run: Run) -> None:
+    """The log probabilities of the same forced text differ, by little."""
+    found = []
+    for weights in ("float32", "int8"):
+        options = ["--force", "king", "--max_new_tokens", 4, "--format", "jsonl"]
+        result = predict(gptlit, run, *options, "--weights", weights)
+        found.append(json.loads(result.out)["logprobs"])
+    assert found[0] != found[1]
+    assert found[1] == pytest.approx(found[0], abs=0.05)
+
+
+def test_a_sweep_over_beams_tells_the_best_of_each(gptlit: Call, run: Run) -> None:
+    result = predict(gptlit, run, "--sweep", "num_beams=1,4", "--format", "jsonl")
+    rows = [json.loads(line) for line in result.out.splitlines()]
+    model, tokenizer = package.load(run.folder / "checkpoints" / "last.ckpt")
+    best = [search(model, tokenizer, num_beams=n, max_new_tokens=15)[0] for n in (1, 4)]
+    assert [row["text"] for row in rows] == [each.text for each in best]
+    assert [row["num_beams"] for row in rows] == [1, 4]

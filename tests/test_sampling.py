@@ -8,6 +8,7 @@ from gptlit.messages import UsageError
 from gptlit.sampling import (
     DRAWS_AT_ONCE,
     Choice,
+    Rules,
     Streams,
     apply_count_penalties,
     apply_min_p,
@@ -159,6 +160,22 @@ def test_banned_and_forced_tokens() -> None:
     assert left(ban(FOUR, torch.tensor([1, 3]))) == [0, 2]
     assert left(force(FOUR, 2)) == [2]
     assert draw(force(FOUR.expand(3, -1), 2), torch.rand(3).double()).tolist() == [2, 2, 2]
+
+
+def test_rules_come_in_their_order_and_count_what_is_written() -> None:
+    """Bans, then penalties, then forced tokens; a row's counts go where the row goes."""
+    choice = Choice(repetition_penalty=2.0, frequency_penalty=0.5)
+    prompt = torch.tensor([[0], [1]])
+    rules = Rules(choice, prompt, 4, banned=[3], forced=[3, 2], eos_id=0, min_new_tokens=3)
+    level, no = torch.tensor([[2.0, 2.0, 2.0, 2.0]] * 2), -math.inf
+    assert rules.apply(level).tolist() == [[no, no, no, 0.0]] * 2  # forced, though banned
+    rules.add(torch.tensor([3, 3]))
+    assert rules.apply(level).tolist() == [[no, no, 0.0, no]] * 2
+    rules.add(torch.tensor([2, 1]))
+    assert rules.apply(level).tolist() == [[no, 2.0, 0.5, no], [no, 0.5, 2.0, no]]
+    rules.reorder([1, 1])
+    rules.add(torch.tensor([1, 2]))  # the end is let be from the fourth token on
+    assert rules.apply(level).tolist() == [[2.0, 0.0, 2.0, no], [2.0, 0.5, 0.5, no]]
 
 
 @pytest.mark.parametrize(

@@ -296,7 +296,7 @@ def test_a_snapshot_goes_on_with_its_validation_made(gptlit: Call, text_file: Pa
     """Steps 2, 4, ... are validated: a snapshot of them is saved after that."""
     fit(gptlit, text_file, "--snapshot_every=2", "--trainer.max_steps=4")
     content = checkpoint.read("lightning_logs/version_0/checkpoints/step_2.ckpt")
-    assert content[checkpoint.KEY]["figures"]["step"] == 2
+    assert content[checkpoint.KEY]["evaluated"]["step"] == 2
 
 
 def test_a_moved_run_keeps_its_best(gptlit: Call, text_file: Path) -> None:
@@ -312,6 +312,6 @@ def test_a_moved_run_keeps_its_best(gptlit: Call, text_file: Path) -> None:
 def test_a_checkpoint_of_an_earlier_version_is_read(last: Path) -> None:
     """One that tells no figures, as those before they were saved."""
     content = torch.load(last, weights_only=True)
-    del content[checkpoint.KEY]["figures"]
+    del content[checkpoint.KEY]["evaluated"]
     torch.save(content, last)
     assert package.load(last)[0].config.n_embd == 16

@@ -1,3 +1,4 @@
+import copy
 import os
 from pathlib import Path
 
@@ -206,6 +207,22 @@ def test_a_character_is_never_spelled_by_halves(bpe: BytePairTokenizer) -> None:
     pieces = [spell(int(id_)) for id_ in bpe.encode("é€😀")]
     assert "".join(pieces) == "é€😀"
     assert set(pieces) == {"", "é", "€", "😀"}
+
+
+def test_a_copy_of_a_speller_goes_on_on_its_own(bpe: BytePairTokenizer) -> None:
+    """From the middle of a character, and from behind a word."""
+    words = WordTokenizer(["king", "the"])
+    for tokenizer, start, ends in (
+        (bpe, bpe.encode("é€")[:-1], (bpe.encode("€")[-1:], bpe.encode("ab"))),
+        (words, words.encode("the"), (words.encode("king the"), words.encode("the"))),
+    ):
+        for end in ends:
+            spell = tokenizer.speller()
+            begun = "".join(map(spell, start.tolist()))
+            other = copy.copy(spell)
+            "".join(map(spell, ends[0].tolist()))
+            spelled = begun + "".join(map(other, end.tolist()))
+            assert spelled == tokenizer.decode([*start, *end])
 
 
 def test_sizes_that_can_not_be() -> None:

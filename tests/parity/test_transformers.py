@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from gptlit.beams import search
 from gptlit.model import GPT, GPTConfig
 from gptlit.tokenizer import (
     BytePairTokenizer,
@@ -265,3 +266,79 @@ def test_a_tokenizer_that_transformers_saved_is_read(tmp_path: Path, kind: str) 
     assert back.vocab_size == ours.vocab_size
     for text in TEXTS:
         assert back.encode(text).tolist() == ours.encode(text).tolist()
+
+
+# ---------------------------------------------------------------------- beam search
+
+CLOSED = CharTokenizer("abcdefg", ["<EOS>"], True)
+
+
+@pytest.fixture
+def both(tmp_path: Path) -> tuple[GPT, Any]:
+    """A model of ours that knows where a text ends, and the same as transformers has it."""
+    model = made(dataclasses.replace(TINY, vocab_size=CLOSED.vocab_size, block_size=32)).double()
+    with torch.no_grad():
+        # flatter, and towards the end, so that texts of all lengths compete
+        model.ln_f.weight.mul_(0.3)
+        model.ln_f.bias.copy_(0.5 * model.wte.weight[0])
+    write_hugging_face(model, CLOSED, tmp_path)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
+    theirs.generation_config.pad_token_id = CLOSED.eos_id
+    return model, theirs.eval()
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0, -0.5])
+@pytest.mark.parametrize("early_stopping", [True, False, "never"])
+@pytest.mark.parametrize(
+    ("ours", "as_theirs"),
+    [
+        ({}, {}),
+        ({"repetition_penalty": 1.4}, {"repetition_penalty": 1.4}),
+        ({"min_new_tokens": 6}, {"min_new_tokens": 6}),
+        ({"ban": ["b"]}, {"bad_words_ids": [[2]]}),
+        ({"stop": ["ca", "ee"]}, {"stop_strings": ["ca", "ee"]}),
+    ],
+    ids=str,
+)
+def test_beams_and_their_scores_are_equal(
+    both: tuple[GPT, Any],
+    tmp_path: Path,
+    length_penalty: float,
+    early_stopping: Any,
+    ours: dict[str, Any],
+    as_theirs: dict[str, Any],
+) -> None:
+    model, theirs = both
+    if "stop_strings" in as_theirs:
+        as_theirs = as_theirs | {"tokenizer": transformers.AutoTokenizer.from_pretrained(tmp_path)}
+    common: dict[str, Any] = {
+        "length_penalty": length_penalty,
+        "early_stopping": early_stopping,
+        "max_new_tokens": 12,
+    }
+    lengths = set()
+    # one beam is greedy there, which penalises logits in place of log probabilities
+    one = [] if "repetition_penalty" in ours else [("ab", 1)]
+    for prompt, n in (*one, ("gfedc", 2), ("a", 4), ("cab", 6)):
+        found = search(model, CLOSED, prompt, num_beams=n, num_samples=n, **common, **ours)
+        ids = torch.as_tensor(CLOSED.encode(prompt).astype("int64"))[None]
+        given = theirs.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            num_beams=n,
+            num_return_sequences=n,
+            return_dict_in_generate=True,
+            output_scores=True,
+            **common,
+            **as_theirs,
+        )
+        sequences = given.sequences[:, len(prompt) :].tolist()
+        assert [text.ids for text in found] == [
+            [id_ for id_ in row if id_ != CLOSED.eos_id] for row in sequences
+        ]
+        lengths |= {len(text.ids) for text in found}
+        if n > 1:  # greedy has no score there
+            scores = given.sequences_scores.tolist()
+            assert [text.score for text in found] == pytest.approx(scores, abs=1e-5)
+    assert len(lengths) > 1

@@ -1,0 +1,147 @@
+"""How fast a model writes, against transformers, a bare pass over its matrices, and its memory.
+
+    python benchmarks/generate.py [--rounds 5] [--sizes 10.7M 0.8M] [--batches 1 8 64]
+
+transformers takes part where it is installed (`make parity` makes such an environment:
+`.venv-parity/bin/python benchmarks/generate.py`). Weights are random, the same for all, in
+float32 but where int8 is named. Each round runs every contender once, in turn; medians of tokens
+per second are told. "Within" writes 240 tokens, which fit into the block of 256 that all have;
+"beyond" writes 500 with gptlit, which goes on past the block.
+
+"Bare pass" is F.linear of each of the model's matrices with one row, nothing else. "Bound" is the
+speed of reading a tensor as large as weights and mean cache, by its sum.
+"""
+
+import argparse
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from gptlit.generation import Sampling, generate_step
+from gptlit.model import GPT, GPTConfig
+from gptlit.packing import pack_int8
+from gptlit.tokenizer import CharTokenizer
+from gptlit.weight_files import write_hugging_face
+
+BLOCK, WITHIN, BEYOND = 256, 240, 500
+SIZES = {"10.7M": (6, 6, 384), "0.8M": (4, 4, 128)}
+TOKENIZER = CharTokenizer("\n" + "".join(chr(33 + i) for i in range(64)))
+
+
+def build(size: str) -> GPT:
+    torch.manual_seed(0)
+    n_layer, n_head, n_embd = SIZES[size]
+    config = GPTConfig(
+        vocab_size=65, n_layer=n_layer, n_head=n_head, n_embd=n_embd, block_size=BLOCK
+    )
+    return GPT(config).eval()
+
+
+def write(model: GPT, batch: int, n_tokens: int, use_cache: bool = True) -> int:
+    prompts = torch.zeros(batch, 1, dtype=torch.long)
+    sampling = Sampling(max_new_tokens=n_tokens)
+    for _ in generate_step(model, prompts, sampling, range(batch), use_cache):
+        pass
+    return batch * n_tokens
+
+
+def transformers_writer(model: GPT, batch: int) -> Callable[[], int] | None:
+    try:
+        from transformers import AutoModelForCausalLM  # type: ignore[import-not-found]
+    except ImportError:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        write_hugging_face(model, TOKENIZER, Path(folder) / "model")
+        theirs = AutoModelForCausalLM.from_pretrained(Path(folder) / "model").eval()
+    prompts = torch.ones(batch, 1, dtype=torch.long)
+    options: dict[str, Any] = {"do_sample": True, "temperature": 0.8, "top_k": 0, "pad_token_id": 0}
+    options |= {"max_new_tokens": WITHIN, "min_new_tokens": WITHIN}
+    options["attention_mask"] = torch.ones_like(prompts)
+
+    def run() -> int:
+        with torch.inference_mode():
+            theirs.generate(prompts, **options)
+        return batch * WITHIN
+
+    return run
+
+
+def bare_pass(model: GPT) -> Callable[[], int]:
+    matrices = [m.weight for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    rows = {weight.size(1): torch.randn(1, weight.size(1)) for weight in matrices}
+
+    def run() -> int:
+        with torch.inference_mode():
+            for _ in range(WITHIN):
+                for weight in matrices:
+                    F.linear(rows[weight.size(1)], weight)
+        return WITHIN
+
+    return run
+
+
+def bound(model: GPT, batch: int) -> Callable[[], int]:
+    config = model.config
+    cache = batch * config.n_layer * 2 * config.n_embd * WITHIN // 2
+    read = torch.randn(model.num_parameters() + cache)
+
+    def run() -> int:
+        for _ in range(WITHIN // 4):
+            read.sum()
+        return batch * (WITHIN // 4)
+
+    return run
+
+
+def contenders(size: str, batch: int) -> dict[str, Callable[[], int] | None]:
+    model, packed = build(size), build(size)
+    pack_int8(packed)
+    # without a cache each token costs a whole window: fewer tell as much
+    uncached = 60 if batch == 1 else 10
+    return {
+        "bound": bound(model, batch),
+        "bare pass": bare_pass(model) if batch == 1 else None,
+        "gptlit, within": lambda: write(model, batch, WITHIN),
+        "gptlit, beyond": lambda: write(model, batch, BEYOND),
+        "int8, within": lambda: write(packed, batch, WITHIN),
+        f"no cache, {uncached}": lambda: write(model, batch, uncached, use_cache=False),
+        "transformers, within": transformers_writer(model, batch),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--sizes", nargs="*", default=list(SIZES), choices=list(SIZES))
+    parser.add_argument("--batches", nargs="*", type=int, default=[1, 8, 64])
+    options = parser.parse_args()
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, tokens per second")
+    for size in options.sizes:
+        for batch in options.batches:
+            runs = {name: run for name, run in contenders(size, batch).items() if run}
+            seen: dict[str, list[float]] = {name: [] for name in runs}
+            for _ in range(options.rounds + 1):  # the first warms up
+                for name, run in runs.items():
+                    began = time.perf_counter()
+                    n_tokens = run()
+                    seen[name].append(n_tokens / (time.perf_counter() - began))
+            medians = {name: statistics.median(rates[1:]) for name, rates in seen.items()}
+            ours = medians["gptlit, within"]
+            print(f"\n{size}, batch {batch}")
+            for name, median in medians.items():
+                low, high = min(seen[name][1:]), max(seen[name][1:])
+                share = ours / median if median else math.nan
+                print(
+                    f"  {name:21} {median:9,.0f}  ({low:,.0f} to {high:,.0f})  ours x {share:.2f}"
+                )
+
+
+if __name__ == "__main__":
+    main()

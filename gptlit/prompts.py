@@ -1,0 +1,74 @@
+"""The prompts of `gptlit predict`: where they come from, and what becomes of them."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import Namespace
+
+from gptlit.messages import UsageError, note
+from gptlit.tokenizer import Tokenizer, Unknown, UnknownPieces
+
+STANDARD_INPUT = "-"
+
+
+def given(options: Namespace) -> list[str]:
+    """The prompts given by options, a file or standard input; an empty one if there is none.
+
+    A file's last line end is not part of a prompt.
+
+    Raises:
+        UsageError: a file that can't be read, or nothing in it.
+    """
+    given = list(options.prompt or [])
+    if options.prompt_file is not None:
+        try:
+            if options.prompt_file == STANDARD_INPUT:
+                content = sys.stdin.read()
+            else:
+                content = Path(options.prompt_file).read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+            raise UsageError(f"--prompt_file {options.prompt_file}: {reason}") from error
+        content = content.removesuffix("\n")
+        more = [line for line in content.split("\n") if line] if options.lines else [content]
+        if not more:
+            raise UsageError(f"--prompt_file {options.prompt_file}: no line in it")
+        given += more
+    elif options.lines:
+        raise UsageError("--lines: needs --prompt_file, whose lines are prompts")
+    return given or [""]
+
+
+def tell_dropped(prompt: str, unknown: Unknown, tokenizer: Tokenizer) -> None:
+    """Warn of pieces of a prompt that the model doesn't know and is told to skip."""
+    try:
+        tokenizer.encode(prompt)
+    except UnknownPieces as error:
+        if unknown == "skip":
+            note(f"warning: --prompt: dropped {', '.join(map(repr, error.pieces))}")
+
+
+def tell_about(
+    prompts: Sequence[str], unknown: Unknown, tokenizer: Tokenizer, block_size: int
+) -> None:
+    """Warn of what becomes of prompts: pieces dropped, or more than the context."""
+    for prompt in prompts:
+        tell_dropped(prompt, unknown, tokenizer)
+        n_tokens = len(tokenizer.encode(prompt, "skip"))
+        if n_tokens > block_size:
+            note(
+                f"warning: --prompt has {n_tokens} tokens; the model sees its last {block_size} "
+                "at once"
+            )
+
+
+def seeds(options: Namespace) -> range:
+    """The seed of each text of a prompt; a beam search gives all of a prompt's at once."""
+    n = options.num_samples if options.num_beams is None else 1
+    return range(options.seed, options.seed + n)
+
+
+def jobs(prompts: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, int]]:
+    """The prompt and seed of each text, in the order in which they are told."""
+    return [(prompt, seed) for prompt in prompts for seed in seeds]
