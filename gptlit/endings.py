@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from gptlit import checkpoint, runs
 from gptlit.guard import NotFinite
 from gptlit.messages import RunError
-from gptlit.stopping import NAMES, Stopping
+from gptlit.stopping import NAMES, Patience, Stopping
 from gptlit.training import LitGPT
 
 
@@ -82,7 +82,7 @@ def closing(trainer: L.Trainer, stopping: Stopping, folder: Path | None) -> str:
     patience = trainer.early_stopping_callback
     if stopping.cause:
         head = f"stopped by {NAMES[stopping.cause]} after step {trainer.global_step:,}"
-    elif trainer.should_stop and patience is not None:
+    elif trainer.should_stop and isinstance(patience, Patience):
         head += f": no lower {patience.monitor} in {patience.wait_count} validations"
         more = f" --early_stopping.patience {2 * patience.patience}"
     elif 0 < trainer.max_steps <= trainer.global_step:

@@ -80,12 +80,10 @@ class Guard(Callback):
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        norm = total_norm(p.grad for p in pl_module.parameters() if p.grad is not None)
-        self._norm = norm
         self._lr = float(optimizer.param_groups[0]["lr"])
-        if getattr(trainer.precision_plugin, "scaler", None) is not None:
-            self._norm = torch.zeros_like(norm)
-        elif self._skipped < self.skip_nonfinite and not norm.isfinite():
+        self._norm = norm = total_norm(p.grad for p in pl_module.parameters() if p.grad is not None)
+        may_skip = self._skipped < self.skip_nonfinite and not _has_scaler(trainer)
+        if may_skip and not norm.isfinite():
             self._skipped, self._norm = self._skipped + 1, None
             # an optimizer passes by what has no gradient, its moments and decay included
             optimizer.zero_grad(set_to_none=True)
@@ -146,8 +144,9 @@ class Guard(Callback):
             return
         norms = torch.stack([step.norm for step in steps]).tolist()
         losses = torch.stack([step.loss for step in steps]).tolist()
-        pairs = enumerate(zip(norms, losses, strict=True))
-        bad = next((index for index, pair in pairs if not all(map(math.isfinite, pair))), None)
+        watched = zip(losses, losses if _has_scaler(trainer) else norms, strict=True)
+        finite = [all(map(math.isfinite, figures)) for figures in watched]
+        bad = None if all(finite) else finite.index(False)
         found = bad is not None
         if trainer.world_size > 1:  # a loss is its rank's own
             found = trainer.strategy.reduce_boolean_decision(found, all=False)
@@ -161,7 +160,8 @@ class Guard(Callback):
         told = "" if math.isnan(before) else f" ({before:.3g} the step before)"
         raise NotFinite(
             f"step {steps[bad].number}: loss {losses[bad]:.4g}, gradient norm {norms[bad]:.3g}"
-            f"{told}, at learning rate {steps[bad].lr:.3g}: not finite; {_advice(trainer)}"
+            f"{told}, at learning rate {steps[bad].lr:.3g}: not finite; {_advice(trainer)}, or "
+            "--guard.skip_nonfinite 3"
         )
 
     def _compare(self, trainer: L.Trainer) -> None:
@@ -181,6 +181,10 @@ class Guard(Callback):
         self._lowest = min(self._lowest, mean)
 
 
+def _has_scaler(trainer: L.Trainer) -> bool:
+    return getattr(trainer.precision_plugin, "scaler", None) is not None
+
+
 def _advice(trainer: L.Trainer) -> str:
     """What to try against numbers that grow too large."""
     tips = ["a lower --model.lr", "a longer --model.warmup_steps"]
@@ -188,4 +192,4 @@ def _advice(trainer: L.Trainer) -> str:
         tips.append("--trainer.gradient_clip_val 1")
     if str(trainer.precision).startswith("16"):
         tips.append("--trainer.precision 32-true")
-    return f"try {', '.join(tips)} or --guard.skip_nonfinite 3"
+    return f"try {' or '.join([', '.join(tips[:-1]), tips[-1]])}"

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.trainer.states import TrainerFn
 
+from gptlit.messages import is_first_process
 from gptlit.progress import has_stepped, is_over
 
 NOTHING, TIME = 0, 1  # what asks for the end, beside the numbers of signals, which win
@@ -66,7 +67,7 @@ class Stopping(Timer):
         if self._signal and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._signal = number
-        if number == signal.SIGINT and int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        if number == signal.SIGINT and is_first_process():
             # print() may be what was interrupted
             os.write(2, b"\ngptlit: stopping after this step; Ctrl-C again stops at once\n")
 

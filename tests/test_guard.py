@@ -11,6 +11,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import Precision
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -87,7 +88,7 @@ def test_the_run_ends_before_it_is_saved(
     rate = 3e-3 * (step - 1) / 20  # of tiny.yaml, warming up
     assert re.match(
         rf"gptlit: error: step {step}: loss \S+, gradient norm (nan|inf) \(\d\.\d+ the step "
-        rf"before\), at learning rate {rate:.3g}: not finite; try a lower --model.lr, ",
+        rf"before\), at learning rate {rate:.3g}: not finite; try a lower --model.lr or ",
         line,
     ), line
     kept = (step - 1) // 4 * 4
@@ -161,6 +162,23 @@ def test_steps_that_are_no_numbers_are_skipped(
     assert "warning: step 5: gradient norm nan; skipped, 1 of at most 2" in done.err
     assert "warning: step 9: gradient norm nan; skipped, 2 of at most 2" in done.err
     assert all_finite(LAST)
+
+
+def test_half_precisions_own_skipping_is_left_to_it(
+    gptlit: Call, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a scaler only the loss is watched, and the weights where they are saved; this one,
+    unlike PyTorch's, skips nothing."""
+    monkeypatch.setattr(Precision, "scaler", object(), raising=False)
+    with broken("gradient", 6, number=math.inf):
+        failed = fit(gptlit, text_file, "--trainer.log_every_n_steps=1", "--trainer.max_steps=6",
+                     "--trainer.limit_val_batches=0")  # fmt: skip
+    assert failed.code == 1
+    assert "step 6: the weights are not finite" in failed.err
+    assert not LAST.exists()
+    with broken("loss", 5):
+        failed = fit(gptlit, text_file)
+    assert "step 5: loss nan, gradient norm nan" in failed.err
 
 
 def test_more_of_them_than_allowed_end_the_run(gptlit: Call, text_file: Path) -> None:
