@@ -52,6 +52,7 @@ FIRST = {
     "checkpoint",
     "accounting",
     "preflight",
+    "resuming",
     "arguments",
     "prompts",
     "modes",
@@ -63,7 +64,20 @@ FIRST = {
     "predict",
     "survey",
 }
-SECOND = {"data", "training", "callbacks", "runs", "summary"}
+SECOND = {
+    "data",
+    "training",
+    "progress",
+    "callbacks",
+    "guard",
+    "stopping",
+    "records",
+    "saving",
+    "runs",
+    "endings",
+    "quiet",
+    "summary",
+}
 TOP = {"cli", "predict_devices", "__main__", "__init__"}
 FLOORS = [GROUND, FIRST, SECOND, TOP]
 
