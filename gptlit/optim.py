@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict]:
@@ -27,6 +27,15 @@ def adamw(
     """AdamW (Loshchilov and Hutter 2019) with decay on matrices only."""
     groups = parameter_groups(model.named_parameters(), weight_decay)
     return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused or None)
+
+
+def total_norm(tensors: Iterable[Tensor]) -> Tensor:
+    """The Euclidean norm of all numbers in tensors together, a scalar that stays on their device.
+
+    Of tensors that processes share the norm is that of the whole.
+    """
+    norm = nn.utils.get_total_norm(list(tensors))
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
 
 def warmup_cosine(warmup_steps: int, decay_steps: int, floor: float) -> Callable[[int], float]:

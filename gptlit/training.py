@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gptlit import beams, optim
+from gptlit import beams, optim, sharding
 from gptlit import checkpoint as checkpoints
 from gptlit import tokenizer as tokenizers
 from gptlit.data import TextDataModule
@@ -80,8 +80,6 @@ class LitGPT(L.LightningModule):
         self.seed = 0
         self.evaluated: dict[str, float] = {}  # the last validation's figures, and its step
         self.train_loss = TextLoss()
-        # kept in checkpoints, so that a resumed epoch's mean is that of the whole epoch
-        self.train_loss.persistent(True)
         self.val_loss = TextLoss()
         self.slice_loss = TextLoss()
 
@@ -93,8 +91,11 @@ class LitGPT(L.LightningModule):
             if self.first_weights is not None:
                 self.net.load_state_dict(self.first_weights)
                 self.first_weights, self.has_begun = None, True
+            sharding.check(self.trainer.strategy)
             if self.compile_net:
                 self.net.compile()  # in place, so that weights keep their names
+            if self.device_mesh is not None:
+                sharding.shard(self.net, self.device_mesh["data_parallel"])
 
     def _build(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
@@ -158,8 +159,8 @@ class LitGPT(L.LightningModule):
         every = self.trainer.log_every_n_steps
         if not every or (self.global_step + 1) % every:
             return
-        grads = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        self.log("optim/grad_norm", torch.nn.utils.get_total_norm(grads))
+        grads = (parameter.grad for parameter in self.parameters() if parameter.grad is not None)
+        self.log("optim/grad_norm", optim.total_norm(grads))
         self.log("optim/lr", optimizer.param_groups[0]["lr"])
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -261,6 +262,12 @@ class LitGPT(L.LightningModule):
         checkpoint[checkpoints.KEY] = checkpoints.describe(
             self.config, self.tokenizer, text, self.run_config, self.seed, self.evaluated
         )
+        # the sums of all ranks, so that a resumed epoch's mean is that of the whole epoch
+        epoch = {"nats": self.train_loss.nats, "tokens": self.train_loss.tokens}
+        checkpoint[checkpoints.KEY]["epoch_loss"] = {
+            name: self.trainer.strategy.reduce(part.clone(), reduce_op="sum")
+            for name, part in epoch.items()
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         described = checkpoint[checkpoints.KEY]
@@ -278,6 +285,9 @@ class LitGPT(L.LightningModule):
                 f"against {self.tokenizer.kind} of {self.tokenizer.vocab_size}"
             )
         if self.trainer.state.fn == "fit":
+            if self.trainer.is_global_zero:
+                for name, total in described.get("epoch_loss", {}).items():
+                    getattr(self.train_loss, name).copy_(total)
             self._apply_own_options(checkpoint)
 
     def check_fits(self, described: dict[str, Any]) -> None:

@@ -63,7 +63,7 @@ FIRST = {
     "predict",
     "survey",
 }
-SECOND = {"data", "training", "callbacks", "runs", "summary"}
+SECOND = {"data", "sharding", "training", "callbacks", "runs", "summary"}
 TOP = {"cli", "predict_devices", "__main__", "__init__"}
 FLOORS = [GROUND, FIRST, SECOND, TOP]
 
