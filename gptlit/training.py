@@ -1,6 +1,7 @@
 """LitGPT: a GPT with its loss, its optimizer and its figures, as a LightningModule."""
 
 import dataclasses
+import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -250,8 +251,15 @@ class LitGPT(L.LightningModule):
         if self.trainer.max_steps >= 0:
             ends.append(self.trainer.max_steps)
         if self.trainer.max_epochs is not None and self.trainer.max_epochs >= 0:
-            ends.append(self.trainer.max_epochs * self.text.steps_per_epoch)
+            ends.append(self.trainer.max_epochs * self._steps_per_epoch())
         return min(ends, default=None)
+
+    def _steps_per_epoch(self) -> int:
+        """Of the text's, those that limit_train_batches and overfit_batches leave."""
+        accumulated = self.trainer.accumulate_grad_batches
+        whole, limit = self.text.steps_per_epoch, self.trainer.limit_train_batches
+        batches = limit if isinstance(limit, int) else int(limit * whole * accumulated)
+        return min(whole, math.ceil(batches / accumulated))  # Lightning steps on a rest, too
 
     # ------------------------------------------------------------------ checkpoints
 

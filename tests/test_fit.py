@@ -19,6 +19,7 @@ from gptlit.__main__ import main
 from gptlit.arguments import shipped_configs
 from gptlit.callbacks import Throughput
 from gptlit.corpora import CORPORA
+from gptlit.training import LitGPT
 from tests.conftest import TINY, Result, Run, made_up_text, read_metrics
 
 Call = Callable[..., Result]
@@ -359,9 +360,46 @@ def test_a_run_too_short_to_validate_has_a_best_all_the_same(gptlit: Call, text_
     assert gptlit("predict", "--max_new_tokens", 3).code == 0
 
 
-def test_a_fast_run_for_trying_leaves_no_run_behind(gptlit: Call, text_file: Path) -> None:
-    assert fit(gptlit, text_file, "--trainer.fast_dev_run=true").code == 0
+def test_a_fast_run_for_trying_leaves_no_run_behind(
+    gptlit: Call, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So many batches of training and of validation each, whatever the run's length is."""
+    taken = {"training_step": 0, "validation_step": 0}
+    for step in taken:
+        counted = getattr(LitGPT, step)
+
+        def counting(*given: Any, step: str = step, counted: Any = counted) -> Any:
+            taken[step] += 1
+            return counted(*given)
+
+        monkeypatch.setattr(LitGPT, step, counting)
+    assert fit(gptlit, text_file, "--trainer.fast_dev_run=3").code == 0
+    assert taken == {"training_step": 3, "validation_step": 2}  # a batch of the split, one of train
     assert not Path("lightning_logs").exists()
+
+
+def test_anomalies_are_looked_for_where_asked(
+    gptlit: Call, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[bool] = []
+    monkeypatch.setattr(LitGPT, "on_train_batch_start", lambda *_: looked.append(
+        torch.is_anomaly_enabled()))  # fmt: skip
+    for asked in ("true", "false"):
+        assert fit(gptlit, text_file, f"--trainer.detect_anomaly={asked}").code == 0
+    assert looked == [True] * 4 + [False] * 4
+    assert not torch.is_anomaly_enabled()
+
+
+def test_overfitting_sees_its_batches_in_every_epoch(
+    gptlit: Call, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(LitGPT, "on_train_batch_start", lambda _, batch, __: seen.append(batch[0]))
+    options = ["--trainer.overfit_batches=2", "--trainer.max_steps=6"]
+    assert fit(gptlit, text_file, *options).code == 0
+    assert len(seen) == 6
+    assert all(torch.equal(batch, seen[index % 2]) for index, batch in enumerate(seen))
+    assert not torch.equal(seen[0], seen[1])
 
 
 def test_lightnings_own_options_pass_through(gptlit: Call, text_file: Path) -> None:

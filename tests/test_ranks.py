@@ -1,15 +1,21 @@
 """Several processes are one: the same windows, losses, figures and texts, and they end together."""
 
+import multiprocessing
+import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import strategies
 
-from gptlit import checkpoint
+from gptlit import checkpoint, runs, sharding
 from gptlit.__main__ import main
+from gptlit.messages import UsageError
+from gptlit.training import LitGPT
 from tests.conftest import Result, Run, made_up_text, read_metrics
-from tests.ranks import ranks
+from tests.ranks import LIMIT, ranks
 
 Call = Callable[..., Result]
 LAST = "lightning_logs/version_0/checkpoints/last.ckpt"
@@ -94,3 +100,66 @@ def test_two_processes_are_one(gptlit: Call, alone: Run, tmp_path: Path, strateg
         by_two = ranks(tmp_path, verb, f"--ckpt_path={LAST}", both)
         assert by_two[0].out.splitlines() == by_one.out.splitlines()  # to 6 digits, and all counts
     assert gptlit("predict", "--ckpt_path", LAST, "--max_new_tokens=5").code == 0
+
+
+def test_two_nodes_are_one(alone: Run, tmp_path: Path) -> None:
+    """Each with a process; benchmarks/two_nodes.py does it by torchrun."""
+    both = f"--trainer.max_steps={STEPS // 2}"
+    for command in (
+        fit(alone.text, 6, both, "--trainer.strategy=ddp"),
+        ["fit", "--ckpt_path=last", f"--trainer.max_steps={STEPS}"],
+    ):
+        done = ranks(tmp_path, *command, n_nodes=2)
+        assert [each.code for each in done] == [0, 0], done
+    assert [path.name for path in (tmp_path / "lightning_logs").iterdir()] == ["version_0"]
+    assert_same_figures(tmp_path, alone.cwd)
+
+
+@pytest.mark.parametrize("strategy", ["ModelParallelStrategy", "FSDPStrategy"])
+def test_other_ways_to_shard_are_refused(strategy: str) -> None:
+    """They would train ranks apart from each other, or wait for one that writes samples."""
+    with pytest.raises(UsageError, match=rf"--trainer.strategy {strategy}: .* fsdp2"):
+        sharding.check(getattr(strategies, strategy)())
+
+
+# ---------------------------------------------------------------------- ending together
+
+
+def _wait(environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    runs.end_with_launcher()
+    threading.Event().wait()
+
+
+def test_a_process_ends_with_its_launcher() -> None:
+    """A launcher that is another process than its parent, and so has ended before."""
+    told = {"LOCAL_RANK": "1", runs.LAUNCHER: str(os.getppid())}
+    child = multiprocessing.get_context("fork").Process(target=_wait, args=(told,))
+    child.start()
+    try:
+        child.join(LIMIT)
+        assert child.exitcode == 1
+    finally:
+        child.kill()
+        child.join()
+
+
+def test_a_process_started_by_hand_is_not_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(runs.LAUNCHER, raising=False)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    before = threading.active_count()
+    runs.end_with_launcher()
+    assert threading.active_count() == before
+
+
+def test_a_lost_process_is_told_in_one_line(
+    gptlit: Call, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: object) -> None:
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [::1]:9367")
+
+    monkeypatch.setattr(LitGPT, "training_step", lost)
+    result = gptlit(*fit(text_file, 6, "--trainer.max_steps=2"))
+    assert result.code == 1
+    assert "gptlit: error: another process of the run has ended" in result.err
+    assert "Traceback" not in result.err
