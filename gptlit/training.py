@@ -11,16 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gptlit import beams, optim, sharding
+from gptlit import beams, optim, resuming, sharding
 from gptlit import checkpoint as checkpoints
 from gptlit import tokenizer as tokenizers
 from gptlit.data import TextDataModule
 from gptlit.drafts import Written
 from gptlit.loaders import IGNORED, Batch
-from gptlit.messages import UsageError
+from gptlit.messages import UsageError, note
 from gptlit.metrics import TextLoss, text_figures
 from gptlit.model import GPT, GPTConfig
 from gptlit.order import hashed
+from gptlit.progress import ends_epoch
 from gptlit.tokenizer import Tokenizer
 
 VOCABULARY_COMES_LATER = 0
@@ -37,7 +38,8 @@ class LitGPT(L.LightningModule):
         lr: Peak learning rate.
         min_lr: Where the cosine ends, and what is held afterwards.
         warmup_steps: Optimizer steps of linear rise from 0 to lr.
-        decay_steps: The step at which min_lr is reached; the run's length when left out.
+        decay_steps: The step at which min_lr is reached. When left out it is the run's last, also
+            of a run that goes on with more steps: it takes the rate of one planned for as many.
         weight_decay: Of AdamW, on matrices only.
         betas: Of AdamW.
         init_from: Weights to begin from, with their sizes and tokenizer: gpt2, gpt2-medium,
@@ -137,6 +139,8 @@ class LitGPT(L.LightningModule):
         self.seed = self.seed or torch.initial_seed() % 2**63
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # what figures are logged under; a validation interval that was changed shifts it
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.global_step
         if self.config.dropout:
             # a function of (seed, step, batch, rank): there is no random state to save or lose
             place = (self.seed, self.global_step, batch_idx, self.global_rank)
@@ -146,15 +150,20 @@ class LitGPT(L.LightningModule):
         inputs, targets = batch  # (B, T), (B, T)
         logits = self(inputs)  # (B, T, V)
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-        n_tokens = (targets != IGNORED).sum()
-        self.train_loss.update(loss.detach() * n_tokens, n_tokens)
+        # a step that is skipped, its loss being no number, is none of the epoch's
+        counts = loss.detach().isfinite()
+        n_tokens = (targets != IGNORED).sum() * counts
+        self.train_loss.update(torch.where(counts, loss.detach(), 0) * n_tokens, n_tokens)
         several = self.trainer.world_size > 1
-        self.log("train/loss", loss, prog_bar=True, sync_dist=several)
+        # for a bar each step is waited for
+        with_bar = self.trainer.progress_bar_callback is not None
+        self.log("train/loss", loss, prog_bar=with_bar, sync_dist=several)
         return loss
 
     def on_train_epoch_end(self) -> None:
-        self.log("train/loss_epoch", self.train_loss.compute())
-        self.train_loss.reset()
+        if ends_epoch(self.trainer):  # rather than the run, which may be gone on with
+            self.log("train/loss_epoch", self.train_loss.compute())
+            self.train_loss.reset()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         every = self.trainer.log_every_n_steps
@@ -241,6 +250,12 @@ class LitGPT(L.LightningModule):
                 "--model.decay_steps: the run has no length to spread the schedule over; give "
                 "--trainer.max_steps, --trainer.max_epochs or --model.decay_steps"
             )
+        if not self.min_lr and end < (self.run_length() or sys.maxsize):
+            raise UsageError(
+                f"--model.decay_steps {end}: the run goes on beyond it, at a learning rate of "
+                "--model.min_lr 0, so that it would learn nothing; give a min_lr above 0, or leave "
+                "decay_steps out"
+            )
         return end
 
     def run_length(self) -> int | None:
@@ -297,6 +312,25 @@ class LitGPT(L.LightningModule):
                 for name, total in described.get("epoch_loss", {}).items():
                     getattr(self.train_loss, name).copy_(total)
             self._apply_own_options(checkpoint)
+            accumulated = self.trainer.accumulate_grad_batches
+            per_step, per_epoch = self.text.windows_per_step, self.text.steps_per_epoch
+            resuming.recount(checkpoint, per_step, accumulated, per_epoch)
+            resuming.complete_batch(checkpoint)
+            self._check_validation(checkpoint, described["text"])
+
+    def _check_validation(self, checkpoint: dict[str, Any], trained: dict[str, Any]) -> None:
+        """Compare figures only with those of the same text."""
+        text = self.text.describe_text()
+        if resuming.same_split("val", trained, text):
+            return
+        resuming.forget_scores(checkpoint, "val/loss")
+        if self.trainer.is_global_zero:
+            note(
+                "warning: the validation text is not the one of before: what is best, and "
+                "early stopping's count, begin anew"
+            )
+            if resuming.was_trained_on("val", trained, text):
+                note("warning: the val split overlaps the text that the model was trained on")
 
     def check_fits(self, described: dict[str, Any]) -> None:
         """Refuse a checkpoint whose weights are of another model than this one's options.
@@ -316,9 +350,10 @@ class LitGPT(L.LightningModule):
     def _apply_own_options(self, checkpoint: dict[str, Any]) -> None:
         """Let this model's options win over those in a checkpoint's optimizer and schedule.
 
-        Where they are the same, the values are too, bit for bit. A limit of time counts anew.
+        Where they are the same, the values are too, bit for bit.
         """
         factor = self._schedule()
+        rates = [rate for each in checkpoint["lr_schedulers"] for rate in each["_last_lr"]]
         for scheduler in checkpoint["lr_schedulers"]:
             scheduler["base_lrs"] = [self.lr for _ in scheduler["base_lrs"]]
             rate = self.lr * factor(scheduler["last_epoch"])
@@ -328,8 +363,9 @@ class LitGPT(L.LightningModule):
                 for group, decay in zip(optimizer["param_groups"], decays, strict=True):
                     group |= {"lr": rate, "initial_lr": self.lr, "betas": self.betas}
                     group["weight_decay"] = decay
-        for name in [name for name in checkpoint["callbacks"] if name.startswith("Timer")]:
-            del checkpoint["callbacks"][name]
+            if rates[0] != rate and self.trainer.is_global_zero:
+                step = checkpoint["global_step"]
+                note(f"the learning rate goes on at step {step}: {rates[0]:.4g} -> {rate:.4g}")
 
 
 def _check_optimization(

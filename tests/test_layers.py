@@ -52,6 +52,7 @@ FIRST = {
     "checkpoint",
     "accounting",
     "preflight",
+    "resuming",
     "arguments",
     "prompts",
     "modes",
@@ -63,7 +64,21 @@ FIRST = {
     "predict",
     "survey",
 }
-SECOND = {"data", "sharding", "training", "callbacks", "runs", "summary"}
+SECOND = {
+    "data",
+    "sharding",
+    "training",
+    "progress",
+    "callbacks",
+    "guard",
+    "stopping",
+    "records",
+    "saving",
+    "runs",
+    "endings",
+    "quiet",
+    "summary",
+}
 TOP = {"cli", "predict_devices", "__main__", "__init__"}
 FLOORS = [GROUND, FIRST, SECOND, TOP]
 
