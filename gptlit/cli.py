@@ -392,7 +392,8 @@ def main(arguments: Sequence[str]) -> None:
         UsageError: an option, a config, a text or a checkpoint that can't work.
     """
     verb, *rest = arguments
-    with quiet():
+    runs.end_with_launcher()
+    with quiet(), runs.telling_of_lost_ranks():
         if verb == "predict":
             from gptlit import predict_devices
 

@@ -5,12 +5,15 @@ lightning_logs/version_N/
 """
 
 import contextlib
+import os
 import shutil
 import signal
 import textwrap
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Thread
 from typing import Any, TypeVar
 
 import lightning as L
@@ -22,11 +25,14 @@ from lightning.pytorch.loggers import Logger
 
 from gptlit import checkpoint
 from gptlit.assets import leftovers, write_atomically
-from gptlit.messages import UsageError
+from gptlit.messages import RunError, UsageError
 from gptlit.records import Curves, Table, cut
 from gptlit.saving import BestCheckpoint, RunCheckpoint
 
 T = TypeVar("T")
+
+LAUNCHER = "GPTLIT_LAUNCHER"  # the environment variable with the process id of rank 0
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # gloo's
 
 
 def on_rank_zero() -> bool:
@@ -55,6 +61,45 @@ def part() -> None:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+
+
+def end_with_launcher() -> None:
+    """Let this process end when the one that launched it for a share of the work has.
+
+    One whose launcher was killed before all had met would wait half an hour for it. A process
+    that was started by hand, or by a cluster, isn't watched.
+    """
+    if "LOCAL_RANK" not in os.environ:
+        os.environ[LAUNCHER] = str(os.getpid())  # for those that Lightning launches from here
+        return
+    by_torchrun = torch.distributed.is_torchelastic_launched()
+    launcher = os.getppid() if by_torchrun else int(os.environ.get(LAUNCHER, 0))
+    if launcher and launcher != os.getpid():
+        Thread(target=_watch, args=(launcher,), daemon=True).start()
+
+
+def _watch(launcher: int) -> None:
+    while os.getppid() == launcher:
+        time.sleep(1)
+    os._exit(1)  # the main thread may be waiting where no exception reaches it
+
+
+@contextlib.contextmanager
+def telling_of_lost_ranks() -> Iterator[None]:
+    """Say in one line that another process has ended, where this one can't go on without.
+
+    Raises:
+        RunError: instead of the error of whatever was waited for.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in LOST):
+            raise
+        raise RunError(
+            "another process of the run has ended, and what it said stands above; a fit goes on "
+            "from what it saved by gptlit fit --ckpt_path last"
+        ) from error
 
 
 def refusing(function: Callable[..., T], *arguments: Any, **options: Any) -> T:

@@ -1,6 +1,7 @@
 """LitGPT: a GPT with its loss, its optimizer and its figures, as a LightningModule."""
 
 import dataclasses
+import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gptlit import beams, optim, resuming
+from gptlit import beams, optim, resuming, sharding
 from gptlit import checkpoint as checkpoints
 from gptlit import tokenizer as tokenizers
 from gptlit.data import TextDataModule
@@ -82,8 +83,6 @@ class LitGPT(L.LightningModule):
         self.seed = 0
         self.evaluated: dict[str, float] = {}  # the last validation's figures, and its step
         self.train_loss = TextLoss()
-        # kept in checkpoints, so that a resumed epoch's mean is that of the whole epoch
-        self.train_loss.persistent(True)
         self.val_loss = TextLoss()
         self.slice_loss = TextLoss()
 
@@ -95,8 +94,11 @@ class LitGPT(L.LightningModule):
             if self.first_weights is not None:
                 self.net.load_state_dict(self.first_weights)
                 self.first_weights, self.has_begun = None, True
+            sharding.check(self.trainer.strategy)
             if self.compile_net:
                 self.net.compile()  # in place, so that weights keep their names
+            if self.device_mesh is not None:
+                sharding.shard(self.net, self.device_mesh["data_parallel"])
 
     def _build(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
@@ -264,8 +266,15 @@ class LitGPT(L.LightningModule):
         if self.trainer.max_steps >= 0:
             ends.append(self.trainer.max_steps)
         if self.trainer.max_epochs is not None and self.trainer.max_epochs >= 0:
-            ends.append(self.trainer.max_epochs * self.text.steps_per_epoch)
+            ends.append(self.trainer.max_epochs * self._steps_per_epoch())
         return min(ends, default=None)
+
+    def _steps_per_epoch(self) -> int:
+        """Of the text's, those that limit_train_batches and overfit_batches leave."""
+        accumulated = self.trainer.accumulate_grad_batches
+        whole, limit = self.text.steps_per_epoch, self.trainer.limit_train_batches
+        batches = limit if isinstance(limit, int) else int(limit * whole * accumulated)
+        return min(whole, math.ceil(batches / accumulated))  # Lightning steps on a rest, too
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -276,6 +285,12 @@ class LitGPT(L.LightningModule):
         checkpoint[checkpoints.KEY] = checkpoints.describe(
             self.config, self.tokenizer, text, self.run_config, self.seed, self.evaluated
         )
+        # the sums of all ranks, so that a resumed epoch's mean is that of the whole epoch
+        epoch = {"nats": self.train_loss.nats, "tokens": self.train_loss.tokens}
+        checkpoint[checkpoints.KEY]["epoch_loss"] = {
+            name: self.trainer.strategy.reduce(part.clone(), reduce_op="sum")
+            for name, part in epoch.items()
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         described = checkpoint[checkpoints.KEY]
@@ -293,6 +308,9 @@ class LitGPT(L.LightningModule):
                 f"against {self.tokenizer.kind} of {self.tokenizer.vocab_size}"
             )
         if self.trainer.state.fn == "fit":
+            if self.trainer.is_global_zero:
+                for name, total in described.get("epoch_loss", {}).items():
+                    getattr(self.train_loss, name).copy_(total)
             self._apply_own_options(checkpoint)
             accumulated = self.trainer.accumulate_grad_batches
             per_step, per_epoch = self.text.windows_per_step, self.text.steps_per_epoch

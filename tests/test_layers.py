@@ -66,6 +66,7 @@ FIRST = {
 }
 SECOND = {
     "data",
+    "sharding",
     "training",
     "progress",
     "callbacks",

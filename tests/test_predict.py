@@ -17,7 +17,7 @@ from gptlit.__main__ import main
 from gptlit.beams import search
 from gptlit.drafts import Written
 from gptlit.predict_devices import in_order
-from tests.conftest import Result, Run
+from tests.conftest import Result, Run, launched
 
 Call = Callable[..., Result]
 
@@ -50,17 +50,13 @@ def test_the_trainer_writes_the_same(gptlit: Call, run: Run) -> None:
     assert through.out == plain.out
 
 
-def test_two_devices_write_the_same(run: Run, tmp_path: Path) -> None:
+def test_two_devices_write_the_same(gptlit: Call, run: Run, tmp_path: Path) -> None:
     path = run.folder / "checkpoints" / "last.ckpt"
-    command = [sys.executable, "-m", "gptlit", "predict", f"--ckpt_path={path}"]
-    command += ["--max_new_tokens=15", "--num_samples=3"]
+    command = ["predict", f"--ckpt_path={path}", "--max_new_tokens=15", "--num_samples=3"]
     devices = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
-    outputs = [
-        subprocess.run(one, cwd=tmp_path, capture_output=True, text=True, timeout=55)
-        for one in (command, command + devices)
-    ]
-    assert [done.returncode for done in outputs] == [0, 0], outputs[1].stderr
-    assert outputs[0].stdout == outputs[1].stdout
+    both = launched(tmp_path, *command, *devices)
+    assert both.code == 0, both.err
+    assert both.out == gptlit(*command).out
 
 
 def test_greedy_is_temperature_zero_is_top_1(gptlit: Call, run: Run) -> None:
