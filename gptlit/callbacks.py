@@ -86,17 +86,18 @@ class SampleText(Callback):
         self._written_at = step
         assert isinstance(module, LitGPT)
         assert module.tokenizer is not None
-        texts = [
-            generate(
-                module.net,
-                module.tokenizer,
-                prompt,
-                seed=self.seed,
-                unknown="skip",
-                **self.settings,
-            )
-            for prompt in self.prompts
-        ]
+        with module.averaged_weights():
+            texts = [
+                generate(
+                    module.net,
+                    module.tokenizer,
+                    prompt,
+                    seed=self.seed,
+                    unknown="skip",
+                    **self.settings,
+                )
+                for prompt in self.prompts
+            ]
         head = f"step {step}, {figure} {trainer.callback_metrics[figure]:.4f}"
         if texts:
             lines = texts[0].strip("\n").split("\n")[: self.CONSOLE_LINES]

@@ -193,7 +193,7 @@ def test_weights_gradients_and_moments_are_those_there(
     precision: str, dtype: torch.dtype | None
 ) -> None:
     model = gpt(tie_weights=False).to(dtype)
-    optimizer = optim.adamw(model, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=False)
+    optimizer = optim.build(model, optim.Recipe())
     loss_of(model, *batch(model, 2), precision).backward()
     optimizer.step()
     state = [value for values in optimizer.state.values() for value in values.values()]
