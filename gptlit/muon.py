@@ -140,7 +140,7 @@ class Muon(torch.optim.Optimizer):
             for index, update in zip(indices, done, strict=True):
                 rows, columns = momenta[index].shape
                 is_tall = rows > columns
-                updates[index] = update.mT * math.sqrt(rows / columns) if is_tall else update
+                updates[index] = update.mul_(math.sqrt(rows / columns)).mT if is_tall else update
         return updates
 
     def _step_by_adamw(self, group: dict[str, Any]) -> None:

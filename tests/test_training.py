@@ -3,12 +3,14 @@
 import csv
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from gptlit import checkpoint
 from gptlit.callbacks import SampleText, Throughput
@@ -334,6 +336,17 @@ def test_a_run_by_a_constant_rate_needs_no_length(kit: Kit) -> None:
         max_steps=-1, max_time={"seconds": 1}, model={"schedule": "constant", "lr": 0.01}
     )
     assert trainer.optimizers[0].param_groups[0]["lr"] == 0.01
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [({"optimizer": "muon"}, "--model.optimizer muon"), ({"ema": 0.9}, "--model.ema 0.9")],
+)
+def test_sharded_weights_are_refused(options: dict[str, Any], told: str) -> None:
+    lit = LitGPT(**SIZES, **options)
+    lit._trainer = SimpleNamespace(strategy=ModelParallelStrategy())  # type: ignore[assignment]
+    with pytest.raises(UsageError, match=f"{told}: needs each process to have all weights"):
+        lit.configure_optimizers()
 
 
 def test_another_optimizers_run_is_not_gone_on_with(kit: Kit) -> None:
