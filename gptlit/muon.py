@@ -10,14 +10,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.adamw import adamw
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 STEPS = 5
 SMALLEST_NORM = 1e-7
-# from this ratio of sides on, working on the small square of a matrix is faster
-WIDE = 2
 FUSED = ("cpu", "cuda")
 
 
@@ -38,27 +36,34 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     values alone. It doesn't converge to 1: its coefficients are those that lift small values
     fastest. Values below about a thousandth of the matrix's norm stay smaller.
 
-    In float32, wide matrices are multiplied once, by a polynomial of their small square X X',
-    which the same steps give for half of the operations. The squares take too much of bfloat16's
-    precision for that.
+    In float32 all steps are made on X X' (X' X of a tall matrix), whose polynomial X is then
+    multiplied by once: the same result for about half of the operations where one side is four
+    times the other. Squares take too much of bfloat16's precision for that.
 
     Args:
         matrices: (N, rows, columns), float32 or bfloat16.
 
     Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks".
     """
-    a, b, c = COEFFICIENTS
     is_tall = matrices.size(1) > matrices.size(2)
-    x = matrices.mT if is_tall else matrices  # (N, m, n), m <= n
+    if matrices.dtype == torch.bfloat16:
+        done = _iterated(matrices.mT if is_tall else matrices)
+        return done.mT if is_tall else done
+    square = torch.bmm(matrices.mT, matrices) if is_tall else torch.bmm(matrices, matrices.mT)
+    norm = square.diagonal(dim1=1, dim2=2).sum(dim=1).sqrt().clamp(min=SMALLEST_NORM)[:, None, None]
+    product = _polynomial(square / norm.square()) / norm
+    return torch.bmm(matrices, product) if is_tall else torch.bmm(product, matrices)
+
+
+def _iterated(x: Tensor) -> Tensor:
+    """The steps on (N, m, n) matrices themselves."""
+    a, b, c = COEFFICIENTS
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=SMALLEST_NORM)
-    if x.size(2) >= WIDE * x.size(1) and x.dtype != torch.bfloat16:
-        x = torch.bmm(_polynomial(torch.bmm(x, x.mT)), x)
-    else:
-        for _ in range(STEPS):
-            square = torch.bmm(x, x.mT)  # (N, m, m)
-            square = torch.baddbmm(square, square, square, beta=b, alpha=c)
-            x = torch.baddbmm(x, square, x, beta=a)
-    return x.mT if is_tall else x
+    for _ in range(STEPS):
+        square = torch.bmm(x, x.mT)  # (N, m, m)
+        square = torch.baddbmm(square, square, square, beta=b, alpha=c)
+        x = torch.baddbmm(x, square, x, beta=a)
+    return x
 
 
 def _polynomial(square: Tensor) -> Tensor:
@@ -75,11 +80,6 @@ def _polynomial(square: Tensor) -> Tensor:
     return product
 
 
-def _turned(matrix: Tensor) -> Tensor:
-    """A matrix on its side, if it is taller than wide."""
-    return matrix.mT if matrix.size(0) > matrix.size(1) else matrix
-
-
 class Muon(torch.optim.Optimizer):
     """Muon on some parameters, AdamW on the others.
 
@@ -88,8 +88,8 @@ class Muon(torch.optim.Optimizer):
         m <- momentum m + (1 - momentum) g
         w <- (1 - lr weight_decay) w - lr s O((1 - momentum) g + momentum m)
 
-    where O is `orthogonalize` and s is sqrt(max(1, rows / columns)). Matrices of one shape, or of
-    one turned on its side, are computed together. That of queries, keys and values is one matrix.
+    where O is `orthogonalize` and s is sqrt(max(1, rows / columns)). Matrices of one shape are
+    computed together. That of queries, keys and values is one matrix.
 
     A group with "betas" is AdamW's. Parameters without a gradient are left alone.
 
@@ -118,30 +118,19 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def _step_by_muon(self, group: dict[str, Any]) -> None:
-        weights = [weight for weight in group["params"] if weight.grad is not None]
-        if not weights:
-            return
-        gradients = [weight.grad for weight in weights]
-        momenta = [self._state(weight, "momentum_buffer") for weight in weights]
-        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-        updates = self._updates(torch._foreach_lerp(gradients, momenta, group["momentum"]))
-        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(weights, updates, alpha=-group["lr"])
-
-    def _updates(self, momenta: Sequence[Tensor]) -> list[Tensor]:
-        """Each matrix orthogonalised and scaled, by one batch for all of a shape."""
-        batches: dict[Any, list[int]] = defaultdict(list)
-        for index, momentum in enumerate(momenta):
-            batches[(*sorted(momentum.shape), momentum.device)].append(index)
-        updates = list(momenta)
-        for (_, _, device), indices in batches.items():
-            wide = [_turned(momenta[index]) for index in indices]
-            done = orthogonalize(torch.stack(wide).to(working_dtype(device))).to(wide[0].dtype)
-            for index, update in zip(indices, done, strict=True):
-                rows, columns = momenta[index].shape
-                is_tall = rows > columns
-                updates[index] = update.mul_(math.sqrt(rows / columns)).mT if is_tall else update
-        return updates
+        batches: dict[Any, list[Tensor]] = defaultdict(list)
+        for weight in group["params"]:
+            if weight.grad is not None:
+                batches[(weight.shape, weight.dtype, weight.device)].append(weight)
+        for (shape, dtype, device), weights in batches.items():
+            gradients = [weight.grad for weight in weights if weight.grad is not None]
+            momenta = [self._state(weight, "momentum_buffer") for weight in weights]
+            torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+            ahead = torch.stack(torch._foreach_lerp(gradients, momenta, group["momentum"]))
+            updates = orthogonalize(ahead.to(working_dtype(device))).to(dtype)
+            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+            scale = math.sqrt(max(1.0, shape[0] / shape[1]))
+            torch._foreach_add_(weights, updates.unbind(), alpha=-group["lr"] * scale)
 
     def _step_by_adamw(self, group: dict[str, Any]) -> None:
         weights = [weight for weight in group["params"] if weight.grad is not None]
@@ -169,7 +158,7 @@ class Muon(torch.optim.Optimizer):
             maximize=False,
         )
 
-    def _state(self, weight: nn.Parameter, name: str) -> Tensor:
+    def _state(self, weight: Tensor, name: str) -> Tensor:
         """What is remembered of a parameter under a name; zeros at first."""
         state = self.state[weight]
         if name not in state:

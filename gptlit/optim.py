@@ -36,7 +36,7 @@ class Recipe:
         steps = self.decay_steps
         would_work = {
             "lr": (0 < self.lr < math.inf, "must be above 0; 1e-3 is usual for a small model"),
-            "muon_lr": (0 < self.muon_lr < math.inf, "must be above 0; 0.02 is usual"),
+            "muon_lr": (0 < self.muon_lr < math.inf, "must be above 0; 0.012 is usual"),
             "min_lr": (0 <= self.min_lr <= self.lr, f"must lie between 0 and --model.lr {self.lr}"),
             "warmup_steps": (self.warmup_steps >= 0, "must be 0 or more"),
             "decay_steps": (steps is None or steps >= 1, "must be 1 or more, or left out"),
