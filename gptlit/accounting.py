@@ -3,14 +3,18 @@
 Shapes: B batch, T time, V vocabulary, C channels, H heads. Sizes are in bytes.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from gptlit import optim
 from gptlit.config import DropoutPlace
 from gptlit.model import GPT, GPTConfig
+from gptlit.optim import Recipe
 
+ADAMW = Recipe()
 COMPONENTS = ("embedding", "attention", "mlp", "norms", "head")
 # tokens per parameter at which a given amount of compute trains best (Hoffmann et al. 2022)
 RULE_OF_20 = 20
@@ -44,12 +48,25 @@ def trainable(model: GPT) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def decayed(model: GPT) -> tuple[int, int]:
+def decayed(model: GPT, recipe: Recipe = ADAMW) -> tuple[int, int]:
     """Trainable parameters that weight decay shrinks, and those it leaves alone."""
     counts = {True: 0, False: 0}
-    for group in optim.parameter_groups(model.named_parameters(), weight_decay=1.0):
-        counts[group["weight_decay"] > 0] += sum(p.numel() for p in group["params"])
+    for part, options in _groups(model, recipe):
+        counts[options["weight_decay"] > 0] += sum(p.numel() for p in part)
     return counts[True], counts[False]
+
+
+def _groups(model: GPT, recipe: Recipe) -> Iterator[tuple[list[nn.Parameter], dict[str, Any]]]:
+    parts = optim.split(model.named_parameters(), recipe.optimizer)
+    yield from zip(parts, optim.group_options(recipe), strict=True)
+
+
+def optimizer_values(model: GPT, recipe: Recipe = ADAMW) -> int:
+    """Numbers that an optimizer remembers: two moments by Adam's rule, one by momentum."""
+    return sum(
+        (2 if "betas" in options else options["momentum"] > 0) * sum(p.numel() for p in part)
+        for part, options in _groups(model, recipe)
+    )
 
 
 def matmul_parameters(model: GPT) -> int:
@@ -126,21 +143,32 @@ class Memory:
     gradients: int
     optimizer: int
     activations: int
+    average: int = 0  # of the weights
 
     @property
     def total(self) -> int:
         """All of them; not all need be there at the same moment."""
-        return self.weights + self.gradients + self.optimizer + self.activations
+        trained = self.weights + self.gradients + self.optimizer + self.average
+        return trained + self.activations
 
 
-def memory(model: GPT, batch_size: int, precision: str, device: str = "cpu") -> Memory:
-    """What training with AdamW takes on one device.
+def memory(
+    model: GPT,
+    batch_size: int,
+    precision: str,
+    device: str = "cpu",
+    recipe: Recipe = ADAMW,
+    averaged: bool = False,
+) -> Memory:
+    """What training takes on one device.
 
     Args:
         model: A GPT.
         batch_size: B, windows that one forward pass takes; each has block_size tokens.
         precision: By Lightning's name.
         device: cpu or cuda, whose kernels keep different things.
+        recipe: With the optimizer; AdamW when left out.
+        averaged: Whether a moving average of the weights is kept, in float32 at least.
     """
     sizes = bytes_of(precision)
     kept = Kept(model.config, batch_size, sizes, device)
@@ -151,8 +179,9 @@ def memory(model: GPT, batch_size: int, precision: str, device: str = "cpu") -> 
     return Memory(
         weights=model.num_parameters() * sizes.weight,
         gradients=n_trainable * sizes.weight,
-        optimizer=2 * n_trainable * sizes.weight,  # AdamW's two moments
+        optimizer=optimizer_values(model, recipe) * sizes.weight,
         activations=kept.peak() + copies,
+        average=model.num_parameters() * max(4, sizes.weight) if averaged else 0,
     )
 
 

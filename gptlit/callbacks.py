@@ -94,20 +94,21 @@ class SampleText(Callback):
         self._written_at = step
         assert isinstance(module, LitGPT)
         assert module.tokenizer is not None
-        net = sharding.whole(module.net)
-        if net is None:
-            return
-        texts = [
-            generate(
-                net,
-                module.tokenizer,
-                prompt,
-                seed=self.seed,
-                unknown="skip",
-                **self.settings,
-            )
-            for prompt in self.prompts
-        ]
+        with module.averaged_weights():
+            net = sharding.whole(module.net)
+            if net is None:
+                return
+            texts = [
+                generate(
+                    net,
+                    module.tokenizer,
+                    prompt,
+                    seed=self.seed,
+                    unknown="skip",
+                    **self.settings,
+                )
+                for prompt in self.prompts
+            ]
         head = f"step {step}, {figure} {trainer.callback_metrics.get(figure, math.nan):.4f}"
         if texts:
             lines = texts[0].strip("\n").split("\n")[: self.CONSOLE_LINES]

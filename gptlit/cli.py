@@ -327,7 +327,9 @@ class GptlitCLI(LightningCLI):
         if self.summarize:
             print(summary.report(trainer, model, self.precision_reason))
             return
-        training = preflight.Training(model.lr, model.warmup_steps, model.betas, model.weight_decay)
+        # the checks train by AdamW, which SGD's rates are far too high for
+        lr = preflight.LEAST_LR if model.optimizer == "sgd" else model.lr
+        training = preflight.Training(lr, model.warmup_steps, model.betas, model.weight_decay)
         model.net.to(trainer.strategy.root_device)
         batches, new = data.train_dataloader(), model.init_from is None
         if not preflight.run(model.net, data.tokenizer, batches, training, new=new):

@@ -290,13 +290,10 @@ def distinct_windows(batches: Iterable[Batch], wanted: int) -> Batch:
 
 def _trained(model: GPT, batch: Batch, training: Training, *, steps: int) -> Iterator[float]:
     """Train on one batch; gives the loss ahead of each step."""
-    optimizer = optim.adamw(
-        model,
-        lr=training.rate(0),
-        betas=training.betas,
-        weight_decay=training.weight_decay,
-        fused=False,
+    recipe = optim.Recipe(
+        lr=training.rate(0), min_lr=0, betas=training.betas, weight_decay=training.weight_decay
     )
+    optimizer = optim.build(model, recipe)
     for step in range(steps):
         value = loss(model, batch)
         optimizer.zero_grad()

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 import lightning as L
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from gptlit import accounting
+from gptlit import accounting, losses
 from gptlit.callbacks import duration
 from gptlit.loaders import Batch
 from gptlit.model import GPT, NoPositions
@@ -23,6 +22,7 @@ LONGEST_NAME = 50
 WARMUP_STEPS = 3
 PROBE_STEPS = 20
 PROBE_SECONDS = 4.0
+OPTIMIZERS = {"adamw": "AdamW", "adam": "Adam", "sgd": "SGD", "muon": "Muon, AdamW"}
 Rows = list[tuple[str, str]]
 
 
@@ -36,13 +36,15 @@ def report(trainer: L.Trainer, module: LitGPT, precision_reason: str = "") -> st
     """
     net, text = module.net, module.text
     device = trainer.strategy.root_device
-    memory = accounting.memory(net, text.batch_size, str(trainer.precision), device.type)
+    memory = accounting.memory(
+        net, text.batch_size, str(trainer.precision), device.type, module.recipe, bool(module.ema)
+    )
     where = f"{text.batch_size} windows of {text.block_size} tokens, {trainer.precision}"
     why = f"{trainer.precision}: {precision_reason}" if precision_reason else ""
     sections = {
         "model": tree(net),
         "parameters": aligned(parameter_rows(module)),
-        f"memory on each device ({where})": aligned(memory_rows(memory)),
+        f"memory on each device ({where})": aligned(memory_rows(memory, module.optimizer)),
         "operations": aligned(flops_rows(module)),
         "training": aligned(training_rows(module)),
         "time": aligned(time_rows(trainer, module)),
@@ -132,7 +134,7 @@ def parameter_rows(module: LitGPT) -> Rows:
         for name, count in counts.items()
         if count
     ]
-    decayed, undecayed = accounting.decayed(net)
+    decayed, undecayed = accounting.decayed(net, module.recipe)
     rows.append(("total", _share(total, total)))
     rows.append(("trainable", _share(accounting.trainable(net), total)))
     rows.append(("weight decay", _share(decayed, total)))
@@ -147,12 +149,13 @@ def size(n_bytes: int) -> str:
     return f"{n_bytes / 1e6:.{1 if n_bytes >= 1e7 else 2}f} MB"
 
 
-def memory_rows(memory: accounting.Memory) -> Rows:
+def memory_rows(memory: accounting.Memory, optimizer: str = "adamw") -> Rows:
     """Bytes by what for."""
     parts = {
         "weights": memory.weights,
         "gradients": memory.gradients,
-        "optimizer (AdamW)": memory.optimizer,
+        f"optimizer ({OPTIMIZERS[optimizer]})": memory.optimizer,
+        **({"moving average": memory.average} if memory.average else {}),
         "activations at peak": memory.activations,
         "total, at most": memory.total,
     }
@@ -263,7 +266,7 @@ def measure(
             inputs, targets = (part[:n_windows].to(device) for part in next(loader))
             with precision.forward_context():
                 logits = module(inputs)
-                loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+                loss, _ = losses.objective(logits, targets, module.label_smoothing, module.z_loss)
             loss.backward()
 
     def update() -> None:

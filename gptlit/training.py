@@ -1,5 +1,6 @@
 """LitGPT: a GPT with its loss, its optimizer and its figures, as a LightningModule."""
 
+import contextlib
 import dataclasses
 import math
 import sys
@@ -9,11 +10,13 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 
-from gptlit import beams, optim, resuming, sharding
+from gptlit import beams, losses, optim, resuming, sharding
 from gptlit import checkpoint as checkpoints
 from gptlit import tokenizer as tokenizers
+from gptlit.averaging import Average
 from gptlit.data import TextDataModule
 from gptlit.drafts import Written
 from gptlit.loaders import IGNORED, Batch
@@ -26,6 +29,8 @@ from gptlit.tokenizer import Tokenizer
 
 VOCABULARY_COMES_LATER = 0
 # options that a checkpoint's weights don't depend on, so that a resumed run may change them
+AVERAGED = "averaged"  # under which a checkpoint has what its weights are the average of
+SHARDING = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
 NOT_IN_WEIGHTS = ("vocab_size", "dropout", "dropout_at", "attention", "init", "zero_init")
 
 
@@ -35,13 +40,26 @@ class LitGPT(L.LightningModule):
     The net itself is built in `configure_model`, when the text and so the vocabulary is known.
 
     Args:
-        lr: Peak learning rate.
-        min_lr: Where the cosine ends, and what is held afterwards.
+        lr: Peak learning rate; of sgd 0.1 and more is usual.
+        min_lr: Where the schedule ends, and what is held afterwards.
         warmup_steps: Optimizer steps of linear rise from 0 to lr.
         decay_steps: The step at which min_lr is reached. When left out it is the run's last, also
             of a run that goes on with more steps: it takes the rate of one planned for as many.
-        weight_decay: Of AdamW, on matrices only.
-        betas: Of AdamW.
+        weight_decay: Of adamw and sgd, on all matrices; of muon, on its own; adam has none.
+        betas: Of adamw and adam, and of muon's AdamW.
+        optimizer: adamw; adam, without weight decay; sgd, with Nesterov's momentum; muon, which
+            makes the directions of a matrix's update equally large (Jordan et al. 2024), for the
+            blocks' matrices, and AdamW at `lr` for embeddings, head, norms and biases.
+        muon_lr: Peak learning rate of muon's matrices; its schedule is that of lr.
+        momentum: Of sgd, 0.9 when left out, and of muon, 0.95.
+        schedule: After the warmup: cosine, half a wave down to min_lr; linear, straight down;
+            wsd (warmup, stable, decay), held, then straight down; constant, held.
+        decay_fraction: Of wsd, the share of the steps to decay_steps in which lr decays.
+        ema: Decay of a moving average of the weights, which is validated, sampled from and saved
+            in their place, such as 0.999, the last 1,000 steps or so; 0 for none.
+        label_smoothing: Of the training target, the share spread evenly over the vocabulary.
+        z_loss: Weight of the squared logarithm of the softmax's denominator, in training only;
+            1e-4 is usual (PaLM). Logged losses are without it, and without smoothing.
         init_from: Weights to begin from, with their sizes and tokenizer: gpt2, gpt2-medium,
             gpt2-large, gpt2-xl, a folder in Hugging Face's format, or a checkpoint of gptlit.
         compile: Let torch.compile fuse the net's operations; checkpoints are the same. On a CPU
@@ -58,19 +76,38 @@ class LitGPT(L.LightningModule):
         decay_steps: int | None = None,
         weight_decay: float = 0.1,
         betas: tuple[float, float] = (0.9, 0.95),
+        optimizer: optim.Optimizer = "adamw",
+        muon_lr: float = 0.012,
+        momentum: float | None = None,
+        schedule: optim.Schedule = "cosine",
+        decay_fraction: float = 0.5,
+        ema: float = 0.0,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
         init_from: str | None = None,
         compile: bool = False,
         **gpt: Any,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        _check_optimization(lr, min_lr, warmup_steps, decay_steps, weight_decay, betas)
         self.lr = lr
         self.min_lr = min_lr
         self.warmup_steps = warmup_steps
         self.decay_steps = decay_steps
         self.weight_decay = weight_decay
         self.betas = betas
+        self.optimizer = optimizer
+        self.muon_lr = muon_lr
+        self.momentum = momentum
+        self.schedule = schedule
+        self.decay_fraction = decay_fraction
+        _ = self.recipe  # which checks the options
+        self.ema = ema
+        self.label_smoothing = label_smoothing
+        self.z_loss = z_loss
+        _check_additions(ema, label_smoothing, z_loss)
+        self.average: Average | None = None  # of the weights, while training
+        self.average_before: tuple[dict[str, Tensor], int] | None = None  # of the checkpoint
         self.init_from = init_from
         self.compile_net = compile
         self.first_weights: dict[str, Tensor] | None = None  # of init_from, set by who read them
@@ -149,7 +186,7 @@ class LitGPT(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         inputs, targets = batch  # (B, T), (B, T)
         logits = self(inputs)  # (B, T, V)
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        minimised, loss = losses.objective(logits, targets, self.label_smoothing, self.z_loss)
         # a step that is skipped, its loss being no number, is none of the epoch's
         counts = loss.detach().isfinite()
         n_tokens = (targets != IGNORED).sum() * counts
@@ -158,7 +195,7 @@ class LitGPT(L.LightningModule):
         # for a bar each step is waited for
         with_bar = self.trainer.progress_bar_callback is not None
         self.log("train/loss", loss, prog_bar=with_bar, sync_dist=several)
-        return loss
+        return minimised
 
     def on_train_epoch_end(self) -> None:
         if ends_epoch(self.trainer):  # rather than the run, which may be gone on with
@@ -171,7 +208,21 @@ class LitGPT(L.LightningModule):
             return
         grads = (parameter.grad for parameter in self.parameters() if parameter.grad is not None)
         self.log("optim/grad_norm", optim.total_norm(grads))
-        self.log("optim/lr", optimizer.param_groups[0]["lr"])
+        # that of --model.lr; with muon the first group has one of its own
+        self.log("optim/lr", optimizer.param_groups[-1]["lr"])
+
+    def averaged_weights(self) -> contextlib.AbstractContextManager[None]:
+        """The net with the moving average of its weights, if there is one."""
+        return self.average.applied() if self.average else contextlib.nullcontext()
+
+    def on_validation_start(self) -> None:
+        if self.average is not None:
+            self.average.begin()
+
+    def on_validation_end(self) -> None:
+        # after all callbacks, so that they sample from the average as well
+        if self.average is not None:
+            self.average.end()
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         on_validation_split = self.text.has_validation and dataloader_idx == 0
@@ -228,20 +279,43 @@ class LitGPT(L.LightningModule):
 
     # ------------------------------------------------------------------ optimizer
 
+    @property
+    def recipe(self) -> optim.Recipe:
+        """Optimizer and schedule, by the options as they are now."""
+        names = [field.name for field in dataclasses.fields(optim.Recipe)]
+        return optim.Recipe(**{name: getattr(self, name) for name in names})
+
     def configure_optimizers(self) -> Any:
+        self._refuse_parts_of_matrices()
         # a fused step refuses gradient clipping under Lightning's mixed precision
         fused = self.trainer.precision == "32-true"
-        optimizer = optim.adamw(
-            self, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=fused
-        )
+        optimizer = optim.build(self, self.recipe, fused=fused)
+        if self.ema:
+            self.average = Average(self.net, self.ema)
+            if self.average_before is not None:
+                self.average.load(*self.average_before)
+                self.average_before = None
+            # as part of the step, ahead of all who look at what it gave
+            optimizer.register_step_post_hook(self.average.update)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._schedule())
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
 
+    def _refuse_parts_of_matrices(self) -> None:
+        options = {"optimizer muon": self.optimizer == "muon", f"ema {self.ema}": bool(self.ema)}
+        for name, is_given in options.items():
+            if is_given and isinstance(self.trainer.strategy, SHARDING):
+                raise UsageError(
+                    f"--model.{name}: needs each process to have all weights; use "
+                    "--trainer.strategy ddp"
+                )
+
     def _schedule(self) -> Callable[[int], float]:
-        return optim.warmup_cosine(self.warmup_steps, self._decay_end(), self.min_lr / self.lr)
+        if self.schedule == "constant":
+            return optim.schedule(self.recipe, sys.maxsize)
+        return optim.schedule(self.recipe, self._decay_end())
 
     def _decay_end(self) -> int:
         end = self.run_length() if self.decay_steps is None else self.decay_steps
@@ -291,6 +365,12 @@ class LitGPT(L.LightningModule):
             name: self.trainer.strategy.reduce(part.clone(), reduce_op="sum")
             for name, part in epoch.items()
         }
+        if self.average is not None:
+            # whoever writes or evaluates takes the averages; whoever goes on needs both
+            averaged = self.average.averaged().items()
+            prefixed = {checkpoints.NET_PREFIX + name: value for name, value in averaged}
+            checkpoint["state_dict"] = {**checkpoint["state_dict"], **prefixed}
+            checkpoint[AVERAGED] = self.average.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         described = checkpoint[checkpoints.KEY]
@@ -307,7 +387,9 @@ class LitGPT(L.LightningModule):
                 f"{described['tokenizer']['kind']} of {described['config']['vocab_size']} tokens "
                 f"against {self.tokenizer.kind} of {self.tokenizer.vocab_size}"
             )
+        self.average = None
         if self.trainer.state.fn == "fit":
+            self._take_raw_weights(checkpoint)
             if self.trainer.is_global_zero:
                 for name, total in described.get("epoch_loss", {}).items():
                     getattr(self.train_loss, name).copy_(total)
@@ -347,44 +429,51 @@ class LitGPT(L.LightningModule):
                     "can't do without; leave the option out, or begin a new run"
                 )
 
+    def _take_raw_weights(self, checkpoint: dict[str, Any]) -> None:
+        """Of a checkpoint with averaged weights, train those that they are the average of."""
+        if (kept := checkpoint.get(AVERAGED)) is None:
+            return
+        prefix, state = checkpoints.NET_PREFIX, checkpoint["state_dict"]
+        averaged = {name: state[prefix + name] for name in kept["weights"]}
+        self.average_before = (averaged, kept["updates"])
+        raw = {prefix + name: value for name, value in kept["weights"].items()}
+        checkpoint["state_dict"] = {**state, **raw}
+
     def _apply_own_options(self, checkpoint: dict[str, Any]) -> None:
         """Let this model's options win over those in a checkpoint's optimizer and schedule.
 
         Where they are the same, the values are too, bit for bit.
         """
-        factor = self._schedule()
-        rates = [rate for each in checkpoint["lr_schedulers"] for rate in each["_last_lr"]]
+        options = checkpoint.get("hyper_parameters", {})
+        if (made_by := options.get("optimizer", "adamw")) != self.optimizer:
+            raise UsageError(
+                f"--model.optimizer {self.optimizer}: the run was trained by {made_by}, whose "
+                "state is another; leave the option out, or begin a new run from its weights by "
+                "--model.init_from"
+            )
+        factor, groups = self._schedule(), optim.group_options(self.recipe)
         for scheduler in checkpoint["lr_schedulers"]:
-            scheduler["base_lrs"] = [self.lr for _ in scheduler["base_lrs"]]
-            rate = self.lr * factor(scheduler["last_epoch"])
-            scheduler["_last_lr"] = [rate for _ in scheduler["_last_lr"]]
+            before = scheduler["_last_lr"]
+            scheduler["base_lrs"] = [group["lr"] for group in groups]
+            rates = [group["lr"] * factor(scheduler["last_epoch"]) for group in groups]
+            scheduler["_last_lr"] = rates
             for optimizer in checkpoint["optimizer_states"]:
-                decays = (self.weight_decay, 0.0)  # of optim.parameter_groups
-                for group, decay in zip(optimizer["param_groups"], decays, strict=True):
-                    group |= {"lr": rate, "initial_lr": self.lr, "betas": self.betas}
-                    group["weight_decay"] = decay
-            if rates[0] != rate and self.trainer.is_global_zero:
+                saved = optimizer["param_groups"]
+                for old, new, rate in zip(saved, groups, rates, strict=True):
+                    old |= {**new, "initial_lr": new["lr"], "lr": rate}
+            if before != rates and self.trainer.is_global_zero:
                 step = checkpoint["global_step"]
-                note(f"the learning rate goes on at step {step}: {rates[0]:.4g} -> {rate:.4g}")
+                told = f"{before[-1]:.4g} -> {rates[-1]:.4g}"
+                note(f"the learning rate goes on at step {step}: {told}")
 
 
-def _check_optimization(
-    lr: float,
-    min_lr: float,
-    warmup_steps: int,
-    decay_steps: int | None,
-    weight_decay: float,
-    betas: tuple[float, float],
-) -> None:
-    if not lr > 0:
-        raise UsageError(f"--model.lr {lr}: must be above 0; 1e-3 is usual for a small model")
-    if not 0 <= min_lr <= lr:
-        raise UsageError(f"--model.min_lr {min_lr}: must lie between 0 and --model.lr {lr}")
-    if warmup_steps < 0:
-        raise UsageError(f"--model.warmup_steps {warmup_steps}: must be 0 or more")
-    if decay_steps is not None and decay_steps < 1:
-        raise UsageError(f"--model.decay_steps {decay_steps}: must be 1 or more, or left out")
-    if weight_decay < 0:
-        raise UsageError(f"--model.weight_decay {weight_decay}: must be 0 or more; 0.1 is usual")
-    if not all(0 <= beta < 1 for beta in betas):
-        raise UsageError(f"--model.betas {list(betas)}: each must be at least 0 and below 1")
+def _check_additions(ema: float, label_smoothing: float, z_loss: float) -> None:
+    if not 0 <= ema < 1:
+        raise UsageError(f"--model.ema {ema}: must be below 1, such as 0.999, or 0 for none")
+    if not 0 <= label_smoothing < 1:
+        raise UsageError(
+            f"--model.label_smoothing {label_smoothing}: must be at least 0 and below 1; 0.1 is "
+            "usual"
+        )
+    if not 0 <= z_loss < math.inf:
+        raise UsageError(f"--model.z_loss {z_loss}: must be 0 or more; 1e-4 is usual")

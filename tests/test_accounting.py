@@ -12,6 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from gptlit import accounting, optim
+from gptlit.averaging import Average
 from gptlit.model import GPT, GPTConfig
 
 LLAMA = {"norm": "rms", "positions": "rotary", "activation": "swiglu", "bias": False}
@@ -189,20 +190,33 @@ def test_activations_are_those_measured(options: dict, precision: str, tmp_path:
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("32-true", None), ("bf16-true", torch.bfloat16)])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        optim.Recipe(),
+        optim.Recipe(optimizer="adam"),
+        optim.Recipe(optimizer="sgd"),
+        optim.Recipe(optimizer="sgd", momentum=0.0),
+        optim.Recipe(optimizer="muon"),
+    ],
+)
 def test_weights_gradients_and_moments_are_those_there(
-    precision: str, dtype: torch.dtype | None
+    recipe: optim.Recipe, precision: str, dtype: torch.dtype | None
 ) -> None:
     model = gpt(tie_weights=False).to(dtype)
-    optimizer = optim.adamw(model, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=False)
+    optimizer = optim.build(model, recipe)
     loss_of(model, *batch(model, 2), precision).backward()
     optimizer.step()
-    state = [value for values in optimizer.state.values() for value in values.values()]
-    memory = accounting.memory(model, 2, precision)
+    found = [value for values in optimizer.state.values() for value in values.values()]
+    state = [value for value in found if value is not None]
+    memory = accounting.memory(model, 2, precision, recipe=recipe, averaged=True)
+    averages = Average(model, 0.9).averaged().values()
+    assert memory.average == sum(value.nbytes for value in averages)
     assert memory.weights == sum(p.nbytes for p in model.parameters())
     assert memory.gradients == sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
     assert memory.optimizer == sum(value.nbytes for value in state if value.dim())
-    parts = (memory.weights, memory.gradients, memory.optimizer, memory.activations)
-    assert memory.total == sum(parts)
+    parts = (memory.weights, memory.gradients, memory.optimizer, memory.average)
+    assert memory.total == sum(parts) + memory.activations
 
 
 def test_a_gpu_keeps_dropout_as_booleans_and_no_attention_weights() -> None:

@@ -133,6 +133,29 @@ def test_flags_win_over_the_checkpoints_options(gptlit: Call, text_file: Path) -
     assert content["lr_schedulers"][0]["base_lrs"] == [1e-4, 1e-4]
 
 
+def test_flags_win_over_the_checkpoints_muon(gptlit: Call, text_file: Path) -> None:
+    fit(gptlit, text_file, "--model.optimizer=muon", "--model.schedule=wsd")
+    changed = ["--model.muon_lr=0.02", "--model.lr=2e-3", "--model.min_lr=0.001"]
+    changed += ["--model.momentum=0.9", "--model.weight_decay=0.3", "--trainer.max_steps=6"]
+    changed += ["--model.warmup_steps=2", "--model.schedule=linear"]
+    result = gptlit("fit", "--ckpt_path=last", *changed)
+    assert result.code == 0, result.err
+    content = checkpoint.read("lightning_logs/version_0/checkpoints/last.ckpt")
+    muon, adamw = content["optimizer_states"][0]["param_groups"]
+    assert (muon["lr"], adamw["lr"]) == pytest.approx((0.01, 0.001))  # half of the peak, at the end
+    assert (muon["momentum"], muon["weight_decay"], adamw["weight_decay"]) == (0.9, 0.3, 0)
+    assert content["lr_schedulers"][0]["base_lrs"] == [0.02, 2e-3]
+
+
+def test_another_optimizer_is_refused_and_leaves_the_run(gptlit: Call, text_file: Path) -> None:
+    fit(gptlit, text_file)
+    before = Path("lightning_logs/version_0/config.yaml").read_bytes()
+    result = gptlit("fit", "--ckpt_path=last", "--trainer.max_steps=6", "--model.optimizer=sgd")
+    assert result.code == 2
+    assert "--model.optimizer sgd: the run was trained by adamw" in result.err
+    assert Path("lightning_logs/version_0/config.yaml").read_bytes() == before
+
+
 def test_a_refused_resume_leaves_the_run_as_it_was(gptlit: Call, text_file: Path) -> None:
     fit(gptlit, text_file, "--snapshot_every=2", "--trainer.val_check_interval=2")
     folder = Path("lightning_logs/version_0")
@@ -306,7 +329,7 @@ def test_shipped_configs_train_and_validate_by_steps(
     assert length / every >= 3
     assert length % every == 0  # the end is validated
     assert config["data"]["corpus"] in CORPORA
-    smaller = ["--model.n_layer=1", "--model.n_embd=12", "--model.block_size=8"]
+    smaller = ["--model.n_layer=1", "--model.n_embd=24", "--model.block_size=8"]
     smaller += ["--data.tokenizer=char", "--model.init_from=null"]
     short = ["--trainer.max_steps=2", "--data.batch_size=2", "--samples.max_new_tokens=3"]
     result = gptlit("fit", "--config", name, f"--data.path={text_file}", *smaller, *short)

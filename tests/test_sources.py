@@ -58,6 +58,22 @@ def test_parameter_counts(name: str, vocab_size: int, changes: dict[str, Any], w
         assert f"{wanted:,}" in header
 
 
+def test_the_best_on_a_cpu_keeps_to_its_budget() -> None:
+    """At most 0.81 M parameters, a block of 64, 1,536,000 tokens; each part silent at first."""
+    path = find_config("best_cpu.yaml")
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    options = {name: value for name, value in config["model"].items() if name in FIELDS}
+    model = GPT(GPTConfig(vocab_size=65, **options))
+    blocks = 4 * (4 * 128 * 128 + 2 * 128 * 512 + 2 * 128)  # the last for token shifts
+    assert model.num_parameters() == 2 * 65 * 128 + blocks == 804_096 <= 810_000
+    assert "804,096" in path.read_text(encoding="utf-8").split("model:")[0]
+    tokens = config["trainer"]["max_steps"] * config["data"]["batch_size"] * model.config.block_size
+    assert tokens == 1_536_000
+    assert model.config.block_size == 64
+    assert not model(torch.zeros(1, 64, dtype=torch.long)).any()
+    assert not any(p.any() for n, p in model.named_parameters() if n.endswith("c_proj.weight"))
+
+
 def test_every_source_has_its_config() -> None:
     shipped = {name for name in shipped_configs() if name.startswith("sources/")}
     sizes = ("tinylm", "tiny", "small", "medium")

@@ -85,6 +85,25 @@ def test_options_come_as_they_do_to_fit(
     assert "Embedding(39, 12)" in result.out
 
 
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        # of 4,064 parameters 3,072 are the block's matrices
+        (["--model.optimizer=muon"], [r"optimizer \(Muon, AdamW\) +0\.02 MB",
+                                      r"weight decay +3,072   75\.6%$"]),
+        (["--model.optimizer=sgd", "--model.ema=0.99"], [r"optimizer \(SGD\) +0\.02 MB",
+                                                         r"moving average +0\.02 MB"]),
+        (["--model.optimizer=adam"], [r"optimizer \(Adam\) +0\.03 MB",
+                                      r"weight decay +0    0\.0%$"]),
+    ],
+)  # fmt: skip
+def test_optimizers(gptlit: Call, text_file: Path, options: list[str], wanted: list[str]) -> None:
+    result = summarize(gptlit, text_file, *options)
+    assert result.code == 0, result.err
+    for pattern in wanted:
+        assert re.search(pattern, result.out, re.MULTILINE), pattern
+
+
 def test_half_precision(gptlit: Call, text_file: Path) -> None:
     told = summarize(gptlit, text_file, "--trainer.precision=bf16-true").out
     assert re.search(r"optimizer \(AdamW\) +0\.02 MB", told)

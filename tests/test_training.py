@@ -3,19 +3,24 @@
 import csv
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.strategies import ModelParallelStrategy
 
+from gptlit import checkpoint
 from gptlit.callbacks import SampleText, Throughput
 from gptlit.data import TextDataModule
+from gptlit.generation import generate
 from gptlit.loaders import IGNORED
 from gptlit.messages import UsageError
 from gptlit.quiet import quiet
 from gptlit.saving import RunCheckpoint
+from gptlit.tokenizer import Tokenizer
 from gptlit.training import LitGPT
 from tests.conftest import made_up_text
 
@@ -197,6 +202,161 @@ def test_a_resumed_run_ends_bit_for_bit_where_the_other_ends(
     assert torch.equal(weights(whole), weights(resumed))
 
 
+RECIPES: list[dict[str, Any]] = [
+    {"optimizer": "muon", "schedule": "wsd", "min_lr": 0.0, "ema": 0.8},
+    {"optimizer": "sgd", "lr": 0.1, "schedule": "linear", "label_smoothing": 0.1, "z_loss": 1e-3},
+    {"optimizer": "adam", "schedule": "constant", "ema": 0.9},
+]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe["optimizer"])
+def test_recipes_resume_bit_for_bit(kit: Kit, recipe: dict[str, Any]) -> None:
+    """Weights, their average, the optimizer's state and the rates; saved within a validation."""
+    often = {"limit_val_batches": 1.0, "val_check_interval": 5, "check_val_every_n_epoch": None}
+    model = {"decay_steps": 11, "dropout": 0.1, **recipe}
+    saving = {"enable_checkpointing": True, **often}
+
+    def saved(name: str) -> dict[str, Any]:
+        content: dict[str, Any] = torch.load(kit.folder / name / "last.ckpt", weights_only=True)
+        return content
+
+    def callbacks(name: str) -> list[L.Callback]:
+        return [RunCheckpoint(kit.folder / name)]
+
+    kit.fit(model=model, callbacks=callbacks("whole"), **saving)
+    kit.fit(model=model, callbacks=callbacks("part"), max_steps=5, **saving)
+    torch.manual_seed(99)
+    resumed = LitGPT(**{"warmup_steps": 2, **SIZES, **model})
+    trainer = kit.trainer(callbacks=callbacks("rest"), **saving)
+    trainer.fit(resumed, datamodule=kit.data(), ckpt_path=kit.folder / "part" / "last.ckpt")
+    whole, rest = saved("whole"), saved("rest")
+    assert ("averaged" in whole) == bool(recipe.get("ema"))
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "averaged"):
+        torch.testing.assert_close(whole.get(part), rest.get(part), atol=0, rtol=0)
+
+
+class Weights(L.Callback):
+    """The weights after every step."""
+
+    def __init__(self) -> None:
+        self.seen: list[torch.Tensor] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        assert isinstance(pl_module, LitGPT)
+        self.seen.append(weights(pl_module).clone())
+
+
+def test_the_average_is_validated_saved_and_sampled_from(kit: Kit) -> None:
+    """Against an average of the weights after each step, made by hand."""
+    after = Weights()
+    sampling = SampleText(["ROMEO:"], max_new_tokens=40)
+    sampling.folder = kit.folder
+    model = {"ema": 0.6, "lr": 1e-2}
+    lit, trainer = kit.fit(
+        model=model,
+        callbacks=[after, sampling, RunCheckpoint(kit.folder)],
+        enable_checkpointing=True,
+        limit_val_batches=1.0,
+        val_check_interval=10,
+        check_val_every_n_epoch=None,
+    )
+    torch.manual_seed(5)
+    begun = LitGPT(**{"warmup_steps": 2, **SIZES, **model})
+    begun._build(kit_tokenizer(kit))
+    average = weights(begun)
+    for n, step in enumerate(after.seen):
+        decay = min(0.6, (1 + n) / (10 + n))
+        average = decay * average + (1 - decay) * step
+    assert torch.equal(weights(lit), after.seen[-1])  # what is trained isn't the average
+    net, tokenizer = checkpoint.load(kit.folder / "last.ckpt")
+    saved = torch.cat([parameter.flatten() for parameter in net.parameters()])
+    torch.testing.assert_close(saved, average, atol=1e-6, rtol=1e-5)
+    assert (saved - after.seen[-1]).abs().max() > 1e-3
+    loss = trainer.callback_metrics["val/loss"]
+    again = LitGPT.load_from_checkpoint(kit.folder / "last.ckpt", map_location="cpu")
+    evaluated = kit.trainer(limit_val_batches=1.0).validate(again, kit.data(), verbose=False)
+    assert evaluated[0]["val/loss"] == pytest.approx(loss.item(), abs=1e-7)
+    text = generate(net, tokenizer, "ROMEO:", seed=1337, **sampling.settings)
+    assert text in (kit.folder / "samples.txt").read_text(encoding="utf-8")
+
+
+def kit_tokenizer(kit: Kit) -> Tokenizer:
+    data = kit.data()
+    data.setup("fit")
+    return data.tokenizer
+
+
+def test_an_average_begins_and_ends_where_the_option_says_so(kit: Kit) -> None:
+    """A run that goes on with another --model.ema: none, and one that was none."""
+    path = kit.folder / "last.ckpt"
+    saving: dict[str, Any] = {"enable_checkpointing": True}
+    for before, now in ((0.5, 0.0), (0.0, 0.5)):
+        part = kit.fit(
+            model={"ema": before}, max_steps=4, callbacks=[RunCheckpoint(kit.folder)], **saving
+        )[0]
+        resumed = LitGPT(**{"warmup_steps": 2, **SIZES, "ema": now})
+        first = Weights()
+        trainer = kit.trainer(max_steps=5, callbacks=[first])
+        trainer.fit(resumed, datamodule=kit.data(), ckpt_path=path)
+        # at step 5 of 5 the schedule has all but ended
+        torch.testing.assert_close(weights(part), first.seen[0], atol=2e-3, rtol=0)
+        trainer.save_checkpoint(kit.folder / "after.ckpt")
+        content = torch.load(kit.folder / "after.ckpt", weights_only=True)
+        assert ("averaged" in content) == bool(now)
+        if now:
+            assert content["averaged"]["updates"] == 1
+
+
+def test_what_is_added_to_the_loss_is_not_logged(kit: Kit) -> None:
+    """At the first step, all options give the same figures; but not the same weights after it."""
+    seen = []
+    for options in ({}, {"label_smoothing": 0.3}, {"z_loss": 0.1}):
+        losses = Losses()
+        lit, trainer = kit.fit(
+            max_steps=1,
+            model={"warmup_steps": 0, **options},
+            callbacks=[losses],
+            limit_val_batches=1.0,
+            val_check_interval=1,
+            check_val_every_n_epoch=None,
+        )
+        evaluated = kit.trainer(limit_val_batches=1.0).validate(lit, kit.data(), verbose=False)
+        assert evaluated[0]["val/loss"] == pytest.approx(
+            trainer.callback_metrics["val/loss"].item(), abs=1e-7
+        )
+        seen.append((losses.seen[0], weights(lit)))
+    plain, *others = seen
+    for loss, changed in others:
+        assert loss == plain[0]
+        assert not torch.equal(changed, plain[1])
+
+
+def test_a_run_by_a_constant_rate_needs_no_length(kit: Kit) -> None:
+    _, trainer = kit.fit(
+        max_steps=-1, max_time={"seconds": 1}, model={"schedule": "constant", "lr": 0.01}
+    )
+    assert trainer.optimizers[0].param_groups[0]["lr"] == 0.01
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [({"optimizer": "muon"}, "--model.optimizer muon"), ({"ema": 0.9}, "--model.ema 0.9")],
+)
+def test_sharded_weights_are_refused(options: dict[str, Any], told: str) -> None:
+    lit = LitGPT(**SIZES, **options)
+    lit._trainer = SimpleNamespace(strategy=ModelParallelStrategy())  # type: ignore[assignment]
+    with pytest.raises(UsageError, match=f"{told}: needs each process to have all weights"):
+        lit.configure_optimizers()
+
+
+def test_another_optimizers_run_is_not_gone_on_with(kit: Kit) -> None:
+    _, trainer = kit.fit(max_steps=2)
+    trainer.save_checkpoint(kit.folder / "a.ckpt")
+    other = LitGPT(**SIZES, optimizer="muon")
+    with pytest.raises(UsageError, match="--model.optimizer muon: the run was trained by adamw"):
+        kit.trainer().fit(other, datamodule=kit.data(), ckpt_path=str(kit.folder / "a.ckpt"))
+
+
 def test_accumulation_equals_the_larger_batch(kit: Kit) -> None:
     large, _ = kit.fit(data={"batch_size": 12})
     accumulated, _ = kit.fit(data={"batch_size": 6}, accumulate_grad_batches=2)
@@ -261,6 +421,10 @@ def test_another_texts_tokenizer_is_refused(kit: Kit) -> None:
         ({"decay_steps": 0}, "--model.decay_steps 0"),
         ({"weight_decay": -0.1}, "--model.weight_decay -0.1"),
         ({"betas": (0.9, 1.0)}, r"--model.betas \[0.9, 1.0\]"),
+        ({"ema": 1.0}, "--model.ema 1.0"),
+        ({"label_smoothing": 1.0}, "--model.label_smoothing 1.0"),
+        ({"z_loss": -1.0}, "--model.z_loss -1.0"),
+        ({"optimizer": "muon", "muon_lr": -1.0}, "--model.muon_lr -1.0"),
     ],
 )
 def test_options_that_can_not_work(options: dict[str, Any], told: str) -> None:
