@@ -26,6 +26,10 @@ from gptlit.terminal import SEPARATOR, columns, in_colour, put_stream
 from gptlit.tokenizer import Tokenizer, Unknown
 
 SAMPLES_AT_ONCE = 64
+ENDLESS = (
+    "--max_new_tokens null: only one text can be written without an end, and only as it comes; "
+    "give a number"
+)
 Weights = Literal["float32", "int8"]
 
 
@@ -137,6 +141,8 @@ def sampling(options: Namespace) -> dict[str, Any]:
     """
     fields = {name: options[name] for name in Beams.__dataclass_fields__}
     fields |= {name: fields[name] or [] for name in ("stop", "ban")}
+    for name in ("stop", "ban", "force"):
+        prompts.text_of(f"--{name}", "".join(fields[name]))
     if options.greedy:
         fields["temperature"] = 0.0
     Beams(**fields)
@@ -150,10 +156,7 @@ def sampling(options: Namespace) -> dict[str, Any]:
         raise UsageError(f"--seed {options.seed}: must be 0 or more, and below 2^63")
     endless = fields["max_new_tokens"] is None
     if endless and (options.num_samples > 1 or options.format == "jsonl" or options.output_file):
-        raise UsageError(
-            "--max_new_tokens null: only one text can be written without an end, and only as it "
-            "comes; give a number"
-        )
+        raise UsageError(ENDLESS)
     return fields
 
 
@@ -317,6 +320,8 @@ def _write(options: Namespace, settings: dict[str, Any], model: GPT, tokenizer: 
     given = prompts.given(options)
     prompts.tell_about(given, options.unknown, tokenizer, model.config.block_size)
     work = prompts.jobs(given, prompts.seeds(options))
+    if settings["max_new_tokens"] is None and len(work) > 1:
+        raise UsageError(ENDLESS)
     plain = options.format == "text" and options.output_file is None
     if plain and len(work) == 1 and options.num_beams is None:
         ((prompt, seed),) = work

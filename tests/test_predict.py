@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -137,16 +138,36 @@ def test_prompts_from_a_file_or_standard_input(
     assert lines.out == predict(gptlit, run, "--prompt=the", "--prompt=king").out
     whole = predict(gptlit, run, "--prompt_file=prompts.txt")
     assert whole.out == predict(gptlit, run, "--prompt", "the\nking").out
-    monkeypatch.setattr(sys, "stdin", io.StringIO("the\nking\n"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbfthe\r\nking\n")))
     assert predict(gptlit, run, "--prompt_file=-").out == whole.out
     for options, told in (
         (["--prompt_file=nowhere.txt"], "--prompt_file nowhere.txt: No such file"),
         (["--lines"], "--lines: needs --prompt_file"),
         (["--max_new_tokens=null", "--num_samples=2"], "--max_new_tokens null"),
+        (["--max_new_tokens=null", "--prompt=the", "--prompt=king"], "--max_new_tokens null"),
+        (["--prompt_file=prompts.txt", "--lines", "--max_new_tokens=null"], "--max_new_tokens nu"),
     ):
         refused = predict(gptlit, run, *options)
         assert refused.code == 2
         assert told in refused.err
+
+
+@pytest.mark.parametrize("name", ["prompt", "stop", "ban", "force"])
+def test_bytes_of_a_shell_that_are_no_text(gptlit: Call, run: Run, name: str) -> None:
+    refused = predict(gptlit, run, f"--{name}", os.fsdecode(b"the\xff"))
+    told = f"gptlit: error: --{name} 'the\\udcff': not UTF-8 text\n"
+    assert (refused.code, refused.out, refused.err) == (2, "", told)
+
+
+def test_bytes_of_standard_input_that_are_no_text(
+    gptlit: Call, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # what Python makes of standard input in the C locale takes any byte
+    stdin = io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), "utf-8", "surrogateescape")
+    monkeypatch.setattr(sys, "stdin", stdin)
+    refused = predict(gptlit, run, "--prompt_file=-")
+    told = "gptlit: error: --prompt_file -: not UTF-8 text\n"
+    assert (refused.code, refused.out, refused.err) == (2, "", told)
 
 
 def test_jsonl_tells_each_tokens_probability(gptlit: Call, run: Run) -> None:
