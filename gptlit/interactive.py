@@ -63,6 +63,7 @@ def talk(session: Session) -> None:
     it ends altogether. Lines that can't work are told on stderr, and go by.
     """
     by_hand = sys.stdin.isatty()
+    prompts.standard_input(errors="surrogateescape")  # so that a line is refused, and goes by
     if by_hand:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  # gives input() a history and keys to edit by
@@ -90,11 +91,7 @@ def _read_line(by_hand: bool) -> str | None:
             return None
     if by_hand:
         print(PROMPT, end="", file=sys.stderr, flush=True)
-    try:
-        line = sys.stdin.readline()
-    except UnicodeDecodeError as error:
-        note("error: standard input: not UTF-8 text")
-        raise SystemExit(2) from error
+    line = sys.stdin.readline()
     return line.rstrip("\r\n") if line else None
 
 
@@ -104,6 +101,7 @@ def _answer(session: Session, line: str, by_hand: bool) -> bool:
     Raises:
         UsageError: it can't be done.
     """
+    prompts.text_of("standard input", line)
     if line.startswith("//") or not line.startswith("/"):
         session.prompt = line.removeprefix("/")
         _write(session, by_hand)

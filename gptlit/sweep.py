@@ -119,6 +119,7 @@ class Sweep:
         seeds: One for each text of a prompt.
         unknown: As for `stream_generate`.
         echo: Tell the prompt with each text.
+        weights: What the models' weights are rounded to.
     """
 
     stages: Sequence[Stage]
@@ -128,6 +129,7 @@ class Sweep:
     seeds: Sequence[int]
     unknown: str = "error"
     echo: bool = True
+    weights: str = "float32"
 
     def rows(self, writer: Callable[[Path], Writer]) -> Iterator[Row]:
         """Each text, checkpoint by checkpoint; the texts of one combination are one batch.
@@ -185,19 +187,27 @@ def plan(
         raise UsageError(f"--sweep seed={bad[0]}: must be 0 or more, and below 2^63")
     stages = find(options.ckpt_path)
     return Sweep(
-        stages, combinations, settings, prompts, swept_seeds, options.unknown, options.echo
+        stages,
+        combinations,
+        settings,
+        prompts,
+        swept_seeds,
+        options.unknown,
+        options.echo,
+        options.weights,
     )
 
 
-def as_json(row: Row, settings: Settings) -> dict[str, Any]:
+def as_json(row: Row, sweep: Sweep) -> dict[str, Any]:
     """All of a row, as one flat object."""
     return {
         "checkpoint": str(row.stage.path),
         "step": row.stage.step,
         "val/loss": row.stage.val_loss,
         "val/step": row.stage.val_step,
+        "weights": sweep.weights,
         "seed": row.seed,
-        **settings,
+        **sweep.settings,
         **row.settings,
         **row.figures,
         **dataclasses.asdict(row.written),

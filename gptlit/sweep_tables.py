@@ -16,7 +16,7 @@ from gptlit.messages import note
 from gptlit.modes import Format
 from gptlit.stages import Stage, run_of
 from gptlit.sweep import Row, Sweep, as_json
-from gptlit.terminal import columns, padded, printable, shortened, visible, width, wrapped
+from gptlit.terminal import padded, printable, shortened, visible, width, wrapped
 
 K = TypeVar("K", bound=Hashable)
 LEAST_TEXT = 30  # columns; where a table leaves less for the text, it stands below its figures
@@ -30,10 +30,11 @@ LEGEND = (
 )
 
 
-def report(sweep: Sweep, rows: Iterable[Row], form: Format) -> Iterator[str]:
-    """A sweep in one of the forms, part by part; one for TensorBoard goes to a folder."""
+def report(sweep: Sweep, rows: Iterable[Row], form: Format, room: int) -> Iterator[str]:
+    """A sweep in one of the forms, part by part, as text of so many columns; one for TensorBoard
+    goes to a folder."""
     if form == "text":
-        return as_text(sweep, rows, columns())
+        return as_text(sweep, rows, room)
     if form == "markdown":
         return as_markdown(sweep, rows)
     if form == "jsonl":
@@ -66,6 +67,8 @@ def caption(sweep: Sweep) -> str:
         (stage,) = sweep.stages
         parts.append(str(stage.path))
         parts += [f"{name} {told}" for name, told in _told_of(stage).items()][1:]
+    if sweep.weights != "float32":
+        parts.append(f"weights {sweep.weights}")
     if len(sweep.prompts) == 1:
         parts.append(f"prompt {shortened(repr(sweep.prompts[0]), LONGEST_PROMPT_IN_CAPTION)}")
     if len(sweep.seeds) == 1:
@@ -179,7 +182,7 @@ def _escaped(text: str) -> str:
 
 def as_jsonl(sweep: Sweep, rows: Iterable[Row]) -> Iterator[str]:
     """An object in a line for each row."""
-    return (json.dumps(as_json(row, sweep.settings)) + "\n" for row in rows)
+    return (json.dumps(as_json(row, sweep)) + "\n" for row in rows)
 
 
 def to_tensorboard(sweep: Sweep, rows: Iterable[Row], folder: Path) -> None:

@@ -20,7 +20,7 @@ Call = Callable[..., Result]
 Script = Callable[..., Result]
 
 
-class Typed(io.StringIO):
+class Typed(io.TextIOWrapper):
     """Lines that come from a terminal."""
 
     def isatty(self) -> bool:
@@ -36,7 +36,8 @@ def predict(gptlit: Call, run: Run) -> Call:
 @pytest.fixture
 def script(predict: Call, monkeypatch: pytest.MonkeyPatch) -> Script:
     def call(*lines: str, options: tuple[str, ...] = (), typed: bool = False) -> Result:
-        stdin = (Typed if typed else io.StringIO)("".join(f"{line}\n" for line in lines))
+        content = io.BytesIO("".join(f"{line}\n" for line in lines).encode())
+        stdin = (Typed if typed else io.TextIOWrapper)(content, encoding="utf-8")
         monkeypatch.setattr(sys, "stdin", stdin)
         return predict("--interactive", *options)
 
@@ -164,11 +165,12 @@ def test_ctrl_c_ends_what_nobody_types(script: Script, monkeypatch: pytest.Monke
 
 
 def test_text_that_is_not_utf8(predict: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    stdin = io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="utf-8")
-    monkeypatch.setattr(sys, "stdin", stdin)
+    content = io.BytesIO(b"\xef\xbb\xbfthe\ncaf\xe9\nking\n")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(content, encoding="utf-8"))
     result = predict("--interactive")
-    assert result.code == 2
-    assert result.err == "gptlit: error: standard input: not UTF-8 text\n"
+    assert result.out == predict("--prompt=the", "--prompt=king").out
+    assert result.err == "gptlit: error: standard input 'caf\\udce9': not UTF-8 text\n"
+    assert result.code == 0
 
 
 def test_in_a_terminal(run: Run, tmp_path: Path) -> None:
