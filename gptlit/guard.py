@@ -80,7 +80,7 @@ class Guard(Callback):
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        self._lr = float(optimizer.param_groups[0]["lr"])
+        self._lr = float(optimizer.param_groups[-1]["lr"])  # that of --model.lr, also by Muon
         self._norm = norm = total_norm(p.grad for p in pl_module.parameters() if p.grad is not None)
         may_skip = self._skipped < self.skip_nonfinite and not _has_scaler(trainer)
         if may_skip and not norm.isfinite():

@@ -1,10 +1,11 @@
 """Going on with a run under other options: what is told, refused, and counted anew."""
 
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from gptlit import optim
 from gptlit.messages import UsageError
 from gptlit.tokenizer import TokenizerOptions, parse_options
 
@@ -132,3 +133,39 @@ def complete_batch(content: dict[str, Any]) -> None:
         if batches["is_last_batch"]:
             # an epoch that was limited leaves windows over
             loops["state_dict"]["combined_loader"][0]["position"] = sys.maxsize
+
+
+def take_recipe(
+    checkpoint: dict[str, Any], recipe: optim.Recipe, factor: Callable[[int], float]
+) -> tuple[float, float]:
+    """Let a recipe win over the one in a checkpoint's optimizer and schedule.
+
+    Where they are the same, the values are too, bit for bit.
+
+    Args:
+        checkpoint: Changed in place.
+        recipe: That of the run that goes on.
+        factor: Its schedule.
+
+    Returns:
+        The learning rates of the next step, by the checkpoint and by the recipe.
+
+    Raises:
+        UsageError: the state is another optimizer's.
+    """
+    options = checkpoint.get("hyper_parameters", {})
+    if (made_by := options.get("optimizer", "adamw")) != recipe.optimizer:
+        raise UsageError(
+            f"--model.optimizer {recipe.optimizer}: the run was trained by {made_by}, whose state "
+            "is another; leave the option out, or begin a new run from its weights by "
+            "--model.init_from"
+        )
+    groups = optim.group_options(recipe)
+    (scheduler,) = checkpoint["lr_schedulers"]
+    (optimizer,) = checkpoint["optimizer_states"]
+    before = scheduler["_last_lr"][-1]
+    rates = [group["lr"] * factor(scheduler["last_epoch"]) for group in groups]
+    scheduler |= {"base_lrs": [group["lr"] for group in groups], "_last_lr": rates}
+    for old, new, rate in zip(optimizer["param_groups"], groups, rates, strict=True):
+        old |= {**new, "initial_lr": new["lr"], "lr": rate}
+    return before, rates[-1]

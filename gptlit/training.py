@@ -440,31 +440,11 @@ class LitGPT(L.LightningModule):
         checkpoint["state_dict"] = {**state, **raw}
 
     def _apply_own_options(self, checkpoint: dict[str, Any]) -> None:
-        """Let this model's options win over those in a checkpoint's optimizer and schedule.
-
-        Where they are the same, the values are too, bit for bit.
-        """
-        options = checkpoint.get("hyper_parameters", {})
-        if (made_by := options.get("optimizer", "adamw")) != self.optimizer:
-            raise UsageError(
-                f"--model.optimizer {self.optimizer}: the run was trained by {made_by}, whose "
-                "state is another; leave the option out, or begin a new run from its weights by "
-                "--model.init_from"
-            )
-        factor, groups = self._schedule(), optim.group_options(self.recipe)
-        for scheduler in checkpoint["lr_schedulers"]:
-            before = scheduler["_last_lr"]
-            scheduler["base_lrs"] = [group["lr"] for group in groups]
-            rates = [group["lr"] * factor(scheduler["last_epoch"]) for group in groups]
-            scheduler["_last_lr"] = rates
-            for optimizer in checkpoint["optimizer_states"]:
-                saved = optimizer["param_groups"]
-                for old, new, rate in zip(saved, groups, rates, strict=True):
-                    old |= {**new, "initial_lr": new["lr"], "lr": rate}
-            if before != rates and self.trainer.is_global_zero:
-                step = checkpoint["global_step"]
-                told = f"{before[-1]:.4g} -> {rates[-1]:.4g}"
-                note(f"the learning rate goes on at step {step}: {told}")
+        """Let this model's options win over those in a checkpoint's optimizer and schedule."""
+        before, now = resuming.take_recipe(checkpoint, self.recipe, self._schedule())
+        if before != now and self.trainer.is_global_zero:
+            step = checkpoint["global_step"]
+            note(f"the learning rate goes on at step {step}: {before:.4g} -> {now:.4g}")
 
 
 def _check_additions(ema: float, label_smoothing: float, z_loss: float) -> None:
