@@ -54,7 +54,8 @@ def parser() -> OneLineErrors:
         "--prompt",
         action="append",
         type=str,
-        help="The text to continue, once or more often; an empty one starts from a newline.",
+        help="The text to continue, once or more often; an empty one starts from the end "
+        "of sequence, else a newline, else the first token, whichever the model has.",
     )
     options.add_argument(
         "--prompt_file", type=str, default=None, help="A file with the prompt; - is standard input."

@@ -63,9 +63,8 @@ def parse_grid(words: Sequence[str], parser: OneLineErrors) -> dict[str, list[An
 
 
 def _parse(name: str, value: str, parser: OneLineErrors) -> Any:
-    given = "null" if value.lower() == "none" else value
     try:
-        return parser.parse_args([f"--{name}={given}"])[name]
+        return parser.parse_args([f"--{name}={value}"])[name]
     except UsageError as error:
         raise _of_sweep(error) from error
 

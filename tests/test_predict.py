@@ -14,12 +14,13 @@ import pytest
 import torch
 
 import gptlit as package
-from gptlit import beams
+from gptlit import beams, prompts
 from gptlit import predict as predict_module
 from gptlit.__main__ import main
 from gptlit.beams import search
 from gptlit.drafts import Written
 from gptlit.predict_devices import in_order
+from gptlit.tokenizer import UNKNOWN_WORD, CharTokenizer, WordTokenizer
 from tests.conftest import Result, Run
 
 Call = Callable[..., Result]
@@ -86,6 +87,30 @@ def test_unknown_characters_are_told_or_dropped(gptlit: Call, run: Run) -> None:
     skipped = predict(gptlit, run, "--prompt", "the ß", "--unknown", "skip")
     assert "warning: --prompt: dropped 'ß'" in skipped.err
     assert skipped.out == predict(gptlit, run, "--prompt", "the ").out
+
+
+def test_what_stands_for_unknown_words_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    for tokenizer, prompt, told in (
+        (WordTokenizer([UNKNOWN_WORD, "the", "king"]), "the mad king, mad", "'mad', 'king,'"),
+        (CharTokenizer("eht", [UNKNOWN_WORD]), "the ßß", "' ', 'ß'"),
+    ):
+        prompts.tell_dropped("the", "error", tokenizer)
+        assert capsys.readouterr().err == ""
+        prompts.tell_dropped(prompt, "error", tokenizer)
+        wanted = f"gptlit: warning: --prompt: the model reads {UNKNOWN_WORD} for {told}\n"
+        assert capsys.readouterr().err == wanted
+
+
+@pytest.mark.parametrize("none", ["none", "None", "null"])
+def test_none_is_null(none: str) -> None:
+    known = predict_module.parser()
+    options = known.parse_args([f"--top_k={none}", "--max_new_tokens", none, "--prompt", none])
+    assert (options.top_k, options.max_new_tokens, options.prompt) == (None, None, [none])
+
+
+def test_what_works_instead_of_a_number_is_told(gptlit: Call) -> None:
+    told = gptlit("predict", "--max_new_tokens=all").err
+    assert told == "gptlit: error: --max_new_tokens all: expected int or null\n"
 
 
 def test_predict_streams_to_a_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
