@@ -135,6 +135,18 @@ def test_predict_streams_to_a_terminal(run: Run, monkeypatch: pytest.MonkeyPatch
     assert flushes[:9] == list(range(9))
 
 
+def test_several_texts_stream_to_a_terminal_one_after_the_other(
+    gptlit: Call, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--prompt=the", "--prompt=king", "--num_samples=2"]
+    wanted = predict(gptlit, run, *options).out
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr(beams, "write", None)
+    assert predict(gptlit, run, *options).out == wanted
+    refused = predict(gptlit, run, "--prompt=the", "--prompt=ß")
+    assert (refused.code, refused.out) == (2, "")
+
+
 def test_a_closed_pipe_is_no_error(run: Run) -> None:
     path = run.folder / "checkpoints" / "last.ckpt"
     command = (
@@ -368,3 +380,26 @@ def test_a_sweep_over_beams_tells_the_best_of_each(gptlit: Call, run: Run) -> No
     best = [search(model, tokenizer, num_beams=n, max_new_tokens=15)[0] for n in (1, 4)]
     assert [row["text"] for row in rows] == [each.text for each in best]
     assert [row["num_beams"] for row in rows] == [1, 4]
+
+
+def test_a_sweep_over_beams_tells_several_texts_of_each(gptlit: Call, run: Run) -> None:
+    options = ["--sweep", "num_beams=none,2,4", "--num_samples=2"]
+    told = predict(gptlit, run, *options, "--format=jsonl")
+    rows = [json.loads(line) for line in told.out.splitlines()]
+    model, tokenizer = package.load(run.folder / "checkpoints" / "last.ckpt")
+    best = [
+        each.text
+        for n in (2, 4)
+        for each in search(model, tokenizer, num_beams=n, num_samples=2, max_new_tokens=15)
+    ]
+    assert [row["text"] for row in rows[2:]] == best
+    assert [row.get("seed") for row in rows] == [1337, 1338, None, None, None, None]
+    assert ["temperature" in row for row in rows] == [True] * 2 + [False] * 4
+    searched = predict(gptlit, run, "--sweep", "num_beams=2,4", "--num_samples=2").out
+    assert "temperature" not in searched
+    assert "seed" not in searched
+    assert "num_samples 2" in " ".join(searched.split())
+    refused = predict(gptlit, run, "--sweep", "num_beams=1,4", "--num_samples=2")
+    assert "error: --num_samples 2: a beam search gives 1 to" in refused.err
+    penalties = predict(gptlit, run, "--num_beams=2", "--sweep", "length_penalty=0,1")
+    assert penalties.code == 0, penalties.err
