@@ -183,6 +183,9 @@ def plan(
         raise UsageError(
             f"--num_samples {options.num_samples}: --sweep seed names the seeds; leave one out"
         )
+    is_drawn = None in grid.get("num_beams", [options.num_beams])
+    if "seed" in grid and not is_drawn:
+        raise UsageError("--sweep seed: has no part in a beam search, which draws nothing")
     swept_seeds = grid.pop("seed", list(seeds(options)))
     combinations = [
         dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
