@@ -22,6 +22,7 @@ REFUSED: dict[Mode, dict[str, str]] = {
     "interactive": {
         "prompt": "prompts are typed, or come line by line from standard input",
         "prompt_file": "prompts are typed, or come line by line from standard input",
+        "lines": "prompts are typed, or come line by line from standard input",
         "output_file": "texts go to standard output",
         "num_beams": "texts are told as they are drawn",
     },

@@ -2,10 +2,12 @@
 
 import os
 import re
+import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from types import NoneType
+from typing import Any, NoReturn, get_args
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from gptlit.messages import UsageError, did_you_mean
 
@@ -32,6 +34,24 @@ def with_environment(verb: str, arguments: Sequence[str]) -> list[str]:
 
 class OneLineErrors(ArgumentParser):
     """jsonargparse's parser, raising UsageError where it would print its usage and exit."""
+
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, *others: Any, **options: Any
+    ) -> Namespace:
+        """Parse, `none` meaning `null` for numbers and such that may be left out."""
+        words = list(sys.argv[1:] if args is None else args)
+        for index, word in enumerate(words):
+            name, equals, value = word.rpartition("=")
+            name = name if equals else words[index - 1] if index else ""
+            if value.lower() == "none" and name in self._may_be_none():
+                words[index] = f"{name}=null" if equals else "null"
+        return super().parse_args(words, *others, **options)
+
+    def _may_be_none(self) -> set[str]:
+        """The options that may be None, and whose values are no strings, which "none" is."""
+        members = {a: get_args(getattr(a, "_typehint", None)) for a in self._actions}
+        found = [a for a, types in members.items() if NoneType in types and str not in types]
+        return {name for action in found for name in action.option_strings}
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise UsageError(self._reworded(message)) from ex
@@ -85,7 +105,8 @@ def _expected_of_union(reason: str) -> str:
     types = [name for name in re.findall(r"expected (\w+)", reason) if name != "Literal"]
     expected = [name for name in dict.fromkeys(literals + types) if name not in ("", "NoneType")]
     one_of = "one of " if len(expected) > 1 else ""
-    return f"{value[1] if value else ''}: expected {one_of}{', '.join(expected)}"
+    or_null = " or null" if "NoneType" in types else ""
+    return f"{value[1] if value else ''}: expected {one_of}{', '.join(expected)}{or_null}"
 
 
 def _one_line(message: str) -> str:

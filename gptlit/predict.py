@@ -28,6 +28,7 @@ from gptlit.tokenizer import Tokenizer, Unknown
 
 SAMPLES_AT_ONCE = 64
 FILE_COLUMNS = 100
+MOST_STREAMED = 8
 ENDLESS = (
     "--max_new_tokens null: only one text can be written without an end, and only as it comes; "
     "give a number"
@@ -54,7 +55,8 @@ def parser() -> OneLineErrors:
         "--prompt",
         action="append",
         type=str,
-        help="The text to continue, once or more often; an empty one starts from a newline.",
+        help="The text to continue, once or more often; an empty one starts from the end "
+        "of sequence, else a newline, else the first token, whichever the model has.",
     )
     options.add_argument(
         "--prompt_file", type=str, default=None, help="A file with the prompt; - is standard input."
@@ -370,14 +372,20 @@ def _write(options: Namespace, settings: dict[str, Any], model: GPT, tokenizer: 
     if settings["max_new_tokens"] is None and len(work) > 1:
         raise UsageError(ENDLESS)
     plain = options.format == "text" and options.output_file is None
-    if plain and len(work) == 1 and options.num_beams is None:
-        ((prompt, seed),) = work
-        pieces = stream_generate(
-            model, tokenizer, prompt, seed=seed, unknown=options.unknown, **settings
-        )
-        if not options.echo:
-            next(pieces)
-        put_stream(pieces)
+    # one after the other they take longer than as a batch, but are seen at once
+    most = MOST_STREAMED if sys.stdout.isatty() else 1
+    if plain and len(work) <= most and options.num_beams is None:
+        streams = [
+            stream_generate(
+                model, tokenizer, prompt, seed=seed, unknown=options.unknown, **settings
+            )
+            for prompt, seed in work
+        ]
+        # a prompt that can't be continued is refused before any text is told
+        begun = [(next(pieces), pieces) for pieces in streams]
+        for index, (prompt, pieces) in enumerate(begun):
+            sys.stdout.write(SEPARATOR if index else "")
+            put_stream(itertools.chain([prompt] if options.echo else [], pieces))
         return
     more = {"unknown": options.unknown, "scored": options.format == "jsonl"}
     with output(options.output_file, header(options, settings, given)) as out:

@@ -62,12 +62,20 @@ def text_of(name: str, text: str) -> str:
 
 
 def tell_dropped(prompt: str, unknown: Unknown, tokenizer: Tokenizer) -> None:
-    """Warn of pieces of a prompt that the model doesn't know and is told to skip."""
+    """Warn of pieces of a prompt that the model doesn't know, where it is told to skip them or
+    has a token that stands for any."""
     try:
-        tokenizer.encode(prompt)
+        ids = tokenizer.encode(prompt)
     except UnknownPieces as error:
         if unknown == "skip":
             note(f"warning: --prompt: dropped {', '.join(map(repr, error.pieces))}")
+        return
+    if tokenizer.unknown_id is None or tokenizer.unknown_id not in ids:
+        return
+    pieces = dict.fromkeys(prompt.split() if tokenizer.kind == "word" else prompt)
+    strange = [repr(each) for each in pieces if tokenizer.unknown_id in tokenizer.encode(each)]
+    token = tokenizer.piece(tokenizer.unknown_id).decode()
+    note(f"warning: --prompt: the model reads {token} for {', '.join(strange) or 'white space'}")
 
 
 def tell_about(

@@ -109,6 +109,7 @@ def assert_one_line(result: Result, *told: str) -> None:
         ("predict --sweep seed=-1", ["--sweep seed=-1", "0 or more"]),
         ("predict --sweep", ["--sweep", "expected at least one argument"]),
         ("predict --sweep top_k=5 --greedy --sweep temperature=1", ["--greedy", "temperature"]),
+        ("predict --sweep seed=5 num_beams=2", ["--sweep seed", "no part in a beam search"]),
         ("predict --sweep seed=5 --num_samples 2", ["--num_samples 2", "--sweep seed"]),
         ("predict --sweep max_new_tokens=5,none", ["--max_new_tokens null", "need an end"]),
         ("predict --sweep top_k=5 --explain", ["--explain", "--sweep", "leave one out"]),

@@ -79,6 +79,44 @@ def test_lists_grow_and_are_forgotten(predict: Call, script: Script) -> None:
     assert result.out == "---\n".join(wanted)
 
 
+def test_a_forced_beginning_is_forgotten(predict: Call, script: Script) -> None:
+    result = script("/force king", "the", "/force none", "the", "/force")
+    wanted = predict("--prompt=the", "--force=king").out, predict("--prompt=the").out
+    assert result.out == "---\n".join(wanted)
+    assert result.err == "  force none\n"
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "told"),
+    [
+        ("/ban e", "/ban yß", "/ban 'yß': 'ß' not in the vocabulary"),
+        ("/ban e", "/ban th", "/ban 'th': is 2 tokens of this model"),
+        ("/force king", "/force ß", "/force: 'ß' not in the vocabulary"),
+        ("/force king", "/ban g", "/force 'king': holds /ban 'g'"),
+    ],
+)
+def test_what_the_tokenizer_can_not_do_is_refused_at_once(
+    predict: Call, script: Script, good: str, bad: str, told: str
+) -> None:
+    result = script(good, bad, "the")
+    (message,) = result.err.splitlines()
+    assert told in message
+    assert result.out == predict("--prompt=the", good.replace("/", "--").replace(" ", "=")).out
+    refused = predict("--interactive", "--ban=th")
+    assert (refused.code, refused.out) == (2, "")
+
+
+def test_lines_have_no_part(predict: Call) -> None:
+    refused = predict("--interactive", "--lines")
+    assert (refused.code, refused.out) == (2, "")
+    assert "--lines: has no part in --interactive" in refused.err
+
+
+def test_again_is_the_next_samples(predict: Call, script: Script) -> None:
+    result = script("the", "/again", options=("--num_samples=2",))
+    assert result.out == predict("--prompt=the", "--num_samples=4").out
+
+
 def test_again_is_the_next_sample(predict: Call, script: Script) -> None:
     result = script("the", "/again", "/again")
     assert result.out == predict("--prompt=the", "--num_samples=3").out

@@ -14,12 +14,13 @@ import pytest
 import torch
 
 import gptlit as package
-from gptlit import beams
+from gptlit import beams, prompts
 from gptlit import predict as predict_module
 from gptlit.__main__ import main
 from gptlit.beams import search
 from gptlit.drafts import Written
 from gptlit.predict_devices import in_order
+from gptlit.tokenizer import UNKNOWN_WORD, CharTokenizer, WordTokenizer
 from tests.conftest import Result, Run, launched
 
 Call = Callable[..., Result]
@@ -84,6 +85,30 @@ def test_unknown_characters_are_told_or_dropped(gptlit: Call, run: Run) -> None:
     assert skipped.out == predict(gptlit, run, "--prompt", "the ").out
 
 
+def test_what_stands_for_unknown_words_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    for tokenizer, prompt, told in (
+        (WordTokenizer([UNKNOWN_WORD, "the", "king"]), "the mad king, mad", "'mad', 'king,'"),
+        (CharTokenizer("eht", [UNKNOWN_WORD]), "the ßß", "' ', 'ß'"),
+    ):
+        prompts.tell_dropped("the", "error", tokenizer)
+        assert capsys.readouterr().err == ""
+        prompts.tell_dropped(prompt, "error", tokenizer)
+        wanted = f"gptlit: warning: --prompt: the model reads {UNKNOWN_WORD} for {told}\n"
+        assert capsys.readouterr().err == wanted
+
+
+@pytest.mark.parametrize("none", ["none", "None", "null"])
+def test_none_is_null(none: str) -> None:
+    known = predict_module.parser()
+    options = known.parse_args([f"--top_k={none}", "--max_new_tokens", none, "--prompt", none])
+    assert (options.top_k, options.max_new_tokens, options.prompt) == (None, None, [none])
+
+
+def test_what_works_instead_of_a_number_is_told(gptlit: Call) -> None:
+    told = gptlit("predict", "--max_new_tokens=all").err
+    assert told == "gptlit: error: --max_new_tokens all: expected int or null\n"
+
+
 def test_predict_streams_to_a_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     flushes = []
 
@@ -104,6 +129,18 @@ def test_predict_streams_to_a_terminal(run: Run, monkeypatch: pytest.MonkeyPatch
     path = run.folder / "checkpoints" / "last.ckpt"
     assert main(["predict", "--ckpt_path", str(path), "--max_new_tokens", "9"]) == 0
     assert flushes[:9] == list(range(9))
+
+
+def test_several_texts_stream_to_a_terminal_one_after_the_other(
+    gptlit: Call, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--prompt=the", "--prompt=king", "--num_samples=2"]
+    wanted = predict(gptlit, run, *options).out
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr(beams, "write", None)
+    assert predict(gptlit, run, *options).out == wanted
+    refused = predict(gptlit, run, "--prompt=the", "--prompt=ß")
+    assert (refused.code, refused.out) == (2, "")
 
 
 def test_a_closed_pipe_is_no_error(run: Run) -> None:
@@ -339,3 +376,26 @@ def test_a_sweep_over_beams_tells_the_best_of_each(gptlit: Call, run: Run) -> No
     best = [search(model, tokenizer, num_beams=n, max_new_tokens=15)[0] for n in (1, 4)]
     assert [row["text"] for row in rows] == [each.text for each in best]
     assert [row["num_beams"] for row in rows] == [1, 4]
+
+
+def test_a_sweep_over_beams_tells_several_texts_of_each(gptlit: Call, run: Run) -> None:
+    options = ["--sweep", "num_beams=none,2,4", "--num_samples=2"]
+    told = predict(gptlit, run, *options, "--format=jsonl")
+    rows = [json.loads(line) for line in told.out.splitlines()]
+    model, tokenizer = package.load(run.folder / "checkpoints" / "last.ckpt")
+    best = [
+        each.text
+        for n in (2, 4)
+        for each in search(model, tokenizer, num_beams=n, num_samples=2, max_new_tokens=15)
+    ]
+    assert [row["text"] for row in rows[2:]] == best
+    assert [row.get("seed") for row in rows] == [1337, 1338, None, None, None, None]
+    assert ["temperature" in row for row in rows] == [True] * 2 + [False] * 4
+    searched = predict(gptlit, run, "--sweep", "num_beams=2,4", "--num_samples=2").out
+    assert "temperature" not in searched
+    assert "seed" not in searched
+    assert "num_samples 2" in " ".join(searched.split())
+    refused = predict(gptlit, run, "--sweep", "num_beams=1,4", "--num_samples=2")
+    assert "error: --num_samples 2: a beam search gives 1 to" in refused.err
+    penalties = predict(gptlit, run, "--num_beams=2", "--sweep", "length_penalty=0,1")
+    assert penalties.code == 0, penalties.err
