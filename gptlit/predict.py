@@ -14,7 +14,7 @@ import torch
 from jsonargparse import ActionYesNo, Namespace
 
 from gptlit import beams, checkpoint, modes, prompts
-from gptlit.assets import write_atomically
+from gptlit.assets import replacing, writing
 from gptlit.beams import Beams
 from gptlit.drafts import Written
 from gptlit.generation import Sampling, stream_generate
@@ -198,10 +198,14 @@ def output(path: str | None, header: str = "") -> Iterator[IO[str]]:
     if path is None:
         yield sys.stdout
         return
+    if Path(path).is_dir():
+        raise UsageError(f"--output_file {path}: is a folder; name a file")
     content = io.StringIO()
     content.write(header)
-    yield content
-    write_atomically(Path(path), content.getvalue().encode())
+    # begun before a text is written, so that an afternoon's work finds its place
+    with writing("--output_file", path), replacing(Path(path)) as file:
+        yield content
+        file.write(content.getvalue().encode())
 
 
 def header(options: Namespace, settings: dict[str, Any], given: Sequence[str]) -> str:
