@@ -15,7 +15,7 @@ import torch
 from jsonargparse import ActionYesNo, Namespace
 
 from gptlit import beams, checkpoint, modes, prompts
-from gptlit.assets import write_atomically
+from gptlit.assets import write_atomically, writing
 from gptlit.beams import Beams
 from gptlit.drafts import Written
 from gptlit.generation import Sampling, stream_generate
@@ -222,7 +222,8 @@ def output(path: str | None, header: str = "") -> Iterator[IO[str]]:
             write_atomically(partial, content.getvalue().encode())
             note(f"{partial} holds what was written until then")
         raise
-    write_atomically(Path(path), content.getvalue().encode())
+    with writing("--output_file", path):
+        write_atomically(Path(path), content.getvalue().encode())
 
 
 def refuse_output(path: str) -> None:

@@ -108,7 +108,7 @@ def refusing(function: Callable[..., T], *arguments: Any, **options: Any) -> T:
         return function(*arguments, **options)
     except UsageError:
         raise
-    except (MisconfigurationException, ValueError, TypeError) as error:
+    except (MisconfigurationException, ValueError, TypeError, ModuleNotFoundError) as error:
         if not _is_refusal(error):
             raise
         raise UsageError(f"--trainer: {textwrap.shorten(str(error), 240)}") from error
@@ -167,6 +167,36 @@ class RunFolder:
         self.resumed_step = None if own is None else step
         kept = [self.path / name for name in self.KEPT]
         self._before = {path: path.read_bytes() for path in kept if path.is_file()}
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Be the only process that trains in the folder; the system frees a killed one's hold.
+
+        Where the system or a network's file system knows no such hold, nothing is checked.
+
+        Raises:
+            UsageError: another process does.
+        """
+        try:
+            import fcntl
+        except ImportError:  # on Windows
+            fcntl = None  # type: ignore[assignment]
+        if fcntl is None or not on_rank_zero():
+            yield
+            return
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            with contextlib.suppress(OSError):
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise UsageError(
+                        f"{self.path}: another process is training in it; wait for its end, or "
+                        "begin a run of its own from a checkpoint by --model.init_from"
+                    ) from error
+            yield
+        finally:
+            os.close(descriptor)
 
     def undo(self) -> None:
         """Leave what was there before, for a run in which nothing was trained."""

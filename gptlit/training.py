@@ -381,6 +381,7 @@ class LitGPT(L.LightningModule):
             self._build(tokenizers.from_state(described["tokenizer"]))
             return
         self.check_fits(described)
+        checkpoints.check_weights(self.net, checkpoint)
         if self.tokenizer.state() != described["tokenizer"]:
             raise UsageError(
                 "the checkpoint's tokenizer is not that of the text: "
