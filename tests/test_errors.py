@@ -1,13 +1,24 @@
 """Bad input: one line on stderr that names the option, exit code 2, no traceback."""
 
+import errno
+import hashlib
+import math
+import os
+import pickle
+import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import hypothesis
+import hypothesis.strategies as st
 import pytest
 import torch
 
-from gptlit import predict
-from tests.conftest import TINY, Result, Run
+from gptlit import checkpoint, predict, runs
+from gptlit.assets import sha256_of
+from tests.conftest import TINY, Result, Run, made_up_text
 
 Call = Callable[..., Result]
 
@@ -207,3 +218,439 @@ def test_what_is_not_the_users_fault_keeps_its_traceback(
     monkeypatch.setattr(predict, "main", fail)
     with pytest.raises(RuntimeError, match="a mistake of ours"):
         gptlit("predict")
+
+
+# ---------------------------------------------------------------------- files, places, checkpoints
+
+
+def listing(folder: Path) -> dict[str, str]:
+    """What lies under a folder, token files aside: each file's hash."""
+    return {
+        str(path.relative_to(folder)): sha256_of(path) if path.is_file() else "folder"
+        for path in sorted(folder.rglob("*"))
+        if path.relative_to(folder).parts[0] != "data"
+    }
+
+
+class Code:
+    """Unpickled, it would make a file."""
+
+    def __reduce__(self) -> Any:
+        return Path("RAN").touch, ()
+
+
+def altered(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path, Path], None]:
+    """Writes a copy of a good checkpoint in which something is changed."""
+
+    def write(good: Path, path: Path) -> None:
+        content = torch.load(good, weights_only=True)
+        change(content)
+        torch.save(content, path)
+
+    return write
+
+
+BYTES = {
+    "empty.txt": b"",
+    "binary.txt": bytes(range(256)),
+    "nul.txt": b"\x00" * 500,
+    "space.txt": b"  \n" * 9,
+    "utf16.txt": "hello world".encode("utf-16"),
+    "torn.txt.gz": b"\x1f\x8b\x08hello",
+    "fake.txt.zst": b"hello",
+    "bad.jsonl": b'{"text": "a"}\n{"text": 3}\n',
+    "digits.txt": b"0123456789" * 200,
+    "short.txt": b"the king and thy love shall speak",
+    "file": b"x",
+    "empty.yaml": b"",
+    "list.yaml": b"- 1\n- 2\n",
+    "number.yaml": b"model: 7",
+    "types.yaml": b"model: {n_layer: [1, 2]}",
+    "steps.yaml": b"trainer: {max_steps: soon}",
+    "kind.yaml": b"data: {tokenizer: {kind: 3}}",
+    "colour.yaml": b"data: {tokenizer: {kind: word, colour: red}}",
+    "verb.yaml": b"fit: {model: {n_layer: 1}}",
+    "predict.yaml": b"prompt: hello\ntemperature: 0.7\n",
+    "tab.yaml": b"model:\n\tn_layer: 1\n",
+    "latin.yaml": b"data: {path: caf\xe9}",
+    "code.yaml": b"model: !!python/object/apply:os.system ['touch RAN']\n",
+    "code.pkl": pickle.dumps(Code()),
+}
+CHECKPOINTS: dict[str, Callable[[Path, Path], Any]] = {
+    "code.ckpt": lambda _, path: torch.save({"gptlit": Code(), "state_dict": {}}, path),
+    "pickle.ckpt": lambda _, path: path.write_bytes(BYTES["code.pkl"]),
+    "torn.ckpt": lambda good, path: path.write_bytes(good.read_bytes()[:-400]),
+    "flipped.ckpt": lambda good, path: path.write_bytes(
+        good.read_bytes()[:5000] + bytes([good.read_bytes()[5000] ^ 255]) + good.read_bytes()[5001:]
+    ),
+    "other.ckpt": lambda _, path: torch.save({"state_dict": {}, "epoch": 3}, path),
+    "tensor.ckpt": lambda _, path: torch.save(torch.zeros(3), path),
+    "missing.ckpt": altered(lambda content: content["state_dict"].pop("net.wte.weight")),
+    "shape.ckpt": altered(
+        lambda content: content["state_dict"].update({"net.wte.weight": torch.zeros(3, 3)})
+    ),
+    "nan.ckpt": altered(lambda content: content["state_dict"]["net.wte.weight"].fill_(math.nan)),
+    "weightless.ckpt": altered(lambda content: content.pop("state_dict")),
+    "stepless.ckpt": altered(lambda content: content.pop("global_step")),
+    "layers.ckpt": altered(lambda content: content["gptlit"]["config"].update(n_layer="many")),
+    "heads.ckpt": altered(lambda content: content["gptlit"]["config"].update(n_head=3)),
+    "runes.ckpt": altered(lambda content: content["gptlit"].update(tokenizer={"kind": "runes"})),
+    "five.ckpt": altered(lambda content: content["gptlit"].update(tokenizer=5)),
+    "half.ckpt": altered(lambda content: content["gptlit"].update(tokenizer={"kind": "word"})),
+    "options.ckpt": altered(lambda content: content["gptlit"].update(run="model: [1")),
+}
+
+REFUSED: list[tuple[str, list[str]]] = [
+    # configs
+    ("fit --config empty.yaml", ["--config empty.yaml", "model: {n_layer: 4}"]),
+    ("fit --config number.yaml", ["--config number.yaml: model: 7", "group of options"]),
+    ("fit --config types.yaml", ["--model.n_layer [1, 2]: expected int"]),
+    ("fit --config steps.yaml", ["--trainer.max_steps soon: expected int"]),
+    ("fit --config kind.yaml", ["--data.tokenizer.kind 3", "char, word, tiktoken, bpe"]),
+    ("fit --config colour.yaml", ["--data.tokenizer.colour: unknown option"]),
+    ("fit --config verb.yaml", ["fit.model.n_layer", "Did you mean model.n_layer?"]),
+    ("fit --config predict.yaml", ["prompt: unknown key in a config"]),
+    ("fit --config tab.yaml", ["--config tab.yaml: not YAML", "line 2"]),
+    ("fit --config latin.yaml", ["--config latin.yaml: not UTF-8"]),
+    ("fit --config code.yaml", ["--config code.yaml: not YAML", "os.system"]),
+    ("fit --config nothing", ["--config nothing: no such file"]),
+    ("fit --config /proc/self/mem", ["--config /proc/self/mem: Input/output error"]),
+    ("predict --config tiny.yaml", ["--config: unknown option", "gptlit fit has it"]),
+    ("validate --config number.yaml", ["--config number.yaml"]),
+    # texts
+    ("fit TINY --data.path binary.txt", ["--data.path binary.txt", "not UTF-8", "128"]),
+    ("fit TINY --data.path nul.txt", ["--data.path nul.txt: a binary file"]),
+    ("fit TINY --data.path space.txt", ["--data.path space.txt", "empty"]),
+    ("fit TINY --data.path utf16.txt", ["--data.path utf16.txt", "iconv"]),
+    ("fit TINY --data.path torn.txt.gz", ["--data.path torn.txt.gz: not a whole .gz"]),
+    ("fit TINY --data.path fake.txt.zst", ["--data.path fake.txt.zst: not a whole .zst"]),
+    ("fit TINY --data.path bad.jsonl", ["--data.path bad.jsonl: line 2", "jsonl_field"]),
+    ("fit TINY --data.path loop.txt", ["--data.path loop.txt", "symbolic links"]),
+    ("fit TINY --data.val_path empty.txt", ["--data.val_path empty.txt", "empty"]),
+    ("fit TINY --model.block_size 100000", ["--model.block_size 100000", "5526"]),
+    ("summary TINY --data.path nowhere.txt", ["--data.path nowhere.txt"]),
+    ("data binary.txt", ["binary.txt", "not UTF-8"]),
+    ("data bad.jsonl", ["bad.jsonl: line 2"]),
+    # numbers and names
+    ("fit TINY --seed_everything -1", ["--seed_everything -1", "2^32"]),
+    ("fit TINY --samples.seed 99999999999999999999", ["--samples.seed 9999", "2^63"]),
+    ("fit TINY --samples 3", ["--samples", "--samples.NAME VALUE"]),
+    ("fit TINY --model.lr nan", ["--model.lr nan: must be a finite number"]),
+    ("fit TINY --model.mlp_ratio 0.01", ["--model.mlp_ratio 0.01", "0 channels"]),
+    ("fit TINY --model.positions absolute", ["one of learned, sinusoidal, rotary, none"]),
+    ("fit TINY --data.tokenizer.kind word --data.tokenizer.min_frequency 0",
+     ["--data.tokenizer.min_frequency 0: must be 1 or more"]),
+    ("fit TINY --data.tokenizer.kind bpe --data.tokenizer.vocab_size many",
+     ["--data.tokenizer.vocab_size many: expected int"]),
+    ("fit TINY --trainer.accumulate_grad_batches 0", ["accumulate_grad_batches 0", "1 or more"]),
+    ("fit TINY --trainer.check_val_every_n_epoch 0", ["check_val_every_n_epoch 0"]),
+    ("fit TINY --trainer.limit_train_batches 0", ["--trainer.limit_train_batches 0"]),
+    ("fit TINY --trainer.accelerator tpu", ["--trainer", "torch_xla"]),
+    ("fit TINY --trainer.logger nope", ["--trainer.logger nope: expected one of"]),
+    ("fit TINY --trainer.callbacks.class_path EarlyStopping", ["callbacks: needs monitor"]),
+    ("fit TINY --trainer.max_time soon", ["--trainer", "soon", "DD:HH:MM:SS"]),
+    # places
+    ("fit TINY --data.data_dir file", ["--data.data_dir file", "Not a directory"]),
+    ("fit TINY --trainer.default_root_dir file", ["--trainer.default_root_dir file"]),
+    ("predict --output_file nothing", ["--output_file nothing: is a folder"]),
+    ("predict --prompt_file nothing", ["--prompt_file nothing: Is a directory"]),
+    ("predict --prompt_file binary.txt", ["--prompt_file binary.txt: not UTF-8"]),
+    ("export last full", ["full: exists already", "new folder"]),
+    ("export last file", ["file: exists already"]),
+    ("export last out --format onnx", ["--format onnx: expected one of hugging_face, safe"]),
+    ("import hugging_face last --output file", ["--output file: exists already"]),
+    ("import hugging_face nothing", ["nothing", "config.json"]),
+    ("import nanogpt digits.txt --output new", ["digits.txt", "refused"]),
+    ("import nanogpt other.ckpt --output new", ["other.ckpt: not a checkpoint of nanoGPT"]),
+    ("import nanogpt other.ckpt", ["--output other.ckpt: exists already"]),
+    ("import pytorch x.pt", ["pytorch", "nanogpt, hugging_face"]),
+    # prompts and sampling
+    ("predict --prompt 日本", ["--prompt", "日", "--unknown skip"]),
+    ("predict --force 日", ["--force", "日"]),
+    ("predict --ban zz", ["--ban 'zz'", "one token"]),
+    ("predict --stop=", ["--stop ''"]),
+    ("predict --lines", ["--lines: needs --prompt_file"]),
+    ("predict --prompt_file empty.txt --lines", ["--prompt_file empty.txt: no line"]),
+    ("predict --explain --prompt=", ["--explain: no text"]),
+    ("predict --weights int4", ["--weights int4: expected one of float32, int8"]),
+    ("predict --interactive --lines", ["--lines", "--interactive"]),
+    ("predict --sweep weights=int8", ["--sweep weights", "temperature"]),
+    ("predict --sweep temperature=1 temperature=2", ["temperature=2", "twice"]),
+    ("predict --length_penalty 2", ["--length_penalty 2.0", "--num_beams"]),
+    ("predict --data.path x", ["--data.path", "gptlit fit has it"]),
+    ("predict --ckpt_path=", ["--ckpt_path ''"]),
+    ("predict --ckpt_path last --ckpt_path nowhere.ckpt", ["--ckpt_path nowhere.ckpt"]),
+    # other verbs
+    ("validate --data.path digits.txt", ["digits.txt", "can't read that text"]),
+    ("validate --data.val_fraction 0", ["--data.val_fraction 0", "--data.val_path"]),
+    ("validate --preflight", ["--preflight true: is an option of fit only"]),
+    ("test", ["--data.test_fraction 0", "--data.test_path"]),
+    ("fit --ckpt_path last", ["--trainer.max_steps 40", "at step 40 already"]),
+    ("fit --ckpt_path last --model.init_from last", ["--model.init_from last", "one of them"]),
+    # checkpoints
+    *(
+        (f"{verb} {name}", [name, told])
+        for name, told in {
+            "code.ckpt": "it could run code",
+            "pickle.ckpt": "torn, altered, or not a checkpoint",
+            "torn.ckpt": "torn, altered, or not a checkpoint",
+            "flipped.ckpt": "torn, altered, or not a checkpoint",
+            "other.ckpt": "not a checkpoint of gptlit",
+            "tensor.ckpt": "not a checkpoint of gptlit",
+            "weightless.ckpt": "has no state_dict",
+            "stepless.ckpt": "has no global_step",
+            "five.ckpt": "its tokenizer is not",
+        }.items()
+        for verb in ("predict --ckpt_path", "validate --ckpt_path", "fit --ckpt_path")
+    ),
+    ("export code.ckpt out", ["code.ckpt", "it could run code"]),
+    ("export torn.ckpt out", ["torn.ckpt", "torn"]),
+    ("import nanogpt code.ckpt --output new", ["code.ckpt", "refused"]),
+    ("import nanogpt other.ckpt code.pkl --output new", ["other.ckpt", "nanoGPT"]),
+    ("summary --ckpt_path code.ckpt", ["code.ckpt", "it could run code"]),
+    ("predict --ckpt_path missing.ckpt", ["net.wte.weight is missing"]),
+    ("validate --ckpt_path missing.ckpt", ["net.wte.weight is missing"]),
+    ("fit --ckpt_path missing.ckpt --trainer.max_steps 50", ["net.wte.weight is missing"]),
+    ("export shape.ckpt out", ["net.wte.weight is (3, 3)"]),
+    ("predict --ckpt_path nan.ckpt", ["not finite", "earlier checkpoint"]),
+    ("predict --ckpt_path layers.ckpt", ["the checkpoint's model can't be built"]),
+    ("predict --ckpt_path heads.ckpt", ["--model.n_head 3"]),
+    ("predict --ckpt_path runes.ckpt", ["'runes'", "char, word, tiktoken, bpe"]),
+    ("predict --ckpt_path half.ckpt", ["tokenizer's state is torn"]),
+    ("fit --ckpt_path options.ckpt", ["options.ckpt: holds no options of its run"]),
+    ("validate --ckpt_path options.ckpt", ["options.ckpt: holds no options of its run"]),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def furnished(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run, a text, and a good many files that are of no use."""
+    folder = tmp_path_factory.mktemp("furnished")
+    shutil.copytree(run.folder, folder / "lightning_logs" / "version_0")
+    shutil.copy(run.text, folder)
+    for name, content in BYTES.items():
+        (folder / name).write_bytes(content)
+    for name, write in CHECKPOINTS.items():
+        write(run.folder / "checkpoints" / "last.ckpt", folder / name)
+    (folder / "nothing").mkdir()
+    (folder / "full").mkdir()
+    (folder / "full" / "x").touch()
+    (folder / "loop.txt").symlink_to("loop.txt")
+    return folder
+
+
+def words_of(line: str) -> list[str]:
+    tiny = [*TINY, "--data.path=speeches.txt", "--trainer.max_steps=2"]
+    return [word for each in line.split() for word in (tiny if each == "TINY" else [each])]
+
+
+def assert_refused(result: Result, code: int, *told: str) -> str:
+    """One line of error, behind what is told of options that change."""
+    assert result.code == code, result.err
+    lines = [line for line in result.err.splitlines() if " -> " not in line]
+    lines = [line for line in lines if not line.startswith("gptlit: going on")]
+    assert len(lines) == 1, result.err
+    assert lines[0].startswith("gptlit: error: ")
+    assert len(lines[0]) < 400
+    for part in told:
+        assert part in lines[0]
+    return lines[0]
+
+
+@pytest.mark.parametrize(("line", "told"), REFUSED)
+def test_what_there_was_is_left_as_it_was(
+    gptlit: Call, monkeypatch: pytest.MonkeyPatch, furnished: Path, line: str, told: list[str]
+) -> None:
+    monkeypatch.chdir(furnished)
+    before = listing(furnished)
+    assert_refused(gptlit(*words_of(line)), 2, *told)
+    assert listing(furnished) == before
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("predict --output_file file/x", ["--output_file file/x: can't be written"]),
+        ("predict --output_file /proc/x", ["--output_file /proc/x: can't be written"]),
+        ("export last file/x", ["file/x: can't be written"]),
+        ("import hugging_face last --output file/x", ["--output file/x: can't be written"]),
+    ],
+)
+def test_where_nothing_can_be_written(
+    gptlit: Call, monkeypatch: pytest.MonkeyPatch, furnished: Path, line: str, told: list[str]
+) -> None:
+    monkeypatch.chdir(furnished)
+    before = listing(furnished)
+    assert_refused(gptlit(*words_of(line)), 1, *told)
+    assert listing(furnished) == before
+
+
+@pytest.mark.parametrize("name", ["GPTLIT_FITT__MODEL__N_EMBD", "GPTLIT_FIT_MODEL__N_EMBD"])
+def test_variables_that_nothing_reads(
+    gptlit: Call, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "3")
+    assert_refused(gptlit("fit"), 2, name, "GPTLIT_FIT__MODEL__N_EMBD", "Did you mean fit?")
+
+
+@pytest.mark.parametrize(
+    ("variable", "line", "told"),
+    [
+        ("GPTLIT_FIT__CONFIG=nowhere.yaml", "fit", ["--config nowhere.yaml"]),
+        ("GPTLIT_PREDICT__TEMPERATURE=hot", "predict", ["--temperature hot: expected float"]),
+        ("GPTLIT_DATA__TOKENIZER=chars", "data digits.txt", ["chars", "Did you mean char?"]),
+        ("GPTLIT_EXPORT__FORMAT=onnx", "export last out", ["--format onnx"]),
+        ("GPTLIT_DATA_DIR=/nowhere", "data dante --data_dir none", ["/nowhere/commedia.txt"]),
+    ],
+)
+def test_variables_of_the_verbs(
+    gptlit: Call,
+    monkeypatch: pytest.MonkeyPatch,
+    furnished: Path,
+    variable: str,
+    line: str,
+    told: list[str],
+) -> None:
+    from gptlit import assets
+
+    def unreachable(source: object) -> bytes:
+        raise assets.SourceError("no network")
+
+    monkeypatch.setattr(assets.Url, "read", unreachable)
+    monkeypatch.chdir(furnished)
+    monkeypatch.setenv(*variable.split("=", 1))
+    assert_refused(gptlit(*words_of(line)), 2, *told)
+
+
+def test_two_processes_in_one_run_folder(gptlit: Call, run: Run) -> None:
+    shutil.copytree(run.folder, "lightning_logs/version_0")
+    before = listing(Path("lightning_logs"))
+    last = Path("lightning_logs/version_0/checkpoints/last.ckpt")
+    with runs.RunFolder(Path("lightning_logs"), last).alone():
+        result = gptlit("fit", "--ckpt_path=last", "--trainer.max_steps=42")
+    assert_refused(result, 2, "lightning_logs/version_0: another process is training in it")
+    assert listing(Path("lightning_logs")) == before
+    assert gptlit("fit", "--ckpt_path=last", "--trainer.max_steps=42").code == 0  # it has ended
+
+
+def test_a_port_in_use(gptlit: Call, monkeypatch: pytest.MonkeyPatch, text_file: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        monkeypatch.setenv("MASTER_PORT", str(taken.getsockname()[1]))
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        result = gptlit("fit", *TINY, f"--data.path={text_file}", "--trainer.strategy=ddp")
+    assert result.code == 1
+    assert f"MASTER_PORT {os.environ['MASTER_PORT']}: in use" in result.err.splitlines()[-1]
+    assert "Traceback" not in result.err
+    assert not Path("lightning_logs").exists()
+
+
+def test_no_space_for_texts(gptlit: Call, monkeypatch: pytest.MonkeyPatch, furnished: Path) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.chdir(furnished)
+    before = listing(furnished)
+    monkeypatch.setattr(os, "fsync", full)
+    for line in ("predict --output_file new.txt", "import hugging_face last --output new.ckpt"):
+        assert_refused(gptlit(*line.split()), 1, "new.", "No space left")
+    assert listing(furnished) == before
+
+
+@pytest.mark.parametrize("line", ["--debug fit --model.n_embd 3", "fit --model.n_embd 3 --debug"])
+def test_debug_shows_the_traceback(gptlit: Call, line: str) -> None:
+    result = gptlit(*line.split())
+    assert result.code == 2
+    first, *_, last = result.err.splitlines()
+    assert first == "Traceback (most recent call last):"
+    assert "in __post_init__" in result.err
+    assert last.startswith("gptlit: error: --model.n_embd 3: not divisible by")
+
+
+# ---------------------------------------------------------------------- random configs
+
+OPTIONS: dict[str, st.SearchStrategy[Any]] = {
+    "model.n_layer": st.sampled_from([-1, 0, 1, 2]),
+    "model.n_head": st.sampled_from([0, 1, 2, 3]),
+    "model.n_kv_head": st.sampled_from(["null", 1, 2]),
+    "model.n_embd": st.sampled_from([1, 2, 6, 8, 12]),
+    "model.block_size": st.sampled_from([0, 1, 2, 8, 33, 5000]),
+    "model.positions": st.sampled_from(["learned", "sinusoidal", "rotary", "none", "both"]),
+    "model.norm": st.sampled_from(["layer", "rms"]),
+    "model.norm_place": st.sampled_from(["pre", "post"]),
+    "model.activation": st.sampled_from(["gelu", "gelu_tanh", "relu", "relu2", "swiglu"]),
+    "model.mixer": st.sampled_from(["attention", "none"]),
+    "model.init": st.sampled_from(["gpt2", "torch", "unit"]),
+    "model.attention": st.sampled_from(["sdpa", "eager"]),
+    "model.mlp_ratio": st.sampled_from([0.1, 1, 4]),
+    "model.logit_softcap": st.sampled_from(["null", 0, 15.0]),
+    "model.dropout": st.sampled_from([0, 0.5, 1]),
+    **{
+        f"model.{name}": st.sampled_from(["true", "false"])
+        for name in ("qk_norm", "token_shift", "tie_weights", "zero_init", "bias", "attn_proj")
+    },
+    "model.lr": st.sampled_from([0, 1e-3, 1.0, "nan"]),
+    "model.min_lr": st.sampled_from([0, 1e-4, 2.0]),
+    "model.warmup_steps": st.sampled_from([-1, 0, 1, 100]),
+    "model.decay_steps": st.sampled_from(["null", 0, 1, 7]),
+    "model.weight_decay": st.sampled_from([0, 0.1]),
+    "data.tokenizer": st.sampled_from(["char", "word", "word:reversible", "bpe:260", "bpe:9"]),
+    "data.batch_size": st.sampled_from([0, 1, 3, 5000]),
+    "data.windows": st.sampled_from(
+        ["pass", "side_by_side", "every_offset", "random", "documents"]
+    ),
+    "data.eos": st.sampled_from(["true", "false"]),
+    "data.val_fraction": st.sampled_from([0, 0.001, 0.1, 0.9, 1]),
+    "data.val_spans": st.sampled_from([1, 3]),
+    "data.split_by": st.sampled_from(["characters", "documents"]),
+    "trainer.accumulate_grad_batches": st.sampled_from([0, 1, 3]),
+    "trainer.gradient_clip_val": st.sampled_from(["null", 0, 0.5, -1]),
+    "trainer.val_check_interval": st.sampled_from([0, 1, 2, 0.5, 1.0, 5.0]),
+    "trainer.check_val_every_n_epoch": st.sampled_from(["null", 0, 1]),
+    "trainer.limit_val_batches": st.sampled_from([0, 1, 0.5, 1.0]),
+    "trainer.limit_train_batches": st.sampled_from([0, 2, 0.5, 1.0]),
+    "trainer.num_sanity_val_steps": st.sampled_from([-1, 0, 1]),
+    "trainer.log_every_n_steps": st.sampled_from([0, 1, 2]),
+    "trainer.precision": st.sampled_from(["32-true", "64-true"]),
+    "trainer.fast_dev_run": st.sampled_from(["false", "true", 2]),
+    "trainer.overfit_batches": st.sampled_from([0, 1, 0.5]),
+    "trainer.detect_anomaly": st.sampled_from(["true", "false"]),
+    "trainer.max_epochs": st.sampled_from([-1, 0, 1]),
+    "snapshot_every": st.sampled_from([-1, 0, 1]),
+    "early_stopping.patience": st.sampled_from([-1, 0, 1]),
+    "samples.max_new_tokens": st.sampled_from([-1, 0, 3]),
+    "samples.top_k": st.sampled_from(["null", 0, 2]),
+    "guard.skip_nonfinite": st.sampled_from([-1, 0, 1]),
+}
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> list[str]:
+    """Up to seven options; more would hardly ever go together."""
+    names = draw(st.lists(st.sampled_from(sorted(OPTIONS)), max_size=7, unique=True))
+    return [f"--{name}={draw(OPTIONS[name])}" for name in names]
+
+
+@hypothesis.settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(hypothesis.HealthCheck),
+)
+@hypothesis.given(options=configs())
+def test_a_config_trains_or_is_refused(gptlit: Call, tmp_path: Path, options: list[str]) -> None:
+    """There is no third outcome: two steps, or one line and exit code 2."""
+    root = tmp_path / hashlib.sha256(repr(options).encode()).hexdigest()[:12]
+    text = tmp_path / "few.txt"
+    text.write_text(made_up_text(300), encoding="utf-8")
+    base = [*TINY, f"--data.path={text}", "--trainer.max_steps=2"]
+    result = gptlit("fit", *base, f"--trainer.default_root_dir={root}", *options)
+    if result.code:
+        assert_refused(result, 2, "--")
+        assert not list(root.rglob("version_*"))
+    else:
+        saved = list(root.rglob("last.ckpt"))
+        assert saved or any("fast_dev_run" in option for option in options)
+        assert all(checkpoint.read(path)["global_step"] in (1, 2) for path in saved)
