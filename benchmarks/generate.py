@@ -6,7 +6,8 @@ transformers takes part where it is installed (`make parity` makes such an envir
 `.venv-parity/bin/python benchmarks/generate.py`). Weights are random, the same for all, in
 float32 but where int8 is named. Each round runs every contender once, in turn; medians of tokens
 per second are told. "Within" writes 240 tokens, which fit into the block of 256 that all have;
-"beyond" writes 500 with gptlit, which goes on past the block.
+"beyond" writes 500 with gptlit, which goes on past the block. --ckpt_path CKPT --text FILE tells
+first what 8-bit weights cost that checkpoint in loss.
 
 "Bare pass" is F.linear of each of the model's matrices with one row, nothing else. "Bound" is the
 speed of reading a tensor as large as weights and mean cache, by its sum.
@@ -24,6 +25,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+import gptlit
 from gptlit.generation import Sampling, generate_step
 from gptlit.model import GPT, GPTConfig
 from gptlit.packing import pack_int8
@@ -116,12 +118,37 @@ def contenders(size: str, batch: int) -> dict[str, Callable[[], int] | None]:
     }
 
 
+def cost_of_int8(ckpt_path: str, text: Path) -> None:
+    """Tell the loss of a checkpoint on the last tenth of a text, before and after packing."""
+    model, tokenizer = gptlit.load(ckpt_path)
+    ids = torch.as_tensor(tokenizer.encode(text.read_text("utf-8")).astype("int64"))
+    ids = ids[-len(ids) // 10 :]
+    n_windows = (len(ids) - 1) // model.config.block_size
+    inputs, targets = (
+        part[: n_windows * model.config.block_size].view(n_windows, -1) for part in (ids, ids[1:])
+    )
+    losses = []
+    for pack in (lambda _: None, pack_int8):
+        pack(model)
+        with torch.inference_mode():
+            total = sum(
+                F.cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction="sum").double()
+                for x, y in zip(inputs.split(64), targets.split(64), strict=True)
+            )
+        losses.append(float(total) / targets.numel())
+    print(f"loss in float32 {losses[0]:.5f}, in int8 {losses[1]:.5f}, {targets.numel():,} tokens")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sizes", nargs="*", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--batches", nargs="*", type=int, default=[1, 8, 64])
+    parser.add_argument("--ckpt_path", help="Tell what int8 costs this checkpoint on --text.")
+    parser.add_argument("--text", type=Path)
     options = parser.parse_args()
+    if options.ckpt_path:
+        cost_of_int8(options.ckpt_path, options.text)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, tokens per second")
     for size in options.sizes:
         for batch in options.batches:

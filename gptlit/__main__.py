@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from gptlit import __version__
-from gptlit.messages import UsageError, did_you_mean, note
+from gptlit.messages import RunError, UsageError, did_you_mean, note
 
 VERBS = {
     "fit": "train a model, or go on training one (--ckpt_path last)",
@@ -44,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         note(f"error: {error}")
         return 2
+    except RunError as error:
+        note(f"error: {error}")
+        return 1
     except KeyboardInterrupt as stop:
         note(str(stop) or "stopped")
         return 130

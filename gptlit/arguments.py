@@ -96,8 +96,7 @@ def expand(verb: str, arguments: Sequence[str]) -> tuple[list[str], Start | None
         if verb == "fit" and not configs:
             configs = [f"--config={find_config(DEFAULT_CONFIG)}"]
         return configs + words, None
-    path = checkpoint.resolve(paths[-1])
-    start = Start(path, checkpoint.read(path))
+    start = Start(*checkpoint.read_named(paths[-1]))
     options = yaml.safe_load(start.described["run"])
     if verb != "fit":
         options = {"model": options["model"], "data": options["data"]}
@@ -105,4 +104,4 @@ def expand(verb: str, arguments: Sequence[str]) -> tuple[list[str], Start | None
         # the corpus named now is meant, not the file of then, which would win
         options["data"]["path"] = None
     own = f"--config={yaml.safe_dump(options)}"
-    return [own, *configs, *words, f"--ckpt_path={path}"], start
+    return [own, *configs, *words, f"--ckpt_path={start.path}"], start

@@ -129,7 +129,8 @@ def sha256_of(path: Path) -> str:
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file to write that takes its place under `path` whole, when all is well, or not at all.
 
-    It is written beside `path`, so on the same file system, and brought to the disk first.
+    It is written beside `path`, so on the same file system, and brought to the disk first; the
+    folder follows, so that a power cut can't take the new name back.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -140,9 +141,27 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # which file it was that the disk had no room for
         raise
+    _sync_folder(path.parent)
+
+
+def leftovers(folder: Path, suffix: str) -> list[Path]:
+    """What processes that were killed while they wrote files so named have left in a folder."""
+    return list(folder.glob(f".*{suffix}.????????"))
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":
+        return  # folders can't be opened there
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _umask() -> int:

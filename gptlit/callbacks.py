@@ -1,5 +1,6 @@
 """What a run tells while it trains: a start-up block, figures, sample text, speed."""
 
+import math
 import re
 import time
 from collections.abc import Sequence
@@ -11,14 +12,16 @@ import torch
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from gptlit.assets import write_atomically
 from gptlit.generation import Sampling, generate
 from gptlit.loaders import IGNORED
 from gptlit.messages import UsageError
+from gptlit.progress import ends_epoch
 from gptlit.training import LitGPT
 
 
 class SampleText(Callback):
-    """Writes sample text after each validation and each epoch, always the same way.
+    """Writes sample text after each validation and each whole epoch, always the same way.
 
     To the console (short), to TensorBoard's text tab and to samples.txt in the run's folder.
 
@@ -61,15 +64,17 @@ class SampleText(Callback):
         self._written_at = state_dict["written_at"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # what a run wrote after the checkpoint that it goes on from will be written again
+        # what a run wrote after the checkpoint that it goes on from will be written again, but
+        # for what belongs to the checkpoint's own step
         file = self.folder and self.folder / "samples.txt"
         if not file or not file.exists() or not trainer.is_global_zero:
             return
         told = file.read_text(encoding="utf-8")
         for head in re.finditer(r"^=== step (\d+), ", told, re.MULTILINE):
             if int(head[1]) > trainer.global_step:
-                file.write_text(told[: head.start()], encoding="utf-8")
+                write_atomically(file, told[: head.start()].encode())
                 return
+            self._written_at = int(head[1])
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
@@ -77,7 +82,8 @@ class SampleText(Callback):
             self._write(trainer, pl_module, evaluated)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._write(trainer, pl_module, "train/loss")
+        if ends_epoch(trainer):
+            self._write(trainer, pl_module, "train/loss")
 
     def _write(self, trainer: L.Trainer, module: L.LightningModule, figure: str) -> None:
         step = trainer.global_step
@@ -98,7 +104,7 @@ class SampleText(Callback):
                 )
                 for prompt in self.prompts
             ]
-        head = f"step {step}, {figure} {trainer.callback_metrics[figure]:.4f}"
+        head = f"step {step}, {figure} {trainer.callback_metrics.get(figure, math.nan):.4f}"
         if texts:
             lines = texts[0].strip("\n").split("\n")[: self.CONSOLE_LINES]
             module.print("\n".join(f"    {line}" for line in lines))
@@ -111,7 +117,9 @@ class SampleText(Callback):
                 for index, text in enumerate(texts):
                     # indented by four, Markdown keeps lines and spaces
                     body = "\n".join(f"    {line}" for line in text.split("\n"))
-                    logger.experiment.add_text(f"sample/{index}", body, step)
+                    # beside the figures: Lightning counts steps from 0
+                    logger.experiment.add_text(f"sample/{index}", body, step - 1)
+                logger.save()  # before a checkpoint says that it is there
 
 
 class Throughput(Callback):
@@ -254,6 +262,14 @@ class StepBar(TQDMProgressBar):
         behind = trainer.fit_loop.epoch_loop.batch_progress.current.ready
         ahead = (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches
         return min(trainer.num_training_batches, behind + ahead)
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        # so that what is told next has a line of its own
+        for bar in (self._val_progress_bar, self._train_progress_bar):
+            if bar is not None:
+                bar.close()
 
     def get_metrics(
         self, trainer: L.Trainer, pl_module: L.LightningModule

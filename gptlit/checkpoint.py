@@ -5,15 +5,18 @@ model's config, the tokenizer, the text's provenance and the run's config, all a
 It loads with `weights_only=True`, so that someone else's file can't run code.
 """
 
+import contextlib
 import dataclasses
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from gptlit import tokenizer as tokenizers
-from gptlit.messages import UsageError
+from gptlit.assets import replacing
+from gptlit.messages import UsageError, is_first_process, note
 from gptlit.model import GPT, GPTConfig
 from gptlit.tokenizer import Tokenizer
 
@@ -55,24 +58,67 @@ def version_number(run: Path) -> int:
     return int(number) if number.isdigit() else -1
 
 
-def read(path: str | Path) -> dict[str, Any]:
-    """All of a checkpoint, tensors mapped from the file.
+class Damaged(UsageError):
+    """A file isn't what was once written under its name."""
+
+
+def read_named(name: str, runs: Path = RUNS) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint that `--ckpt_path` means, and all of it.
+
+    A damaged `last` is replaced by the newest whole checkpoint of its folder, which is told.
 
     Raises:
-        UsageError: missing, torn, or not a checkpoint of gptlit.
+        UsageError: as `resolve` and `read`.
     """
+    path = resolve(name, runs)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return path, read(path)
+    except Damaged:
+        if name != "last" or not (found := _newest_whole(path)):
+            raise
+        whole, content = found
+    if is_first_process():
+        note(f"warning: {path} is damaged; taking {whole.name} of step {content['global_step']}")
+    return whole, content
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """All of a checkpoint, tensors mapped from the file, each byte of which is compared once.
+
+    Raises:
+        Damaged: not what was written; the message names a whole checkpoint beside it.
+        UsageError: missing, not a checkpoint of gptlit, or one that would have to run code.
+    """
+    path = Path(path)
+    try:
+        return _read(path)
+    except Damaged as error:
+        found = _newest_whole(path)
+        hint = (
+            f"{found[0]} of step {found[1]['global_step']} is whole"
+            if found
+            else ("and no whole one lies beside it")
+        )
+        raise Damaged(f"{error}; {hint}") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        damaged = _is_damaged(path)
     except FileNotFoundError as error:
         raise UsageError(f"--ckpt_path {path}: no such file") from error
+    if damaged:
+        raise Damaged(f"--ckpt_path {path}: torn, altered, or not a checkpoint")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise UsageError(
-            f"--ckpt_path {path}: refused: torn, or not of plain data and tensors only"
+            f"--ckpt_path {path}: refused: not of plain data and tensors only, so that it could "
+            "run code"
         ) from error
-    except (OSError, EOFError, RuntimeError, ValueError) as error:
+    except (EOFError, RuntimeError, ValueError) as error:
         raise UsageError(
-            f"--ckpt_path {path}: torn or not a checkpoint ({type(error).__name__}); "
-            "use another one of its folder"
+            f"--ckpt_path {path}: not a checkpoint ({type(error).__name__})"
         ) from error
     described = content.get(KEY) if isinstance(content, dict) else None
     if not isinstance(described, dict) or not set(described) >= PARTS:
@@ -84,6 +130,50 @@ def read(path: str | Path) -> dict[str, Any]:
             f"model options {', '.join(sorted(unknown))}"
         )
     return content
+
+
+def _is_damaged(path: Path) -> bool:
+    """Whether a file isn't what `torch.save` wrote.
+
+    That is a zip archive, which has a CRC-32 of each tensor and of all else in it, and ends by
+    its table of contents. Mapped tensors are read without a look at it.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is not None
+    except FileNotFoundError:
+        raise
+    except Exception:  # what a wrong byte in the archive's own tables comes to, and bad disks
+        return True
+
+
+def _newest_whole(path: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The whole checkpoint of the most steps that lies beside another one."""
+    steps: dict[Path, int] = {}
+    for neighbour in set(path.parent.glob("*.ckpt")) - {path}:
+        with contextlib.suppress(Exception):  # the step alone says little: read below
+            content = torch.load(neighbour, map_location="cpu", weights_only=True, mmap=True)
+            steps[neighbour] = int(content["global_step"])
+    for neighbour in sorted(steps, key=lambda each: (steps[each], each.name), reverse=True):
+        with contextlib.suppress(UsageError):
+            return neighbour, _read(neighbour)
+    return None
+
+
+def write(content: dict[str, Any], path: Path) -> None:
+    """Put a checkpoint under `path`, whole and on the disk, or leave there what there was.
+
+    Raises:
+        OSError: no room, or not allowed to.
+    """
+    with replacing(path) as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            # torch's own complaint that fewer bytes were written than it gave
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def describe(
@@ -135,6 +225,6 @@ def load(path: str | Path = "best") -> tuple[GPT, Tokenizer]:
         path: A file, or "best" or "last" for those of the newest run under lightning_logs.
 
     Raises:
-        UsageError: missing, torn, or not a checkpoint of gptlit.
+        UsageError: missing, damaged, or not a checkpoint of gptlit.
     """
-    return build(read(resolve(str(path))))
+    return build(read_named(str(path))[1])

@@ -1,9 +1,8 @@
 """The verbs that need Lightning: fit, validate, test, and predict on several devices."""
 
 import contextlib
-import logging
+import json
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,19 +11,22 @@ import lightning as L
 import torch
 import yaml
 from jsonargparse import Namespace
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.trainer.states import TrainerStatus
 
-from gptlit import __version__, checkpoint, origins, preflight, runs, summary
+from gptlit import __version__, checkpoint, endings, origins, preflight, resuming, runs, summary
 from gptlit import tokenizer as tokenizers
 from gptlit.arguments import HELP, expand
 from gptlit.callbacks import Report, SampleText, StepBar, Throughput
 from gptlit.data import TextDataModule
+from gptlit.guard import Guard
 from gptlit.messages import UsageError, note
 from gptlit.parser import OneLineErrors
+from gptlit.quiet import quiet
+from gptlit.saving import DurableCheckpointIO
+from gptlit.stopping import Patience, Stopping
 from gptlit.training import NOT_IN_WEIGHTS, LitGPT
 
-TOKENIZER_OPTIONS = ("--data.tokenizer", "--data.eos")
 TEXT_OPTIONS = ("--data.path", "--data.corpus", "--data.jsonl_field", "--data.cleaning")
 TRAINER_DEFAULTS = {
     "max_epochs": -1,
@@ -59,49 +61,6 @@ def choose_precision(accelerator: str) -> tuple[str, str]:
     return "32-true", "this CPU has no native bfloat16"
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Lightning's tips and announcements off: the start-up block tells what matters."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        for logger in loggers:
-            logger.setLevel(logging.WARNING)
-        for expected in (
-            # a run that goes on finds its folder filled, as it should, or begins a new one
-            r".*The dirpath has changed from.*",
-            r".*Checkpoint directory .* exists and is not empty",
-            r".*Experiment logs directory .* exists and is not empty",
-            # the metrics are summed over ranks before they are logged
-            r".*sync_dist=True.*",
-            # batches of a model this small need no workers, and the loaders have none
-            r".*does not have many workers.*",
-            # a short epoch is no mistake
-            r".*number of training batches .* is smaller than the logging interval.*",
-            # a resumed metric's sums come from the checkpoint
-            r"(?s).*``compute`` method of metric TextLoss was called before the ``update``.*",
-            # evaluating needs none of the callbacks that watched the training
-            r".*callbacks used to create the checkpoint need to be provided.*",
-            # `main(argv)` gives its arguments, whatever the process's own are
-            r".*LightningCLI's args parameter is intended to run from within Python.*",
-            # samples are told apart by their rank
-            r".*Couldn't infer the batch indices.*",
-            # the loader freezes its order itself
-            r".*requested to overfit but enabled train dataloader shuffling.*",
-            # how Lightning uses its own libraries
-            r"(?s).*(JSONARGPARSE_DEPRECATION_WARNINGS|instantiate_classes).*",
-            r".*isinstance\(treespec, LeafSpec\). is deprecated.*",
-            # the order of windows is arithmetic: the position is all there is to restore
-            r".*You're resuming from a checkpoint that ended before the epoch ended.*",
-        ):
-            warnings.filterwarnings("ignore", expected)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
-
-
 class GptlitCLI(LightningCLI):
     """Lightning's CLI with gptlit's defaults, run folders and messages."""
 
@@ -110,13 +69,7 @@ class GptlitCLI(LightningCLI):
         words, self.start = expand(verb, arguments)
         # whether the text is named now, or is that of the checkpoint
         self.text_given = any(word.startswith(TEXT_OPTIONS) for word in words)
-        tokenizer_given = [word for word in words if word.startswith(TOKENIZER_OPTIONS)]
-        if self.start is not None and tokenizer_given:
-            raise UsageError(
-                f"{tokenizer_given[0]}: the checkpoint has its own tokenizer, "
-                f"{self.start.described['tokenizer']['kind']}; leave the option out, or begin a "
-                "new run"
-            )
+        self.given = {word.removeprefix("--").split("=")[0] for word in words}
         self.origin_given = any(word.startswith("--model.init_from") for word in words)
         self.origin: origins.Origin | None = None
         self.precision_reason = "as asked"
@@ -146,12 +99,26 @@ class GptlitCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("model.block_size", "data.block_size")
+        # looks at a validation before a text is written
+        parser.add_lightning_class_args(Guard, "guard")
         parser.add_lightning_class_args(SampleText, "samples")
         parser.add_argument(
             "--snapshot_every",
             type=int,
             default=0,
             help="Keep a checkpoint step_N.ckpt every so many steps; 0 for none.",
+        )
+        parser.add_argument(
+            "--keep_snapshots",
+            type=int,
+            default=0,
+            help="Of these the newest so many are kept; 0 for all.",
+        )
+        parser.add_argument(
+            "--early_stopping.patience",
+            type=int,
+            default=0,
+            help="End the run when so many validations in a row bring no lower val/loss; 0: never.",
         )
         parser.add_argument(
             "--preflight",
@@ -175,13 +142,18 @@ class GptlitCLI(LightningCLI):
         options, trainer = self.options, self.options.trainer
         if options.ckpt_path != (str(self.start.path) if self.start else None):
             raise UsageError(f"ckpt_path {options.ckpt_path}: give it as a flag, --ckpt_path")
-        if options.snapshot_every < 0:
-            raise UsageError(f"--snapshot_every {options.snapshot_every}: must be 0 or more")
+        for name in ("snapshot_every", "keep_snapshots", "early_stopping.patience"):
+            if options[name] < 0:
+                raise UsageError(f"--{name} {options[name]}: must be 0 or more")
         if options.preflight and self.subcommand != "fit":
             raise UsageError("--preflight true: is an option of fit only")
         self._take_origin()
         # the options as given: what is chosen below is chosen again by whoever goes on
         self.options_as_yaml = self._dump_options()
+        if self.start is not None:
+            before, now = self._options_of_start, yaml.safe_load(self.options_as_yaml)
+            kind = self.start.described["tokenizer"]["kind"]
+            resuming.check_tokenizer(before["data"], now["data"], kind, self.given)
         if options.data.seed is None:
             options.data.seed = int(options.seed_everything)
         if trainer.precision is None:
@@ -209,6 +181,11 @@ class GptlitCLI(LightningCLI):
                 f"--model.init_from {model.init_from}: begins a new run, and --ckpt_path goes on "
                 "with one; give one of them"
             )
+
+    @property
+    def _options_of_start(self) -> dict[str, Any]:
+        assert self.start is not None
+        return yaml.safe_load(self.start.described["run"])
 
     def _dump_options(self) -> str:
         dumped = self._parser(self.subcommand).dump(self.options, skip_unset=False, format="yaml")
@@ -244,13 +221,20 @@ class GptlitCLI(LightningCLI):
         callbacks += [Report(self.precision_reason), Throughput()]
         if with_bar:
             callbacks.append(StepBar())
-        kwargs["plugins"] = [*runs.as_list(options.trainer.plugins), runs.DurableCheckpointIO()]
+        if patience := options.early_stopping.patience:
+            self._check_validates(patience)
+            callbacks.append(Patience(patience))
+        self.stopping = runs.refusing(Stopping, options.trainer.max_time)
+        kwargs["max_time"] = None  # Lightning's Timer ends between two batches of a step
+        kwargs["plugins"] = [*runs.as_list(options.trainer.plugins), DurableCheckpointIO()]
         if not options.trainer.fast_dev_run:
             self.folder = self._open_folder(Path(options.trainer.default_root_dir or "."))
             options.samples.folder = self.folder.path
             if options.trainer.enable_checkpointing is not False:
                 monitored = "val/loss" if self.datamodule.has_validation else "train/loss"
-                callbacks += self.folder.checkpoints(monitored, options.snapshot_every)
+                callbacks += self.folder.checkpoints(
+                    monitored, options.snapshot_every, options.keep_snapshots
+                )
         kwargs["callbacks"] = callbacks
         with self._undoing():
             if self.folder and options.trainer.logger in (None, True):
@@ -258,7 +242,18 @@ class GptlitCLI(LightningCLI):
             if self.folder and runs.on_rank_zero():
                 config = self.folder.path / "config.yaml"
                 config.write_text(self.options_as_yaml, encoding="utf-8")
-            return runs.refusing(super().instantiate_trainer, **kwargs)
+            trainer = runs.refusing(super().instantiate_trainer, **kwargs)
+        # behind what works between two steps, before what saves
+        saves = [isinstance(each, Checkpoint) for each in [*trainer.callbacks, Checkpoint()]]
+        trainer.callbacks.insert(saves.index(True), self.stopping)
+        return trainer
+
+    def _check_validates(self, patience: int) -> None:
+        if not self.datamodule.has_validation or self.options.trainer.limit_val_batches == 0:
+            raise UsageError(
+                f"--early_stopping.patience {patience}: there is no validation to watch; give "
+                "--data.val_fraction above 0, or leave the option out"
+            )
 
     def _refuse_parts_of_a_split(self) -> None:
         trainer = self.options.trainer
@@ -289,10 +284,16 @@ class GptlitCLI(LightningCLI):
                 f"--trainer.max_steps {max_steps}: {path} is at step {step} already; give a "
                 "larger one to go on"
             )
-        if not self.text_given:
-            self.datamodule.expected_sha256 = self.start.described["text"]["sha256"]
+        trained = self.start.described["text"]
+        own = {name: sha256 for name, (_, sha256) in trained["own_texts"].items()}
+        self.datamodule.expected_sha256 = {
+            name: sha256 for name, sha256 in own.items() if f"data.{name}_path" not in self.given
+        } | ({} if self.text_given else {"": trained["sha256"]})
         if runs.on_rank_zero():
             note(f"going on from {path} at step {step}")
+            now = yaml.safe_load(self.options_as_yaml)
+            for name, old, new in resuming.changed(self._options_of_start, now):
+                note(f"--{name}: {json.dumps(old)} -> {json.dumps(new)}")
         return runs.RunFolder(root / checkpoint.RUNS, path, step)
 
     @contextlib.contextmanager
@@ -339,27 +340,19 @@ class GptlitCLI(LightningCLI):
             self._look(model)
             return
         trained_before = self.start.step if self.start else 0
+        folder = self.folder.path if self.folder else None
         with self._undoing():
-            try:
-                runs.refusing(self.trainer.fit, model, **kwargs)
-            except SystemExit:
-                if self.trainer.state.status != TrainerStatus.INTERRUPTED:
-                    raise
-                step = self.trainer.global_step
-                raise KeyboardInterrupt(f"stopped at step {step}{self._how_to_go_on()}") from None
+            endings.fit(self.trainer, model, self.stopping, folder, trained_before, **kwargs)
             if self.trainer.global_step == trained_before:
                 raise UsageError(
-                    "nothing to train: --trainer.max_steps, max_epochs or max_time is reached "
-                    f"already at step {trained_before}; give a larger one"
+                    "nothing to train: --trainer.max_steps or max_epochs is reached already at "
+                    f"step {trained_before}; give a larger one"
                 )
-        if self.trainer.is_global_zero and self.folder:
-            best = self.folder.path / "checkpoints" / "best.ckpt"
-            hint = f"; write with: gptlit predict --ckpt_path {best}" if best.exists() else ""
-            note(f"done at step {self.trainer.global_step}{hint}")
-
-    def _how_to_go_on(self) -> str:
-        last = self.folder and self.folder.path / "checkpoints" / "last.ckpt"
-        return f"; go on with: gptlit fit --ckpt_path {last}" if last and last.exists() else ""
+        if runs.on_rank_zero():
+            note(endings.closing(self.trainer, self.stopping, folder))
+        runs.part()
+        if runs.on_rank_zero() and self.stopping.exit_code:
+            raise SystemExit(self.stopping.exit_code)
 
     def validate(self, model: LitGPT, **kwargs: Any) -> None:
         self._evaluate("val", self.trainer.validate, model, **kwargs)
@@ -387,15 +380,10 @@ class GptlitCLI(LightningCLI):
     def _warn_of_text(self, split: str) -> None:
         """Tell of a split that isn't what it seems: trained on, or of a text that changed."""
         assert self.start is not None
-        trained, tokens = self.start.described["text"], self.datamodule.tokens
-        if trained["sha256"] != tokens.provenance["sha256"]:
-            if not self.text_given:
-                note(f"warning: {tokens.provenance['name']} has changed since it was trained on")
-        elif split not in tokens.provenance["own_texts"] and any(
-            first < end and begin < last
-            for first, last in tokens.spans[split]
-            for begin, end in trained["spans"]["train"]
-        ):
+        trained, text = self.start.described["text"], self.datamodule.describe_text()
+        if trained["sha256"] != text["sha256"] and not self.text_given:
+            note(f"warning: {text['name']} has changed since it was trained on")
+        if resuming.was_trained_on(split, trained, text):
             note(f"warning: the {split} split overlaps the text that the model was trained on")
 
 

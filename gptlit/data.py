@@ -95,7 +95,8 @@ class TextDataModule(L.LightningDataModule):
         self.own_paths = {"val": val_path, "test": test_path}
         self.seed = 0 if seed is None else seed
         self.folder = Path(data_dir).expanduser()
-        self.expected_sha256: str | None = None  # of a text that must not have changed
+        # of texts that must not have changed: "" is the main one; "val" and "test", of their own
+        self.expected_sha256: dict[str, str] = {}
         self._tokens: TokenFile | None = None
 
     def use_tokenizer(self, tokenizer: Tokenizer) -> None:
@@ -139,11 +140,6 @@ class TextDataModule(L.LightningDataModule):
 
     def _prepare(self) -> TokenFile:
         text = corpora.load(self.corpus, self.path, self.folder, **self.reading)
-        if self.expected_sha256 not in (None, text.sha256):
-            raise UsageError(
-                f"--data.path {text.name}: the text has changed since it was trained on; give "
-                "--data.path to train on what it is now"
-            )
         own_texts = {
             name: corpora.load(
                 "", path, self.folder, path_option=f"--data.{name}_path", **self.reading
@@ -151,6 +147,13 @@ class TextDataModule(L.LightningDataModule):
             for name, path in self.own_paths.items()
             if path
         }
+        for name, each in {"": text, **own_texts}.items():
+            if self.expected_sha256.get(name, each.sha256) != each.sha256:
+                option = f"--data.{name}_path" if name else "--data.path"
+                raise UsageError(
+                    f"{option} {each.name}: the text has changed since it was trained on; give "
+                    f"{option} to go on with what it is now"
+                )
         return preparing.prepare(
             text,
             self.folder / "tokens",

@@ -1,6 +1,7 @@
 """What users are told, in one line each."""
 
 import difflib
+import os
 import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -14,6 +15,19 @@ class UsageError(ValueError):
 
     `gptlit.__main__.main` prints it on one line of stderr and returns exit code 2.
     """
+
+
+class RunError(Exception):
+    """A run can't go on; the message says why, and what to try.
+
+    `gptlit.__main__.main` prints it on one line of stderr and returns exit code 1.
+    """
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one of several that speaks, by what launchers tell it."""
+    known = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    return next((rank for rank in known if rank is not None), "0") == "0"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gptlit.messages import UsageError
 from gptlit.muon import Muon
@@ -142,6 +142,15 @@ def schedule(recipe: Recipe, end: int) -> Callable[[int], float]:
         return warmup_linear(warmup, end, end, 1.0)
     share = 1.0 if recipe.schedule == "linear" else recipe.decay_fraction
     return warmup_linear(warmup, end - round(share * end), end, floor)
+
+
+def total_norm(tensors: Iterable[Tensor]) -> Tensor:
+    """The Euclidean norm of all numbers in tensors together, a scalar that stays on their device.
+
+    Of tensors that processes share the norm is that of the whole.
+    """
+    norm = nn.utils.get_total_norm(list(tensors))
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
 
 def warmup_cosine(warmup_steps: int, decay_steps: int, floor: float) -> Callable[[int], float]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from jsonargparse import Namespace
 from torch import Tensor
@@ -75,7 +74,7 @@ def start_from(name: str, folder: Path, option: str = "--model.init_from") -> Or
             f"Face's format, or one of {', '.join(PUBLISHED)}.{did_you_mean(name, PUBLISHED)}"
         )
     try:
-        return _from_checkpoint(checkpoint.resolve(name))
+        return _from_checkpoint(name)
     except UsageError as error:
         raise UsageError(str(error).replace("--ckpt_path", option, 1)) from error
 
@@ -88,8 +87,9 @@ def _from_folder(name: str, path: Path, folder: Path) -> Origin:
     return Origin(name, config, state, tokenizer)
 
 
-def _from_checkpoint(path: Path) -> Origin:
-    model, tokenizer = checkpoint.load(path)
+def _from_checkpoint(name: str) -> Origin:
+    path, content = checkpoint.read_named(name)
+    model, tokenizer = checkpoint.build(content)
     return Origin(str(path.absolute()), model.config, model.state_dict(), tokenizer)
 
 
@@ -221,5 +221,4 @@ def write_checkpoint(origin: Origin, path: Path) -> None:
         "hyper_parameters": options,
         checkpoint.KEY: checkpoint.describe(origin.config, origin.tokenizer, text, run, seed=0),
     }
-    with replacing(path) as file:
-        torch.save(content, file)
+    checkpoint.write(content, path)

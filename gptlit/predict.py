@@ -220,13 +220,13 @@ def device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def load(path: Path, weights: Weights) -> tuple[GPT, Tokenizer]:
-    """The model of a checkpoint, on the fastest device, and its tokenizer.
+def load(content: dict[str, Any], weights: Weights) -> tuple[GPT, Tokenizer]:
+    """The model of a checkpoint's content, on the fastest device, and its tokenizer.
 
     Raises:
-        UsageError: no checkpoint, or int8 on another device than a CPU.
+        UsageError: int8 on another device than a CPU.
     """
-    model, tokenizer = checkpoint.load(path)
+    model, tokenizer = checkpoint.build(content)
     model = model.to(device())
     if weights == "int8":
         from gptlit.packing import pack_int8
@@ -247,8 +247,8 @@ def main(argv: Sequence[str]) -> None:
     if mode == "compare":
         _compare(options, settings, known)
         return
-    path = checkpoint.resolve(options.ckpt_path[0])
-    model, tokenizer = load(path, options.weights)
+    path, content = checkpoint.read_named(options.ckpt_path[0])
+    model, tokenizer = load(content, options.weights)
     options.ckpt_path = [str(path)]
     if mode == "interactive":
         from gptlit import interactive
@@ -277,7 +277,7 @@ def _compare(options: Namespace, settings: dict[str, Any], known: OneLineErrors)
     plan = sweep.plan(options, settings, prompts.given(options), known)
 
     def writer(path: Path) -> sweep.Writer:
-        model, tokenizer = load(path, options.weights)
+        model, tokenizer = load(checkpoint.read(path), options.weights)
         if path == plan.stages[0].path:
             size = model.config.block_size
             prompts.tell_about(plan.prompts, options.unknown, tokenizer, size)

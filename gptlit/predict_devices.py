@@ -54,8 +54,7 @@ def main(arguments: Sequence[str]) -> None:
     settings, given = predict.sampling(options), prompts.given(options)
     if settings["max_new_tokens"] is None:
         raise UsageError("--max_new_tokens null: needs one device, without --trainer options")
-    path = checkpoint.resolve(options.ckpt_path[0])
-    checkpoint.read(path)  # torn files are told before Lightning meets them
+    path, _ = checkpoint.read_named(options.ckpt_path[0])
     model = LitGPT.load_from_checkpoint(path, map_location="cpu")
     assert model.tokenizer is not None
     if runs.on_rank_zero():

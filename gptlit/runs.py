@@ -5,8 +5,8 @@ lightning_logs/version_N/
 """
 
 import contextlib
-import csv
 import shutil
+import signal
 import textwrap
 import traceback
 from collections.abc import Callable
@@ -17,13 +17,14 @@ import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers import Logger
 
 from gptlit import checkpoint
-from gptlit.assets import replacing
+from gptlit.assets import leftovers, write_atomically
 from gptlit.messages import UsageError
+from gptlit.records import Curves, Table, cut
+from gptlit.saving import BestCheckpoint, RunCheckpoint
 
 T = TypeVar("T")
 
@@ -38,6 +39,12 @@ def as_list(value: Any) -> list[Any]:
     if value is None:
         return []
     return list(value) if isinstance(value, list) else [value]
+
+
+def kill_others(trainer: L.Trainer) -> None:
+    """End the processes that this one has launched, which wait for what it can't do."""
+    if trainer.strategy.launcher is not None:
+        trainer.strategy.launcher.kill(signal.SIGKILL)
 
 
 def part() -> None:
@@ -125,112 +132,31 @@ class RunFolder:
             with contextlib.suppress(OSError):
                 self.path.parent.rmdir()  # if this would have been the first run
         for path, content in self._before.items():
-            path.write_bytes(content)
+            write_atomically(path, content)
 
     def loggers(self) -> list[Logger]:
-        """TensorBoard and CSV loggers that write into the folder.
+        """What writes metrics.csv and TensorBoard's events into the folder.
 
-        A run that goes on keeps what was logged before and drops the rest, which will be
-        logged again.
+        A run that goes on keeps what was logged up to its checkpoint; the rest will be logged
+        again.
         """
         place: dict[str, Any] = {"name": self.path.parent.name, "version": self.path.name}
-        purge: dict[str, Any] = {}
-        if self.resumed_step is not None:
-            purge["purge_step"] = self.resumed_step
         root = self.path.parent.parent
-        tensorboard = TensorBoardLogger(root, default_hp_metric=False, **place, **purge)
-        table = CSVLogger(root, flush_logs_every_n_steps=10, **place)
-        rows = self._rows_so_far()
-        if rows and on_rank_zero():
-            # opening the table deletes the old one; the rows go in again
-            for step, figures in rows:
-                table.experiment.log_metrics(figures, step)
-            table.save()
-        return [tensorboard, table]
+        table, curves = Table(root, **place), Curves(root, self.resumed_step or 0, **place)
+        if self.resumed_step is not None and on_rank_zero():
+            names = cut(self.path / "metrics.csv", self.resumed_step)
+            for once in (table.once, curves.once):
+                once.step, once.names = self.resumed_step - 1, set(names)
+        return [table, curves]
 
-    def _rows_so_far(self) -> list[tuple[int, dict[str, float]]]:
-        path = self.path / "metrics.csv"
-        if self.resumed_step is None or not path.is_file():
-            return []
-        kept = []
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                step = int(row.pop("step"))
-                figures = {
-                    name: int(value) if value.isdigit() else float(value)
-                    for name, value in row.items()
-                    if value
-                }
-                # steps are logged from 0, an evaluation under the step that went before it
-                if step < self.resumed_step:
-                    kept.append((step, figures))
-        return kept
-
-    def checkpoints(self, monitor: str, snapshot_every: int) -> list[ModelCheckpoint]:
+    def checkpoints(
+        self, monitor: str, snapshot_every: int, keep_snapshots: int
+    ) -> list[Checkpoint]:
         """What saves best.ckpt by `monitor`, last.ckpt, and step_N.ckpt if asked for."""
         folder = self.path / "checkpoints"
-        best = ModelCheckpoint(
-            folder,
-            filename="best",
-            monitor=monitor,
-            enable_version_counter=False,
-            save_on_train_epoch_end=False,
-        )
-        if not snapshot_every:
-            return [best, RunCheckpoint(folder)]
-        snapshots = ModelCheckpoint(
-            folder,
-            filename="step_{step}",
-            auto_insert_metric_name=False,
-            every_n_train_steps=snapshot_every,
-            save_top_k=-1,
-        )
-        return [best, snapshots, RunCheckpoint(folder)]
-
-
-class RunCheckpoint(ModelCheckpoint):
-    """`last.ckpt`, real and current: after each validation and at the end of training.
-
-    A run that ended without a validation has no best.ckpt yet; it gets one, so that `best`
-    always means something.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(
-            folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=False
-        )
-        self._final_step_saved = -1
-
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
-        """Save the last step of a run while the loops still stand where they can go on.
-
-        Afterwards Lightning counts the epoch as finished, and a longer run would skip the
-        rest of it. A validation that follows saves again.
-        """
-        final = trainer.should_stop or 0 < trainer.max_steps <= trainer.global_step
-        if final and not self._should_skip_saving_checkpoint(trainer):
-            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
-            self._final_step_saved, self._last_global_step_saved = trainer.global_step, -1
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.fast_dev_run or not trainer.global_step:
-            return
-        last, best = (Path(self.dirpath or "") / f"{name}.ckpt" for name in ("last", "best"))
-        if trainer.global_step not in (self._final_step_saved, self._last_global_step_saved):
-            trainer.save_checkpoint(last)  # ended by its epochs, between two validations
-        if trainer.is_global_zero and not best.exists():
-            shutil.copyfile(last, best)
-
-
-class DurableCheckpointIO(TorchCheckpointIO):
-    """Saves beside the file, brings it to the disk and renames it; never swallows an error.
-
-    Lightning's own goes by way of $TMPDIR, which can be another file system, without fsync,
-    and takes a PermissionError for success.
-    """
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
-    ) -> None:
-        with replacing(Path(path)) as file:
-            torch.save(checkpoint, file)
+        for left in leftovers(folder, ".ckpt") if on_rank_zero() else []:
+            left.unlink()
+        return [
+            BestCheckpoint(folder, monitor),
+            RunCheckpoint(folder, snapshot_every, keep_snapshots),
+        ]

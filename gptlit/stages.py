@@ -61,8 +61,7 @@ def run_of(path: Path) -> Path:
 def _find(name: str) -> list[Stage]:
     folder = Path(name).expanduser()
     if name in checkpoint.ALIASES or not folder.is_dir():
-        path = checkpoint.resolve(name)
-        return [_stage(path, checkpoint.read(path))]
+        return [_stage(*checkpoint.read_named(name))]
     paths = sorted(folder.glob("checkpoints/*.ckpt")) or sorted(folder.glob("*.ckpt"))
     if not paths:
         raise UsageError(
@@ -93,7 +92,7 @@ def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
 def _stage(path: Path, content: dict[str, Any]) -> Stage:
     step = int(content["global_step"])
     known = _validations(run_of(path) / "metrics.csv")
-    # a snapshot is saved before the validation at its own step, of which only the run tells
+    # earlier versions saved a snapshot before the validation at its step: the run tells of it
     evaluated = content[checkpoint.KEY].get("evaluated", {})
     if "val/loss" in evaluated:
         known[int(evaluated["step"])] = evaluated["val/loss"]

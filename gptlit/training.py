@@ -13,17 +13,18 @@ import torch.nn.functional as F
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 
-from gptlit import beams, losses, optim
+from gptlit import beams, losses, optim, resuming
 from gptlit import checkpoint as checkpoints
 from gptlit import tokenizer as tokenizers
 from gptlit.averaging import Average
 from gptlit.data import TextDataModule
 from gptlit.drafts import Written
 from gptlit.loaders import IGNORED, Batch
-from gptlit.messages import UsageError
+from gptlit.messages import UsageError, note
 from gptlit.metrics import TextLoss, text_figures
 from gptlit.model import GPT, GPTConfig
 from gptlit.order import hashed
+from gptlit.progress import ends_epoch
 from gptlit.tokenizer import Tokenizer
 
 VOCABULARY_COMES_LATER = 0
@@ -42,7 +43,8 @@ class LitGPT(L.LightningModule):
         lr: Peak learning rate; of sgd 0.1 and more is usual.
         min_lr: Where the schedule ends, and what is held afterwards.
         warmup_steps: Optimizer steps of linear rise from 0 to lr.
-        decay_steps: The step at which min_lr is reached; the run's length when left out.
+        decay_steps: The step at which min_lr is reached. When left out it is the run's last, also
+            of a run that goes on with more steps: it takes the rate of one planned for as many.
         weight_decay: Of adamw and sgd, on all matrices; of muon, on its own; adam has none.
         betas: Of adamw and adam, and of muon's AdamW.
         optimizer: adamw; adam, without weight decay; sgd, with Nesterov's momentum; muon, which
@@ -173,6 +175,8 @@ class LitGPT(L.LightningModule):
         self.seed = self.seed or torch.initial_seed() % 2**63
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # what figures are logged under; a validation interval that was changed shifts it
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.global_step
         if self.config.dropout:
             # a function of (seed, step, batch, rank): there is no random state to save or lose
             place = (self.seed, self.global_step, batch_idx, self.global_rank)
@@ -182,22 +186,27 @@ class LitGPT(L.LightningModule):
         inputs, targets = batch  # (B, T), (B, T)
         logits = self(inputs)  # (B, T, V)
         minimised, loss = losses.objective(logits, targets, self.label_smoothing, self.z_loss)
-        n_tokens = (targets != IGNORED).sum()
-        self.train_loss.update(loss.detach() * n_tokens, n_tokens)
+        # a step that is skipped, its loss being no number, is none of the epoch's
+        counts = loss.detach().isfinite()
+        n_tokens = (targets != IGNORED).sum() * counts
+        self.train_loss.update(torch.where(counts, loss.detach(), 0) * n_tokens, n_tokens)
         several = self.trainer.world_size > 1
-        self.log("train/loss", loss, prog_bar=True, sync_dist=several)
+        # for a bar each step is waited for
+        with_bar = self.trainer.progress_bar_callback is not None
+        self.log("train/loss", loss, prog_bar=with_bar, sync_dist=several)
         return minimised
 
     def on_train_epoch_end(self) -> None:
-        self.log("train/loss_epoch", self.train_loss.compute())
-        self.train_loss.reset()
+        if ends_epoch(self.trainer):  # rather than the run, which may be gone on with
+            self.log("train/loss_epoch", self.train_loss.compute())
+            self.train_loss.reset()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         every = self.trainer.log_every_n_steps
         if not every or (self.global_step + 1) % every:
             return
-        grads = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        self.log("optim/grad_norm", torch.nn.utils.get_total_norm(grads))
+        grads = (parameter.grad for parameter in self.parameters() if parameter.grad is not None)
+        self.log("optim/grad_norm", optim.total_norm(grads))
         # that of --model.lr; with muon the first group has one of its own
         self.log("optim/lr", optimizer.param_groups[-1]["lr"])
 
@@ -314,6 +323,12 @@ class LitGPT(L.LightningModule):
                 "--model.decay_steps: the run has no length to spread the schedule over; give "
                 "--trainer.max_steps, --trainer.max_epochs or --model.decay_steps"
             )
+        if not self.min_lr and end < (self.run_length() or sys.maxsize):
+            raise UsageError(
+                f"--model.decay_steps {end}: the run goes on beyond it, at a learning rate of "
+                "--model.min_lr 0, so that it would learn nothing; give a min_lr above 0, or leave "
+                "decay_steps out"
+            )
         return end
 
     def run_length(self) -> int | None:
@@ -362,6 +377,25 @@ class LitGPT(L.LightningModule):
         if self.trainer.state.fn == "fit":
             self._take_raw_weights(checkpoint)
             self._apply_own_options(checkpoint)
+            accumulated = self.trainer.accumulate_grad_batches
+            per_step, per_epoch = self.text.windows_per_step, self.text.steps_per_epoch
+            resuming.recount(checkpoint, per_step, accumulated, per_epoch)
+            resuming.complete_batch(checkpoint)
+            self._check_validation(checkpoint, described["text"])
+
+    def _check_validation(self, checkpoint: dict[str, Any], trained: dict[str, Any]) -> None:
+        """Compare figures only with those of the same text."""
+        text = self.text.describe_text()
+        if resuming.same_split("val", trained, text):
+            return
+        resuming.forget_scores(checkpoint, "val/loss")
+        if self.trainer.is_global_zero:
+            note(
+                "warning: the validation text is not the one of before: what is best, and "
+                "early stopping's count, begin anew"
+            )
+            if resuming.was_trained_on("val", trained, text):
+                note("warning: the val split overlaps the text that the model was trained on")
 
     def check_fits(self, described: dict[str, Any]) -> None:
         """Refuse a checkpoint whose weights are of another model than this one's options.
@@ -389,28 +423,11 @@ class LitGPT(L.LightningModule):
         checkpoint["state_dict"] = {**state, **raw}
 
     def _apply_own_options(self, checkpoint: dict[str, Any]) -> None:
-        """Let this model's options win over those in a checkpoint's optimizer and schedule.
-
-        Where they are the same, the values are too, bit for bit. A limit of time counts anew.
-        """
-        options = checkpoint.get("hyper_parameters", {})
-        if (made_by := options.get("optimizer", "adamw")) != self.optimizer:
-            raise UsageError(
-                f"--model.optimizer {self.optimizer}: the run was trained by {made_by}, whose "
-                "state is another; leave the option out, or begin a new run from its weights by "
-                "--model.init_from"
-            )
-        factor, groups = self._schedule(), optim.group_options(self.recipe)
-        for scheduler in checkpoint["lr_schedulers"]:
-            scheduler["base_lrs"] = [group["lr"] for group in groups]
-            rates = [group["lr"] * factor(scheduler["last_epoch"]) for group in groups]
-            scheduler["_last_lr"] = rates
-            for optimizer in checkpoint["optimizer_states"]:
-                saved = optimizer["param_groups"]
-                for old, new, rate in zip(saved, groups, rates, strict=True):
-                    old |= {**new, "initial_lr": new["lr"], "lr": rate}
-        for name in [name for name in checkpoint["callbacks"] if name.startswith("Timer")]:
-            del checkpoint["callbacks"][name]
+        """Let this model's options win over those in a checkpoint's optimizer and schedule."""
+        before, now = resuming.take_recipe(checkpoint, self.recipe, self._schedule())
+        if before != now and self.trainer.is_global_zero:
+            step = checkpoint["global_step"]
+            note(f"the learning rate goes on at step {step}: {before:.4g} -> {now:.4g}")
 
 
 def _check_additions(ema: float, label_smoothing: float, z_loss: float) -> None:

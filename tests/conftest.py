@@ -1,15 +1,19 @@
 """A small text, a small trained run, and `gptlit` called in-process."""
 
 import csv
+import functools
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
 import torch
 
+from gptlit import checkpoint
 from gptlit.__main__ import main
 
 # no test may depend on the machine's speed
@@ -80,6 +84,71 @@ def gptlit(
 def read_metrics(folder: Path) -> list[dict[str, str]]:
     with (folder / "metrics.csv").open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def timeless(folder: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv, timings aside."""
+    return [
+        {name: value for name, value in row.items() if not name.startswith("speed/")}
+        for row in read_metrics(folder)
+    ]
+
+
+def curves(folder: Path) -> dict[str, list[tuple[int, str]]]:
+    """The points of each figure and text, timings aside, as TensorBoard shows them."""
+    from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+    from tensorboard.util import tensor_util
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return {
+        tag: [
+            (event.step, str(tensor_util.make_ndarray(event.tensor_proto)))
+            for event in events.Tensors(tag)
+        ]
+        for tag in events.Tags()["tensors"]
+        if not tag.startswith(("speed/", "_hparams_"))
+    }
+
+
+def some_time_passes(folder: Path) -> None:
+    """Let a run's events be older: TensorBoard reads files in the order of their seconds."""
+    for path in folder.glob("events.out.tfevents.*"):
+        prefix, seconds, rest = re.split(r"(?<=tfevents\.)(\d+)", path.name)
+        path.rename(path.with_name(f"{prefix}{int(seconds) - 60}{rest}"))
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """What two runs have logged, written and saved is the same to the last bit."""
+    assert timeless(one) == timeless(other)
+    assert curves(one) == curves(other)
+    assert (one / "samples.txt").read_text() == (other / "samples.txt").read_text()
+    for name in ("best", "last"):
+        ours, theirs = (
+            checkpoint.read(folder / "checkpoints" / f"{name}.ckpt") for folder in (one, other)
+        )
+        for part in ("global_step", "epoch", "state_dict", "optimizer_states", "lr_schedulers"):
+            assert_equal(ours[part], theirs[part], f"{name}.ckpt: {part}")
+        loader = ("loops", "fit_loop", "state_dict", "combined_loader")
+        assert functools.reduce(dict.__getitem__, loader, ours) == functools.reduce(
+            dict.__getitem__, loader, theirs
+        )
+
+
+def assert_equal(one: Any, other: Any, where: str) -> None:
+    """Nested dicts, lists and tensors are equal, bit for bit."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_equal(one[key], other[key], f"{where}[{key!r}]")
+    elif isinstance(one, list):
+        assert len(one) == len(other), where
+        for index, pair in enumerate(zip(one, other, strict=True)):
+            assert_equal(*pair, f"{where}[{index}]")
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    else:
+        assert one == other, where
 
 
 @dataclass

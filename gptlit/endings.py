@@ -1,0 +1,113 @@
+"""How a run ends: what is told of it, the commands that follow from it, and the exit code."""
+
+import shlex
+import signal
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.trainer.states import TrainerStatus
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from gptlit import checkpoint, runs
+from gptlit.guard import NotFinite
+from gptlit.messages import RunError
+from gptlit.stopping import NAMES, Patience, Stopping
+from gptlit.training import LitGPT
+
+
+def fit(
+    trainer: L.Trainer,
+    model: LitGPT,
+    stopping: Stopping,
+    folder: Path | None,
+    trained_before: int,
+    **options: Any,
+) -> None:
+    """`trainer.fit`, up to its end or to where it was asked to stop.
+
+    Args:
+        trainer: With `stopping` among its callbacks.
+        model: As for `trainer.fit`.
+        stopping: Tells afterwards whether the run was asked to stop, and by what.
+        folder: Of the run; None if it has none.
+        trained_before: Steps made by those who went before.
+        **options: As for `trainer.fit`.
+
+    Raises:
+        UsageError: Lightning refuses its options.
+        KeyboardInterrupt: a second Ctrl-C.
+        RunError: the loss is no number, or a disk is full; tells how to go on.
+    """
+    try:
+        runs.refusing(trainer.fit, model, **options)
+    except SIGTERMException:
+        stopping.cause = stopping.cause or signal.SIGTERM  # by SLURM, through Lightning
+    except SystemExit:
+        if trainer.state.status != TrainerStatus.INTERRUPTED:
+            raise
+        last = _go_on_hint(folder)
+        raise KeyboardInterrupt(f"stopped in step {trainer.global_step + 1}{last}") from None
+    except RunError as error:
+        runs.part()  # it ends all processes
+        if not runs.on_rank_zero():
+            raise SystemExit(0) from None  # of several codes the first one's is that of the run
+        slower = isinstance(error, NotFinite) and model.min_lr <= model.lr / 2
+        more = f" --model.lr {model.lr / 2:g}" if slower else ""
+        raise RunError(f"{error}{_go_on_hint(folder, more)}") from error
+    except OSError as error:
+        if trainer.global_step == trained_before or not error.strerror:
+            raise
+        runs.kill_others(trainer)
+        where = f": {error.filename}" if error.filename else ""
+        raise RunError(f"{error.strerror}{where}{_go_on_hint(folder)}") from error
+
+
+def _go_on_hint(folder: Path | None, options: str = "") -> str:
+    last = folder and folder / "checkpoints" / "last.ckpt"
+    if not last or not last.exists():
+        return "; nothing was saved"
+    step = checkpoint.read(last)["global_step"]
+    return f"; {_command('fit', last, options)} goes on from step {step}"
+
+
+def _command(verb: str, path: Path, options: str = "") -> str:
+    return f"gptlit {verb} --ckpt_path {shlex.quote(str(path))}{options}"
+
+
+def closing(trainer: L.Trainer, stopping: Stopping, folder: Path | None) -> str:
+    """What has come of a run, a line each: best and last, and the commands that use them."""
+    head = f"done at step {trainer.global_step:,}"
+    more = ""  # what a run that has come to its end needs to go on
+    patience = trainer.early_stopping_callback
+    if stopping.cause:
+        head = f"stopped by {NAMES[stopping.cause]} after step {trainer.global_step:,}"
+    elif trainer.should_stop and isinstance(patience, Patience):
+        head += f": no lower {patience.monitor} in {patience.wait_count} validations"
+        more = f" --early_stopping.patience {2 * patience.patience}"
+    elif 0 < trainer.max_steps <= trainer.global_step:
+        more = f" --trainer.max_steps {2 * trainer.max_steps}"
+    elif trainer.max_epochs is not None and trainer.max_epochs > 0:
+        more = f" --trainer.max_epochs {2 * trainer.max_epochs}"
+    paths = [folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")] if folder else []
+    saved = [path for path in paths if path.exists()]
+    rows = {path.stem: f"{_described(path)}, {path}" for path in saved}
+    if saved:
+        rows["go on"] = _command("fit", saved[-1], more)
+        rows["write"] = _command("predict", saved[0])
+    return "\n".join([head, *(f"  {name:<8}{value}" for name, value in rows.items())])
+
+
+def _described(path: Path) -> str:
+    """A checkpoint's step, and the figures of its validation or of the last one before it."""
+    content = checkpoint.read(path)
+    step, figures = content["global_step"], content[checkpoint.KEY].get("evaluated", {})
+    known = [
+        f"{name} {figures[name]:{form}}"
+        for name, form in (("val/loss", ".4f"), ("val/gap", "+.4f"), ("train/loss_eval", ".4f"))
+        if name in figures
+    ][:2]
+    if not known:
+        return f"step {step:,}, not validated"
+    when = "" if figures["step"] == step else f"at step {figures['step']:,} "
+    return f"step {step:,}, {when}{', '.join(known)}"

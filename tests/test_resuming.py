@@ -1,0 +1,277 @@
+"""Going on with a run under other options: what wins, what is told, what is refused."""
+
+import math
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from gptlit import checkpoint, resuming
+from gptlit.messages import UsageError
+from gptlit.training import LitGPT
+from tests.conftest import TINY, Result, made_up_text, read_metrics
+
+Call = Callable[..., Result]
+LAST = Path("lightning_logs/version_0/checkpoints/last.ckpt")
+
+
+def fit(gptlit: Call, text: Path, *options: object) -> Result:
+    return gptlit("fit", *TINY, f"--data.path={text}", "--trainer.max_steps=4", *options)
+
+
+def go_on(gptlit: Call, *options: object, steps: int = 6) -> Result:
+    return gptlit("fit", "--ckpt_path=last", f"--trainer.max_steps={steps}", *options)
+
+
+def rates() -> dict[int, float]:
+    """The learning rate of each step, counted from 1."""
+    rows = read_metrics(LAST.parent.parent)
+    return {int(row["step"]) + 1: float(row["optim/lr"]) for row in rows if row["optim/lr"]}
+
+
+def planned(step: int, length: int, peak: float, floor: float, warmup: int) -> float:
+    """The rate of the n-th step of a run of some length, by the formula in the README."""
+    done = step - 1
+    if done < warmup:
+        return peak * done / warmup
+    if done >= length:
+        return floor
+    progress = (done - warmup) / (length - warmup)
+    return floor + (peak - floor) * (1 + math.cos(math.pi * progress)) / 2
+
+
+# ---------------------------------------------------------------------- the schedule
+
+RATES = ["--model.lr=1e-2", "--model.min_lr=1e-3", "--model.warmup_steps=2"]
+EACH = ["--trainer.log_every_n_steps=1"]
+
+
+def test_an_extended_run_takes_the_rates_of_one_planned_so_long(
+    gptlit: Call, text_file: Path
+) -> None:
+    assert fit(gptlit, text_file, *RATES, *EACH).code == 0
+    going_on = go_on(gptlit, steps=8)
+    assert going_on.code == 0
+    found = rates()
+    for step in range(1, 9):
+        length = 4 if step <= 4 else 8
+        assert found[step] == pytest.approx(planned(step, length, 1e-2, 1e-3, 2), rel=1e-6), step
+    assert "--trainer.max_steps: 4 -> 8\n" in going_on.err
+    assert "the learning rate goes on at step 4: 0.001 -> 0.00775\n" in going_on.err
+
+
+def test_a_schedule_of_its_own_length_stays(gptlit: Call, text_file: Path) -> None:
+    """Beyond its end the rate is min_lr."""
+    assert fit(gptlit, text_file, *RATES, *EACH, "--model.decay_steps=4").code == 0
+    going_on = go_on(gptlit)
+    assert going_on.code == 0
+    assert "the learning rate goes on" not in going_on.err
+    assert [rates()[step] for step in (5, 6)] == pytest.approx([1e-3, 1e-3])
+
+
+def test_no_step_is_made_at_a_rate_of_zero(gptlit: Call, text_file: Path) -> None:
+    zero = [*EACH, "--model.lr=1e-2", "--model.min_lr=0", "--model.warmup_steps=0"]
+    assert fit(gptlit, text_file, *zero).code == 0
+    assert go_on(gptlit, steps=8).code == 0
+    assert min(rates().values()) > 0
+    told = (
+        "--model.decay_steps 4: the run goes on beyond it, at a learning rate of --model.min_lr 0"
+    )
+    for refused in (
+        go_on(gptlit, "--model.decay_steps=4", steps=12),
+        fit(gptlit, text_file, *zero, "--model.decay_steps=4", "--trainer.max_steps=5"),
+    ):
+        assert refused.code == 2
+        assert told in refused.err
+    assert go_on(gptlit, "--model.decay_steps=4", "--model.min_lr=1e-4", steps=12).code == 0
+    assert rates()[12] == pytest.approx(1e-4)
+
+
+# ---------------------------------------------------------------------- what is told
+
+
+def test_each_override_is_told_and_wins(gptlit: Call, text_file: Path) -> None:
+    fit(gptlit, text_file, "--model.dropout=0.1")
+    going_on = go_on(
+        gptlit, "--model.lr=1e-3", "--model.dropout=0.3", "--data.batch_size=8",
+        "--model.betas=[0.8,0.9]", '--samples.prompts=["JULIET:"]', "--model.n_embd=16",
+    )  # fmt: skip
+    assert going_on.code == 0
+    told = [line for line in going_on.err.splitlines() if re.match(r"gptlit: --\S+: .* -> ", line)]
+    assert sorted(told) == [
+        "gptlit: --data.batch_size: 4 -> 8",
+        "gptlit: --model.betas: [0.9, 0.95] -> [0.8, 0.9]",
+        "gptlit: --model.dropout: 0.1 -> 0.3",
+        "gptlit: --model.lr: 0.003 -> 0.001",
+        'gptlit: --samples.prompts: ["ROMEO:"] -> ["JULIET:"]',
+        "gptlit: --trainer.max_steps: 4 -> 6",
+    ]
+    content = checkpoint.read(LAST)
+    described = content[checkpoint.KEY]
+    assert described["config"]["dropout"] == 0.3
+    assert content["optimizer_states"][0]["param_groups"][0]["betas"] == (0.8, 0.9)
+    assert yaml.safe_load(described["run"])["data"]["batch_size"] == 8
+    # 4 steps of 4 windows and 2 of 8
+    (loader,) = content["loops"]["fit_loop"]["state_dict"]["combined_loader"]
+    assert loader["position"] == 4 * 4 + 2 * 8
+    # and nothing is told where nothing is changed
+    assert " -> " not in gptlit("fit", "--ckpt_path=last", "--trainer.max_steps=6").err
+
+
+def test_a_config_beside_a_checkpoint_wins_too(gptlit: Call, text_file: Path) -> None:
+    fit(gptlit, text_file)
+    Path("other.yaml").write_text("model: {weight_decay: 0.5}\n")
+    going_on = go_on(gptlit, "--config=other.yaml")
+    assert going_on.code == 0
+    assert "--model.weight_decay: 0.1 -> 0.5" in going_on.err
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("--model.n_layer=2", ["--model.n_layer 2", "has 1"]),
+        ("--model.block_size=4", ["--model.block_size 4", "has 8"]),
+        ("--model.activation=relu", ["--model.activation relu", "has gelu"]),
+        ("--data.tokenizer=bpe:300", ["--data.tokenizer bpe:300", "has char"]),
+        ("--data.tokenizer.kind=word", ["--data.tokenizer", "word", "has char"]),
+        ("--data.eos=true", ["--data.eos True", "has False"]),
+        ("--config=words.yaml", ["--data.tokenizer word", "has char"]),
+    ],
+)
+def test_what_the_weights_depend_on_is_refused(
+    gptlit: Call, text_file: Path, option: str, told: list[str]
+) -> None:
+    fit(gptlit, text_file)
+    Path("words.yaml").write_text("data: {tokenizer: word}\n")
+    before = LAST.read_bytes()
+    refused = go_on(gptlit, option)
+    assert refused.code == 2
+    assert refused.err.count("\n") == 1
+    assert all(part in refused.err for part in told), refused.err
+    assert LAST.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "kind", "given", "fits"),
+    [
+        ("char", "char", "char", True, True),
+        ("bpe:300", {"kind": "bpe", "vocab_size": 300}, "bpe", True, True),
+        ("bpe:300", "bpe:301", "bpe", True, False),
+        ("word", "word:reversible", "word", True, False),
+        # weights that were imported or begun from brought their own
+        (None, "char", "tiktoken", False, True),
+        (None, "char", "tiktoken", True, False),
+        (None, "tiktoken:gpt2", "tiktoken", True, True),
+        ("char", "tiktoken:gpt2", "tiktoken", True, True),
+        ("char", "bpe:300", "tiktoken", True, False),
+    ],
+)
+def test_tokenizers_are_compared_by_what_they_are(
+    before: Any, now: Any, kind: str, given: bool, fits: bool
+) -> None:
+    saved = {} if before is None else {"tokenizer": before, "eos": False}
+    options = {"tokenizer": now, "eos": False}
+    names = {"data.tokenizer"} if given else set()
+    if fits:
+        resuming.check_tokenizer(saved, options, kind, names)
+    else:
+        with pytest.raises(UsageError, match="--data.tokenizer"):
+            resuming.check_tokenizer(saved, options, kind, names)
+
+
+# ---------------------------------------------------------------------- texts
+
+
+def best_score() -> float:
+    callbacks = checkpoint.read(LAST)["callbacks"]
+    (state,) = (each for name, each in callbacks.items() if "'monitor': 'val/loss'" in name)
+    return float(state["best_model_score"])
+
+
+def test_a_validation_text_that_has_changed_is_noticed(gptlit: Call, text_file: Path) -> None:
+    own = Path("own.txt")
+    own.write_text(made_up_text(400, seed=3), encoding="utf-8")
+    assert fit(gptlit, text_file, f"--data.val_path={own}").code == 0
+    before = best_score()
+    own.write_text(made_up_text(400, seed=4), encoding="utf-8")
+    refused = go_on(gptlit)
+    assert refused.code == 2
+    assert f"--data.val_path {own.absolute()}: the text has changed" in refused.err
+    going_on = go_on(gptlit, f"--data.val_path={own}")
+    assert going_on.code == 0
+    assert "warning: the validation text is not the one of before" in going_on.err
+    (scores,) = ([float(r["val/loss"]) for r in read_metrics(LAST.parent.parent) if r["val/loss"]],)
+    assert best_score() == pytest.approx(scores[-1])
+    assert before == pytest.approx(scores[0])
+
+
+def test_another_split_is_told_and_begins_anew(gptlit: Call, text_file: Path) -> None:
+    assert fit(gptlit, text_file).code == 0
+    going_on = go_on(gptlit, "--data.val_fraction=0.2")
+    assert going_on.code == 0
+    assert "--data.val_fraction: 0.1 -> 0.2" in going_on.err
+    assert "warning: the validation text is not the one of before" in going_on.err
+    assert "warning: the val split overlaps the text that the model was trained on" in going_on.err
+    same = go_on(gptlit, steps=8)
+    assert "warning" not in same.err
+
+
+# ---------------------------------------------------------------------- batches
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "position"),
+    [((4, 1), (8, 1), 24), ((8, 1), (4, 1), 24), ((4, 1), (4, 2), 24), ((4, 2), (8, 1), 24)],
+)
+def test_an_epoch_goes_on_by_batches_of_another_size(
+    gptlit: Call,
+    text_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    before: tuple[int, int],
+    after: tuple[int, int],
+    position: int,
+) -> None:
+    """Each window of an epoch is seen once, and validations come after whole steps."""
+
+    def sizes(size: int, accumulated: int) -> list[str]:
+        accumulation = f"--trainer.accumulate_grad_batches={accumulated}"
+        return [f"--data.batch_size={size}", accumulation, "--trainer.val_check_interval=3"]
+
+    seen: list[torch.Tensor] = []
+    original = LitGPT.training_step
+
+    def training_step(self: LitGPT, batch: Any, batch_idx: int) -> torch.Tensor:
+        seen.extend(batch[0])
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(LitGPT, "training_step", training_step)
+    # an epoch of 172 windows
+    epochs = ["--model.block_size=64", "--trainer.max_steps=-1", "--trainer.max_epochs=1"]
+    epochs += ["--model.decay_steps=100"]
+    first = position // (before[0] * before[1])
+    fit(gptlit, text_file, "--model.block_size=64", *sizes(*before), f"--trainer.max_steps={first}",
+        "--model.decay_steps=100")  # fmt: skip
+    done = gptlit("fit", "--ckpt_path=last", *sizes(*after), *epochs[1:])
+    assert done.code == 0, done.err
+    n_windows = 171 // (after[0] * after[1]) * after[0] * after[1]
+    assert len(seen) == n_windows
+    assert len({tuple(window.tolist()) for window in seen}) == n_windows
+    rows = read_metrics(LAST.parent.parent)
+    validated = [int(row["step"]) + 1 for row in rows if row["val/loss"]]
+    assert validated == list(range(3, validated[-1] + 1, 3))
+
+
+def test_a_checkpoint_moved_out_of_its_run_begins_a_folder_of_its_own(
+    gptlit: Call, text_file: Path
+) -> None:
+    fit(gptlit, text_file)
+    shutil.copyfile(LAST, "copy.ckpt")
+    assert gptlit("fit", "--ckpt_path=copy.ckpt", "--trainer.max_steps=6").code == 0
+    folder = Path("lightning_logs/version_1")
+    assert [int(row["step"]) for row in read_metrics(folder) if row["train/loss"]] == [5]
+    assert (folder / "checkpoints" / "best.ckpt").exists()
