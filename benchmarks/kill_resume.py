@@ -98,7 +98,8 @@ def kill_and_resume(folder: Path, text: Path, accumulated: int, seconds: float) 
     os.kill(child, signal.SIGKILL)
     if os.waitpid(child, 0)[1] != signal.SIGKILL:
         return "ended"
-    step = last_step(folder)
+    if (step := last_step(folder)) == N_STEPS:
+        return "ended"  # while it left; nothing is to be resumed
     some_time_passes(folder / RUN)
     if os.waitpid(start(folder, ["fit", "--ckpt_path=last"]), 0)[1]:
         return f"not resumed from step {step}: {(folder / 'told.txt').read_text()[-300:]}"

@@ -1,9 +1,11 @@
 """The entry of `gptlit`: picks the verb and imports only what that verb needs."""
 
+import contextlib
 import errno
 import os
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
 
 from gptlit import __version__
 from gptlit.messages import RunError, UsageError, did_you_mean, note
@@ -29,7 +31,11 @@ usage: gptlit VERB [options]   (gptlit VERB --help tells them)
   gptlit fit --data.path my.txt         train on a text of your own
   gptlit fit --ckpt_path last           go on where the newest run stopped
   gptlit predict --prompt "ROMEO:"      write with the newest model
-  tensorboard --logdir lightning_logs   watch"""
+  tensorboard --logdir lightning_logs   watch
+
+  --debug, before or behind the verb: an error is shown with its traceback"""
+
+DEBUG = "--debug"
 
 MEMORY_ADVICE = (
     "out of memory: lower --data.batch_size, then --model.block_size, then --model.n_embd"
@@ -38,9 +44,11 @@ MEMORY_ADVICE = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `gptlit` with these arguments (default: the process's own); returns the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    given = sys.argv[1:] if argv is None else argv
+    arguments = [word for word in given if word != DEBUG]
     try:
-        return _run(arguments)
+        with _traceback_shown() if DEBUG in given else contextlib.nullcontext():
+            return _run(arguments)
     except UsageError as error:
         note(f"error: {error}")
         return 2
@@ -62,10 +70,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as exit_:
         return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
     except (MemoryError, RuntimeError) as error:
+        if "EADDRINUSE" in str(error):
+            port = os.environ.get("MASTER_PORT", "")
+            note(f"error: MASTER_PORT {port}: in use by another program; unset it or name another")
+            return 1
         if not _is_out_of_memory(error):
             raise
         note(f"error: {MEMORY_ADVICE}")
         return 2
+
+
+@contextlib.contextmanager
+def _traceback_shown() -> Iterator[None]:
+    try:
+        yield
+    except SystemExit:
+        raise
+    except BaseException:
+        traceback.print_exc()
+        raise
+
+
+def _check_environment() -> None:
+    """Refuse variables that are meant for gptlit and that nothing would read."""
+    prefixes = tuple(f"GPTLIT_{verb.upper()}__" for verb in VERBS)
+    for name in sorted(os.environ):
+        if name.startswith("GPTLIT_") and name != "GPTLIT_DATA_DIR" and "__" in name:
+            verb = name.removeprefix("GPTLIT_").partition("_")[0].lower()
+            if not name.startswith(prefixes):
+                raise UsageError(
+                    f"{name}: no option; its variable would be GPTLIT_VERB__GROUP__NAME, for "
+                    f"instance GPTLIT_FIT__MODEL__N_EMBD.{did_you_mean(verb, VERBS)}"
+                )
 
 
 def _run(arguments: list[str]) -> int:
@@ -80,7 +116,14 @@ def _run(arguments: list[str]) -> int:
         raise UsageError(
             f"{verb}: unknown verb; choose from {', '.join(VERBS)}.{did_you_mean(verb, VERBS)}"
         )
-    elif verb == "predict" and not any(item.startswith("--trainer") for item in arguments):
+    else:
+        _check_environment()
+        _dispatch(verb, arguments)
+    return 0
+
+
+def _dispatch(verb: str, arguments: list[str]) -> None:
+    if verb == "predict" and not any(item.startswith("--trainer") for item in arguments):
         from gptlit import predict
 
         predict.main(arguments[1:])
@@ -96,7 +139,6 @@ def _run(arguments: list[str]) -> int:
         from gptlit import cli
 
         cli.main(arguments)
-    return 0
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -13,6 +13,7 @@ from gptlit.messages import UsageError, did_you_mean
 from gptlit.parser import from_environment
 
 DEFAULT_CONFIG = "small.yaml"
+GROUPS = {"model", "data", "trainer", "samples", "guard", "early_stopping"}
 HELP = {"-h", "--help", "--print_config"}
 
 
@@ -62,9 +63,10 @@ def find_config(name: str) -> Path:
     """The config at a path, or else the shipped one of that name.
 
     Raises:
-        UsageError: there is neither.
+        UsageError: there is neither, or what there is holds no options by name.
     """
     if Path(name).is_file():
+        _check_config(name)
         return Path(name)
     shipped = shipped_configs()
     if name in shipped:
@@ -73,6 +75,41 @@ def find_config(name: str) -> Path:
     raise UsageError(
         f"--config {name}: no such file, and not one of the shipped {', '.join(short)} and "
         "sources/*.yaml, which the README names." + did_you_mean(name, shipped)
+    )
+
+
+def _check_config(name: str) -> None:
+    """Refuse what the parser would refuse without naming the file, or not at all."""
+    try:
+        content = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise UsageError(f"--config {name}: {reason}") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"--config {name}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UsageError(
+            f"--config {name}: holds no options by name, such as model: {{n_layer: 4}}"
+        )
+    for group in GROUPS & set(content):
+        if not isinstance(content[group], dict):
+            raise UsageError(
+                f"--config {name}: {group}: {content[group]}: is a group of options; write "
+                f"{group}: {{NAME: VALUE}}, or leave it out"
+            )
+
+
+def _options_of(start: Start) -> dict[str, Any]:
+    """The options of the run that saved a checkpoint."""
+    try:
+        options = yaml.safe_load(start.described["run"])
+        if isinstance(options["model"], dict) and isinstance(options["data"], dict):
+            return options
+    except (yaml.YAMLError, TypeError, KeyError):
+        pass
+    raise UsageError(
+        f"--ckpt_path {start.path}: holds no options of its run; write with it by gptlit predict, "
+        f"or begin a new run from its weights by --model.init_from {start.path}"
     )
 
 
@@ -97,7 +134,7 @@ def expand(verb: str, arguments: Sequence[str]) -> tuple[list[str], Start | None
             configs = [f"--config={find_config(DEFAULT_CONFIG)}"]
         return configs + words, None
     start = Start(*checkpoint.read_named(paths[-1]))
-    options = yaml.safe_load(start.described["run"])
+    options = _options_of(start)
     if verb != "fit":
         options = {"model": options["model"], "data": options["data"]}
     if _take(words, "--data.corpus")[0] and not _take(words, "--data.path")[0]:

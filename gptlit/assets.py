@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
 
-from gptlit.messages import UsageError, note
+from gptlit.messages import RunError, UsageError, note
 
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 30
@@ -147,6 +147,23 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             error.filename = str(path)  # which file it was that the disk had no room for
         raise
     _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def writing(option: str, path: str | Path) -> Iterator[None]:
+    """Let what can't be written be told by the option that names it.
+
+    Raises:
+        RunError: no room, no such place, or not allowed to.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise RunError(
+            f"{option} {path}: can't be written ({error.strerror}); name another place"
+        ) from error
 
 
 def leftovers(folder: Path, suffix: str) -> list[Path]:

@@ -43,7 +43,8 @@ class Beams(Sampling):
     and of a stop string included; the prompt's don't. Bans, penalties and `force` change the log
     probabilities as they change logits in sampling, in the same order, and they aren't normalised
     again: a forced token adds 0 to the sum, and 1 to the length; a repetition penalty multiplies,
-    since no logarithm of a probability is positive, so that with it one beam isn't quite greedy.
+    since no logarithm of a probability is positive. One beam chooses by logits, as greedy does, and
+    is scored like the others.
 
     Args:
         num_beams: How many texts a beam search follows at once; 1 is greedy. Left out, tokens are
@@ -211,8 +212,14 @@ class _Rows:
     def next(self) -> tuple[Tensor, Tensor]:
         """Of the next tokens the (num_beams, V) log probabilities, float64, by the model itself
         and after the rules."""
-        logs = self._windows.logits().log_softmax(dim=-1, dtype=torch.float64)
-        return logs, self._rules.apply(logs)
+        logits = self._windows.logits()
+        logs = logits.log_softmax(dim=-1, dtype=torch.float64)
+        applied = self._rules.apply(logs)
+        if self.n == 1:  # greedy, whose penalties work on logits
+            others = torch.ones_like(applied, dtype=torch.bool)
+            others[0, self._rules.apply(logits).argmax()] = False
+            applied = applied.masked_fill(others, -math.inf)
+        return logs, applied
 
     def go_on(self, rows: Sequence[int], ids: Sequence[int]) -> None:
         """Row i becomes what row `rows[i]` was, and one of `ids` longer.

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from gptlit import sharding
 from gptlit.assets import write_atomically
 from gptlit.generation import Sampling, generate
 from gptlit.loaders import IGNORED
@@ -53,6 +54,8 @@ class SampleText(Callback):
             Sampling(**self.settings)
         except UsageError as error:
             raise UsageError(str(error).replace("--", "--samples.", 1)) from error
+        if not 0 <= seed < 2**63:
+            raise UsageError(f"--samples.seed {seed}: must be 0 or more, and below 2^63")
         self.seed = seed
         self.folder: Path | None = None  # the run's, set by whoever makes the run
         self._written_at = -1
@@ -87,15 +90,19 @@ class SampleText(Callback):
 
     def _write(self, trainer: L.Trainer, module: L.LightningModule, figure: str) -> None:
         step = trainer.global_step
-        if step == self._written_at or not trainer.is_global_zero or trainer.fast_dev_run:
+        # all ranks gather a sharded net's weights, or none does
+        if trainer.fast_dev_run or trainer.strategy.broadcast(step == self._written_at):
             return
         self._written_at = step
         assert isinstance(module, LitGPT)
         assert module.tokenizer is not None
         with module.averaged_weights():
+            net = sharding.whole(module.net)
+            if net is None:
+                return
             texts = [
                 generate(
-                    module.net,
+                    net,
                     module.tokenizer,
                     prompt,
                     seed=self.seed,

@@ -123,6 +123,12 @@ def _read(path: Path) -> dict[str, Any]:
     described = content.get(KEY) if isinstance(content, dict) else None
     if not isinstance(described, dict) or not set(described) >= PARTS:
         raise UsageError(f"--ckpt_path {path}: not a checkpoint of gptlit")
+    for name, kind in (("config", dict), ("tokenizer", dict), ("text", dict), ("run", str)):
+        if not isinstance(described[name], kind):
+            raise UsageError(f"--ckpt_path {path}: not whole: its {name} is not what gptlit saves")
+    for name in ("state_dict", "global_step"):
+        if not isinstance(content.get(name), dict if name == "state_dict" else int):
+            raise UsageError(f"--ckpt_path {path}: not whole: it has no {name}")
     known = {field.name for field in dataclasses.fields(GPTConfig)}
     if unknown := set(described["config"]) - known:
         raise UsageError(
@@ -153,7 +159,8 @@ def _newest_whole(path: Path) -> tuple[Path, dict[str, Any]] | None:
     for neighbour in set(path.parent.glob("*.ckpt")) - {path}:
         with contextlib.suppress(Exception):  # the step alone says little: read below
             content = torch.load(neighbour, map_location="cpu", weights_only=True, mmap=True)
-            steps[neighbour] = int(content["global_step"])
+            if isinstance(content, dict):
+                steps[neighbour] = int(content["global_step"])
     for neighbour in sorted(steps, key=lambda each: (steps[each], each.name), reverse=True):
         with contextlib.suppress(UsageError):
             return neighbour, _read(neighbour)
@@ -205,17 +212,49 @@ def describe(
 
 
 def build(content: dict[str, Any]) -> tuple[GPT, Tokenizer]:
-    """The model, in eval mode, and the tokenizer of what `read` gave."""
+    """The model, in eval mode, and the tokenizer of what `read` gave.
+
+    Raises:
+        UsageError: its parts don't fit each other, or its weights aren't finite.
+    """
     described = content[KEY]
     tokenizer = tokenizers.from_state(described["tokenizer"])
-    model = GPT(GPTConfig(**described["config"]))
+    try:
+        model = GPT(GPTConfig(**described["config"]))
+    except (UsageError, TypeError) as error:
+        raise UsageError(f"the checkpoint's model can't be built: {error}") from error
+    check_weights(model, content)
     weights = {
         name.removeprefix(NET_PREFIX): tensor
         for name, tensor in content["state_dict"].items()
         if name.startswith(NET_PREFIX)
     }
+    if wrong := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
+        raise UsageError(
+            f"the checkpoint's weights are not finite ({wrong[0]}); take an earlier checkpoint"
+        )
     model.load_state_dict(weights)
     return model.eval(), tokenizer
+
+
+def check_weights(net: GPT, content: dict[str, Any]) -> None:
+    """Refuse a checkpoint whose weights are not a net's, each of its shape.
+
+    Raises:
+        UsageError: names the first that differs.
+    """
+    wanted = {NET_PREFIX + name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
+    found = {
+        name: tuple(tensor.shape)
+        for name, tensor in content["state_dict"].items()
+        if name.startswith(NET_PREFIX)
+    }
+    for name in [*wanted, *found]:
+        if found.get(name) != wanted.get(name):
+            raise UsageError(
+                f"the checkpoint's weights are not those of its model: {name} is "
+                f"{found.get(name, 'missing')}, and should be {wanted.get(name, 'missing')}"
+            )
 
 
 def load(path: str | Path = "best") -> tuple[GPT, Tokenizer]:

@@ -2,8 +2,9 @@
 
 import contextlib
 import json
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,14 @@ def choose_precision(accelerator: str) -> tuple[str, str]:
 class GptlitCLI(LightningCLI):
     """Lightning's CLI with gptlit's defaults, run folders and messages."""
 
-    def __init__(self, verb: str, arguments: Sequence[str], summarize: bool = False) -> None:
+    def __init__(
+        self,
+        verb: str,
+        arguments: Sequence[str],
+        held: contextlib.ExitStack,
+        summarize: bool = False,
+    ) -> None:
+        self.held = held  # what is to be let go of when the command ends
         self.summarize = summarize  # a fit, instead of making it
         words, self.start = expand(verb, arguments)
         # whether the text is named now, or is that of the checkpoint
@@ -138,13 +146,28 @@ class GptlitCLI(LightningCLI):
         """The parsed options of the verb."""
         return self.config[self.subcommand]
 
+    def _set_seed(self) -> None:
+        seed = self.options.seed_everything
+        if not isinstance(seed, bool) and not 0 <= seed < 2**32:
+            raise UsageError(f"--seed_everything {seed}: must be 0 or more, and below 2^32")
+        super()._set_seed()
+
+    def instantiate_classes(self) -> None:
+        # what the parser had no way to check: an option of an option that its own class refuses
+        try:
+            super().instantiate_classes()
+        except UsageError:
+            raise
+        except ValueError as error:
+            if own := re.search(r"^ +- (--.*)$", str(error), re.MULTILINE):
+                raise UsageError(own[1]) from error
+            raise
+
     def before_instantiate_classes(self) -> None:
         options, trainer = self.options, self.options.trainer
         if options.ckpt_path != (str(self.start.path) if self.start else None):
             raise UsageError(f"ckpt_path {options.ckpt_path}: give it as a flag, --ckpt_path")
-        for name in ("snapshot_every", "keep_snapshots", "early_stopping.patience"):
-            if options[name] < 0:
-                raise UsageError(f"--{name} {options[name]}: must be 0 or more")
+        _check_counts(options)
         if options.preflight and self.subcommand != "fit":
             raise UsageError("--preflight true: is an option of fit only")
         self._take_origin()
@@ -272,7 +295,7 @@ class GptlitCLI(LightningCLI):
         """The run's folder, new or that of the checkpoint gone on from."""
         self.model.run_config = self.options_as_yaml
         if self.start is None:
-            return runs.RunFolder(root / checkpoint.RUNS)
+            return self._held(lambda: runs.RunFolder(root / checkpoint.RUNS), root)
         path, step, max_steps = self.start.path, self.start.step, self.options.trainer.max_steps
         if "optimizer_states" not in self.start.content:
             raise UsageError(
@@ -294,7 +317,19 @@ class GptlitCLI(LightningCLI):
             now = yaml.safe_load(self.options_as_yaml)
             for name, old, new in resuming.changed(self._options_of_start, now):
                 note(f"--{name}: {json.dumps(old)} -> {json.dumps(new)}")
-        return runs.RunFolder(root / checkpoint.RUNS, path, step)
+        return self._held(lambda: runs.RunFolder(root / checkpoint.RUNS, path, step), root)
+
+    def _held(self, open_folder: Callable[[], runs.RunFolder], root: Path) -> runs.RunFolder:
+        """The run's folder, which is this process's alone until the command ends."""
+        try:
+            folder = open_folder()
+        except OSError as error:
+            raise UsageError(
+                f"--trainer.default_root_dir {root}: no run can be kept there "
+                f"({error.strerror}); name a folder of yours"
+            ) from error
+        self.held.enter_context(folder.alone())
+        return folder
 
     @contextlib.contextmanager
     def _undoing(self) -> Iterator[None]:
@@ -387,6 +422,24 @@ class GptlitCLI(LightningCLI):
             note(f"warning: the {split} split overlaps the text that the model was trained on")
 
 
+def _check_counts(options: Namespace) -> None:
+    """Refuse numbers that would fail, or be taken for something else, once the run has begun."""
+    least = {
+        "snapshot_every": 0,
+        "keep_snapshots": 0,
+        "early_stopping.patience": 0,
+        "trainer.accumulate_grad_batches": 1,
+        "trainer.check_val_every_n_epoch": 1,
+        "trainer.log_every_n_steps": 0,
+        "trainer.gradient_clip_val": 0,
+    }
+    for name, limit in least.items():
+        if (value := options.get(name)) is not None and value < limit:
+            raise UsageError(f"--{name} {value}: must be {limit} or more")
+    if options.trainer.get("limit_train_batches") == 0:
+        raise UsageError("--trainer.limit_train_batches 0: leaves nothing to train on")
+
+
 def main(arguments: Sequence[str]) -> None:
     """Run the verb that comes first in `arguments`.
 
@@ -394,7 +447,8 @@ def main(arguments: Sequence[str]) -> None:
         UsageError: an option, a config, a text or a checkpoint that can't work.
     """
     verb, *rest = arguments
-    with quiet():
+    runs.end_with_launcher()
+    with quiet(), runs.telling_of_lost_ranks(), contextlib.ExitStack() as held:
         if verb == "predict":
             from gptlit import predict_devices
 
@@ -402,7 +456,7 @@ def main(arguments: Sequence[str]) -> None:
         elif verb == "summary":
             if HELP & set(rest):
                 print("gptlit summary takes the options of gptlit fit, and doesn't train\n")
-            GptlitCLI("fit", rest, summarize=True)
+            GptlitCLI("fit", rest, held, summarize=True)
         else:
-            GptlitCLI(verb, rest)
+            GptlitCLI(verb, rest, held)
         runs.part()

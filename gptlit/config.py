@@ -116,8 +116,13 @@ class GPTConfig:
         object.__setattr__(self, "dropout_at", tuple(self.dropout_at))
         for name in ("n_head", "n_embd", "block_size", "hidden"):
             if (value := getattr(self, name)) < 1:
-                option = {"hidden": "mlp_ratio" if self.mlp_hidden is None else "mlp_hidden"}
-                raise UsageError(f"--model.{option.get(name, name)} {value}: must be 1 or more")
+                if name == "hidden" and self.mlp_hidden is None:
+                    raise UsageError(
+                        f"--model.mlp_ratio {self.mlp_ratio}: gives the MLP {value} channels of "
+                        f"--model.n_embd {self.n_embd}; it needs 1 or more"
+                    )
+                option = {"hidden": "mlp_hidden"}.get(name, name)
+                raise UsageError(f"--model.{option} {value}: must be 1 or more")
         if self.n_layer < 0:
             raise UsageError(f"--model.n_layer {self.n_layer}: must be 0 or more")
         if not 0 <= self.dropout < 1:

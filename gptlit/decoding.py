@@ -131,10 +131,11 @@ class Decoder:
         if len(rows) == n_rows:
             self._cache.length, self._n_keys = 0, ids.size(1)
             return self._model(ids, self._cache, last=True)[:, -1]
-        self._n_keys = max(self._n_keys, ids.size(1))
-        part = KVCache(self._model.config, len(rows), self._cache.store)
+        length = ids.size(1)
+        self._n_keys = max(self._n_keys, length)
+        part = KVCache(self._model.config, len(rows), self._cache.store, length)
         logits = self._model(ids, part, last=True)[:, -1]
-        self._cache.store[:, rows] = part.store
+        self._cache.store[:, rows, :, :length] = part.store
         for shift, inputs in part.inputs.items():
             everywhere = inputs.new_zeros(n_rows, *inputs.shape[1:])
             self._cache.inputs.setdefault(shift, everywhere)[rows] = inputs

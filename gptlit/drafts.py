@@ -52,7 +52,9 @@ class Written:
     Args:
         prompt: What it continues, as the model read it.
         text: The continuation.
-        ids: Its tokens, an end of sequence left out.
+        ids: Its tokens, an end of sequence left out; those of a stop string, of which `text` has
+            nothing, are among them, since a token may hold the end of one and the beginning of the
+            other.
         logprobs: The natural logarithm of each token's probability, by the model itself, before
             any setting of the sampling.
         entropies: Of each token's distribution, in nats.

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from gptlit import checkpoint
+from gptlit.assets import writing
 from gptlit.messages import UsageError, did_you_mean, note
 from gptlit.nanogpt import read_nanogpt
 from gptlit.origins import PUBLISHED, Origin, start_from, write_checkpoint
@@ -70,7 +71,8 @@ def import_(argv: Sequence[str]) -> None:
         if options.meta is not None:
             raise UsageError(f"{options.meta}: of nanogpt only; leave it out")
         origin = start_from(options.weights, folder, option="gptlit import hugging_face")
-    write_checkpoint(origin, output)
+    with writing("--output", output):
+        write_checkpoint(origin, output)
     count = sum(tensor.numel() for name, tensor in origin.state.items() if name != "lm_head.weight")
     if not origin.config.tie_weights:
         count += origin.state["lm_head.weight"].numel()
@@ -114,6 +116,7 @@ def export(argv: Sequence[str]) -> None:
     except UsageError as error:
         raise UsageError(str(error).replace("--ckpt_path", "gptlit export", 1)) from error
     folder = Path(options.folder).expanduser()
-    WRITERS[options.format](model, tokenizer, folder)
+    with writing("gptlit export:", folder):
+        WRITERS[options.format](model, tokenizer, folder)
     names = ", ".join(sorted(path.name for path in folder.iterdir()))
     note(f"{folder}: {names}")

@@ -135,7 +135,10 @@ def single_tokens(tokenizer: Tokenizer, strings: Sequence[str]) -> list[int]:
     """
     found = []
     for string in strings:
-        ids = tokenizer.encode(string, "skip")
+        try:
+            ids = tokenizer.encode(string)
+        except UnknownPieces as error:
+            raise UsageError(f"--ban {string!r}: {error}") from error
         if len(ids) != 1:
             raise UsageError(
                 f"--ban {string!r}: is {len(ids)} tokens of this model; name one token at a time"

@@ -11,7 +11,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 from gptlit import prompts
-from gptlit.generation import Sampling, stream_generate
+from gptlit.generation import Sampling, rules_by_id, stream_generate
 from gptlit.messages import UsageError, did_you_mean, note
 from gptlit.model import GPT
 from gptlit.parser import OneLineErrors
@@ -19,11 +19,13 @@ from gptlit.terminal import SEPARATOR, put_stream
 from gptlit.tokenizer import Tokenizer
 
 HELP = """\
-A line is a prompt, which the model continues; an empty one starts from a newline.
+A line is a prompt, which the model continues; an empty one starts from the end
+  of sequence, else a newline, else the first token, whichever the model has.
   /temperature 0.7   changes a setting; /temperature tells it, /top_k none takes a limit away
   /stop TEXT         one more text to stop at, as /ban TOKEN; /stop none forgets them
+  /force TEXT        what each text begins with; /force none forgets it
   /seed 7            another text for the same prompt
-  /again             the last prompt with the next seed
+  /again             the last prompt with the next seeds
   /settings          tells all settings
   //TEXT             a prompt that begins with /TEXT
   /help, /quit       Ctrl-C stops a text, Ctrl-D leaves"""
@@ -62,7 +64,9 @@ def talk(session: Session) -> None:
     In a terminal Ctrl-C stops the text that is being written; what comes from a file or a pipe
     it ends altogether. Lines that can't work are told on stderr, and go by.
     """
+    _check(session, session.options)
     by_hand = sys.stdin.isatty()
+    prompts.standard_input(errors="surrogateescape")  # so that a line is refused, and goes by
     if by_hand:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  # gives input() a history and keys to edit by
@@ -90,11 +94,7 @@ def _read_line(by_hand: bool) -> str | None:
             return None
     if by_hand:
         print(PROMPT, end="", file=sys.stderr, flush=True)
-    try:
-        line = sys.stdin.readline()
-    except UnicodeDecodeError as error:
-        note("error: standard input: not UTF-8 text")
-        raise SystemExit(2) from error
+    line = sys.stdin.readline()
     return line.rstrip("\r\n") if line else None
 
 
@@ -104,6 +104,7 @@ def _answer(session: Session, line: str, by_hand: bool) -> bool:
     Raises:
         UsageError: it can't be done.
     """
+    prompts.text_of("standard input", line)
     if line.startswith("//") or not line.startswith("/"):
         session.prompt = line.removeprefix("/")
         _write(session, by_hand)
@@ -112,7 +113,7 @@ def _answer(session: Session, line: str, by_hand: bool) -> bool:
     if name in ("quit", "exit"):
         return False
     if name == "again":
-        session.options.seed += 1
+        session.options.seed += session.options.num_samples
         _write(session, by_hand)
     elif name == "help":
         print(HELP, file=sys.stderr)
@@ -132,20 +133,27 @@ def _answer(session: Session, line: str, by_hand: bool) -> bool:
 
 def _told(session: Session, name: str) -> str:
     value = session.check(session.options).get(name, session.options[name])
-    return "none" if value is None or value == [] else str(value)
+    return "none" if value in (None, [], "") else str(value)
 
 
 def _changed(session: Session, name: str, value: str) -> Namespace:
     """The options with another value for one of them, all checked."""
     changed = session.options.clone()
-    given = session.parser.parse_args([f"--{name}={'null' if value == 'none' else value}"])[name]
+    given = session.parser.parse_args([f"--{name}={value}"])[name]
     if name in LISTS:
         given = [] if value == "none" else [*(changed[name] or []), *given]
+    if name == "force" and value == "none":
+        given = ""
     if name == "temperature":
         changed.greedy = False
     changed[name] = given
-    session.check(changed)
+    _check(session, changed)
     return changed
+
+
+def _check(session: Session, options: Namespace) -> None:
+    """Refuse settings that can't work, or not with this model's tokenizer."""
+    rules_by_id(session.tokenizer, Sampling(**session.check(options)))
 
 
 def _in_slashes(message: str) -> str:

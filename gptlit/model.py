@@ -25,10 +25,14 @@ class KVCache:
         config: The model's.
         batch_size: B; every row holds the same number of positions.
         like: A tensor whose device and dtype the cache takes.
+        n_positions: How many positions there is room for; block_size if left out.
     """
 
-    def __init__(self, config: GPTConfig, batch_size: int, like: Tensor) -> None:
-        size = (config.n_layer, batch_size, 2 * config.kv_heads, config.block_size)
+    def __init__(
+        self, config: GPTConfig, batch_size: int, like: Tensor, n_positions: int | None = None
+    ) -> None:
+        n_positions = n_positions or config.block_size
+        size = (config.n_layer, batch_size, 2 * config.kv_heads, n_positions)
         # zeros, since a place that is masked out must still be a number
         self.store = torch.zeros(*size, config.head_size, device=like.device, dtype=like.dtype)
         self.layers = self.store.unbind()  # keys, then values

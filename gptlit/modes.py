@@ -22,6 +22,7 @@ REFUSED: dict[Mode, dict[str, str]] = {
     "interactive": {
         "prompt": "prompts are typed, or come line by line from standard input",
         "prompt_file": "prompts are typed, or come line by line from standard input",
+        "lines": "prompts are typed, or come line by line from standard input",
         "output_file": "texts go to standard output",
         "num_beams": "texts are told as they are drawn",
     },
@@ -34,6 +35,8 @@ def chosen(options: Namespace, parser: OneLineErrors) -> Mode:
     Raises:
         UsageError: two at once, or an option that has no part in it.
     """
+    if "" in options.ckpt_path:
+        raise UsageError("--ckpt_path '': names no file; give a checkpoint, best or last")
     flags = [name for name in ("interactive", "explain", "sweep") if options[name]]
     if len(flags) > 1:
         raise UsageError(f"--{flags[0]}: can't be had together with --{flags[1]}; leave one out")

@@ -200,15 +200,10 @@ def write_checkpoint(origin: Origin, path: Path) -> None:
 
     It holds no optimizer, so that a run can begin from it but not go on.
     """
-    from gptlit.metrics import TextLoss
-
     options = dataclasses.asdict(origin.config)
     del options["vocab_size"]  # the tokenizer's
     options["dropout_at"] = list(options["dropout_at"])
-    epoch = TextLoss()
-    epoch.persistent(True)  # LitGPT keeps the running epoch's
-    state = {f"train_loss.{name}": value for name, value in epoch.state_dict().items()}
-    state |= {checkpoint.NET_PREFIX + name: value for name, value in origin.state.items()}
+    state = {checkpoint.NET_PREFIX + name: value for name, value in origin.state.items()}
     text: dict[str, Any] = {"name": f"that of {origin.name}", "sha256": "", "own_texts": {}}
     text |= {"distinct": 0, "sizes": {}, "report": [], "spans": {"train": []}}
     run = yaml.safe_dump({"model": options, "data": {}}, sort_keys=False)

@@ -6,14 +6,17 @@ from torch import Tensor, nn
 
 from gptlit.messages import UsageError
 
-# with more rows the arithmetic takes longer than the reading, and float32 is faster
-MOST_ROWS = 4
+# the kernel reads past the end of rows of another length (torch 2.13)
+STEP = 16
 
 
 class Int8Linear(nn.Module):
     """A linear layer whose weights are 8-bit integers, times a scale for each output.
 
-    Inputs and outputs are rounded to bfloat16, sums are in float32; the bias stays as it is.
+    (B, inputs), one token a row, are multiplied by the integers: inputs and outputs are rounded to
+    bfloat16, sums are in float32, and no row depends on the others. (B, T, inputs) are multiplied
+    by the same weights in float32, where arithmetic takes longer than reading them. The bias stays
+    as it is.
 
     Args:
         linear: The layer to take the place of.
@@ -28,19 +31,18 @@ class Int8Linear(nn.Module):
         weight = linear.weight.detach().float()
         largest = weight.abs().amax(dim=1).clamp(min=1e-12)
         scale = (largest / 127).bfloat16()  # (outputs,)
-        integers = (weight / scale.float()[:, None]).round().clamp(-127, 127)
+        integers = (weight / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
+        self.missing = -weight.size(1) % STEP
         self.register_buffer("scale", scale)
-        self.register_buffer("integers", integers.to(torch.int8))
-        self.register_buffer("weight", integers * scale.float()[:, None])
+        self.register_buffer("integers", F.pad(integers, (0, self.missing)))
+        self.register_buffer("weight", integers.float() * scale.float()[:, None])
         self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.size(-1)).bfloat16()  # (rows, inputs)
-        if len(rows) <= MOST_ROWS:
-            y = torch._weight_int8pack_mm(rows, self.integers, self.scale)
-        else:
-            y = F.linear(rows.float(), self.weight).bfloat16()
-        y = y.float().view(*x.shape[:-1], -1)
+        if x.dim() > 2:
+            return F.linear(x, self.weight, self.bias)
+        rows = F.pad(x.bfloat16(), (0, self.missing)) if self.missing else x.bfloat16()
+        y = torch._weight_int8pack_mm(rows, self.integers, self.scale).float()
         return y if self.bias is None else y + self.bias
 
 

@@ -2,12 +2,17 @@
 
 import os
 import re
+import sys
+import textwrap
 from collections.abc import Sequence
-from typing import NoReturn
+from types import NoneType
+from typing import Any, NoReturn, get_args
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from gptlit.messages import UsageError, did_you_mean
+
+OF_FIT = ("config", "model", "data", "samples", "guard", "early_stopping")  # options, and groups
 
 
 def from_environment(verb: str) -> list[str]:
@@ -33,6 +38,24 @@ def with_environment(verb: str, arguments: Sequence[str]) -> list[str]:
 class OneLineErrors(ArgumentParser):
     """jsonargparse's parser, raising UsageError where it would print its usage and exit."""
 
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, *others: Any, **options: Any
+    ) -> Namespace:
+        """Parse, `none` meaning `null` for numbers and such that may be left out."""
+        words = list(sys.argv[1:] if args is None else args)
+        for index, word in enumerate(words):
+            name, equals, value = word.rpartition("=")
+            name = name if equals else words[index - 1] if index else ""
+            if value.lower() == "none" and name in self._may_be_none():
+                words[index] = f"{name}=null" if equals else "null"
+        return super().parse_args(words, *others, **options)
+
+    def _may_be_none(self) -> set[str]:
+        """The options that may be None, and whose values are no strings, which "none" is."""
+        members = {a: get_args(getattr(a, "_typehint", None)) for a in self._actions}
+        found = [a for a, types in members.items() if NoneType in types and str not in types]
+        return {name for action in found for name in action.option_strings}
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise UsageError(self._reworded(message)) from ex
 
@@ -45,6 +68,9 @@ class OneLineErrors(ArgumentParser):
         return keys
 
     def _unknown(self, key: str) -> str:
+        group = key.partition(".")[0]
+        if group in OF_FIT and not any(k.partition(".")[0] == group for k in self._known_keys()):
+            return " gptlit fit has it; a checkpoint brings what its run was given."
         nearest = did_you_mean(key, sorted(self._known_keys()))
         if not nearest and "." in key:
             # a wrong group or none: compare the last part of the name
@@ -68,25 +94,52 @@ class OneLineErrors(ArgumentParser):
                 self._unknown(match[1])
             )
         if match := re.match(r'Parser key "([^"]+)":\s*(.*)', message, re.DOTALL):
+            if "Unable to load config" in match[2]:
+                return f"--{match[1]}: is a group of options; give them as --{match[1]}.NAME VALUE"
             reason = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", match[2]).replace("typing.", "")
             reason = _one_line(reason).replace("Expected a ", "expected ")
+            if "Does not validate against any of the Union" in reason:
+                return _of_union(match[1], match[2])
+            reason = re.sub(r"Literal\[([^\]]*)\](?=\. Got)", _choices, reason)
             if value := re.fullmatch(r"(expected .*)\. Got value: (.*)", reason):
+                if re.fullmatch(r"[-+.]*(nan|inf|infinity)", value[2], re.IGNORECASE):
+                    return f"--{match[1]} {value[2]}: must be a finite number"
                 return f"--{match[1]} {value[2]}: {value[1]}"
-            if reason.startswith("Does not validate against any of the Union"):
-                return f"--{match[1]} {_expected_of_union(reason)}"
             return f"--{match[1]}: {reason}"
         return _one_line(message.replace("Problems parsing config: ", "--config: not YAML: "))
 
 
-def _expected_of_union(reason: str) -> str:
-    """'7: expected one of a, b or int' from jsonargparse's report on each member of a union."""
-    value = re.search(r"Given value: (.*)$", reason)
-    literals = ", ".join(re.findall(r"Literal\[([^\]]*)\]", reason)).split(", ")
-    types = [name for name in re.findall(r"expected (\w+)", reason) if name != "Literal"]
+def _of_union(key: str, report: str) -> str:
+    """`--key 7: expected one of a, b, int` from jsonargparse's report on a union's members.
+
+    What one member has against a part of the value says more than that the others want
+    something else.
+    """
+    errors = re.findall(r"^ +- (.*)$", report, re.MULTILINE)
+    for error in errors:
+        if error.startswith(f"--{key}."):
+            return error
+        if error.startswith("--"):
+            return f"--{key}.{error.removeprefix('--')}"
+        if option := re.match(r"Option '(.*)' is not accepted", error):
+            return f"--{key}.{option[1]}: unknown option"
+        if needed := re.match(r"the following arguments are required: (.*)", error):
+            return f"--{key}: needs {needed[1]}"
+    value = re.search(r"Given value: (.*)", report)
+    literals = [each for found in re.findall(r"Literal\[([^\]]*)\]", report) for each in
+                found.replace("'", "").split(", ")]  # fmt: skip
+    named = re.findall(r"Expected a (?:<class '(?:\w+\.)*(\w+)'>|(dot) import)", report)
+    types = ["a class's path" if dot else name for name, dot in named]
     expected = [name for name in dict.fromkeys(literals + types) if name not in ("", "NoneType")]
     one_of = "one of " if len(expected) > 1 else ""
-    return f"{value[1] if value else ''}: expected {one_of}{', '.join(expected)}"
+    or_null = " or null" if "NoneType" in types else ""
+    value_told = value[1] if value else ""
+    return f"--{key} {value_told}: expected {one_of}{', '.join(expected)}{or_null}"
+
+
+def _choices(literal: re.Match[str]) -> str:
+    return "one of " + literal[1].replace("'", "")
 
 
 def _one_line(message: str) -> str:
-    return re.sub(r"\s+", " ", message).strip()
+    return textwrap.shorten(message, 1000)

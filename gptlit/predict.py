@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from jsonargparse import ActionYesNo, Namespace
 
 from gptlit import beams, checkpoint, modes, prompts
-from gptlit.assets import write_atomically
+from gptlit.assets import write_atomically, writing
 from gptlit.beams import Beams
 from gptlit.drafts import Written
 from gptlit.generation import Sampling, stream_generate
@@ -26,6 +27,12 @@ from gptlit.terminal import SEPARATOR, columns, in_colour, put_stream
 from gptlit.tokenizer import Tokenizer, Unknown
 
 SAMPLES_AT_ONCE = 64
+FILE_COLUMNS = 100
+MOST_STREAMED = 8
+ENDLESS = (
+    "--max_new_tokens null: only one text can be written without an end, and only as it comes; "
+    "give a number"
+)
 Weights = Literal["float32", "int8"]
 
 
@@ -48,7 +55,8 @@ def parser() -> OneLineErrors:
         "--prompt",
         action="append",
         type=str,
-        help="The text to continue, once or more often; an empty one starts from a newline.",
+        help="The text to continue, once or more often; an empty one starts from the end "
+        "of sequence, else a newline, else the first token, whichever the model has.",
     )
     options.add_argument(
         "--prompt_file", type=str, default=None, help="A file with the prompt; - is standard input."
@@ -137,6 +145,8 @@ def sampling(options: Namespace) -> dict[str, Any]:
     """
     fields = {name: options[name] for name in Beams.__dataclass_fields__}
     fields |= {name: fields[name] or [] for name in ("stop", "ban")}
+    for name in ("stop", "ban", "force"):
+        prompts.text_of(f"--{name}", "".join(fields[name]))
     if options.greedy:
         fields["temperature"] = 0.0
     Beams(**fields)
@@ -150,19 +160,18 @@ def sampling(options: Namespace) -> dict[str, Any]:
         raise UsageError(f"--seed {options.seed}: must be 0 or more, and below 2^63")
     endless = fields["max_new_tokens"] is None
     if endless and (options.num_samples > 1 or options.format == "jsonl" or options.output_file):
-        raise UsageError(
-            "--max_new_tokens null: only one text can be written without an end, and only as it "
-            "comes; give a number"
-        )
+        raise UsageError(ENDLESS)
     return fields
 
 
 def in_batches(
     model: GPT, tokenizer: Tokenizer, given: Sequence[tuple[str, int]], settings: dict[str, Any]
 ) -> Iterator[list[Written]]:
-    """The texts of each job in turn, in batches that memory can hold, however many there are."""
-    for first in range(0, len(given), SAMPLES_AT_ONCE):
-        yield from beams.write(model, tokenizer, given[first : first + SAMPLES_AT_ONCE], settings)
+    """The texts of each job in turn, in batches that memory can hold, however many there are; a
+    beam search is a batch by itself."""
+    n = SAMPLES_AT_ONCE if settings.get("num_beams") is None else 1
+    for first in range(0, len(given), n):
+        yield from beams.write(model, tokenizer, given[first : first + n], settings)
 
 
 def put(
@@ -180,19 +189,24 @@ def put(
         if isinstance(text, beams.Found):
             scores.append(f"{text.score:.4f}")
         if options.format == "jsonl":
-            seeded = {"seed": seed} if options.num_beams is None else {}
-            out.write(json.dumps(seeded | dataclasses.asdict(text)) + "\n")
-            continue
-        shown = text.whole if options.echo else text.text
-        out.write((SEPARATOR if index else "") + shown + ("" if shown.endswith("\n") else "\n"))
-    out.flush()
+            about = {"checkpoint": options.ckpt_path[0]}
+            about |= {"seed": seed} if options.num_beams is None else {}
+            told = json.dumps(about | dataclasses.asdict(text)) + "\n"
+        else:
+            shown = text.whole if options.echo else text.text
+            told = (SEPARATOR if index else "") + shown + ("" if shown.endswith("\n") else "\n")
+        out.write(told)
+        out.flush()
     if scores and options.format == "text" and len(work) == 1:
         note(f"scores, the best first: {', '.join(scores)}")
 
 
 @contextlib.contextmanager
 def output(path: str | None, header: str = "") -> Iterator[IO[str]]:
-    """Where texts go: standard output, or a file that takes its place whole, with a header."""
+    """Where texts go: standard output, or a file that takes its place whole, with a header.
+
+    What was written until an error or Ctrl-C is kept beside it, under a name that is told.
+    """
     import io
 
     if path is None:
@@ -200,15 +214,46 @@ def output(path: str | None, header: str = "") -> Iterator[IO[str]]:
         return
     content = io.StringIO()
     content.write(header)
-    yield content
-    write_atomically(Path(path), content.getvalue().encode())
+    try:
+        yield content
+    except BaseException:
+        if content.tell() > len(header):
+            partial = Path(f"{path}.partial")
+            write_atomically(partial, content.getvalue().encode())
+            note(f"{partial} holds what was written until then")
+        raise
+    with writing("--output_file", path):
+        write_atomically(Path(path), content.getvalue().encode())
+
+
+def refuse_output(path: str) -> None:
+    """Refuse a file that can't be written, before hours go into what is to stand in it.
+
+    Raises:
+        UsageError: it names no file, or one in a folder where none can be made.
+    """
+    folder = Path(path).parent
+    if Path(path).is_dir():
+        reason = "is a folder; name a file"
+    elif Path(path).exists() and not Path(path).is_file():
+        reason = "is not a file; without --output_file texts go to standard output"
+    elif not folder.is_dir():
+        reason = f"there is no folder {folder}; make it first"
+    elif not os.access(folder, os.W_OK):
+        reason = f"nothing may be written in {folder.absolute()}; name another folder"
+    else:
+        return
+    raise UsageError(f"--output_file {path}: {reason}")
 
 
 def header(options: Namespace, settings: dict[str, Any], given: Sequence[str]) -> str:
     """What stands at the beginning of a file of texts; nothing in .jsonl."""
     if options.format != "text":
         return ""
-    rows = {"checkpoint": options.ckpt_path[0], "seed": options.seed, **settings}
+    rows = {"checkpoint": options.ckpt_path[0], "weights": options.weights}
+    if options.num_beams is None:
+        rows |= {"seed": options.seed, "num_samples": options.num_samples}
+    rows |= {**settings, "unknown": options.unknown}
     rows |= {"prompt": given[0] if len(given) == 1 else list(given)}
     return "".join(f"# {name}: {value!r}\n" for name, value in rows.items()) + "\n"
 
@@ -268,7 +313,10 @@ def understood(known: OneLineErrors, argv: Sequence[str]) -> tuple[Namespace, Mo
     """
     options = known.parse_args(with_environment("predict", argv))
     options.ckpt_path = options.ckpt_path or ["best"]
-    return options, modes.chosen(options, known)
+    mode = modes.chosen(options, known)
+    if options.output_file is not None:
+        refuse_output(options.output_file)
+    return options, mode
 
 
 def _compare(options: Namespace, settings: dict[str, Any], known: OneLineErrors) -> None:
@@ -287,7 +335,7 @@ def _compare(options: Namespace, settings: dict[str, Any], known: OneLineErrors)
     # what can't be written is refused before anything is told
     rows = itertools.chain([next(rows)], rows)
     with output(options.output_file) as out:
-        _put_parts(sweep_tables.report(plan, rows, options.format), out)
+        _put_parts(sweep_tables.report(plan, rows, options.format, _room(options)), out)
 
 
 def _explain(options: Namespace, known: OneLineErrors, model: GPT, tokenizer: Tokenizer) -> None:
@@ -304,7 +352,12 @@ def _explain(options: Namespace, known: OneLineErrors, model: GPT, tokenizer: To
         if options.format == "jsonl":
             _put_parts(explain.as_jsonl(texts), out)
         else:
-            _put_parts(explain.as_text(texts, columns(), in_colour(out)), out)
+            _put_parts(explain.as_text(texts, _room(options), in_colour(out)), out)
+
+
+def _room(options: Namespace) -> int:
+    """The columns of a table; a file is read elsewhere than in the terminal it was made in."""
+    return columns() if options.output_file is None else FILE_COLUMNS
 
 
 def _put_parts(parts: Iterable[str], out: IO[str]) -> None:
@@ -317,15 +370,23 @@ def _write(options: Namespace, settings: dict[str, Any], model: GPT, tokenizer: 
     given = prompts.given(options)
     prompts.tell_about(given, options.unknown, tokenizer, model.config.block_size)
     work = prompts.jobs(given, prompts.seeds(options))
+    if settings["max_new_tokens"] is None and len(work) > 1:
+        raise UsageError(ENDLESS)
     plain = options.format == "text" and options.output_file is None
-    if plain and len(work) == 1 and options.num_beams is None:
-        ((prompt, seed),) = work
-        pieces = stream_generate(
-            model, tokenizer, prompt, seed=seed, unknown=options.unknown, **settings
-        )
-        if not options.echo:
-            next(pieces)
-        put_stream(pieces)
+    # one after the other they take longer than as a batch, but are seen at once
+    most = MOST_STREAMED if sys.stdout.isatty() else 1
+    if plain and len(work) <= most and options.num_beams is None:
+        streams = [
+            stream_generate(
+                model, tokenizer, prompt, seed=seed, unknown=options.unknown, **settings
+            )
+            for prompt, seed in work
+        ]
+        # a prompt that can't be continued is refused before any text is told
+        begun = [(next(pieces), pieces) for pieces in streams]
+        for index, (prompt, pieces) in enumerate(begun):
+            sys.stdout.write(SEPARATOR if index else "")
+            put_stream(itertools.chain([prompt] if options.echo else [], pieces))
         return
     more = {"unknown": options.unknown, "scored": options.format == "jsonl"}
     with output(options.output_file, header(options, settings, given)) as out:

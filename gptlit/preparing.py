@@ -41,7 +41,7 @@ from gptlit.tokens import TokenFile
 FORMAT = 4
 NAME_CHARS = 40  # of a text's name in a token file's, which has at most 255 bytes
 FULL = (errno.ENOSPC, errno.EDQUOT)
-CLOSED = (errno.EACCES, errno.EROFS, errno.EPERM)
+CLOSED = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
 
 
 def prepare(
@@ -67,10 +67,10 @@ def prepare(
     """
     stem = f"{Path(text.name).stem[:NAME_CHARS]}-{_key(text, tokenizer, splitting, own_texts)}"
     data_path, facts_path = folder / f"{stem}.bin", folder / f"{stem}.json"
-    if found := tokens.read(data_path, facts_path):
-        return found
     part = folder / f"{stem}.part"
     with _in_one_line(folder.parent, text.name):
+        if found := tokens.read(data_path, facts_path):
+            return found
         folder.mkdir(parents=True, exist_ok=True)
         with _alone(folder / ".lock"):
             # who waited finds the other's work done
@@ -110,8 +110,8 @@ def _in_one_line(data_dir: Path, name: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in CLOSED:
             raise UsageError(
-                f"--data.data_dir {data_dir}: {error.strerror} to write token files; name a "
-                "folder of yours"
+                f"--data.data_dir {data_dir}: token files can't be kept there "
+                f"({error.strerror}); name a folder of yours"
             ) from error
         if error.errno in FULL:
             raise UsageError(

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO, Any
 
 from jsonargparse import Namespace
 
@@ -18,13 +19,13 @@ def given(options: Namespace) -> list[str]:
     A file's last line end is not part of a prompt.
 
     Raises:
-        UsageError: a file that can't be read, or nothing in it.
+        UsageError: a file that can't be read, nothing in it, or bytes that are no text.
     """
-    given = list(options.prompt or [])
+    given = [text_of("--prompt", prompt) for prompt in options.prompt or []]
     if options.prompt_file is not None:
         try:
             if options.prompt_file == STANDARD_INPUT:
-                content = sys.stdin.read()
+                content = standard_input().read()
             else:
                 content = Path(options.prompt_file).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
@@ -40,13 +41,41 @@ def given(options: Namespace) -> list[str]:
     return given or [""]
 
 
-def tell_dropped(prompt: str, unknown: Unknown, tokenizer: Tokenizer) -> None:
-    """Warn of pieces of a prompt that the model doesn't know and is told to skip."""
+def standard_input(errors: str = "strict") -> IO[str]:
+    """Standard input as UTF-8 whatever the locale is, less a mark of byte order, as of a file."""
+    stdin: Any = sys.stdin  # always a TextIOWrapper
+    stdin.reconfigure(encoding="utf-8-sig", errors=errors)
+    return stdin
+
+
+def text_of(name: str, text: str) -> str:
+    """A text as it was given, by whom bytes that no text is made of come as lone surrogates.
+
+    Raises:
+        UsageError: it has some.
+    """
     try:
-        tokenizer.encode(prompt)
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{name} {text!r}: not UTF-8 text") from error
+    return text
+
+
+def tell_dropped(prompt: str, unknown: Unknown, tokenizer: Tokenizer) -> None:
+    """Warn of pieces of a prompt that the model doesn't know, where it is told to skip them or
+    has a token that stands for any."""
+    try:
+        ids = tokenizer.encode(prompt)
     except UnknownPieces as error:
         if unknown == "skip":
             note(f"warning: --prompt: dropped {', '.join(map(repr, error.pieces))}")
+        return
+    if tokenizer.unknown_id is None or tokenizer.unknown_id not in ids:
+        return
+    pieces = dict.fromkeys(prompt.split() if tokenizer.kind == "word" else prompt)
+    strange = [repr(each) for each in pieces if tokenizer.unknown_id in tokenizer.encode(each)]
+    token = tokenizer.piece(tokenizer.unknown_id).decode()
+    note(f"warning: --prompt: the model reads {token} for {', '.join(strange) or 'white space'}")
 
 
 def tell_about(

@@ -5,12 +5,15 @@ lightning_logs/version_N/
 """
 
 import contextlib
+import os
 import shutil
 import signal
 import textwrap
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Thread
 from typing import Any, TypeVar
 
 import lightning as L
@@ -22,11 +25,14 @@ from lightning.pytorch.loggers import Logger
 
 from gptlit import checkpoint
 from gptlit.assets import leftovers, write_atomically
-from gptlit.messages import UsageError
+from gptlit.messages import RunError, UsageError
 from gptlit.records import Curves, Table, cut
 from gptlit.saving import BestCheckpoint, RunCheckpoint
 
 T = TypeVar("T")
+
+LAUNCHER = "GPTLIT_LAUNCHER"  # the environment variable with the process id of rank 0
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # gloo's
 
 
 def on_rank_zero() -> bool:
@@ -57,13 +63,52 @@ def part() -> None:
         torch.distributed.destroy_process_group()
 
 
+def end_with_launcher() -> None:
+    """Let this process end when the one that launched it for a share of the work has.
+
+    One whose launcher was killed before all had met would wait half an hour for it. A process
+    that was started by hand, or by a cluster, isn't watched.
+    """
+    if "LOCAL_RANK" not in os.environ:
+        os.environ[LAUNCHER] = str(os.getpid())  # for those that Lightning launches from here
+        return
+    by_torchrun = torch.distributed.is_torchelastic_launched()
+    launcher = os.getppid() if by_torchrun else int(os.environ.get(LAUNCHER, 0))
+    if launcher and launcher != os.getpid():
+        Thread(target=_watch, args=(launcher,), daemon=True).start()
+
+
+def _watch(launcher: int) -> None:
+    while os.getppid() == launcher:
+        time.sleep(1)
+    os._exit(1)  # the main thread may be waiting where no exception reaches it
+
+
+@contextlib.contextmanager
+def telling_of_lost_ranks() -> Iterator[None]:
+    """Say in one line that another process has ended, where this one can't go on without.
+
+    Raises:
+        RunError: instead of the error of whatever was waited for.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in LOST):
+            raise
+        raise RunError(
+            "another process of the run has ended, and what it said stands above; a fit goes on "
+            "from what it saved by gptlit fit --ckpt_path last"
+        ) from error
+
+
 def refusing(function: Callable[..., T], *arguments: Any, **options: Any) -> T:
     """Call a function of Lightning's, whose refusals of options become a UsageError."""
     try:
         return function(*arguments, **options)
     except UsageError:
         raise
-    except (MisconfigurationException, ValueError, TypeError) as error:
+    except (MisconfigurationException, ValueError, TypeError, ModuleNotFoundError) as error:
         if not _is_refusal(error):
             raise
         raise UsageError(f"--trainer: {textwrap.shorten(str(error), 240)}") from error
@@ -122,6 +167,36 @@ class RunFolder:
         self.resumed_step = None if own is None else step
         kept = [self.path / name for name in self.KEPT]
         self._before = {path: path.read_bytes() for path in kept if path.is_file()}
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Be the only process that trains in the folder; the system frees a killed one's hold.
+
+        Where the system or a network's file system knows no such hold, nothing is checked.
+
+        Raises:
+            UsageError: another process does.
+        """
+        try:
+            import fcntl
+        except ImportError:  # on Windows
+            fcntl = None  # type: ignore[assignment]
+        if fcntl is None or not on_rank_zero():
+            yield
+            return
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            with contextlib.suppress(OSError):
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise UsageError(
+                        f"{self.path}: another process is training in it; wait for its end, or "
+                        "begin a run of its own from a checkpoint by --model.init_from"
+                    ) from error
+            yield
+        finally:
+            os.close(descriptor)
 
     def undo(self) -> None:
         """Leave what was there before, for a run in which nothing was trained."""

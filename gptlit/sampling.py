@@ -61,7 +61,8 @@ def apply_count_penalties(
 
 def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
     """(B, V) logits divided by `temperature`: below 1 sharper, above 1 flatter."""
-    return logits / temperature
+    # the likeliest at 0, so that the smallest temperatures leave a number
+    return (logits - logits.max(dim=-1, keepdim=True).values) / temperature
 
 
 def apply_top_k(logits: Tensor, k: int) -> Tensor:
@@ -162,9 +163,10 @@ class Choice:
 
     def __post_init__(self) -> None:
         # `not <=` refuses NaN as well
-        if not 0 <= self.temperature < math.inf:
+        if self.temperature != 0 and not 1e-6 <= self.temperature < math.inf:
             raise UsageError(
-                f"--temperature {self.temperature}: must be 0 (greedy) or above; 0.8 is usual"
+                f"--temperature {self.temperature}: must be 0 (greedy), or 1e-6 or above; 0.8 is "
+                "usual"
             )
         if self.top_k is not None and self.top_k < 1:
             raise UsageError(f"--top_k {self.top_k}: must be 1 or more, or left out for no limit")
@@ -174,14 +176,14 @@ class Choice:
                 raise UsageError(
                     f"--{name} {value}: must be above 0 and at most 1; {usual} is usual"
                 )
-        if not 0 < self.repetition_penalty < math.inf:
+        if not 1e-6 <= self.repetition_penalty <= 1e6:
             raise UsageError(
-                f"--repetition_penalty {self.repetition_penalty}: must be above 0; 1 is none and "
-                "1.1 is usual"
+                f"--repetition_penalty {self.repetition_penalty}: must be from 1e-6 to 1e6; 1 is "
+                "none and 1.1 is usual"
             )
         for name in ("frequency_penalty", "presence_penalty"):
-            if not -math.inf < (value := getattr(self, name)) < math.inf:
-                raise UsageError(f"--{name} {value}: must be a number; 0 is none")
+            if not -1e6 <= (value := getattr(self, name)) <= 1e6:
+                raise UsageError(f"--{name} {value}: must be from -1e6 to 1e6; 0 is none")
 
     @property
     def needs_counts(self) -> bool:
@@ -232,6 +234,9 @@ class Rules:
         forced: Ids that come first, whatever the rest says.
         eos_id: Banned from the first `min_new_tokens` tokens.
         min_new_tokens: See `eos_id`.
+
+    Raises:
+        UsageError: every token is banned.
     """
 
     def __init__(
@@ -249,6 +254,8 @@ class Rules:
         self._forced = forced
         self._min_new_tokens = 0 if eos_id is None else min_new_tokens
         device = prompts[0].device
+        if len(set(banned)) >= vocab_size:
+            raise UsageError("--ban: no token is left to write; ban fewer")
         self._banned = torch.tensor(banned, dtype=torch.long, device=device)
         self._end = torch.tensor([eos_id or 0], device=device)
         self._n_written = 0

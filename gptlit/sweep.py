@@ -12,7 +12,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from gptlit.beams import Beams
+from gptlit.beams import DRAWING, Beams
 from gptlit.drafts import Written
 from gptlit.messages import UsageError, did_you_mean
 from gptlit.parser import OneLineErrors
@@ -63,9 +63,8 @@ def parse_grid(words: Sequence[str], parser: OneLineErrors) -> dict[str, list[An
 
 
 def _parse(name: str, value: str, parser: OneLineErrors) -> Any:
-    given = "null" if value.lower() == "none" else value
     try:
-        return parser.parse_args([f"--{name}={given}"])[name]
+        return parser.parse_args([f"--{name}={value}"])[name]
     except UsageError as error:
         raise _of_sweep(error) from error
 
@@ -81,13 +80,13 @@ class Row:
     Args:
         stage: The checkpoint.
         settings: Those of the combination alone.
-        seed: Of the text.
+        seed: Of the text; None of a beam search, which draws nothing.
         written: The text, scored.
     """
 
     stage: Stage
     settings: Settings
-    seed: int
+    seed: int | None
     written: Written
 
     @property
@@ -119,6 +118,7 @@ class Sweep:
         seeds: One for each text of a prompt.
         unknown: As for `stream_generate`.
         echo: Tell the prompt with each text.
+        weights: What the models' weights are rounded to.
     """
 
     stages: Sequence[Stage]
@@ -128,6 +128,7 @@ class Sweep:
     seeds: Sequence[int]
     unknown: str = "error"
     echo: bool = True
+    weights: str = "float32"
 
     def rows(self, writer: Callable[[Path], Writer]) -> Iterator[Row]:
         """Each text, checkpoint by checkpoint; the texts of one combination are one batch.
@@ -135,17 +136,29 @@ class Sweep:
         Raises:
             UsageError: a checkpoint doesn't know what is in a prompt; names it.
         """
-        work = jobs(self.prompts, self.seeds)
         for stage in self.stages:
             write = writer(stage.path)
             for combination in self.combinations:
                 settings = self.settings | combination
+                # a search is one job for each prompt, and gives the best texts of it
+                told = self.seeds_of(combination)
+                work = jobs(self.prompts, self.seeds[: len(told)])
                 try:
                     texts = list(write(work, settings | {"unknown": self.unknown, "scored": True}))
                 except UsageError as error:
                     raise UsageError(f"{stage.path}: {error}") from error
-                for (_, seed), found in zip(work, texts, strict=True):
+                for seed, found in zip(itertools.cycle(told), texts, strict=False):
                     yield from (Row(stage, combination, seed, text) for text in found)
+
+    def seeds_of(self, combination: Settings) -> Sequence[int | None]:
+        """The seed of each job of a prompt; None stands for a beam search's only one."""
+        is_search = (self.settings | combination).get("num_beams") is not None
+        return [None] if is_search else self.seeds
+
+    @property
+    def is_all_search(self) -> bool:
+        """Whether nothing is drawn."""
+        return all(self.seeds_of(each) == [None] for each in self.combinations)
 
     def text(self, row: Row) -> str:
         """What is shown of a row's text."""
@@ -170,33 +183,51 @@ def plan(
         raise UsageError(
             f"--num_samples {options.num_samples}: --sweep seed names the seeds; leave one out"
         )
+    is_drawn = None in grid.get("num_beams", [options.num_beams])
+    if "seed" in grid and not is_drawn:
+        raise UsageError("--sweep seed: has no part in a beam search, which draws nothing")
     swept_seeds = grid.pop("seed", list(seeds(options)))
     combinations = [
         dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
     ]
+    if "num_beams" in grid:
+        settings = settings | {"num_samples": options.num_samples}
     for combination in combinations:
         try:
             whole = Beams(**settings | combination)
         except UsageError as error:
-            raise _of_sweep(error) from error
+            name = str(error).removeprefix("--").split()[0]
+            raise (_of_sweep(error) if name in grid else error) from error
         if whole.max_new_tokens is None:
             raise UsageError("--max_new_tokens null: texts that are compared need an end")
     if bad := [seed for seed in swept_seeds if not 0 <= seed < 2**63]:
         raise UsageError(f"--sweep seed={bad[0]}: must be 0 or more, and below 2^63")
     stages = find(options.ckpt_path)
     return Sweep(
-        stages, combinations, settings, prompts, swept_seeds, options.unknown, options.echo
+        stages,
+        combinations,
+        settings,
+        prompts,
+        swept_seeds,
+        options.unknown,
+        options.echo,
+        options.weights,
     )
 
 
-def as_json(row: Row, settings: Settings) -> dict[str, Any]:
+def as_json(row: Row, sweep: Sweep) -> dict[str, Any]:
     """All of a row, as one flat object."""
+    seed = {"seed": row.seed}
+    settings = sweep.settings
+    if row.seed is None:
+        seed, settings = {}, {name: settings[name] for name in settings if name not in DRAWING}
     return {
         "checkpoint": str(row.stage.path),
         "step": row.stage.step,
         "val/loss": row.stage.val_loss,
         "val/step": row.stage.val_step,
-        "seed": row.seed,
+        "weights": sweep.weights,
+        **seed,
         **settings,
         **row.settings,
         **row.figures,

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gptlit import checkpoint
-from gptlit.generation import Sampling
+from gptlit.beams import DRAWING, Beams
 from gptlit.messages import note
 from gptlit.modes import Format
 from gptlit.stages import Stage, run_of
 from gptlit.sweep import Row, Sweep, as_json
-from gptlit.terminal import columns, padded, printable, shortened, visible, width, wrapped
+from gptlit.terminal import padded, printable, shortened, visible, width, wrapped
 
 K = TypeVar("K", bound=Hashable)
 LEAST_TEXT = 30  # columns; where a table leaves less for the text, it stands below its figures
@@ -30,10 +30,11 @@ LEGEND = (
 )
 
 
-def report(sweep: Sweep, rows: Iterable[Row], form: Format) -> Iterator[str]:
-    """A sweep in one of the forms, part by part; one for TensorBoard goes to a folder."""
+def report(sweep: Sweep, rows: Iterable[Row], form: Format, room: int) -> Iterator[str]:
+    """A sweep in one of the forms, part by part, as text of so many columns; one for TensorBoard
+    goes to a folder."""
     if form == "text":
-        return as_text(sweep, rows, columns())
+        return as_text(sweep, rows, room)
     if form == "markdown":
         return as_markdown(sweep, rows)
     if form == "jsonl":
@@ -66,15 +67,18 @@ def caption(sweep: Sweep) -> str:
         (stage,) = sweep.stages
         parts.append(str(stage.path))
         parts += [f"{name} {told}" for name, told in _told_of(stage).items()][1:]
+    if sweep.weights != "float32":
+        parts.append(f"weights {sweep.weights}")
     if len(sweep.prompts) == 1:
         parts.append(f"prompt {shortened(repr(sweep.prompts[0]), LONGEST_PROMPT_IN_CAPTION)}")
-    if len(sweep.seeds) == 1:
+    if len(sweep.seeds) == 1 and not sweep.is_all_search:
         parts.append(f"seed {sweep.seeds[0]}")
-    usual = dataclasses.asdict(Sampling())
+    usual = dataclasses.asdict(Beams())
     parts += [
         f"{name} {_told(value)}"
         for name, value in sweep.settings.items()
         if name not in sweep.combinations[0]
+        and not (sweep.is_all_search and name in DRAWING)
         and (name in ("temperature", "max_new_tokens") or value != usual[name])
     ]
     return ", ".join(parts)
@@ -92,13 +96,13 @@ def _told_of(stage: Stage) -> dict[str, str]:
 
 
 def _labels(
-    sweep: Sweep, stage: Stage, settings: dict[str, Any], seed: int, prompt: str
+    sweep: Sweep, stage: Stage, settings: dict[str, Any], seed: int | None, prompt: str
 ) -> dict[str, str]:
     """What tells a row from the others."""
     labels = _told_of(stage) if len(sweep.stages) > 1 else {}
     labels |= {name: _told(value) for name, value in settings.items()}
-    if len(sweep.seeds) > 1:
-        labels["seed"] = str(seed)
+    if len(sweep.seeds) > 1 and not sweep.is_all_search:
+        labels["seed"] = "-" if seed is None else str(seed)
     if len(sweep.prompts) > 1:
         labels["prompt"] = shortened(visible(prompt), LONGEST_PROMPT)
     return labels
@@ -114,8 +118,11 @@ def cells(sweep: Sweep, row: Row) -> dict[str, str]:
 
 def _widths(sweep: Sweep) -> dict[str, int]:
     """The width of each column but the text's, known before any text is written."""
-    every = itertools.product(sweep.stages, sweep.combinations, sweep.seeds, sweep.prompts)
-    labels = [_labels(sweep, *each) for each in every]
+    labels = [
+        _labels(sweep, stage, combination, seed, prompt)
+        for stage, combination in itertools.product(sweep.stages, sweep.combinations)
+        for seed, prompt in itertools.product(sweep.seeds_of(combination), sweep.prompts)
+    ]
     widths = {name: max(width(name), *(width(each[name]) for each in labels)) for name in labels[0]}
     return widths | {name: len(name) for name in FIGURES}
 
@@ -179,7 +186,7 @@ def _escaped(text: str) -> str:
 
 def as_jsonl(sweep: Sweep, rows: Iterable[Row]) -> Iterator[str]:
     """An object in a line for each row."""
-    return (json.dumps(as_json(row, sweep.settings)) + "\n" for row in rows)
+    return (json.dumps(as_json(row, sweep)) + "\n" for row in rows)
 
 
 def to_tensorboard(sweep: Sweep, rows: Iterable[Row], folder: Path) -> None:

@@ -470,7 +470,20 @@ class _ByteSpeller:
 
 
 def from_state(state: dict[str, Any]) -> Tokenizer:
-    """The tokenizer that gave this `state()`."""
+    """The tokenizer that gave this `state()`.
+
+    Raises:
+        UsageError: no tokenizer of this version gave it.
+    """
+    try:
+        return _from_state(state)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"a tokenizer's state is torn, or of another version of gptlit ({error!r})"
+        ) from error
+
+
+def _from_state(state: dict[str, Any]) -> Tokenizer:
     kind = state.get("kind")
     special, eos = state.get("special_tokens", []), state.get("eos", False)
     if kind == "char":

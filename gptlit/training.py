@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 
-from gptlit import beams, losses, optim, resuming
+from gptlit import beams, losses, optim, resuming, sharding
 from gptlit import checkpoint as checkpoints
 from gptlit import tokenizer as tokenizers
 from gptlit.averaging import Average
@@ -120,8 +120,6 @@ class LitGPT(L.LightningModule):
         self.seed = 0
         self.evaluated: dict[str, float] = {}  # the last validation's figures, and its step
         self.train_loss = TextLoss()
-        # kept in checkpoints, so that a resumed epoch's mean is that of the whole epoch
-        self.train_loss.persistent(True)
         self.val_loss = TextLoss()
         self.slice_loss = TextLoss()
 
@@ -133,8 +131,11 @@ class LitGPT(L.LightningModule):
             if self.first_weights is not None:
                 self.net.load_state_dict(self.first_weights)
                 self.first_weights, self.has_begun = None, True
+            sharding.check(self.trainer.strategy)
             if self.compile_net:
                 self.net.compile()  # in place, so that weights keep their names
+            if self.device_mesh is not None:
+                sharding.shard(self.net, self.device_mesh["data_parallel"])
 
     def _build(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
@@ -339,8 +340,15 @@ class LitGPT(L.LightningModule):
         if self.trainer.max_steps >= 0:
             ends.append(self.trainer.max_steps)
         if self.trainer.max_epochs is not None and self.trainer.max_epochs >= 0:
-            ends.append(self.trainer.max_epochs * self.text.steps_per_epoch)
+            ends.append(self.trainer.max_epochs * self._steps_per_epoch())
         return min(ends, default=None)
+
+    def _steps_per_epoch(self) -> int:
+        """Of the text's, those that limit_train_batches and overfit_batches leave."""
+        accumulated = self.trainer.accumulate_grad_batches
+        whole, limit = self.text.steps_per_epoch, self.trainer.limit_train_batches
+        batches = limit if isinstance(limit, int) else int(limit * whole * accumulated)
+        return min(whole, math.ceil(batches / accumulated))  # Lightning steps on a rest, too
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -351,6 +359,12 @@ class LitGPT(L.LightningModule):
         checkpoint[checkpoints.KEY] = checkpoints.describe(
             self.config, self.tokenizer, text, self.run_config, self.seed, self.evaluated
         )
+        # the sums of all ranks, so that a resumed epoch's mean is that of the whole epoch
+        epoch = {"nats": self.train_loss.nats, "tokens": self.train_loss.tokens}
+        checkpoint[checkpoints.KEY]["epoch_loss"] = {
+            name: self.trainer.strategy.reduce(part.clone(), reduce_op="sum")
+            for name, part in epoch.items()
+        }
         if self.average is not None:
             # whoever writes or evaluates takes the averages; whoever goes on needs both
             averaged = self.average.averaged().items()
@@ -367,6 +381,7 @@ class LitGPT(L.LightningModule):
             self._build(tokenizers.from_state(described["tokenizer"]))
             return
         self.check_fits(described)
+        checkpoints.check_weights(self.net, checkpoint)
         if self.tokenizer.state() != described["tokenizer"]:
             raise UsageError(
                 "the checkpoint's tokenizer is not that of the text: "
@@ -376,6 +391,9 @@ class LitGPT(L.LightningModule):
         self.average = None
         if self.trainer.state.fn == "fit":
             self._take_raw_weights(checkpoint)
+            if self.trainer.is_global_zero:
+                for name, total in described.get("epoch_loss", {}).items():
+                    getattr(self.train_loss, name).copy_(total)
             self._apply_own_options(checkpoint)
             accumulated = self.trainer.accumulate_grad_batches
             per_step, per_epoch = self.text.windows_per_step, self.text.steps_per_epoch

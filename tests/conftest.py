@@ -1,9 +1,14 @@
 """A small text, a small trained run, and `gptlit` called in-process."""
 
+import contextlib
 import csv
 import functools
+import os
 import random
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +84,25 @@ def gptlit(
         return Result(code, captured.out, captured.err)
 
     return call
+
+
+def launched(cwd: Path, *arguments: str) -> Result:
+    """Call `gptlit` in a process of its own, none of whose processes outlives the call."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gptlit", *arguments],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(timeout=50)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return Result(process.returncode, out, err)
 
 
 def read_metrics(folder: Path) -> list[dict[str, str]]:

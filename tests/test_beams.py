@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gptlit.beams import Beams, Found, search, write
-from gptlit.generation import generate_many
+from gptlit.generation import generate, generate_many
 from gptlit.messages import UsageError
 from gptlit.model import GPT, GPTConfig
 from gptlit.tokenizer import BytePairTokenizer, CharTokenizer, TokenizerOptions, WordTokenizer
@@ -491,3 +491,16 @@ def test_a_search_that_finds_nothing_says_so() -> None:
         broken.wte.weight.fill_(math.nan)
     with pytest.raises(UsageError, match="logits aren't numbers"):
         search(broken, PLAIN, "a", num_beams=2)
+
+
+def test_one_beam_is_greedy_under_every_rule() -> None:
+    """A repetition penalty works on logits there; on their logarithms it chooses otherwise."""
+    settings: Settings = {"repetition_penalty": 1.4, "ban": ["b"], "frequency_penalty": 0.3}
+    for seed in range(5):
+        torch.manual_seed(seed)
+        model = GPT(GPTConfig(vocab_size=7, n_layer=1, n_head=1, n_embd=8, block_size=8)).eval()
+        torch.nn.init.normal_(model.wte.weight)
+        tokenizer = CharTokenizer("\nabcdef")
+        greedy = generate(model, tokenizer, "ab", temperature=0, max_new_tokens=30, **settings)
+        (found,) = search(model, tokenizer, "ab", num_beams=1, max_new_tokens=30, **settings)
+        assert found.whole == greedy

@@ -2,10 +2,9 @@
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,14 +13,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import gptlit as package
 from gptlit import checkpoint
-from gptlit.__main__ import main
 from gptlit.arguments import shipped_configs
 from gptlit.corpora import CORPORA
+from gptlit.training import LitGPT
 from tests.conftest import (
     TINY,
     Result,
     Run,
     assert_same_run,
+    launched,
     made_up_text,
     read_metrics,
     some_time_passes,
@@ -355,9 +355,46 @@ def test_a_run_too_short_to_validate_has_a_best_all_the_same(gptlit: Call, text_
     assert gptlit("predict", "--max_new_tokens", 3).code == 0
 
 
-def test_a_fast_run_for_trying_leaves_no_run_behind(gptlit: Call, text_file: Path) -> None:
-    assert fit(gptlit, text_file, "--trainer.fast_dev_run=true").code == 0
+def test_a_fast_run_for_trying_leaves_no_run_behind(
+    gptlit: Call, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So many batches of training and of validation each, whatever the run's length is."""
+    taken = {"training_step": 0, "validation_step": 0}
+    for step in taken:
+        counted = getattr(LitGPT, step)
+
+        def counting(*given: Any, step: str = step, counted: Any = counted) -> Any:
+            taken[step] += 1
+            return counted(*given)
+
+        monkeypatch.setattr(LitGPT, step, counting)
+    assert fit(gptlit, text_file, "--trainer.fast_dev_run=3").code == 0
+    assert taken == {"training_step": 3, "validation_step": 2}  # a batch of the split, one of train
     assert not Path("lightning_logs").exists()
+
+
+def test_anomalies_are_looked_for_where_asked(
+    gptlit: Call, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[bool] = []
+    monkeypatch.setattr(LitGPT, "on_train_batch_start", lambda *_: looked.append(
+        torch.is_anomaly_enabled()))  # fmt: skip
+    for asked in ("true", "false"):
+        assert fit(gptlit, text_file, f"--trainer.detect_anomaly={asked}").code == 0
+    assert looked == [True] * 4 + [False] * 4
+    assert not torch.is_anomaly_enabled()
+
+
+def test_overfitting_sees_its_batches_in_every_epoch(
+    gptlit: Call, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(LitGPT, "on_train_batch_start", lambda _, batch, __: seen.append(batch[0]))
+    options = ["--trainer.overfit_batches=2", "--trainer.max_steps=6"]
+    assert fit(gptlit, text_file, *options).code == 0
+    assert len(seen) == 6
+    assert all(torch.equal(batch, seen[index % 2]) for index, batch in enumerate(seen))
+    assert not torch.equal(seen[0], seen[1])
 
 
 def test_lightnings_own_options_pass_through(gptlit: Call, text_file: Path) -> None:
@@ -370,44 +407,15 @@ def test_lightnings_own_options_pass_through(gptlit: Call, text_file: Path) -> N
     assert not Path("lightning_logs/version_0/metrics.csv").exists()
 
 
-def test_two_processes_train_and_validate(
-    text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """ddp runs the command line anew, so it is a process of its own.
-
-    By Muon and AdamW, each process for itself, with an average of the weights.
-    """
-    options = [*TINY, f"--data.path={text_file}", "--model.optimizer=muon", "--model.ema=0.5"]
-    command = [sys.executable, "-m", "gptlit", "fit", *options]
-    command += ["--trainer.max_steps=4", "--trainer.accelerator=cpu", "--trainer.devices=2"]
-    command += ["--trainer.strategy=ddp", "--data.batch_size=2"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=55)
-    assert done.returncode == 0, done.stderr
-    assert "2 x cpu" in done.stdout
-    assert done.stdout.count("first loss") == 1
+def test_two_processes_are_launched_from_the_command_line(text_file: Path, tmp_path: Path) -> None:
+    """As users type it; what they compute is compared in test_ranks.py."""
+    command = [*TINY, f"--data.path={text_file}", "--trainer.max_steps=4", "--data.batch_size=2"]
+    command += ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    done = launched(tmp_path, "fit", *command)
+    assert done.code == 0, done.err
+    assert "2 x cpu" in done.out
+    assert done.out.count("first loss") == 1
     assert [path.name for path in (tmp_path / "lightning_logs").iterdir()] == ["version_0"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path)
-        assert main(["fit", *options, "--trainer.max_steps=4"]) == 0
-    both, alone = (
-        checkpoint.read(tmp_path / f"lightning_logs/version_{number}/checkpoints/last.ckpt")
-        for number in (0, 1)
-    )
-    for name, tensor in [*alone["state_dict"].items(), *alone["averaged"]["weights"].items()]:
-        if name.startswith("net."):
-            torch.testing.assert_close(both["state_dict"][name], tensor, atol=1e-4, rtol=1e-3)
-    devices = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
-    validate = [sys.executable, "-m", "gptlit", "validate", *devices]
-    told = subprocess.run(validate, cwd=tmp_path, capture_output=True, text=True, timeout=55)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path)
-        capsys.readouterr()
-        assert main(["validate"]) == 0
-        assert told.stdout == capsys.readouterr().out
-    rows = [read_metrics(tmp_path / f"lightning_logs/version_{number}") for number in (0, 1)]
-    for name in ("val/loss", "val/bits_per_byte", "train/loss_eval", "train/loss"):
-        values = [[float(row[name]) for row in part if row[name]] for part in rows]
-        assert values[0] == pytest.approx(values[1], abs=1e-4), name
 
 
 def test_documents_in_windows_of_their_own(gptlit: Call, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ Call = Callable[..., Result]
 Script = Callable[..., Result]
 
 
-class Typed(io.StringIO):
+class Typed(io.TextIOWrapper):
     """Lines that come from a terminal."""
 
     def isatty(self) -> bool:
@@ -36,7 +36,8 @@ def predict(gptlit: Call, run: Run) -> Call:
 @pytest.fixture
 def script(predict: Call, monkeypatch: pytest.MonkeyPatch) -> Script:
     def call(*lines: str, options: tuple[str, ...] = (), typed: bool = False) -> Result:
-        stdin = (Typed if typed else io.StringIO)("".join(f"{line}\n" for line in lines))
+        content = io.BytesIO("".join(f"{line}\n" for line in lines).encode())
+        stdin = (Typed if typed else io.TextIOWrapper)(content, encoding="utf-8")
         monkeypatch.setattr(sys, "stdin", stdin)
         return predict("--interactive", *options)
 
@@ -76,6 +77,44 @@ def test_lists_grow_and_are_forgotten(predict: Call, script: Script) -> None:
         predict("--prompt=the", "--ban=e").out,
     ]
     assert result.out == "---\n".join(wanted)
+
+
+def test_a_forced_beginning_is_forgotten(predict: Call, script: Script) -> None:
+    result = script("/force king", "the", "/force none", "the", "/force")
+    wanted = predict("--prompt=the", "--force=king").out, predict("--prompt=the").out
+    assert result.out == "---\n".join(wanted)
+    assert result.err == "  force none\n"
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "told"),
+    [
+        ("/ban e", "/ban yß", "/ban 'yß': 'ß' not in the vocabulary"),
+        ("/ban e", "/ban th", "/ban 'th': is 2 tokens of this model"),
+        ("/force king", "/force ß", "/force: 'ß' not in the vocabulary"),
+        ("/force king", "/ban g", "/force 'king': holds /ban 'g'"),
+    ],
+)
+def test_what_the_tokenizer_can_not_do_is_refused_at_once(
+    predict: Call, script: Script, good: str, bad: str, told: str
+) -> None:
+    result = script(good, bad, "the")
+    (message,) = result.err.splitlines()
+    assert told in message
+    assert result.out == predict("--prompt=the", good.replace("/", "--").replace(" ", "=")).out
+    refused = predict("--interactive", "--ban=th")
+    assert (refused.code, refused.out) == (2, "")
+
+
+def test_lines_have_no_part(predict: Call) -> None:
+    refused = predict("--interactive", "--lines")
+    assert (refused.code, refused.out) == (2, "")
+    assert "--lines: has no part in --interactive" in refused.err
+
+
+def test_again_is_the_next_samples(predict: Call, script: Script) -> None:
+    result = script("the", "/again", options=("--num_samples=2",))
+    assert result.out == predict("--prompt=the", "--num_samples=4").out
 
 
 def test_again_is_the_next_sample(predict: Call, script: Script) -> None:
@@ -164,11 +203,12 @@ def test_ctrl_c_ends_what_nobody_types(script: Script, monkeypatch: pytest.Monke
 
 
 def test_text_that_is_not_utf8(predict: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    stdin = io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="utf-8")
-    monkeypatch.setattr(sys, "stdin", stdin)
+    content = io.BytesIO(b"\xef\xbb\xbfthe\ncaf\xe9\nking\n")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(content, encoding="utf-8"))
     result = predict("--interactive")
-    assert result.code == 2
-    assert result.err == "gptlit: error: standard input: not UTF-8 text\n"
+    assert result.out == predict("--prompt=the", "--prompt=king").out
+    assert result.err == "gptlit: error: standard input 'caf\\udce9': not UTF-8 text\n"
+    assert result.code == 0
 
 
 def test_in_a_terminal(run: Run, tmp_path: Path) -> None:

@@ -69,6 +69,7 @@ FIRST = {
 }
 SECOND = {
     "data",
+    "sharding",
     "training",
     "progress",
     "callbacks",

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,11 +14,14 @@ import pytest
 import torch
 
 import gptlit as package
+from gptlit import beams, prompts
+from gptlit import predict as predict_module
 from gptlit.__main__ import main
 from gptlit.beams import search
 from gptlit.drafts import Written
 from gptlit.predict_devices import in_order
-from tests.conftest import Result, Run
+from gptlit.tokenizer import UNKNOWN_WORD, CharTokenizer, WordTokenizer
+from tests.conftest import Result, Run, launched
 
 Call = Callable[..., Result]
 
@@ -50,17 +54,13 @@ def test_the_trainer_writes_the_same(gptlit: Call, run: Run) -> None:
     assert through.out == plain.out
 
 
-def test_two_devices_write_the_same(run: Run, tmp_path: Path) -> None:
+def test_two_devices_write_the_same(gptlit: Call, run: Run, tmp_path: Path) -> None:
     path = run.folder / "checkpoints" / "last.ckpt"
-    command = [sys.executable, "-m", "gptlit", "predict", f"--ckpt_path={path}"]
-    command += ["--max_new_tokens=15", "--num_samples=3"]
+    command = ["predict", f"--ckpt_path={path}", "--max_new_tokens=15", "--num_samples=3"]
     devices = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
-    outputs = [
-        subprocess.run(one, cwd=tmp_path, capture_output=True, text=True, timeout=55)
-        for one in (command, command + devices)
-    ]
-    assert [done.returncode for done in outputs] == [0, 0], outputs[1].stderr
-    assert outputs[0].stdout == outputs[1].stdout
+    both = launched(tmp_path, *command, *devices)
+    assert both.code == 0, both.err
+    assert both.out == gptlit(*command).out
 
 
 def test_greedy_is_temperature_zero_is_top_1(gptlit: Call, run: Run) -> None:
@@ -85,6 +85,30 @@ def test_unknown_characters_are_told_or_dropped(gptlit: Call, run: Run) -> None:
     assert skipped.out == predict(gptlit, run, "--prompt", "the ").out
 
 
+def test_what_stands_for_unknown_words_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    for tokenizer, prompt, told in (
+        (WordTokenizer([UNKNOWN_WORD, "the", "king"]), "the mad king, mad", "'mad', 'king,'"),
+        (CharTokenizer("eht", [UNKNOWN_WORD]), "the ßß", "' ', 'ß'"),
+    ):
+        prompts.tell_dropped("the", "error", tokenizer)
+        assert capsys.readouterr().err == ""
+        prompts.tell_dropped(prompt, "error", tokenizer)
+        wanted = f"gptlit: warning: --prompt: the model reads {UNKNOWN_WORD} for {told}\n"
+        assert capsys.readouterr().err == wanted
+
+
+@pytest.mark.parametrize("none", ["none", "None", "null"])
+def test_none_is_null(none: str) -> None:
+    known = predict_module.parser()
+    options = known.parse_args([f"--top_k={none}", "--max_new_tokens", none, "--prompt", none])
+    assert (options.top_k, options.max_new_tokens, options.prompt) == (None, None, [none])
+
+
+def test_what_works_instead_of_a_number_is_told(gptlit: Call) -> None:
+    told = gptlit("predict", "--max_new_tokens=all").err
+    assert told == "gptlit: error: --max_new_tokens all: expected int or null\n"
+
+
 def test_predict_streams_to_a_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     flushes = []
 
@@ -105,6 +129,18 @@ def test_predict_streams_to_a_terminal(run: Run, monkeypatch: pytest.MonkeyPatch
     path = run.folder / "checkpoints" / "last.ckpt"
     assert main(["predict", "--ckpt_path", str(path), "--max_new_tokens", "9"]) == 0
     assert flushes[:9] == list(range(9))
+
+
+def test_several_texts_stream_to_a_terminal_one_after_the_other(
+    gptlit: Call, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--prompt=the", "--prompt=king", "--num_samples=2"]
+    wanted = predict(gptlit, run, *options).out
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr(beams, "write", None)
+    assert predict(gptlit, run, *options).out == wanted
+    refused = predict(gptlit, run, "--prompt=the", "--prompt=ß")
+    assert (refused.code, refused.out) == (2, "")
 
 
 def test_a_closed_pipe_is_no_error(run: Run) -> None:
@@ -137,16 +173,36 @@ def test_prompts_from_a_file_or_standard_input(
     assert lines.out == predict(gptlit, run, "--prompt=the", "--prompt=king").out
     whole = predict(gptlit, run, "--prompt_file=prompts.txt")
     assert whole.out == predict(gptlit, run, "--prompt", "the\nking").out
-    monkeypatch.setattr(sys, "stdin", io.StringIO("the\nking\n"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbfthe\r\nking\n")))
     assert predict(gptlit, run, "--prompt_file=-").out == whole.out
     for options, told in (
         (["--prompt_file=nowhere.txt"], "--prompt_file nowhere.txt: No such file"),
         (["--lines"], "--lines: needs --prompt_file"),
         (["--max_new_tokens=null", "--num_samples=2"], "--max_new_tokens null"),
+        (["--max_new_tokens=null", "--prompt=the", "--prompt=king"], "--max_new_tokens null"),
+        (["--prompt_file=prompts.txt", "--lines", "--max_new_tokens=null"], "--max_new_tokens nu"),
     ):
         refused = predict(gptlit, run, *options)
         assert refused.code == 2
         assert told in refused.err
+
+
+@pytest.mark.parametrize("name", ["prompt", "stop", "ban", "force"])
+def test_bytes_of_a_shell_that_are_no_text(gptlit: Call, run: Run, name: str) -> None:
+    refused = predict(gptlit, run, f"--{name}", os.fsdecode(b"the\xff"))
+    told = f"gptlit: error: --{name} 'the\\udcff': not UTF-8 text\n"
+    assert (refused.code, refused.out, refused.err) == (2, "", told)
+
+
+def test_bytes_of_standard_input_that_are_no_text(
+    gptlit: Call, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # what Python makes of standard input in the C locale takes any byte
+    stdin = io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), "utf-8", "surrogateescape")
+    monkeypatch.setattr(sys, "stdin", stdin)
+    refused = predict(gptlit, run, "--prompt_file=-")
+    told = "gptlit: error: --prompt_file -: not UTF-8 text\n"
+    assert (refused.code, refused.out, refused.err) == (2, "", told)
 
 
 def test_jsonl_tells_each_tokens_probability(gptlit: Call, run: Run) -> None:
@@ -158,6 +214,7 @@ def test_jsonl_tells_each_tokens_probability(gptlit: Call, run: Run) -> None:
     model, tokenizer = package.load(run.folder / "checkpoints" / "last.ckpt")
     for row, seed in zip(rows, (1337, 1338), strict=True):
         assert row["seed"] == seed
+        assert row["checkpoint"] == str(run.folder / "checkpoints" / "last.ckpt")
         assert tokenizer.decode(row["ids"]) == row["text"]
         # by the model itself, with neither temperature nor top_k, as far as the context goes
         ids = torch.tensor([[*tokenizer.encode("the").tolist(), *row["ids"]]])[:, :8]
@@ -176,8 +233,59 @@ def test_a_file_has_a_header_and_takes_its_place_whole(gptlit: Call, run: Run) -
     assert (result.code, result.out) == (0, "")
     header, text = Path("out.txt").read_text(encoding="utf-8").split("\n\n", 1)
     assert text == predict(gptlit, run, "--prompt=the", "--top_k=4").out
-    for told in ("last.ckpt", "seed: 1337", "top_k: 4", "temperature: 0.8", "prompt: 'the'"):
-        assert told in header
+    told = dict(line.removeprefix("# ").split(": ", 1) for line in header.splitlines())
+    assert told["checkpoint"].endswith("last.ckpt'")
+    for name, value in (
+        *(("seed", "1337"), ("num_samples", "1"), ("top_k", "4"), ("temperature", "0.8")),
+        *(("prompt", "'the'"), ("weights", "'float32'"), ("unknown", "'error'")),
+    ):
+        assert told[name] == value
+    options = ["--num_beams=3", "--num_samples=2", "--output_file=out.txt", "--weights=int8"]
+    assert predict(gptlit, run, *options).code == 0
+    searched = Path("out.txt").read_text(encoding="utf-8").split("\n\n", 1)[0]
+    assert "# num_samples: 2\n" in searched
+    assert "# weights: 'int8'\n" in searched
+    assert "seed" not in searched
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        (".", "is a folder; name a file"),
+        ("nowhere/out.txt", "there is no folder nowhere; make it first"),
+        (os.devnull, "is not a file; without --output_file texts go to standard output"),
+    ],
+)
+def test_a_file_that_can_not_be_written_is_refused_before_any_work(
+    gptlit: Call, tmp_path: Path, path: str, told: str
+) -> None:
+    refused = gptlit("predict", "--ckpt_path=nowhere.ckpt", f"--output_file={path}")
+    assert (refused.code, refused.out) == (2, "")
+    assert refused.err == f"gptlit: error: --output_file {path}: {told}\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_written_until_ctrl_c_is_kept_beside_the_file(
+    gptlit: Call, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = predict(gptlit, run, "--prompt=the", "--prompt=king").out
+    write, calls = beams.write, []
+
+    def stops(*arguments: Any) -> list[list[Written]]:
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return write(*arguments)
+
+    monkeypatch.setattr(beams, "write", stops)
+    monkeypatch.setattr(predict_module, "SAMPLES_AT_ONCE", 1)
+    Path("out.txt").write_text("from before", encoding="utf-8")
+    prompts = ["--prompt=the", "--prompt=king", "--prompt=love"]
+    stopped = predict(gptlit, run, *prompts, "--output_file=out.txt")
+    told = "gptlit: out.txt.partial holds what was written until then\ngptlit: stopped\n"
+    assert (stopped.code, stopped.out, stopped.err) == (130, "", told)
+    assert Path("out.txt.partial").read_text(encoding="utf-8").split("\n\n", 1)[1] == whole
+    assert Path("out.txt").read_text(encoding="utf-8") == "from before"
 
 
 def test_without_echo_there_is_the_continuation_alone(gptlit: Call, run: Run) -> None:
@@ -210,7 +318,8 @@ def test_a_beam_search_by_flag(gptlit: Call, run: Run) -> None:
     assert result.err == f"gptlit: scores, the best first: {scores}\n"
     told = predict(gptlit, run, *options, "--format=jsonl")
     rows = [json.loads(line) for line in told.out.splitlines()]
-    assert rows == [dataclasses.asdict(text) for text in found]
+    checkpoint = {"checkpoint": str(run.folder / "checkpoints" / "last.ckpt")}
+    assert rows == [checkpoint | dataclasses.asdict(text) for text in found]
     assert "seed" not in rows[0]  # which has no part in it
     assert told.err == ""
 
@@ -267,3 +376,26 @@ def test_a_sweep_over_beams_tells_the_best_of_each(gptlit: Call, run: Run) -> No
     best = [search(model, tokenizer, num_beams=n, max_new_tokens=15)[0] for n in (1, 4)]
     assert [row["text"] for row in rows] == [each.text for each in best]
     assert [row["num_beams"] for row in rows] == [1, 4]
+
+
+def test_a_sweep_over_beams_tells_several_texts_of_each(gptlit: Call, run: Run) -> None:
+    options = ["--sweep", "num_beams=none,2,4", "--num_samples=2"]
+    told = predict(gptlit, run, *options, "--format=jsonl")
+    rows = [json.loads(line) for line in told.out.splitlines()]
+    model, tokenizer = package.load(run.folder / "checkpoints" / "last.ckpt")
+    best = [
+        each.text
+        for n in (2, 4)
+        for each in search(model, tokenizer, num_beams=n, num_samples=2, max_new_tokens=15)
+    ]
+    assert [row["text"] for row in rows[2:]] == best
+    assert [row.get("seed") for row in rows] == [1337, 1338, None, None, None, None]
+    assert ["temperature" in row for row in rows] == [True] * 2 + [False] * 4
+    searched = predict(gptlit, run, "--sweep", "num_beams=2,4", "--num_samples=2").out
+    assert "temperature" not in searched
+    assert "seed" not in searched
+    assert "num_samples 2" in " ".join(searched.split())
+    refused = predict(gptlit, run, "--sweep", "num_beams=1,4", "--num_samples=2")
+    assert "error: --num_samples 2: a beam search gives 1 to" in refused.err
+    penalties = predict(gptlit, run, "--num_beams=2", "--sweep", "length_penalty=0,1")
+    assert penalties.code == 0, penalties.err

@@ -148,6 +148,27 @@ def test_a_wide_table_has_one_line_for_a_short_text(
     assert [first[at:], second[at:]] == [row["text"].rstrip() for row in told]
 
 
+def test_a_table_in_a_file_minds_no_terminal(
+    gptlit: Call, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = []
+    for columns in (30, 100, 150):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        assert call(gptlit, run, *GRID, "--output_file=table.txt").code == 0
+        tables.append(Path("table.txt").read_text(encoding="utf-8"))
+    assert tables[0] == tables[1] == tables[2]
+    monkeypatch.setenv("COLUMNS", "100")
+    assert call(gptlit, run, *GRID).out == tables[0]
+
+
+def test_rounded_weights_are_told(gptlit: Call, run: Run) -> None:
+    options = ["--sweep", "top_k=3,9", "--weights=int8"]
+    caption = call(gptlit, run, *options).out.split("\n\n", 1)[0]
+    assert "weights int8" in " ".join(caption.split())
+    told = rows(call(gptlit, run, *options, "--format=jsonl"))
+    assert {row["weights"] for row in told} == {"int8"}
+
+
 def row_of(text: str) -> Row:
     written = Written("", text, [1, 2], [-1.0, -2.0], [0.5, 1.0])
     return Row(Stage(Path("a.ckpt"), "a", 3), {}, 7, written)

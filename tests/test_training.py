@@ -378,10 +378,21 @@ def test_overfitting_batches_repeats_them(kit: Kit) -> None:
     assert losses.seen[-1] < 0.5
 
 
-def test_a_run_by_epochs_decays_over_its_length(kit: Kit) -> None:
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({}, 14),
+        ({"limit_train_batches": 5, "accumulate_grad_batches": 2}, 6),
+        ({"limit_train_batches": 0.5}, 6),
+        ({"overfit_batches": 4}, 8),
+    ],
+)
+def test_a_run_by_epochs_decays_over_its_length(
+    kit: Kit, options: dict[str, Any], steps: int
+) -> None:
     _, trainer = kit.fit(max_steps=-1, max_epochs=2, data=LONG_DATA,
-                           model={"lr": 1e-2, "min_lr": 1e-3, **LONG_MODEL})  # fmt: skip
-    assert trainer.global_step == 14
+                         model={"lr": 1e-2, "min_lr": 1e-3, **LONG_MODEL}, **options)  # fmt: skip
+    assert trainer.global_step == steps
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-3)
 
 
