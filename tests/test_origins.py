@@ -85,7 +85,7 @@ def test_a_new_run_begins_from_a_folder_and_goes_on_without_it(
         (["--model.init_from=nowhere"], "--model.init_from nowhere: no such file or folder"),
         (["--model.init_from=gpt3"], "one of gpt2, .*Did you mean gpt2"),
         (["--model.init_from=empty"], "--model.init_from empty: no config.json in it"),
-        (["--model.init_from=torn.ckpt"], "--model.init_from torn.ckpt: torn or not"),
+        (["--model.init_from=torn.ckpt"], "--model.init_from torn.ckpt: torn, altered, or not"),
     ],
 )
 def test_what_cant_be_begun_from(
