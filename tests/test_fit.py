@@ -281,7 +281,7 @@ def test_a_runs_config_is_as_given(gptlit: Call, text_file: Path) -> None:
 def test_a_folder_that_can_not_be_written(gptlit: Call, text_file: Path) -> None:
     Path("lightning_logs").write_text("a file in the way")
     result = fit(gptlit, text_file)
-    assert result.code == 1
+    assert result.code == 2
     assert result.err.count("\n") == 1
     assert "lightning_logs" in result.err
 
