@@ -381,7 +381,10 @@ class LitGPT(L.LightningModule):
             self._build(tokenizers.from_state(described["tokenizer"]))
             return
         self.check_fits(described)
-        checkpoints.check_weights(self.net, checkpoint)
+        if (
+            "state_dict" in checkpoint
+        ):  # where weights are sharded, Lightning has loaded them already
+            checkpoints.check_weights(self.net, checkpoint)
         if self.tokenizer.state() != described["tokenizer"]:
             raise UsageError(
                 "the checkpoint's tokenizer is not that of the text: "
