@@ -381,9 +381,7 @@ class LitGPT(L.LightningModule):
             self._build(tokenizers.from_state(described["tokenizer"]))
             return
         self.check_fits(described)
-        if (
-            "state_dict" in checkpoint
-        ):  # where weights are sharded, Lightning has loaded them already
+        if "state_dict" in checkpoint:  # sharded weights have been loaded already
             checkpoints.check_weights(self.net, checkpoint)
         if self.tokenizer.state() != described["tokenizer"]:
             raise UsageError(
