@@ -42,7 +42,7 @@ def chosen(options: Namespace, parser: OneLineErrors) -> Mode:
         raise UsageError(f"--{flags[0]}: can't be had together with --{flags[1]}; leave one out")
     flag = flags[0] if flags else ""
     compared = flag == "sweep" or _several(options)
-    mode: Mode = "compare" if compared else flag or "write"  # type: ignore[assignment]
+    mode: Mode = "compare" if compared else flag or "write"  # type: ignore[assignment]  # a flag
     if compared and flag not in ("", "sweep"):
         raise UsageError(
             f"--ckpt_path {options.ckpt_path[-1]}: --{flag} takes one checkpoint; name its file"

@@ -38,7 +38,7 @@ def with_environment(verb: str, arguments: Sequence[str]) -> list[str]:
 class OneLineErrors(ArgumentParser):
     """jsonargparse's parser, raising UsageError where it would print its usage and exit."""
 
-    def parse_args(  # type: ignore[override]
+    def parse_args(  # type: ignore[override]  # whose other arguments are passed on
         self, args: Sequence[str] | None = None, *others: Any, **options: Any
     ) -> Namespace:
         """Parse, `none` meaning `null` for numbers and such that may be left out."""

@@ -180,7 +180,7 @@ class RunFolder:
         try:
             import fcntl
         except ImportError:  # on Windows
-            fcntl = None  # type: ignore[assignment]
+            fcntl = None  # type: ignore[assignment]  # a module elsewhere
         if fcntl is None or not on_rank_zero():
             yield
             return

@@ -9,10 +9,11 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import hypothesis
 import pytest
@@ -52,6 +53,14 @@ def made_up_text(n_words: int = 2500, seed: int = 0) -> str:
         line = " ".join(pick.choice(WORDS) for _ in range(10))
         lines.append(line.capitalize() + pick.choice([".", ",", "!", " é."]))
     return "\n".join(lines) + "\n"
+
+
+@pytest.fixture(autouse=True)
+def process_left_as_it_was() -> Iterator[None]:
+    """Lightning's launchers set variables and threads, which a next test's processes inherit."""
+    with mock.patch.dict(os.environ):
+        yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

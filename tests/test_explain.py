@@ -60,7 +60,7 @@ def test_each_token_by_the_rule_written_out(model: GPT) -> None:
             logs = model(torch.tensor([window]))[0, -1].log_softmax(-1)
         assert token.logprob == pytest.approx(logs[token.id].item(), abs=1e-5)
         order = logs.argsort(descending=True).tolist()
-        assert order[token.rank - 1] == token.id  # type: ignore[operator]
+        assert order[token.rank - 1] == token.id  # type: ignore[operator]  # tested above
         order.remove(token.id)
         assert [other.id for other in token.alternatives] == order[:ALTERNATIVES]
         for other in token.alternatives:
