@@ -261,8 +261,11 @@ class Kept:
         return self.wide * (1 if self.on_gpu else size)
 
     def _branch_input(self) -> int:
-        """Of a branch's first layer, and of the token shift ahead of it: both its inputs."""
-        shift = 2 * self.wide * self.sizes.stream if self.config.token_shift else 0
+        """Of a branch's first layer, and of the token shift ahead of it: all positions it saw."""
+        shift = 0
+        if self.config.token_shift:
+            before = self.batch_size * self.config.token_shift * self.config.n_embd
+            shift = (before + self.wide) * self.sizes.stream
         return self.wide * self.sizes.product + shift
 
     def _mlp(self) -> int:

@@ -48,8 +48,8 @@ class GPTConfig:
         tie_weights: The head's matrix is the embedding's (GPT-2).
         head_bias: A bias in the head (S4).
         logit_softcap: Squash logits smoothly to within +-this (Gemma 2).
-        token_shift: Mix into each channel, ahead of attention and MLP, what it was at the
-            position before, by a learned share (RWKV).
+        token_shift: Add to each channel, ahead of attention and MLP, a learned share of what it was
+            at each of so many positions before (RWKV has 1); 0 for none.
         init: gpt2, normal with 0.02 (`GPT.init_weights` has the table); torch, PyTorch's own
             (S1, S4, S5); unit, embeddings of unit scale, matrices of 1 / sqrt(inputs).
         zero_init: Output projections, and an untied head, begin at zero: each branch begins
@@ -85,7 +85,7 @@ class GPTConfig:
     tie_weights: bool = True
     head_bias: bool = False
     logit_softcap: float | None = None
-    token_shift: bool = False
+    token_shift: int = 0
     init: Init = "gpt2"
     zero_init: bool = False
     dropout: float = 0.0
@@ -125,6 +125,11 @@ class GPTConfig:
                 raise UsageError(f"--model.{option} {value}: must be 1 or more")
         if self.n_layer < 0:
             raise UsageError(f"--model.n_layer {self.n_layer}: must be 0 or more")
+        if not 0 <= self.token_shift < self.block_size:
+            raise UsageError(
+                f"--model.token_shift {self.token_shift}: must be at least 0 and below "
+                f"--model.block_size {self.block_size}; 3 is what configs/best_cpu.yaml has"
+            )
         if not 0 <= self.dropout < 1:
             raise UsageError(f"--model.dropout {self.dropout}: must be at least 0 and below 1")
         if self.n_embd % self.n_head:

@@ -70,7 +70,7 @@ HELD: dict[str, Any] = {
     "attn_proj": True,
     "head_bias": False,
     "logit_softcap": None,
-    "token_shift": False,
+    "token_shift": 0,
 }
 # Hugging Face's GPT2Config, where config.json leaves something out
 HF_DEFAULTS: dict[str, Any] = {

@@ -36,7 +36,7 @@ class KVCache:
         # zeros, since a place that is masked out must still be a number
         self.store = torch.zeros(*size, config.head_size, device=like.device, dtype=like.dtype)
         self.layers = self.store.unbind()  # keys, then values
-        self.inputs: dict[nn.Module, Tensor] = {}  # of each token shift, its last one
+        self.inputs: dict[nn.Module, Tensor] = {}  # of each token shift, its last ones
         self.length = 0
 
     def append(self, layer: int, kv: Tensor) -> Tensor:
@@ -131,22 +131,30 @@ def norm(config: GPTConfig, size: int) -> nn.Module:
 
 
 class TokenShift(nn.Module):
-    """Mixes into each channel what it was at the position before, by a learned share.
+    """Adds to each channel a learned share of what it was at each of the n positions before.
 
-    Source: Peng et al. 2023 (RWKV), section 3.1.
+    For n = 1 that is RWKV's (Peng et al. 2023, section 3.1); in all it is a causal convolution over
+    each channel alone, beginning as the identity (So et al. 2021, Primer, have one behind qkv).
     """
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.share = nn.Parameter(torch.zeros(config.n_embd))
+        # the nearest position's first; vectors, so that no optimizer takes them for a matrix
+        self.shares = nn.ParameterList(
+            torch.zeros(config.n_embd) for _ in range(config.token_shift)
+        )
 
     def forward(self, x: Tensor, cache: KVCache | None) -> Tensor:
-        first = torch.zeros_like(x[:, :1])
+        n, T = len(self.shares), x.size(1)
+        before = x.new_zeros(x.size(0), n, x.size(2))
+        if cache is not None and cache.length:
+            before = cache.inputs[self]
+        seen = torch.cat([before, x], dim=1)  # (B, n + T, C)
         if cache is not None:
-            first = cache.inputs.get(self, first) if cache.length else first
-            cache.inputs[self] = x[:, -1:]
-        before = torch.cat([first, x[:, :-1]], dim=1)  # (B, T, C)
-        return torch.lerp(x, before, self.share)
+            cache.inputs[self] = seen[:, -n:]
+        for distance, share in enumerate(self.shares, start=1):
+            x = torch.addcmul(x, seen[:, n - distance : n - distance + T], share)
+        return x
 
 
 class ReLU2(nn.Module):

@@ -49,7 +49,7 @@ def test_parameters_by_component_by_hand() -> None:
 OPTIONS = [
     {},
     {"tie_weights": False, "head_bias": True},
-    {"qk_norm": True, "token_shift": True, "n_kv_head": 2},
+    {"qk_norm": True, "token_shift": 1, "n_kv_head": 2},
     {"mixer": "none"},
     {"n_layer": 0, "positions": "none"},
     {**LLAMA, "norm_weight": False},
@@ -165,7 +165,7 @@ MEASURED = [
     (LLAMA, "32-true"),
     ({**LLAMA, "n_kv_head": 1, "qk_norm": True}, "32-true"),
     ({"mixer": "none", "activation": "relu"}, "32-true"),
-    ({"tie_weights": False, "activation": "relu2", "token_shift": True}, "32-true"),
+    ({"tie_weights": False, "activation": "relu2", "token_shift": 3}, "32-true"),
     ({"vocab_size": 3000, "n_embd": 16, "logit_softcap": 30.0}, "32-true"),
     ({"norm_place": "post", "dropout": 0.2, "dropout_at": ("block",)}, "32-true"),
     ({}, "bf16-mixed"),

@@ -24,8 +24,8 @@ KINDS: dict[str, dict[str, Any]] = {
         "n_kv_head": 1,
         "tie_weights": False,
     },
-    "token shift": {"token_shift": True, "positions": "sinusoidal", "qk_norm": True},
-    "no attention": {"mixer": "none", "token_shift": True, "norm_place": "post"},
+    "token shift": {"token_shift": 3, "positions": "sinusoidal", "qk_norm": True},
+    "no attention": {"mixer": "none", "token_shift": 1, "norm_place": "post"},
     "no blocks": {"n_layer": 0, "logit_softcap": 5.0},
 }
 PLAIN = CharTokenizer("\n abcdefg")

@@ -587,8 +587,9 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "model.dropout": st.sampled_from([0, 0.5, 1]),
     **{
         f"model.{name}": st.sampled_from(["true", "false"])
-        for name in ("qk_norm", "token_shift", "tie_weights", "zero_init", "bias", "attn_proj")
+        for name in ("qk_norm", "tie_weights", "zero_init", "bias", "attn_proj")
     },
+    "model.token_shift": st.sampled_from([-1, 0, 1, 3, 100]),
     "model.lr": st.sampled_from([0, 1e-3, 1.0, "nan"]),
     "model.min_lr": st.sampled_from([0, 1e-4, 2.0]),
     "model.warmup_steps": st.sampled_from([-1, 0, 1, 100]),

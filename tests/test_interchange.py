@@ -71,7 +71,7 @@ def test_out_and_in_by_hugging_faces_folder_is_bit_identical(
 
 def test_out_and_in_as_plain_tensors_is_bit_identical_for_any_model(tmp_path: Path) -> None:
     parts: dict[str, Any] = {"positions": "rotary", "norm": "rms", "activation": "swiglu"}
-    parts |= {"n_kv_head": 1, "qk_norm": True, "token_shift": True, "logit_softcap": 15.0}
+    parts |= {"n_kv_head": 1, "qk_norm": True, "token_shift": 2, "logit_softcap": 15.0}
     model = made(dataclasses.replace(TINY, **parts, bias=False))
     write_safetensors(model, CHARACTERS, tmp_path / "exported")
     assert {path.name for path in (tmp_path / "exported").iterdir()} == {WEIGHTS, OWN}
@@ -164,7 +164,7 @@ def test_half_precision_becomes_single() -> None:
         ({"attn_proj": False}, "--model.attn_proj false"),
         ({"mixer": "none"}, "--model.mixer none"),
         ({"logit_softcap": 30.0}, "--model.logit_softcap 30.0: GPT-2's class has null only"),
-        ({"token_shift": True}, "--model.token_shift true"),
+        ({"token_shift": 2}, "--model.token_shift 2"),
     ],
 )
 def test_what_gpt2s_class_cant_hold_is_refused_by_name(

@@ -6,7 +6,7 @@ import torch
 
 from gptlit.attention import BACK_ENDS, eager, sdpa
 from gptlit.messages import UsageError
-from gptlit.model import ACTIVATIONS, GPT, GPTConfig, KVCache, Rotary
+from gptlit.model import ACTIVATIONS, GPT, GPTConfig, KVCache, Rotary, TokenShift
 
 
 def gpt(**options: object) -> GPT:
@@ -82,7 +82,7 @@ KINDS = {
         "activation": "relu2",
         "bias": False,
         "tie_weights": False,
-        "token_shift": True,
+        "token_shift": 3,
         "init": "unit",
         "logit_softcap": 15.0,
     },
@@ -93,9 +93,17 @@ KINDS = {
 def shifted(model: GPT) -> GPT:
     """Its token shifts, zero at the beginning, mix something in."""
     for name, parameter in model.named_parameters():
-        if name.endswith("share"):
+        if ".shares." in name:
             torch.nn.init.uniform_(parameter, 0.2, 0.8)
     return model
+
+
+def test_a_token_shift_by_hand() -> None:
+    shift = TokenShift(GPTConfig(vocab_size=1, n_embd=4, token_shift=2))
+    x = torch.tensor([1.0, 10, 100, 1000]).view(1, 4, 1).expand(1, 4, 4)
+    assert torch.equal(shift(x, None), x)
+    shift.load_state_dict({"shares.0": torch.full((4,), 2.0), "shares.1": torch.full((4,), 3.0)})
+    assert shift(x, None)[0, :, 0].tolist() == [1, 12, 123, 1230]
 
 
 @pytest.mark.parametrize("kind", KINDS)

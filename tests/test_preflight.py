@@ -94,7 +94,7 @@ def test_first_loss_by_initialisation() -> None:
         {},
         {"zero_init": True},
         {"mixer": "none"},
-        {"token_shift": True, "qk_norm": True, "norm_place": "post"},
+        {"token_shift": 2, "qk_norm": True, "norm_place": "post"},
         {"positions": "rotary", "norm": "rms", "activation": "swiglu", "n_kv_head": 1},
         {"n_layer": 0, "block_size": 6},
     ],
@@ -127,9 +127,9 @@ def test_gradients_reach_every_parameter(options: dict) -> None:
 
 def test_a_parameter_that_no_gradient_reaches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TokenShift, "forward", lambda self, x, cache: x)
-    result = preflight.gradients(gpt(token_shift=True), batch(), FAST)
+    result = preflight.gradients(gpt(token_shift=2), batch(), FAST)
     assert not result.passed
-    assert result.told == "none reaches h.0.attn.shift.share and 3 more"
+    assert result.told == "none reaches h.0.attn.shift.shares.0 and 7 more"
 
 
 def test_memorising() -> None:
