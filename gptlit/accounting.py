@@ -62,11 +62,17 @@ def _groups(model: GPT, recipe: Recipe) -> Iterator[tuple[list[nn.Parameter], di
 
 
 def optimizer_values(model: GPT, recipe: Recipe = ADAMW) -> int:
-    """Numbers that an optimizer remembers: two moments by Adam's rule, one by momentum."""
-    return sum(
-        (2 if "betas" in options else options["momentum"] > 0) * sum(p.numel() for p in part)
-        for part, options in _groups(model, recipe)
-    )
+    """Numbers that an optimizer remembers: two moments by Adam's rule, one by momentum.
+
+    Muon's second ones are of a matrix's longer side alone.
+    """
+    values = 0
+    for part, options in _groups(model, recipe):
+        moments = 2 if "betas" in options else options["momentum"] > 0
+        values += moments * sum(p.numel() for p in part)
+        if options.get("beta2") is not None:
+            values += sum(max(p.shape) for p in part)
+    return values
 
 
 def matmul_parameters(model: GPT) -> int:

@@ -80,6 +80,28 @@ def _polynomial(square: Tensor) -> Tensor:
     return product
 
 
+def evened(updates: Tensor, squares: list[Tensor], beta2: float) -> Tensor:
+    """Updates whose rows are alike in size over many steps, as large in all as they were.
+
+    `orthogonalize` makes the singular values of an update alike, and leaves some rows (of a wide
+    matrix: some columns) far larger than others, step for step the same ones.
+
+    Args:
+        updates: (N, rows, columns)
+        squares: N moving mean squares, (rows, 1) or of wide matrices (1, columns), which take in
+            those of the updates.
+        beta2: Their decay, at least 0 and below 1.
+
+    Source: Li et al. 2025, "NorMuon: Making Muon more efficient and scalable".
+    """
+    along = 2 if updates.size(1) >= updates.size(2) else 1
+    means = updates.square().mean(along, keepdim=True)
+    torch._foreach_lerp_(squares, list(means.unbind()), 1 - beta2)
+    even = updates / torch.stack(squares).sqrt().clamp(min=SMALLEST_NORM)
+    sizes = [torch.linalg.matrix_norm(each, keepdim=True) for each in (updates, even)]
+    return even * (sizes[0] / sizes[1].clamp(min=SMALLEST_NORM))
+
+
 class Muon(torch.optim.Optimizer):
     """Muon on some parameters, AdamW on the others.
 
@@ -88,13 +110,15 @@ class Muon(torch.optim.Optimizer):
         m <- momentum m + (1 - momentum) g
         w <- (1 - lr weight_decay) w - lr s O((1 - momentum) g + momentum m)
 
-    where O is `orthogonalize` and s is sqrt(max(1, rows / columns)). Matrices of one shape are
-    computed together. That of queries, keys and values is one matrix.
+    where O is `orthogonalize` and s is sqrt(max(1, rows / columns)). With a group's "beta2" the
+    result of O is evened out as well, see `evened`. Matrices of one shape are computed together.
+    That of queries, keys and values is one matrix.
 
     A group with "betas" is AdamW's. Parameters without a gradient are left alone.
 
     Args:
-        groups: Each with "params", "lr", "weight_decay", and either "momentum" or "betas".
+        groups: Each with "params", "lr", "weight_decay", and either "momentum", and "beta2" if
+            wanted, or "betas".
         eps: Of AdamW.
 
     Source: Jordan et al. 2024, with the decoupled weight decay of Liu et al. 2025 ("Muon is
@@ -128,6 +152,9 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
             ahead = torch.stack(torch._foreach_lerp(gradients, momenta, group["momentum"]))
             updates = orthogonalize(ahead.to(working_dtype(device))).to(dtype)
+            if group.get("beta2") is not None:
+                squares = [self._squares(weight) for weight in weights]
+                updates = evened(updates, squares, group["beta2"])
             torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
             scale = math.sqrt(max(1.0, shape[0] / shape[1]))
             torch._foreach_add_(weights, updates.unbind(), alpha=-group["lr"] * scale)
@@ -157,6 +184,14 @@ class Muon(torch.optim.Optimizer):
             eps=group["eps"],
             maximize=False,
         )
+
+    def _squares(self, weight: Tensor) -> Tensor:
+        """The moving mean square of each row of a matrix's updates, or of each of its columns."""
+        state = self.state[weight]
+        if "mean_square" not in state:
+            lines = weight[:, :1] if weight.size(0) >= weight.size(1) else weight[:1]
+            state["mean_square"] = torch.zeros_like(lines)
+        return state["mean_square"]
 
     def _state(self, weight: Tensor, name: str) -> Tensor:
         """What is remembered of a parameter under a name; zeros at first."""

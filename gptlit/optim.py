@@ -23,6 +23,7 @@ class Recipe:
     optimizer: Optimizer = "adamw"
     lr: float = 1e-3
     muon_lr: float = 0.012
+    muon_beta2: float | None = 0.95
     min_lr: float = 1e-4
     schedule: Schedule = "cosine"
     warmup_steps: int = 100
@@ -43,6 +44,7 @@ class Recipe:
             "decay_fraction": (0 < self.decay_fraction <= 1, "must be above 0 and at most 1"),
             "weight_decay": (0 <= self.weight_decay < math.inf, "must be 0 or more; 0.1 is usual"),
             "betas": (all(0 <= b < 1 for b in self.betas), "each must be at least 0 and below 1"),
+            "muon_beta2": (0 <= (self.muon_beta2 or 0) < 1, "must be at least 0 and below 1"),
             "momentum": (0 <= (self.momentum or 0) < 1, "must be at least 0 and below 1"),
         }
         for name, (works, told) in would_work.items():
@@ -94,7 +96,7 @@ def group_options(recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
         "weight_decay": 0.0,
     }
     decay = {"weight_decay": recipe.weight_decay}
-    muon: dict[str, Any] = {"lr": recipe.muon_lr, "momentum": momentum}
+    muon: dict[str, Any] = {"lr": recipe.muon_lr, "momentum": momentum, "beta2": recipe.muon_beta2}
     parts = {
         "adamw": (adam | decay, adam),
         # its decay would be added to gradients, and so undone by their scaling
@@ -114,7 +116,7 @@ def build(model: nn.Module, recipe: Recipe, *, fused: bool = False) -> torch.opt
         fused: Let one kernel make a whole step of Adam, AdamW or SGD.
 
     Sources: Adam, Kingma and Ba 2015; AdamW, Loshchilov and Hutter 2019; SGD with the momentum of
-    Sutskever et al. 2013 (Nesterov's); Muon, Jordan et al. 2024.
+    Sutskever et al. 2013 (Nesterov's); Muon, Jordan et al. 2024, and Li et al. 2025.
     """
     parts = split(model.named_parameters(), recipe.optimizer)
     pairs = zip(parts, group_options(recipe), strict=True)

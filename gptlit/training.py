@@ -51,6 +51,8 @@ class LitGPT(L.LightningModule):
             makes the directions of a matrix's update equally large (Jordan et al. 2024), for the
             blocks' matrices, and AdamW at `lr` for embeddings, head, norms and biases.
         muon_lr: Peak learning rate of muon's matrices; its schedule is that of lr.
+        muon_beta2: Decay of moving means by which muon evens out the rows of a matrix's update
+            (NorMuon, Li et al. 2025); none for Muon as it was published.
         momentum: Of sgd, 0.9 when left out, and of muon, 0.95.
         schedule: After the warmup: cosine, half a wave down to min_lr; linear, straight down;
             wsd (warmup, stable, decay), held, then straight down; constant, held.
@@ -78,6 +80,7 @@ class LitGPT(L.LightningModule):
         betas: tuple[float, float] = (0.9, 0.95),
         optimizer: optim.Optimizer = "adamw",
         muon_lr: float = 0.012,
+        muon_beta2: float | None = 0.95,
         momentum: float | None = None,
         schedule: optim.Schedule = "cosine",
         decay_fraction: float = 0.5,
@@ -98,6 +101,7 @@ class LitGPT(L.LightningModule):
         self.betas = betas
         self.optimizer = optimizer
         self.muon_lr = muon_lr
+        self.muon_beta2 = muon_beta2
         self.momentum = momentum
         self.schedule = schedule
         self.decay_fraction = decay_fraction

@@ -2,6 +2,7 @@
 
 import io
 import math
+from collections import defaultdict
 from typing import Any
 
 import pytest
@@ -65,15 +66,25 @@ def test_a_cpu_computes_in_float32() -> None:
 class Reference:
     """One matrix, in float64."""
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, beta2: float | None = None) -> None:
         self.weight = weight.double()
         self.momentum = torch.zeros_like(self.weight)
+        self.beta2 = beta2
+        self.squares: dict[int, float] = defaultdict(float)  # of each row, or column
 
     def step(self, gradient: Tensor, lr: float, weight_decay: float, momentum: float) -> None:
         w, g = self.weight, gradient.double()
         self.momentum = momentum * self.momentum + g
         scale = math.sqrt(max(1.0, w.size(0) / w.size(1)))
         update = by_singular_values(g + momentum * self.momentum)
+        if self.beta2 is not None:
+            lines = update if w.size(0) >= w.size(1) else update.T  # views
+            size = update.norm()
+            for index, line in enumerate(lines):
+                square = line.square().mean().item()
+                self.squares[index] += (1 - self.beta2) * (square - self.squares[index])
+                line /= math.sqrt(self.squares[index])
+            update *= size / update.norm()
         self.weight = w - lr * weight_decay * w - lr * scale * update
 
 
@@ -82,8 +93,10 @@ def parameters(seed: int = 3) -> list[nn.Parameter]:
     return [nn.Parameter(torch.randn(shape)) for shape in SHAPES]
 
 
-def muon_of(matrices: list[nn.Parameter], others: list[nn.Parameter]) -> Muon:
-    options = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.3}
+def muon_of(
+    matrices: list[nn.Parameter], others: list[nn.Parameter], beta2: float | None = 0.7
+) -> Muon:
+    options = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.3, "beta2": beta2}
     adamw = {"lr": 0.01, "betas": (0.8, 0.9), "weight_decay": 0.2}
     return Muon([{"params": matrices, **options}, {"params": others, **adamw}])
 
@@ -94,11 +107,12 @@ def give_gradients(weights: list[nn.Parameter], step: int) -> None:
         weight.grad = torch.randn(weight.shape, generator=drawn)
 
 
-def test_steps_are_those_written_out() -> None:
+@pytest.mark.parametrize("beta2", [None, 0.7])
+def test_steps_are_those_written_out(beta2: float | None) -> None:
     """Three steps, with a schedule; batched matrices, and AdamW beside them."""
     matrices, others = parameters(), [nn.Parameter(torch.ones(5)), nn.Parameter(torch.ones(2, 2))]
-    optimizer = muon_of(matrices, others)
-    references = [Reference(matrix.detach()) for matrix in matrices]
+    optimizer = muon_of(matrices, others, beta2)
+    references = [Reference(matrix.detach(), beta2) for matrix in matrices]
     twins = [nn.Parameter(other.detach().clone()) for other in others]
     adamw = torch.optim.AdamW(twins, lr=0.01, betas=(0.8, 0.9), weight_decay=0.2)
     for step in range(3):
@@ -120,7 +134,7 @@ def test_steps_are_those_written_out() -> None:
 
 def test_together_is_one_by_one() -> None:
     together, alone = parameters(), parameters()
-    options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.0}
+    options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.0, "beta2": 0.5}
     parts = [together, *([weight] for weight in alone)]
     optimizers = [Muon([{"params": part, **options}]) for part in parts]
     for step in range(2):

@@ -103,7 +103,7 @@ def test_muon_has_the_matrices_of_blocks() -> None:
     assert names(model, first) == {f"h.{n}.{kind}.weight" for n in (0, 1) for kind in kinds}
     assert {"wte.weight", "wpe.weight", "lm_head.weight"} <= names(model, second)
     muon, adamw = group_options(Recipe(optimizer="muon", lr=0.003, weight_decay=0.2))
-    assert muon == {"lr": 0.012, "momentum": 0.95, "weight_decay": 0.2}
+    assert muon == {"lr": 0.012, "momentum": 0.95, "beta2": 0.95, "weight_decay": 0.2}
     assert adamw == {"lr": 0.003, "betas": (0.9, 0.95), "weight_decay": 0}
 
 
