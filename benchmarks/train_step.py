@@ -1,4 +1,4 @@
-"""What a training step costs: through the Trainer, in a bare loop, and in the loop most people write.
+"""What a training step costs: through the Trainer, in a bare loop, and as most people write it.
 
     python benchmarks/train_step.py [--rounds 30] [--steps 20] [--config small.yaml] [--loops all]
 
@@ -6,16 +6,16 @@
 and checkpoints between the stretches that are timed. After each of its stretches every other loop
 makes as many steps, in turn in the same process:
 
-- bare: the same model, batches, optimizer, clipping and learning rates in plain PyTorch. Its weights
-  are compared with the Trainer's after every stretch, which shows that the work is the same.
+- bare: the same model, batches, optimizer, clipping and learning rates in plain PyTorch. After
+  every stretch its weights are compared with the Trainer's, as the work has to be the same.
 - plain: per-item batches, torch.optim.AdamW as it comes, clipping, loss.item() at every step.
 - plain with one thing changed, indented; what each gives is its ratio to plain.
 - all of what helps, together, eager and compiled.
 
 Medians over the rounds are told, of milliseconds a step and of each round's ratio to plain and to
-bare. The first round warms up and isn't counted. Text is random: speed doesn't depend on it. Options
-beyond these are those of `gptlit fit`, such as --trainer.accelerator cuda; every stretch on a GPU
-ends by waiting for it.
+bare. The first round warms up and isn't counted. Text is random: speed doesn't depend on it.
+Options beyond these are those of `gptlit fit`, such as --trainer.accelerator cuda; every stretch on
+a GPU ends by waiting for it.
 """
 
 import argparse
@@ -29,14 +29,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor, nn
+from torch import nn
 
 from gptlit import optim
 from gptlit.__main__ import main as gptlit
@@ -53,7 +53,7 @@ class Parts:
     optimizer: str = ""  # AdamW's "foreach" or "fused"; "" as it comes
     set_to_none: bool = True
     reads_loss: bool = True  # loss.item() at every step
-    attention: str = "sdpa"
+    attention: Literal["sdpa", "eager"] = "sdpa"
     compile: bool = False
     threads: int = 0  # 0 for as many as there are
 
@@ -89,7 +89,7 @@ def same_steps(trainer: L.Trainer, module: LitGPT) -> tuple[nn.Module, Step]:
     factor, device = module._schedule(), trainer.strategy.root_device
     peaks = [group["lr"] for group in optimizer.param_groups]
     batches = _endless(module.text.train_dataloader)
-    clip, steps = trainer.gradient_clip_val, iter(range(sys.maxsize))
+    clip, steps = float(trainer.gradient_clip_val or math.inf), iter(range(sys.maxsize))
 
     def step() -> None:
         rate = factor(next(steps))
@@ -167,6 +167,7 @@ class InTurn(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, LitGPT)
+        pl_module.tells_every_batch = False  # as where no callback is added: this one reads none
         device = self._device = trainer.strategy.root_device
         is_cuda = device.type == "cuda"
         name = torch.cuda.get_device_name(device) if is_cuda else device.type
@@ -177,7 +178,9 @@ class InTurn(Callback):
             parts = LOOPS[name]
             self._loops[name] = (steps_of(parts, trainer, pl_module), parts.threads)
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any
+    ) -> None:
         place = trainer.global_step % (self.steps + 1)
         if place == 0 or place == self.steps:
             now = self._now()
@@ -238,7 +241,9 @@ def random_text(n_characters: int = 1_000_000) -> str:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--steps", type=int, default=20, help="In a stretch; tens are logged evenly.")
+    parser.add_argument(
+        "--steps", type=int, default=20, help="In a stretch; tens are logged evenly."
+    )
     parser.add_argument("--config", default="small.yaml")
     parser.add_argument("--loops", default="all", choices=list(CHOICES))
     parser.add_argument(
@@ -269,7 +274,11 @@ def main(arguments: list[str] | None = None) -> None:
             code = gptlit(["fit", *options, *more])
         if code:
             raise SystemExit(code)
-    print(f"{given.config}: {given.rounds} rounds of {given.steps} steps, torch {torch.__version__}", *WHERE, sep=", ")
+    print(
+        f"{given.config}: {given.rounds} rounds of {given.steps} steps, torch {torch.__version__}",
+        *WHERE,
+        sep=", ",
+    )
     print("\n".join(report(MEASURED)))
     largest = max(DIFFERENCES, default=math.nan)
     print(f"largest difference of the bare loop's weights from the Trainer's: {largest:g}")

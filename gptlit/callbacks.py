@@ -259,7 +259,23 @@ def start_block(trainer: L.Trainer, module: LitGPT, precision_reason: str) -> st
 
 
 class StepBar(TQDMProgressBar):
-    """Lightning's progress bar, counting to the end of the run where that comes first."""
+    """Lightning's progress bar, counting to the end of the run where that comes first.
+
+    It is drawn ten times a second at most: small models make more steps than eyes can follow.
+    """
+
+    SECONDS = 0.1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._drawn_at = -math.inf
+
+    def _should_update(self, current: int, total: int) -> bool:
+        now = time.perf_counter()
+        if now - self._drawn_at < self.SECONDS and current != total:
+            return False
+        self._drawn_at = now
+        return super()._should_update(current, total)
 
     @property
     def total_train_batches(self) -> int | float:

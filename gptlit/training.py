@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import math
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_
 
 from gptlit import beams, losses, optim, resuming, sharding
 from gptlit import checkpoint as checkpoints
@@ -24,12 +26,13 @@ from gptlit.messages import UsageError, note
 from gptlit.metrics import TextLoss, text_figures
 from gptlit.model import GPT, GPTConfig
 from gptlit.order import hashed
-from gptlit.progress import ends_epoch
+from gptlit.progress import ends_epoch, validation_follows
 from gptlit.tokenizer import Tokenizer
 
 VOCABULARY_COMES_LATER = 0
 # options that a checkpoint's weights don't depend on, so that a resumed run may change them
 AVERAGED = "averaged"  # under which a checkpoint has what its weights are the average of
+TELL_AFTER_SECONDS = 0.5
 SHARDING = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
 NOT_IN_WEIGHTS = ("vocab_size", "dropout", "dropout_at", "attention", "init", "zero_init")
 
@@ -119,6 +122,9 @@ class LitGPT(L.LightningModule):
         self.predict_options: dict[str, Any] = {}
         self.seed = 0
         self.evaluated: dict[str, float] = {}  # the last validation's figures, and its step
+        self.tells_every_batch = True  # whether callbacks may look at train/loss after each
+        self._told_at = -math.inf  # when train/loss was told last
+        self._gradient_norm: Tensor | None = None  # of the step at hand, before it is clipped
         self.train_loss = TextLoss()
         self.val_loss = TextLoss()
         self.slice_loss = TextLoss()
@@ -192,10 +198,30 @@ class LitGPT(L.LightningModule):
         n_tokens = (targets != IGNORED).sum() * counts
         self.train_loss.update(torch.where(counts, loss.detach(), 0) * n_tokens, n_tokens)
         several = self.trainer.world_size > 1
-        # for a bar each step is waited for
-        with_bar = self.trainer.progress_bar_callback is not None
-        self.log("train/loss", loss, prog_bar=with_bar, sync_dist=several)
+        # of several processes all have to tell it, or none, and their clocks differ
+        if several or self._is_told():
+            # a bar waits for what it shows
+            with_bar = self.trainer.progress_bar_callback is not None
+            self.log("train/loss", loss, prog_bar=with_bar, sync_dist=several)
         return minimised
+
+    def _is_told(self) -> bool:
+        """Whether anybody looks at this batch's loss: telling it costs more than computing it.
+
+        Loggers do, who tells an epoch's end, who has no other figure at a validation, and now and
+        then the bar.
+        """
+        every, now = self.trainer.log_every_n_steps, time.perf_counter()
+        is_told = (
+            self.tells_every_batch
+            or (every and not (self.global_step + 1) % every)
+            or now - self._told_at > TELL_AFTER_SECONDS
+            or ends_epoch(self.trainer)
+            or (not self.text.has_validation and validation_follows(self.trainer))
+        )
+        if is_told:
+            self._told_at = now
+        return bool(is_told)
 
     def on_train_epoch_end(self) -> None:
         if ends_epoch(self.trainer):  # rather than the run, which may be gone on with
@@ -206,10 +232,36 @@ class LitGPT(L.LightningModule):
         every = self.trainer.log_every_n_steps
         if not every or (self.global_step + 1) % every:
             return
-        grads = (parameter.grad for parameter in self.parameters() if parameter.grad is not None)
-        self.log("optim/grad_norm", optim.total_norm(grads))
+        self.log("optim/grad_norm", self.gradient_norm(optimizer))
         # that of --model.lr; with muon the first group has one of its own
         self.log("optim/lr", optimizer.param_groups[-1]["lr"])
+
+    def gradient_norm(self, optimizer: torch.optim.Optimizer) -> Tensor:
+        """The norm of all gradients of the step at hand before they are clipped, computed once."""
+        if self._gradient_norm is None:
+            params = optim.parameters(optimizer)
+            grads = [parameter.grad for parameter in params if parameter.grad is not None]
+            self._gradient_norm = optim.total_norm(grads)
+        return self._gradient_norm
+
+    def drop_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let the step at hand change nothing: an optimizer passes by what has no gradient."""
+        optimizer.zero_grad(set_to_none=True)
+        self._gradient_norm = None
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        norm, self._gradient_norm = self._gradient_norm, None
+        by_norm = gradient_clip_algorithm in (None, "norm")
+        if norm is None or not by_norm or isinstance(self.trainer.strategy, SHARDING):
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            # what Lightning does, but for computing the norm again
+            clip_grads_with_norm_(optim.parameters(optimizer), gradient_clip_val, norm)
 
     def averaged_weights(self) -> contextlib.AbstractContextManager[None]:
         """The net with the moving average of its weights, if there is one."""
