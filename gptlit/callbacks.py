@@ -252,6 +252,9 @@ def start_block(trainer: L.Trainer, module: LitGPT, precision_reason: str) -> st
         "input": repr(pair[0]),
         "target": repr(pair[1]),
     }
+    if module.compile_option:
+        told, reason = ("no", "yes")[module.compiling.compiles], module.compiling.reason
+        rows["compile"] = f"{told} ({reason})"
     if trainer.max_steps > 0:
         epochs = trainer.max_steps / text.steps_per_epoch
         rows["step"] += f"; {trainer.max_steps:,} steps are {epochs:.2f} epochs"

@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -15,10 +15,11 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_
 
-from gptlit import beams, losses, optim, resuming, sharding
+from gptlit import accounting, beams, compiling, losses, optim, resuming, sharding
 from gptlit import checkpoint as checkpoints
 from gptlit import tokenizer as tokenizers
 from gptlit.averaging import Average
+from gptlit.compiling import Choice
 from gptlit.data import TextDataModule
 from gptlit.drafts import Written
 from gptlit.loaders import IGNORED, Batch
@@ -65,8 +66,8 @@ class LitGPT(L.LightningModule):
             1e-4 is usual (PaLM). Logged losses are without it, and without smoothing.
         init_from: Weights to begin from, with their sizes and tokenizer: gpt2, gpt2-medium,
             gpt2-large, gpt2-xl, a folder in Hugging Face's format, or a checkpoint of gptlit.
-        compile: Let torch.compile fuse the net's operations; checkpoints are the same. On a CPU
-            it needs a C++ compiler.
+        compile: Let torch.compile fuse the operations of training steps; checkpoints are the same.
+            On a CPU it needs a C++ compiler. auto: where it pays, by device, size and steps.
     """
 
     net: GPT
@@ -88,7 +89,7 @@ class LitGPT(L.LightningModule):
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
         init_from: str | None = None,
-        compile: bool = False,
+        compile: bool | Literal["auto"] = False,
         **gpt: Any,
     ) -> None:
         super().__init__()
@@ -112,7 +113,9 @@ class LitGPT(L.LightningModule):
         self.average: Average | None = None  # of the weights, while training
         self.average_before: tuple[dict[str, Tensor], int] | None = None  # of the checkpoint
         self.init_from = init_from
-        self.compile_net = compile
+        self.compile_option = compile
+        self.compiling = Choice(False, "as asked")
+        self._compiled: compiling.Forward | None = None  # of the net, for training steps
         self.first_weights: dict[str, Tensor] | None = None  # of init_from, set by who read them
         self.has_begun = init_from is None
         self.config = GPTConfig(vocab_size=VOCABULARY_COMES_LATER, **gpt)
@@ -138,8 +141,7 @@ class LitGPT(L.LightningModule):
                 self.net.load_state_dict(self.first_weights)
                 self.first_weights, self.has_begun = None, True
             sharding.check(self.trainer.strategy)
-            if self.compile_net:
-                self.net.compile()  # in place, so that weights keep their names
+            self._choose_compiling()
             if self.device_mesh is not None:
                 sharding.shard(self.net, self.device_mesh["data_parallel"])
 
@@ -147,6 +149,43 @@ class LitGPT(L.LightningModule):
         self.tokenizer = tokenizer
         self.config = dataclasses.replace(self.config, vocab_size=tokenizer.vocab_size)
         self.net = GPT(self.config)
+
+    def _choose_compiling(self, before: bool | None = None) -> None:
+        """Decide by the option, and by what a run that goes on did before."""
+        if self.compile_option == "auto":
+            windows = self.text.batch_size * self.trainer.accumulate_grad_batches
+            per_window = accounting.training_flops_per_token(self.net) * self.config.block_size
+            self.compiling = compiling.choose(
+                self.trainer.strategy.root_device.type,
+                self.run_length() if self.trainer.state.fn in (None, "fit") else None,
+                windows * per_window,
+                compiler=compiling.has_compiler(),
+                before=before,
+            )
+        else:
+            self.compiling = Choice(self.compile_option, "as asked")
+            on_cpu = self.trainer.strategy.root_device.type == "cpu"
+            if self.compile_option and on_cpu and not compiling.has_compiler():
+                raise UsageError(
+                    "--model.compile true: needs a C++ compiler on a CPU, and there is none; "
+                    "install g++ or clang++, or give auto or false"
+                )
+        self._compiled = None
+        if self.compiling.compiles:
+            self.compile_steps()
+
+    def compile_steps(self, mode: str | None = None) -> None:
+        """Compile the net for training steps, when the first is made, by a mode of torch.compile.
+
+        Validations and samples, whose batches have many shapes, are computed as they are.
+        """
+        net = self.net  # not the compiled module, which would give weights other names
+        self._compiled = torch.compile(lambda idx: net(idx), mode=mode)
+        if self.compile_option == "auto":
+            self._compiled = compiling.or_eager(self._compiled, net, self._give_up_compiling)
+
+    def _give_up_compiling(self) -> None:
+        self.compiling = Choice(False, "it failed")
 
     @property
     def _datamodule(self) -> TextDataModule | None:
@@ -161,6 +200,8 @@ class LitGPT(L.LightningModule):
 
     def forward(self, idx: Tensor) -> Tensor:
         """(B, T) token ids to (B, T, V) logits."""
+        if self._compiled is not None and self.training:
+            return self._compiled(idx)
         return self.net(idx)
 
     # ------------------------------------------------------------------ steps
@@ -411,6 +452,7 @@ class LitGPT(L.LightningModule):
         checkpoint[checkpoints.KEY] = checkpoints.describe(
             self.config, self.tokenizer, text, self.run_config, self.seed, self.evaluated
         )
+        checkpoint[checkpoints.KEY]["compiled"] = self.compiling.compiles
         # the sums of all ranks, so that a resumed epoch's mean is that of the whole epoch
         epoch = {"nats": self.train_loss.nats, "tokens": self.train_loss.tokens}
         checkpoint[checkpoints.KEY]["epoch_loss"] = {
@@ -443,6 +485,7 @@ class LitGPT(L.LightningModule):
             )
         self.average = None
         if self.trainer.state.fn == "fit":
+            self._choose_compiling(described.get("compiled"))
             self._take_raw_weights(checkpoint)
             if self.trainer.is_global_zero:
                 for name, total in described.get("epoch_loss", {}).items():
