@@ -252,6 +252,9 @@ def start_block(trainer: L.Trainer, module: LitGPT, precision_reason: str) -> st
         "input": repr(pair[0]),
         "target": repr(pair[1]),
     }
+    if module.compile_option:
+        told, reason = ("no", "yes")[module.compiling.compiles], module.compiling.reason
+        rows["compile"] = f"{told} ({reason})"
     if trainer.max_steps > 0:
         epochs = trainer.max_steps / text.steps_per_epoch
         rows["step"] += f"; {trainer.max_steps:,} steps are {epochs:.2f} epochs"
@@ -259,7 +262,23 @@ def start_block(trainer: L.Trainer, module: LitGPT, precision_reason: str) -> st
 
 
 class StepBar(TQDMProgressBar):
-    """Lightning's progress bar, counting to the end of the run where that comes first."""
+    """Lightning's progress bar, counting to the end of the run where that comes first.
+
+    It is drawn ten times a second at most: small models make more steps than eyes can follow.
+    """
+
+    SECONDS = 0.1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._drawn_at = -math.inf
+
+    def _should_update(self, current: int, total: int) -> bool:
+        now = time.perf_counter()
+        if now - self._drawn_at < self.SECONDS and current != total:
+            return False
+        self._drawn_at = now
+        return super()._should_update(current, total)
 
     @property
     def total_train_batches(self) -> int | float:

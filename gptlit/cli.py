@@ -238,6 +238,7 @@ class GptlitCLI(LightningCLI):
             kwargs |= {"logger": False, "enable_checkpointing": False, "callbacks": []}
             return runs.refusing(super().instantiate_trainer, **kwargs)
         callbacks = runs.as_list(options.trainer.callbacks)
+        self.model.tells_every_batch = bool(callbacks)  # of gptlit's own none asks for that
         callbacks += [Report(self.precision_reason), Throughput()]
         if with_bar:
             callbacks.append(StepBar())

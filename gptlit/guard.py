@@ -13,6 +13,7 @@ from torch import Tensor
 from gptlit.messages import RunError, UsageError, note
 from gptlit.optim import total_norm
 from gptlit.progress import has_stepped
+from gptlit.training import LitGPT
 
 LOWEST = 1.0  # nats: a loss that grows by half below it is no divergence
 LOOK_EVERY = 50  # steps, where nothing is logged
@@ -81,12 +82,12 @@ class Guard(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         self._lr = float(optimizer.param_groups[-1]["lr"])  # that of --model.lr, also by Muon
-        self._norm = norm = total_norm(p.grad for p in pl_module.parameters() if p.grad is not None)
+        assert isinstance(pl_module, LitGPT)
+        self._norm = norm = pl_module.gradient_norm(optimizer)
         may_skip = self._skipped < self.skip_nonfinite and not _has_scaler(trainer)
         if may_skip and not norm.isfinite():
             self._skipped, self._norm = self._skipped + 1, None
-            # an optimizer passes by what has no gradient, its moments and decay included
-            optimizer.zero_grad(set_to_none=True)
+            pl_module.drop_gradients(optimizer)  # which leaves moments and decay alone as well
             if trainer.is_global_zero:
                 note(
                     f"warning: step {trainer.global_step + 1}: gradient norm {norm:.3g}; skipped, "

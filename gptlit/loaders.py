@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gptlit.order import SideBySide, WindowOrder
 
+AHEAD = 64  # batches
 IGNORED = -100  # the target of a position that isn't scored, cross_entropy's default
 Batch = tuple[Tensor, Tensor]
 
@@ -62,7 +63,7 @@ class TrainLoader:
         n_batches: int,
         frozen: bool = False,
     ) -> None:
-        self.ids = ids
+        self.ids = np.asarray(ids)  # a memory map stays one, and is indexed faster
         self.order = order
         self.batch_size = batch_size
         self.before = before
@@ -72,6 +73,7 @@ class TrainLoader:
         self.frozen = frozen
         self.epoch = 0
         self.position = 0  # windows of this epoch that all ranks together have been given
+        self._ahead: dict[tuple[int, int], np.ndarray] = {}  # what begins where, by epoch and place
 
     @property
     def sampler(self) -> "TrainLoader":
@@ -102,11 +104,22 @@ class TrainLoader:
             bounds = self.order.bounds(epoch, positions)
             assert self.before is not None
             return cut(self.ids, bounds, self.before(bounds[:, 0]), self.order.block_size)
-        starts = self.order.starts(epoch, positions)
+        starts = self._starts(epoch, positions)
         offsets = np.arange(self.order.block_size + 1)
         windows = self.ids[starts[:, None] + offsets].astype(np.int64)  # (B, T + 1)
         both = torch.from_numpy(windows)
         return both[:, :-1], both[:, 1:]  # (B, T), (B, T)
+
+    def _starts(self, epoch: int, positions: np.ndarray) -> np.ndarray:
+        """Where a batch's windows start; those of the next ones are computed at the same cost."""
+        first = int(positions[0])
+        if (epoch, first) not in self._ahead:
+            stride = self.batch_size * self.n_ranks
+            left = (self.n_batches * stride - first + stride - 1) // stride
+            firsts = first + stride * np.arange(min(AHEAD, left))
+            many = self.order.starts(epoch, firsts[:, None] + np.arange(self.batch_size))
+            self._ahead = {(epoch, int(at)): row for at, row in zip(firsts, many, strict=True)}
+        return self._ahead[epoch, first]
 
     def state_dict(self) -> dict[str, int]:
         return {"epoch": self.epoch, "position": self.position}

@@ -146,6 +146,11 @@ def schedule(recipe: Recipe, end: int) -> Callable[[int], float]:
     return warmup_linear(warmup, end - round(share * end), end, floor)
 
 
+def parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """All that an optimizer changes, in its order."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
 def total_norm(tensors: Iterable[Tensor]) -> Tensor:
     """The Euclidean norm of all numbers in tensors together, a scalar that stays on their device.
 

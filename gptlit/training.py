@@ -4,19 +4,22 @@ import contextlib
 import dataclasses
 import math
 import sys
+import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_
 
-from gptlit import beams, losses, optim, resuming, sharding
+from gptlit import accounting, beams, compiling, losses, optim, resuming, sharding
 from gptlit import checkpoint as checkpoints
 from gptlit import tokenizer as tokenizers
 from gptlit.averaging import Average
+from gptlit.compiling import Choice
 from gptlit.data import TextDataModule
 from gptlit.drafts import Written
 from gptlit.loaders import IGNORED, Batch
@@ -24,12 +27,13 @@ from gptlit.messages import UsageError, note
 from gptlit.metrics import TextLoss, text_figures
 from gptlit.model import GPT, GPTConfig
 from gptlit.order import hashed
-from gptlit.progress import ends_epoch
+from gptlit.progress import ends_epoch, validation_follows
 from gptlit.tokenizer import Tokenizer
 
 VOCABULARY_COMES_LATER = 0
 # options that a checkpoint's weights don't depend on, so that a resumed run may change them
 AVERAGED = "averaged"  # under which a checkpoint has what its weights are the average of
+TELL_AFTER_SECONDS = 0.5
 SHARDING = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
 NOT_IN_WEIGHTS = ("vocab_size", "dropout", "dropout_at", "attention", "init", "zero_init")
 
@@ -64,8 +68,8 @@ class LitGPT(L.LightningModule):
             1e-4 is usual (PaLM). Logged losses are without it, and without smoothing.
         init_from: Weights to begin from, with their sizes and tokenizer: gpt2, gpt2-medium,
             gpt2-large, gpt2-xl, a folder in Hugging Face's format, or a checkpoint of gptlit.
-        compile: Let torch.compile fuse the net's operations; checkpoints are the same. On a CPU
-            it needs a C++ compiler.
+        compile: Let torch.compile fuse the operations of training steps; checkpoints are the same.
+            On a CPU it needs a C++ compiler. auto: where it pays, by device, size and steps.
     """
 
     net: GPT
@@ -88,7 +92,7 @@ class LitGPT(L.LightningModule):
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
         init_from: str | None = None,
-        compile: bool = False,
+        compile: bool | Literal["auto"] = False,
         **gpt: Any,
     ) -> None:
         super().__init__()
@@ -113,7 +117,9 @@ class LitGPT(L.LightningModule):
         self.average: Average | None = None  # of the weights, while training
         self.average_before: tuple[dict[str, Tensor], int] | None = None  # of the checkpoint
         self.init_from = init_from
-        self.compile_net = compile
+        self.compile_option = compile
+        self.compiling = Choice(False, "as asked")
+        self._compiled: compiling.Forward | None = None  # of the net, for training steps
         self.first_weights: dict[str, Tensor] | None = None  # of init_from, set by who read them
         self.has_begun = init_from is None
         self.config = GPTConfig(vocab_size=VOCABULARY_COMES_LATER, **gpt)
@@ -123,6 +129,9 @@ class LitGPT(L.LightningModule):
         self.predict_options: dict[str, Any] = {}
         self.seed = 0
         self.evaluated: dict[str, float] = {}  # the last validation's figures, and its step
+        self.tells_every_batch = True  # whether callbacks may look at train/loss after each
+        self._told_at = -math.inf  # when train/loss was told last
+        self._gradient_norm: Tensor | None = None  # of the step at hand, before it is clipped
         self.train_loss = TextLoss()
         self.val_loss = TextLoss()
         self.slice_loss = TextLoss()
@@ -136,8 +145,7 @@ class LitGPT(L.LightningModule):
                 self.net.load_state_dict(self.first_weights)
                 self.first_weights, self.has_begun = None, True
             sharding.check(self.trainer.strategy)
-            if self.compile_net:
-                self.net.compile()  # in place, so that weights keep their names
+            self._choose_compiling()
             if self.device_mesh is not None:
                 sharding.shard(self.net, self.device_mesh["data_parallel"])
 
@@ -145,6 +153,43 @@ class LitGPT(L.LightningModule):
         self.tokenizer = tokenizer
         self.config = dataclasses.replace(self.config, vocab_size=tokenizer.vocab_size)
         self.net = GPT(self.config)
+
+    def _choose_compiling(self, before: bool | None = None) -> None:
+        """Decide by the option, and by what a run that goes on did before."""
+        if self.compile_option == "auto":
+            windows = self.text.batch_size * self.trainer.accumulate_grad_batches
+            per_window = accounting.training_flops_per_token(self.net) * self.config.block_size
+            self.compiling = compiling.choose(
+                self.trainer.strategy.root_device.type,
+                self.run_length() if self.trainer.state.fn in (None, "fit") else None,
+                windows * per_window,
+                compiler=compiling.has_compiler(),
+                before=before,
+            )
+        else:
+            self.compiling = Choice(self.compile_option, "as asked")
+            on_cpu = self.trainer.strategy.root_device.type == "cpu"
+            if self.compile_option and on_cpu and not compiling.has_compiler():
+                raise UsageError(
+                    "--model.compile true: needs a C++ compiler on a CPU, and there is none; "
+                    "install g++ or clang++, or give auto or false"
+                )
+        self._compiled = None
+        if self.compiling.compiles:
+            self.compile_steps()
+
+    def compile_steps(self, mode: str | None = None) -> None:
+        """Compile the net for training steps, when the first is made, by a mode of torch.compile.
+
+        Validations and samples, whose batches have many shapes, are computed as they are.
+        """
+        net = self.net  # not the compiled module, which would give weights other names
+        self._compiled = torch.compile(lambda idx: net(idx), mode=mode)
+        if self.compile_option == "auto":
+            self._compiled = compiling.or_eager(self._compiled, net, self._give_up_compiling)
+
+    def _give_up_compiling(self) -> None:
+        self.compiling = Choice(False, "it failed")
 
     @property
     def _datamodule(self) -> TextDataModule | None:
@@ -159,6 +204,8 @@ class LitGPT(L.LightningModule):
 
     def forward(self, idx: Tensor) -> Tensor:
         """(B, T) token ids to (B, T, V) logits."""
+        if self._compiled is not None and self.training:
+            return self._compiled(idx)
         return self.net(idx)
 
     # ------------------------------------------------------------------ steps
@@ -196,10 +243,30 @@ class LitGPT(L.LightningModule):
         n_tokens = (targets != IGNORED).sum() * counts
         self.train_loss.update(torch.where(counts, loss.detach(), 0) * n_tokens, n_tokens)
         several = self.trainer.world_size > 1
-        # for a bar each step is waited for
-        with_bar = self.trainer.progress_bar_callback is not None
-        self.log("train/loss", loss, prog_bar=with_bar, sync_dist=several)
+        # of several processes all have to tell it, or none, and their clocks differ
+        if several or self._is_told():
+            # a bar waits for what it shows
+            with_bar = self.trainer.progress_bar_callback is not None
+            self.log("train/loss", loss, prog_bar=with_bar, sync_dist=several)
         return minimised
+
+    def _is_told(self) -> bool:
+        """Whether anybody looks at this batch's loss: telling it costs more than computing it.
+
+        Loggers do, who tells an epoch's end, who has no other figure at a validation, and now and
+        then the bar.
+        """
+        every, now = self.trainer.log_every_n_steps, time.perf_counter()
+        is_told = (
+            self.tells_every_batch
+            or (every and not (self.global_step + 1) % every)
+            or now - self._told_at > TELL_AFTER_SECONDS
+            or ends_epoch(self.trainer)
+            or (not self.text.has_validation and validation_follows(self.trainer))
+        )
+        if is_told:
+            self._told_at = now
+        return bool(is_told)
 
     def on_train_epoch_end(self) -> None:
         if ends_epoch(self.trainer):  # rather than the run, which may be gone on with
@@ -210,10 +277,36 @@ class LitGPT(L.LightningModule):
         every = self.trainer.log_every_n_steps
         if not every or (self.global_step + 1) % every:
             return
-        grads = (parameter.grad for parameter in self.parameters() if parameter.grad is not None)
-        self.log("optim/grad_norm", optim.total_norm(grads))
+        self.log("optim/grad_norm", self.gradient_norm(optimizer))
         # that of --model.lr; with muon the first group has one of its own
         self.log("optim/lr", optimizer.param_groups[-1]["lr"])
+
+    def gradient_norm(self, optimizer: torch.optim.Optimizer) -> Tensor:
+        """The norm of all gradients of the step at hand before they are clipped, computed once."""
+        if self._gradient_norm is None:
+            params = optim.parameters(optimizer)
+            grads = [parameter.grad for parameter in params if parameter.grad is not None]
+            self._gradient_norm = optim.total_norm(grads)
+        return self._gradient_norm
+
+    def drop_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let the step at hand change nothing: an optimizer passes by what has no gradient."""
+        optimizer.zero_grad(set_to_none=True)
+        self._gradient_norm = None
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        norm, self._gradient_norm = self._gradient_norm, None
+        by_norm = gradient_clip_algorithm in (None, "norm")
+        if norm is None or not by_norm or isinstance(self.trainer.strategy, SHARDING):
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            # what Lightning does, but for computing the norm again
+            clip_grads_with_norm_(optim.parameters(optimizer), gradient_clip_val, norm)
 
     def averaged_weights(self) -> contextlib.AbstractContextManager[None]:
         """The net with the moving average of its weights, if there is one."""
@@ -363,6 +456,7 @@ class LitGPT(L.LightningModule):
         checkpoint[checkpoints.KEY] = checkpoints.describe(
             self.config, self.tokenizer, text, self.run_config, self.seed, self.evaluated
         )
+        checkpoint[checkpoints.KEY]["compiled"] = self.compiling.compiles
         # the sums of all ranks, so that a resumed epoch's mean is that of the whole epoch
         epoch = {"nats": self.train_loss.nats, "tokens": self.train_loss.tokens}
         checkpoint[checkpoints.KEY]["epoch_loss"] = {
@@ -395,6 +489,7 @@ class LitGPT(L.LightningModule):
             )
         self.average = None
         if self.trainer.state.fn == "fit":
+            self._choose_compiling(described.get("compiled"))
             self._take_raw_weights(checkpoint)
             if self.trainer.is_global_zero:
                 for name, total in described.get("epoch_loss", {}).items():

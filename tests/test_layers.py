@@ -28,6 +28,7 @@ GROUND = {
     "metrics",
     "packing",
     "order",
+    "compiling",
 }
 FIRST = {
     "corpora",

@@ -12,17 +12,18 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from gptlit import checkpoint
+from gptlit import checkpoint, optim, training
 from gptlit.callbacks import SampleText, Throughput
 from gptlit.data import TextDataModule
 from gptlit.generation import generate
+from gptlit.guard import Guard
 from gptlit.loaders import IGNORED
 from gptlit.messages import UsageError
 from gptlit.quiet import quiet
 from gptlit.saving import RunCheckpoint
 from gptlit.tokenizer import Tokenizer
 from gptlit.training import LitGPT
-from tests.conftest import made_up_text
+from tests.conftest import TINY, assert_same_run, made_up_text
 
 SIZES: dict[str, Any] = {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 8}
 
@@ -461,3 +462,50 @@ def test_metrics_have_the_names_of_the_design(run: Any) -> None:
     assert [int(row["step"]) for row in rows if row["train/loss"]] == list(range(1, 40, 2))
     # an evaluation stands beside the step after which it was made
     assert [int(row["step"]) for row in rows if row["val/loss"]] == [19, 39]
+
+
+@pytest.mark.parametrize("clip", [0.1, None])
+def test_the_gradient_norm_is_computed_once_and_clips_as_lightning_does(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch, clip: float | None
+) -> None:
+    computed: list[float] = []
+    total_norm = optim.total_norm
+
+    def counted(tensors: Any) -> torch.Tensor:
+        computed.append(float(norm := total_norm(tensors)))
+        return norm
+
+    monkeypatch.setattr(optim, "total_norm", counted)
+    options: dict[str, Any] = {"max_steps": 3, "log_every_n_steps": 1, "gradient_clip_val": clip}
+    model, plain = LitGPT(**SIZES), LitGPT(**SIZES)
+    monkeypatch.setattr(plain, "configure_gradient_clipping", plain.clip_gradients)
+    for each in (model, plain):
+        L.seed_everything(0)
+        kit.trainer(**options, callbacks=[Guard()]).fit(each, kit.data())
+    # one a step; without its own clipping the model never learns that a step is over
+    assert len(computed) == 3 + 1
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_telling_the_loss_now_and_then_changes_nothing_that_is_kept(
+    gptlit: Any, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+    log = LitGPT.log
+
+    def counted(self: LitGPT, name: str, *given: Any, **options: Any) -> None:
+        told.append(self.global_step) if name == "train/loss" else None
+        log(self, name, *given, **options)
+
+    monkeypatch.setattr(LitGPT, "log", counted)
+    monkeypatch.setattr(training, "TELL_AFTER_SECONDS", 1e9)
+    options = [f"--data.path={text_file}", "--data.val_fraction=0", "--trainer.max_steps=14"]
+    options += ["--trainer.val_check_interval=5", "--trainer.log_every_n_steps=4"]
+    for more in ([], ["--trainer.callbacks=LambdaCallback"]):
+        assert gptlit("fit", *TINY, *options, *more).code == 0
+    # the first, for the bar; the fourth, eighth and twelfth are logged, 5 and 10 validated
+    assert told[:-14] == [0, 3, 4, 7, 9, 11]
+    assert told[-14:] == list(range(14))
+    runs = Path("lightning_logs")
+    assert_same_run(runs / "version_0", runs / "version_1")

@@ -1,0 +1,288 @@
+"""What a training step costs: through the Trainer, in a bare loop, and as most people write it.
+
+    python benchmarks/train_step.py [--rounds 30] [--steps 20] [--config small.yaml] [--loops all]
+
+`gptlit fit` trains with everything on: progress bar, logging, guard, TensorBoard, and a validation
+and checkpoints between the stretches that are timed. After each of its stretches every other loop
+makes as many steps, in turn in the same process:
+
+- bare: the same model, batches, optimizer, clipping and learning rates in plain PyTorch. After
+  every stretch its weights are compared with the Trainer's, as the work has to be the same.
+- plain: per-item batches, torch.optim.AdamW as it comes, clipping, loss.item() at every step.
+- plain with one thing changed, indented; what each gives is its ratio to plain.
+- all of what helps, together, eager and compiled.
+
+Medians over the rounds are told, of milliseconds a step and of each round's ratio to plain and to
+bare. The first round warms up and isn't counted. Text is random: speed doesn't depend on it.
+Options beyond these are those of `gptlit fit`, such as --trainer.accelerator cuda; every stretch on
+a GPU ends by waiting for it.
+"""
+
+import argparse
+import contextlib
+import copy
+import math
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import Callback
+from torch import nn
+
+from gptlit import optim
+from gptlit.__main__ import main as gptlit
+from gptlit.loaders import Batch
+from gptlit.model import GPT
+from gptlit.training import LitGPT
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a loop is made of."""
+
+    gather: bool = False  # one gather a batch, instead of a slice a window
+    optimizer: str = ""  # AdamW's "foreach" or "fused"; "" as it comes
+    set_to_none: bool = True
+    reads_loss: bool = True  # loss.item() at every step
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    compile: bool = False
+    threads: int = 0  # 0 for as many as there are
+
+
+PLAIN = Parts()
+ALL = replace(PLAIN, gather=True, optimizer="fused", reads_loss=False)
+LOOPS = {
+    "plain": PLAIN,
+    "  one gather a batch": replace(PLAIN, gather=True),
+    "  foreach AdamW": replace(PLAIN, optimizer="foreach"),
+    "  fused AdamW": replace(PLAIN, optimizer="fused"),
+    "  loss not read": replace(PLAIN, reads_loss=False),
+    "  set_to_none=False": replace(PLAIN, set_to_none=False),
+    "  attention written out": replace(PLAIN, attention="eager"),
+    "  torch.compile": replace(PLAIN, compile=True),
+    "  one thread": replace(PLAIN, threads=1),
+    "all that helps": ALL,
+    "all, compiled": replace(ALL, compile=True),
+}
+CHOICES = {"trainer": [], "eager": [name for name in LOOPS if not LOOPS[name].compile]}
+CHOICES["all"] = list(LOOPS)
+MEASURED: dict[str, list[float]] = {}  # seconds a step of each loop, by rounds
+DIFFERENCES: list[float] = []  # of the bare loop's weights from the Trainer's, by rounds
+WHERE: list[str] = []
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+Step = Callable[[], None]
+
+
+def same_steps(trainer: L.Trainer, module: LitGPT) -> tuple[nn.Module, Step]:
+    """The Trainer's own work as a plain function, and the copy of the net that it trains."""
+    net = copy.deepcopy(module.net)
+    optimizer = optim.build(net, module.recipe, fused=trainer.precision == "32-true")
+    factor, device = module._schedule(), trainer.strategy.root_device
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    batches = _endless(module.text.train_dataloader)
+    clip, steps = float(trainer.gradient_clip_val or math.inf), iter(range(sys.maxsize))
+
+    def step() -> None:
+        rate = factor(next(steps))
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * rate
+        inputs, targets = (part.to(device) for part in next(batches))
+        with trainer.precision_plugin.forward_context():
+            loss = F.cross_entropy(net(inputs).flatten(0, 1), targets.flatten())
+        loss.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), clip)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return net, step
+
+
+def _endless(loader: Callable[[], Any]) -> Iterator[Batch]:
+    epoch = 0
+    batches = loader()
+    while True:
+        batches.set_epoch(epoch)
+        yield from batches
+        epoch += 1
+
+
+def steps_of(parts: Parts, trainer: L.Trainer, module: LitGPT) -> Step:
+    """A loop as it's usually written, with some parts of it changed."""
+    device, text = trainer.strategy.root_device, module.text
+    net = GPT(replace(module.config, attention=parts.attention)).to(device).train()
+    if parts.compile:
+        net.compile()
+    how: dict[str, Any] = {parts.optimizer: True} if parts.optimizer else {}
+    optimizer = torch.optim.AdamW(net.parameters(), lr=module.lr, betas=module.betas, **how)
+    data = torch.from_numpy(text.tokens.ids[:].astype(np.int64))
+    batch, block, offsets = text.batch_size, text.block_size, torch.arange(text.block_size)
+
+    def step() -> None:
+        ix = torch.randint(len(data) - block, (batch,))
+        if parts.gather:
+            at = ix[:, None] + offsets
+            inputs, targets = data[at], data[at + 1]
+        else:
+            inputs = torch.stack([data[i : i + block] for i in ix])
+            targets = torch.stack([data[i + 1 : i + 1 + block] for i in ix])
+        inputs, targets = inputs.to(device), targets.to(device)
+        with trainer.precision_plugin.forward_context():
+            loss = F.cross_entropy(net(inputs).flatten(0, 1), targets.flatten())
+        optimizer.zero_grad(set_to_none=parts.set_to_none)
+        loss.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        if parts.reads_loss:
+            loss.item()
+
+    return step
+
+
+class InTurn(Callback):
+    """Times the Trainer's steps between two validations, then lets every other loop make as many.
+
+    A step more than is timed lies between two validations, so that what follows the last timed
+    one, up to the fetching of the next batch, is counted.
+
+    Args:
+        steps: How many are timed.
+        loops: The names of those of LOOPS that take part.
+        clock: One of CLOCKS.
+    """
+
+    def __init__(self, steps: int, loops: list[str], clock: str = "wall") -> None:
+        self.steps = steps
+        self.names = loops
+        self.clock = CLOCKS[clock]
+        self._began = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, LitGPT)
+        pl_module.tells_every_batch = False  # as where no callback is added: this one reads none
+        device = self._device = trainer.strategy.root_device
+        is_cuda = device.type == "cuda"
+        name = torch.cuda.get_device_name(device) if is_cuda else device.type
+        WHERE.append(f"{name}, {trainer.precision}, {torch.get_num_threads()} threads")
+        self._net, same = same_steps(trainer, pl_module)
+        self._loops = {"bare": (same, 0)}
+        for name in self.names:
+            parts = LOOPS[name]
+            self._loops[name] = (steps_of(parts, trainer, pl_module), parts.threads)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any
+    ) -> None:
+        place = trainer.global_step % (self.steps + 1)
+        if place == 0 or place == self.steps:
+            now = self._now()
+            if place:
+                self._others(pl_module, (now - self._began) / self.steps)
+            self._began = now
+
+    def _now(self) -> float:
+        if self._device.type != "cpu":
+            torch.accelerator.synchronize(self._device)
+        return self.clock()
+
+    @torch.random.fork_rng()
+    def _others(self, module: L.LightningModule, seconds: float) -> None:
+        MEASURED.setdefault("Trainer", []).append(seconds)
+        threads = torch.get_num_threads()
+        for name, (step, own_threads) in self._loops.items():
+            torch.set_num_threads(own_threads or threads)
+            began = self._now()
+            for _ in range(self.steps):
+                step()
+            MEASURED.setdefault(name, []).append((self._now() - began) / self.steps)
+        torch.set_num_threads(threads)
+        DIFFERENCES.append(_difference(module.net, self._net))
+        self._loops["bare"][0]()  # the step that the Trainer makes untimed
+
+
+def _difference(one: Any, other: nn.Module) -> float:
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    return max(float((a.detach() - b.detach()).abs().max()) for a, b in pairs)
+
+
+def report(measured: dict[str, list[float]]) -> Iterator[str]:
+    """A line for each loop, with medians over all rounds but the first."""
+    counted = {name: seconds[1:] for name, seconds in measured.items()}
+    width = max(map(len, counted)) + 2
+    heads = f"{'ms a step':>10}{'range':>20}{'x bare':>9}{'x plain':>9}"
+    yield f"{'':<{width}}{heads}"
+
+    def ratio(name: str, base: str) -> str:
+        if base not in counted:
+            return ""
+        pairs = zip(counted[name], counted[base], strict=True)
+        return f"{statistics.median(a / b for a, b in pairs):.3f}"
+
+    for name, seconds in counted.items():
+        ms = [1e3 * each for each in seconds]
+        spread = f"{min(ms):.2f} to {max(ms):.2f}"
+        ratios = f"{ratio(name, 'bare'):>9}{ratio(name, 'plain'):>9}"
+        yield f"{name:<{width}}{statistics.median(ms):>10.2f}{spread:>20}{ratios}"
+
+
+def random_text(n_characters: int = 1_000_000) -> str:
+    """65 distinct characters, evenly."""
+    return "".join(np.random.default_rng(0).choice([chr(48 + i) for i in range(65)], n_characters))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument(
+        "--steps", type=int, default=20, help="In a stretch; tens are logged evenly."
+    )
+    parser.add_argument("--config", default="small.yaml")
+    parser.add_argument("--loops", default="all", choices=list(CHOICES))
+    parser.add_argument(
+        "--clock",
+        default="wall",
+        choices=list(CLOCKS),
+        help="cpu counts the process's own time: for one thread on a CPU that others use as well.",
+    )
+    given, more = parser.parse_known_args(arguments)
+    cycle = given.steps + 1
+    here = f"{InTurn.__module__}.InTurn"
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        Path("text.txt").write_text(random_text(), encoding="utf-8")
+        options = [
+            f"--config={given.config}",
+            "--data.path=text.txt",
+            f"--trainer.callbacks={here}",
+            f"--trainer.callbacks.steps={given.steps}",
+            f"--trainer.callbacks.loops={CHOICES[given.loops]}",
+            f"--trainer.callbacks.clock={given.clock}",
+            "--trainer.enable_progress_bar=true",
+            f"--trainer.max_steps={cycle * (given.rounds + 1)}",
+            f"--trainer.val_check_interval={cycle}",
+            "--samples.max_new_tokens=1",
+            "--data.val_fraction=0.005",
+        ]
+        with Path("told.txt").open("w") as told, contextlib.redirect_stdout(told):
+            code = gptlit(["fit", *options, *more])
+        if code:
+            raise SystemExit(code)
+    print(
+        f"{given.config}: {given.rounds} rounds of {given.steps} steps, torch {torch.__version__}",
+        *WHERE,
+        sep=", ",
+    )
+    print("\n".join(report(MEASURED)))
+    largest = max(DIFFERENCES, default=math.nan)
+    print(f"largest difference of the bare loop's weights from the Trainer's: {largest:g}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""The scripts that time training run, and count as they say."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import gpu, train_step
+from tests.conftest import TINY, made_up_text
+
+
+def test_medians_and_ratios_leave_the_first_round_out() -> None:
+    ms = {"Trainer": [9.0, 2.0, 6.0, 4.0], "bare": [1.0, 1.0, 4.0, 2.0], "plain": [1.0] * 4}
+    head, *rows = train_step.report({name: [x / 1e3 for x in each] for name, each in ms.items()})
+    assert head.split() == ["ms", "a", "step", "range", "x", "bare", "x", "plain"]
+    assert [row.split() for row in rows] == [
+        ["Trainer", "4.00", "2.00", "to", "6.00", "2.000", "4.000"],
+        ["bare", "2.00", "1.00", "to", "4.00", "1.000", "2.000"],
+        ["plain", "1.00", "1.00", "to", "1.00", "0.500", "1.000"],
+    ]
+
+
+def test_the_bare_loop_makes_the_trainers_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--config=tiny.yaml", "--rounds=2", "--steps=3", "--loops=eager"]
+    train_step.main([*arguments, *TINY[1:], "--model.warmup_steps=2", "--trainer.accelerator=cpu"])
+    names = ["Trainer", "bare", *train_step.CHOICES["eager"]]
+    assert {name: len(seconds) for name, seconds in train_step.MEASURED.items()} == dict.fromkeys(
+        names, 3
+    )
+    # sums in memory that lies otherwise can differ in their last bits
+    assert len(train_step.DIFFERENCES) == 3
+    assert max(train_step.DIFFERENCES) < 1e-5
+    assert "2 rounds of 3 steps" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA A10G", 70),
+        ("NVIDIA A10", 125),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA L4", 121),
+        ("NVIDIA L40S", 362),
+        ("Tesla T4", None),
+        ("cpu", None),
+    ],
+)
+def test_peaks(name: str, peak: float | None) -> None:
+    assert gpu.peak_tflops(name) == peak
+
+
+def test_a_gpus_figures() -> None:
+    run = gpu.Measured("H", 5.0, training=2.0, in_all=4.0, n_steps=10, tokens_per_step=1000)
+    run.flops_per_token = 1e9
+    run.losses = [(4, 1.5, 1.5, 0.8), (7, 1.4, 3.0, 1.4), (10, 1.41, 4.0, 2.0)]
+    assert list(gpu.report(run, 1.45, 10.0))[1:] == [
+        "compiling: 5.0 s",
+        "val/loss 1.45: reached at step 7 (1.4000), 3.0 s in all, 1.4 s training",
+        "best val/loss: 1.4000 at step 7, 3.0 s in all",
+        "speed: 5,000 tokens per second, 200.00 ms a step",
+        "MFU: 50.0% of 10 TFLOP/s",
+    ]
+    _, _, reached, *_, last = gpu.report(run, 1.3, None)
+    assert reached == "val/loss 1.3: not reached in 10 steps, 4.0 s in all"
+    assert last.startswith("speed")
+
+
+def test_a_gpus_run_can_be_tried_on_a_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text(made_up_text(), encoding="utf-8")
+    options = ["--data.path=text.txt", "--trainer.max_steps=6", "--trainer.val_check_interval=3"]
+    gpu.main([*TINY, *options, "--mode=eager", "--trainer.accelerator=cpu"])
+    assert gpu.RUN.n_steps == 6
+    assert gpu.RUN.tokens_per_step == 4 * 8
+    assert [step for step, *_ in gpu.RUN.losses] == [3, 6]
+    assert 0 < gpu.RUN.training < gpu.RUN.in_all
+    assert "MFU" not in capsys.readouterr().out
