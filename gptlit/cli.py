@@ -1,6 +1,7 @@
 """The verbs that need Lightning: fit, validate, test, and predict on several devices."""
 
 import contextlib
+import functools
 import json
 import re
 import sys
@@ -70,11 +71,13 @@ class GptlitCLI(LightningCLI):
         verb: str,
         arguments: Sequence[str],
         held: contextlib.ExitStack,
-        summarize: bool = False,
+        look: "Callable[[GptlitCLI], None] | None" = None,
+        place: Path | None = None,
     ) -> None:
         self.verb = verb
         self.held = held  # what is to be let go of when the command ends
-        self.summarize = summarize  # a fit, instead of making it
+        self.look = look  # at what a fit would be, instead of making it
+        self.place = place  # the folder of a new run, where it isn't the next version_N
         words, self.start = expand(verb, arguments)
         # whether the text is named now, or is that of the checkpoint
         self.text_given = any(word.startswith(TEXT_OPTIONS) for word in words)
@@ -260,7 +263,7 @@ class GptlitCLI(LightningCLI):
             if self.folder and options.trainer.logger in (None, True):
                 kwargs["logger"] = self.folder.loggers()
             if self.folder and runs.on_rank_zero():
-                config = self.folder.path / "config.yaml"
+                config = self.folder.path / runs.CONFIG
                 config.write_text(self.options_as_yaml, encoding="utf-8")
             trainer = runs.refusing(super().instantiate_trainer, **kwargs)
         # behind what works between two steps, before what saves
@@ -292,7 +295,8 @@ class GptlitCLI(LightningCLI):
         """The run's folder, new or that of the checkpoint gone on from."""
         self.model.run_config = self.options_as_yaml
         if self.start is None:
-            return self._held(lambda: runs.RunFolder(root / checkpoint.RUNS), root)
+            new = functools.partial(runs.RunFolder, root / checkpoint.RUNS, place=self.place)
+            return self._held(new, root)
         path, step, max_steps = self.start.path, self.start.step, self.options.trainer.max_steps
         if "optimizer_states" not in self.start.content:
             raise UsageError(
@@ -343,22 +347,24 @@ class GptlitCLI(LightningCLI):
     @property
     def _only_looks(self) -> bool:
         """Whether nothing is to be trained, and no run's folder to be made."""
-        return self.summarize or bool(self.options.preflight)
+        return self.look is not None or bool(self.options.preflight)
 
-    def _look(self, model: LitGPT) -> None:
-        """Print the summary, or make the checks ahead of a run.
-
-        Raises:
-            SystemExit: a check failed.
-        """
+    def prepare(self) -> None:
+        """Let text, model and Trainer know of each other, without a fit."""
         trainer, data = self.trainer, self.datamodule
-        trainer.datamodule, data.trainer, model.trainer = data, trainer, trainer
+        trainer.datamodule, data.trainer, self.model.trainer = data, trainer, trainer
         data.prepare_data()
         data.setup("fit")
+
+    def _preflight(self, model: LitGPT) -> None:
+        """Make the checks ahead of a run.
+
+        Raises:
+            SystemExit: one failed.
+        """
+        self.prepare()
+        trainer, data = self.trainer, self.datamodule
         model.configure_model()
-        if self.summarize:
-            print(summary.report(trainer, model, self.precision_reason))
-            return
         # the checks train by AdamW, which SGD's rates are far too high for
         lr = preflight.LEAST_LR if model.optimizer == "sgd" else model.lr
         training = preflight.Training(lr, model.warmup_steps, model.betas, model.weight_decay)
@@ -368,8 +374,11 @@ class GptlitCLI(LightningCLI):
             raise SystemExit(1)
 
     def fit(self, model: LitGPT, **kwargs: Any) -> None:
-        if self._only_looks:
-            self._look(model)
+        if self.look is not None:
+            self.look(self)
+            return
+        if self.options.preflight:
+            self._preflight(model)
             return
         trained_before = self.start.step if self.start else 0
         folder = self.folder.path if self.folder else None
@@ -437,6 +446,12 @@ def _check_counts(options: Namespace) -> None:
         raise UsageError("--trainer.limit_train_batches 0: leaves nothing to train on")
 
 
+def _summarize(cli: GptlitCLI) -> None:
+    cli.prepare()
+    cli.model.configure_model()
+    print(summary.report(cli.trainer, cli.model, cli.precision_reason))
+
+
 def main(arguments: Sequence[str]) -> None:
     """Run the verb that comes first in `arguments`.
 
@@ -453,7 +468,7 @@ def main(arguments: Sequence[str]) -> None:
         elif verb == "summary":
             if HELP & set(rest):
                 print("gptlit summary takes the options of gptlit fit, and doesn't train\n")
-            GptlitCLI("fit", rest, held, summarize=True)
+            GptlitCLI("fit", rest, held, look=_summarize)
         else:
             GptlitCLI(verb, rest, held)
         runs.part()

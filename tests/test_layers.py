@@ -26,6 +26,8 @@ GROUND = {
     "muon",
     "averaging",
     "metrics",
+    "charts",
+    "scaling",
     "packing",
     "order",
 }
@@ -57,6 +59,7 @@ FIRST = {
     "preflight",
     "resuming",
     "arguments",
+    "plans",
     "prompts",
     "modes",
     "stages",
@@ -81,8 +84,9 @@ SECOND = {
     "endings",
     "quiet",
     "summary",
+    "study_tables",
 }
-TOP = {"cli", "predict_devices", "__main__", "__init__"}
+TOP = {"cli", "study", "predict_devices", "__main__", "__init__"}
 FLOORS = [GROUND, FIRST, SECOND, TOP]
 
 
