@@ -5,6 +5,7 @@ import functools
 import json
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,19 @@ import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.seed import isolate_rng
 
-from gptlit import __version__, checkpoint, endings, origins, preflight, resuming, runs, summary
+from gptlit import (
+    __version__,
+    checkpoint,
+    endings,
+    origins,
+    preflight,
+    rates,
+    resuming,
+    runs,
+    summary,
+)
 from gptlit import tokenizer as tokenizers
 from gptlit.arguments import HELP, expand
 from gptlit.callbacks import Report, SampleText, StepBar, Throughput
@@ -75,6 +87,7 @@ class GptlitCLI(LightningCLI):
         place: Path | None = None,
     ) -> None:
         self.verb = verb
+        self.arguments = arguments
         self.held = held  # what is to be let go of when the command ends
         self.look = look  # at what a fit would be, instead of making it
         self.place = place  # the folder of a new run, where it isn't the next version_N
@@ -86,6 +99,7 @@ class GptlitCLI(LightningCLI):
         self.origin: origins.Origin | None = None
         self.precision_reason = "as asked"
         self.folder: runs.RunFolder | None = None
+        self.trial: rates.Trial | None = None
         super().__init__(
             LitGPT,
             TextDataModule,
@@ -137,6 +151,15 @@ class GptlitCLI(LightningCLI):
             help="Instead of training, check model and batches: shapes, shift, first loss, "
             "causality, gradients, checkpoint, and that the model memorises one batch.",
         )
+        parser.add_argument(
+            "--lr_find",
+            type=bool,
+            nargs="?",
+            const=True,
+            default=False,
+            help="Train with the learning rate at which the loss falls fastest in a trial of "
+            f"{rates.STEPS} steps, in the place of --model.lr; muon_lr keeps its proportion.",
+        )
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: `expand` has put the checkpoint's options where flags given beside it win."""
@@ -170,6 +193,8 @@ class GptlitCLI(LightningCLI):
         _check_counts(options)
         if options.preflight and self.subcommand != "fit":
             raise UsageError("--preflight true: is an option of fit only")
+        if options.lr_find:
+            self._take_rate()
         self._take_origin()
         # the options as given: what is chosen below is chosen again by whoever goes on
         self.options_as_yaml = self._dump_options()
@@ -194,6 +219,35 @@ class GptlitCLI(LightningCLI):
             # Lightning counts batches; a checkpoint between two of a step could not go on exactly
             trainer.val_check_interval *= trainer.accumulate_grad_batches
 
+    def _take_rate(self) -> None:
+        """Let a new run begin with the rate that a trial suggests, as if it had been given."""
+        options, model = self.options, self.options.model
+        for name, is_given in {
+            "a verb other than fit": self.subcommand != "fit" or self.look is not None,
+            "--ckpt_path, which goes on with a run at its own rate": self.start is not None,
+            "--preflight": options.preflight,
+            "--trainer.fast_dev_run": options.trainer.fast_dev_run,
+        }.items():
+            if is_given:
+                raise UsageError(f"--lr_find true: has no part in {name}; leave it out")
+        trials: list[rates.Trial] = []
+
+        def try_rates(cli: GptlitCLI) -> None:
+            trials.append(rates.find(cli.trainer, cli.model, cli.datamodule))
+
+        note(f"--lr_find: {rates.STEPS} steps, each at a higher learning rate than the one before")
+        with tempfile.TemporaryDirectory() as folder, isolate_rng():
+            words = [*self.arguments, *rates.TRIAL, f"--trainer.default_root_dir={folder}"]
+            GptlitCLI("fit", words, self.held, look=try_rates)
+        (self.trial,) = trials
+        found = rates.changes(self.trial, model.optimizer, model.lr, model.muon_lr, model.min_lr)
+        told = [f"--model.{name} {value:g} (was {model[name]:g})" for name, value in found.items()]
+        note(
+            f"--lr_find: the loss fell fastest at the first of, and the run has: {', '.join(told)}"
+        )
+        for name, value in found.items():
+            model[name] = value
+
     def _take_origin(self) -> None:
         """Let a new run begin from given weights; one that goes on has its own."""
         model = self.options.model
@@ -213,7 +267,7 @@ class GptlitCLI(LightningCLI):
     def _dump_options(self) -> str:
         dumped = self._parser(self.subcommand).dump(self.options, skip_unset=False, format="yaml")
         options = yaml.safe_load(dumped)
-        for key in ("config", "ckpt_path", "preflight"):
+        for key in ("config", "ckpt_path", "preflight", "lr_find"):
             options.pop(key, None)
         for key in ("path", "val_path", "test_path"):
             if path := options["data"][key]:
@@ -265,6 +319,9 @@ class GptlitCLI(LightningCLI):
             if self.folder and runs.on_rank_zero():
                 config = self.folder.path / runs.CONFIG
                 config.write_text(self.options_as_yaml, encoding="utf-8")
+                if self.trial:
+                    chart = self.folder.path / "lr_find.svg"
+                    chart.write_text(self.trial.chart(), encoding="utf-8")
             trainer = runs.refusing(super().instantiate_trainer, **kwargs)
         # behind what works between two steps, before what saves
         saves = [isinstance(each, Checkpoint) for each in [*trainer.callbacks, Checkpoint()]]

@@ -85,6 +85,7 @@ SECOND = {
     "quiet",
     "summary",
     "study_tables",
+    "rates",
 }
 TOP = {"cli", "study", "predict_devices", "__main__", "__init__"}
 FLOORS = [GROUND, FIRST, SECOND, TOP]
