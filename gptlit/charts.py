@@ -17,6 +17,7 @@ LONGEST_NAME = 28  # characters
 CHARACTER = 6.7  # the mean width of one, of 12 pixels' height
 DASHES = ' stroke-dasharray="6 4"'
 MOST_OWN_TICKS = 8
+MOST_DIGITS = 17
 LOG_FROM = 8.0  # times the smallest value, the largest is to be for a logarithmic axis
 
 
@@ -74,13 +75,13 @@ class Axis:
         return (value - low) / (high - low)
 
 
-def number(value: float) -> str:
+def number(value: float, digits: int = 4) -> str:
     """0.0003, 3e-05, 64, 1.2M: a number in few characters."""
     size = abs(value)
     for scale, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if scale <= size < 1e15 and (size >= 1e4 or scale > 1e3):
-            return f"{value / scale:.3g}{letter}"
-    return f"{value:.4g}"
+            return f"{value / scale:.{digits - 1}g}{letter}"
+    return f"{value:.{digits}g}"
 
 
 def axis(label: str, values: Iterable[float], log: bool, own_ticks: bool = False) -> Axis:
@@ -104,7 +105,11 @@ def axis(label: str, values: Iterable[float], log: bool, own_ticks: bool = False
         at = _round_numbers(low, high)
     if (own_ticks and len(known) <= MOST_OWN_TICKS) or len(at) < 2:
         at = known
-    return Axis(label, low, high, log, [(value, number(value)) for value in at])
+    for digits in range(4, MOST_DIGITS):
+        told = [number(value, digits) for value in at]
+        if len(set(told)) == len(at):
+            break
+    return Axis(label, low, high, log, list(zip(at, told, strict=True)))
 
 
 def named_axis(label: str, names: Sequence[str]) -> Axis:

@@ -241,10 +241,8 @@ class GptlitCLI(LightningCLI):
             GptlitCLI("fit", words, self.held, look=try_rates)
         (self.trial,) = trials
         found = rates.changes(self.trial, model.optimizer, model.lr, model.muon_lr, model.min_lr)
-        told = [f"--model.{name} {value:g} (was {model[name]:g})" for name, value in found.items()]
-        note(
-            f"--lr_find: the loss fell fastest at the first of, and the run has: {', '.join(told)}"
-        )
+        told = [f"--model.{name} {model[name]:g} -> {value:g}" for name, value in found.items()]
+        note(f"--lr_find: the loss fell fastest at {found['lr']:g}; {', '.join(told)}")
         for name, value in found.items():
             model[name] = value
 

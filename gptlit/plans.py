@@ -198,6 +198,10 @@ class Study:
             setups.append(Setup(self._folder(named), shown, seed, [*words, *seeded]))
         return setups
 
+    def values(self, settings: Settings) -> Settings:
+        """All options that a setting has of its own."""
+        return (self.named or {}).get(settings.get("setting", ""), {}) | settings
+
     def _folder(self, shown: Settings) -> str:
         short = short_names(shown)
         parts = [
@@ -302,9 +306,10 @@ def _study(path: Path, content: dict[str, Any], words: Sequence[str]) -> Study:
         if name in content and content[name] not in of:
             hint = did_you_mean(str(content[name]), of)
             raise UsageError(f"{name}: {content[name]}: choose from {', '.join(of)}.{hint}")
-    x, along = content.get("x"), [*varied, *(["setting"] if named else []), *FIGURES]
+    own = itertools.chain(*(named or {}).values())
+    x, along = content.get("x"), [*varied, *(["setting"] if named else []), *own, *FIGURES]
     if x is not None and x not in along:
-        raise UsageError(f"x: {x}: choose from {', '.join(along)}")
+        raise UsageError(f"x: {x}: choose from {', '.join(dict.fromkeys(along))}")
     if search and search.by == "optuna" and (named or grid):
         raise UsageError("random: by: optuna: has no part beside settings or grid; leave them out")
     common = [f"--config={each}" for each in configs]

@@ -67,7 +67,10 @@ class Trial:
         return float(f"{steepest:.2g}") if counted and counted[steepest] < 0 else None
 
     def chart(self) -> str:
-        """The loss over the rate, as SVG, with what is suggested."""
+        """The loss over the rate, as SVG, with what is suggested.
+
+        It rises at first: Lightning's running mean begins too low.
+        """
         points = [
             Point(rate, loss)
             for rate, loss in list(zip(self.rates, self.losses, strict=True))[NOT_COUNTED:]
@@ -76,7 +79,7 @@ class Trial:
         series = [Series("", points, marked=False)]
         if (found := self.suggested) is not None:
             nearest = min(points, key=lambda point: abs(math.log(point.x / found)))
-            series.append(Series(f"lr {found:g}", [nearest]))
+            series.append(Series(f"{found:g}", [nearest], joined=False))
         x = charts.axis("model.lr", [point.x for point in points], log=True)
         y = charts.axis("loss, running mean", [point.y for point in points], log=False)
         return charts.chart("lr_find", series, x, y)

@@ -132,7 +132,7 @@ def _aligned(cells: Sequence[dict[str, str]], room: int) -> list[str]:
 def warnings(study: Study, outcomes: Sequence[Outcome]) -> Iterator[str]:
     """What speaks against comparing the runs."""
     known = [each for each in outcomes if not each.failed]
-    varied = set().union(*(_options(study, each.setup) for each in known))
+    varied = set().union(*(study.values(each.setup.settings) for each in known))
     per_token = study.metric != "val/bits_per_byte"
     if per_token and any(name.startswith("data.tokenizer") for name in varied):
         yield (
@@ -141,11 +141,6 @@ def warnings(study: Study, outcomes: Sequence[Outcome]) -> Iterator[str]:
         )
     if len({each.text for each in known} - {""}) > 1:
         yield "the runs were validated on different texts, or on different parts of one"
-
-
-def _options(study: Study, setup: Setup) -> set[str]:
-    own = (study.named or {}).get(setup.settings.get("setting", ""), {})
-    return set(setup.settings) | set(own)
 
 
 def as_csv(study: Study, outcomes: Sequence[Outcome]) -> str:
@@ -198,24 +193,33 @@ def _is_number(value: Any) -> bool:
 
 def _over(study: Study, found: Sequence[Row], name: str) -> str:
     """The metric over an option or a figure; what else differs are lines of their own."""
-    at = _places(found, name)
+    values: list[Any] = [study.values(row.settings).get(name) for row in found]
+    if name in FIGURES:
+        values = [row.mean(name) for row in found]
+    has_axis = all(map(_is_number, values))
+    names = list(dict.fromkeys(map(told, values)))
+    at = [float(value if has_axis else names.index(told(value))) for value in values]
     groups: dict[str, list[tuple[float, Row]]] = {}
     is_cloud = name in FIGURES or study.search is not None
     for place, row in sorted(zip(at, found, strict=True), key=lambda pair: pair[0]):
-        rest = {} if is_cloud else {n: v for n, v in row.settings.items() if n != name}
+        # an option that comes with a setting says which it is
+        own = {name} if name in row.settings else {name, "setting"}
+        rest = {} if is_cloud else {n: v for n, v in row.settings.items() if n not in own}
         groups.setdefault(_label(rest), []).append((place, row))
     metric = study.metric
     series = [
         Series(
             label,
             [Point(place, row.mean(metric), row.spread(metric)) for place, row in group],
-            joined=not is_cloud and _is_axis(found, name),
+            joined=not is_cloud and has_axis,
         )
         for label, group in groups.items()
     ]
     if len(series) > MOST_SERIES:
         series = [Series("", each.points, joined=False) for each in series]
-    x = _axis(found, name, at)
+    x = charts.named_axis(name, names)
+    if has_axis:
+        x = charts.axis(name, at, log=charts.wants_log(at), own_ticks=name not in FIGURES)
     if study.power_law and (law := power_law(study, found)):
         series = [Series(metric, series[0].points, joined=False), _of_law(law, at)]
     y = _heights(metric, series)
@@ -228,29 +232,6 @@ def _label(settings: Settings) -> str:
         told(value) if name == "setting" else f"{short[name]} {told(value)}"
         for name, value in settings.items()
     )
-
-
-def _is_axis(found: Sequence[Row], name: str) -> bool:
-    return name in FIGURES or all(_is_number(row.settings.get(name)) for row in found)
-
-
-def _places(found: Sequence[Row], name: str) -> list[float]:
-    """Where each row lies along the axis."""
-    if name in FIGURES:
-        return [row.mean(name) for row in found]
-    values = [row.settings.get(name) for row in found]
-    if _is_axis(found, name):
-        return [float(value) for value in values if value is not None]
-    names = list(dict.fromkeys(map(told, values)))
-    return [float(names.index(told(value))) for value in values]
-
-
-def _axis(found: Sequence[Row], name: str, at: Sequence[float]) -> Axis:
-    if not _is_axis(found, name):
-        return charts.named_axis(
-            name, list(dict.fromkeys(told(row.settings.get(name)) for row in found))
-        )
-    return charts.axis(name, at, log=charts.wants_log(at), own_ticks=name not in FIGURES)
 
 
 def _heights(label: str, series: Sequence[Series]) -> Axis:
