@@ -80,8 +80,8 @@ def find_study(name: str) -> Path:
         if each in shipped:
             return shipped[each]
     raise UsageError(
-        f"{name}: no such file, and not one of the shipped {', '.join(shipped)}."
-        + did_you_mean(name, shipped)
+        f"{name}: no such file, and not one of the shipped "
+        f"{', '.join(Path(each).stem for each in shipped)}.{did_you_mean(name, shipped)}"
     )
 
 

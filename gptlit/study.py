@@ -6,6 +6,7 @@ lightning_logs/NAME/
 
 import contextlib
 import gc
+import importlib.util
 import io
 import json
 import shlex
@@ -43,7 +44,8 @@ HELP = """usage: gptlit study STUDY.yaml [--name NAME] [--dry_run] [--remake] [o
 Make the runs of a study file, and compare them by a table and plots. The same command again goes
 on where it was stopped: what is done stays, and an interrupted run goes on at its last step.
 
-  STUDY.yaml   a path, or one of the shipped {shipped}
+  STUDY.yaml   a path, or one of the shipped
+               {shipped}
   --name NAME  the runs lie under lightning_logs/NAME; the file's name when left out
   --dry_run    tell the runs, and make none
   --remake     make runs anew that were made with other options; without it they are refused
@@ -80,16 +82,20 @@ def main(argv: Sequence[str]) -> None:
         SystemExit: stopped (130, 143), or a run failed to be made (1).
     """
     if {"-h", "--help"} & set(argv):
-        print(HELP.format(shipped=", ".join(shipped_studies())))
+        print(HELP.format(shipped=_shipped()))
         return
     if not argv or argv[0].startswith("-"):
         raise UsageError(
-            "no study file; say gptlit study STUDY.yaml, a path or one of the shipped "
-            + ", ".join(shipped_studies())
+            "no study file; say gptlit study STUDY.yaml, a path or one of the shipped " + _shipped()
         )
     names, words = take(with_environment("study", argv[1:]), "--name")
     path = find_study(argv[0])
     study = plans.read(path, [word for word in words if word not in FLAGS])
+    if study.search and study.search.by == "optuna" and not importlib.util.find_spec("optuna"):
+        raise UsageError(
+            f"{path}: random: by: optuna: is not installed; pip install 'gptlit[optuna]', or give "
+            "by: random"
+        )
     folder = checkpoint.RUNS / _checked(names[-1] if names else path.stem)
     shown = _Unseen(sys.stderr)  # what preparing the same text tells again and again
     with contextlib.redirect_stderr(shown):
@@ -99,12 +105,17 @@ def main(argv: Sequence[str]) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     with runs.alone(folder, "make this one elsewhere by --name"):
-        _clear_changed(planned, folder, remake="--remake" in words)
+        remake = "--remake" in words
+        _clear_changed(planned, folder, remake)
         again = shlex.join(["gptlit", "study", *(word for word in argv if word not in FLAGS)])
-        outcomes = _make_all(study, planned, folder, again)
+        outcomes = _make_all(study, planned, folder, again, remake)
         _report(study, outcomes, folder)
     if any(each.failed and not _is_result(folder / each.setup.name) for each in outcomes):
         raise SystemExit(1)
+
+
+def _shipped() -> str:
+    return ", ".join(Path(name).stem for name in shipped_studies())
 
 
 def _checked(name: str) -> str:
@@ -252,7 +263,9 @@ def _result(place: Path) -> dict[str, Any]:
     return json.loads((place / RESULT).read_text(encoding="utf-8"))
 
 
-def _make_all(study: Study, planned: Sequence[Planned], folder: Path, again: str) -> list[Outcome]:
+def _make_all(
+    study: Study, planned: Sequence[Planned], folder: Path, again: str, remake: bool
+) -> list[Outcome]:
     """Make what isn't made yet; a line for each run.
 
     Raises:
@@ -289,7 +302,7 @@ def _make_all(study: Study, planned: Sequence[Planned], folder: Path, again: str
     for each in planned:
         make(each)
     if not planned and study.search:
-        _search(study, folder, make)
+        _search(study, folder, make, remake)
     return outcomes
 
 
@@ -377,20 +390,13 @@ def _outcome(study: Study, planned: Planned, place: Path, failed: str = "") -> O
     return Outcome(planned.setup, figures, curve, text=planned.text)
 
 
-def _search(study: Study, folder: Path, make: Callable[[Planned], Outcome]) -> None:
+def _search(study: Study, folder: Path, make: Callable[[Planned], Outcome], remake: bool) -> None:
     """Let optuna choose each setting by what those before it found (TPE, Bergstra et al. 2011).
 
     Its choices follow from its seed and the results, so that going on is making them again.
-
-    Raises:
-        UsageError: optuna is not installed.
     """
-    try:
-        import optuna
-    except ImportError as error:
-        raise UsageError(
-            "random: by: optuna: is not installed; pip install 'gptlit[optuna]', or by: random"
-        ) from error
+    import optuna
+
     assert study.search is not None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     trials = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=study.search.seed))
@@ -398,7 +404,7 @@ def _search(study: Study, folder: Path, make: Callable[[Planned], Outcome]) -> N
         trial = trials.ask()
         values = {name: _suggested(trial, name, c) for name, c in study.search.over.items()}
         planned = [plan(study, setup) for setup in study.of(values)]
-        _clear_changed(planned, folder, remake=False)
+        _clear_changed(planned, folder, remake)
         found = [make(each).figures.get(study.metric) for each in planned]
         known = [value for value in found if value is not None]
         if len(known) == len(found):
