@@ -25,7 +25,7 @@ VERBS = {
     "data": "what a text is, under one or more tokenizers",
     "import": "a checkpoint from nanoGPT's or Hugging Face's files",
     "export": "a checkpoint as a Hugging Face folder, or as plain safetensors",
-    "study": "many runs side by side: a grid, or random settings; a table and a plot",
+    "study": "many runs side by side: a grid or a search, a table and plots",
     "summary": "what a fit with these options would be: size, memory, time",
 }
 

@@ -13,65 +13,46 @@ import shlex
 import shutil
 import statistics
 import sys
+import textwrap
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from gptlit import accounting, checkpoint, plans, resuming, runs, study_tables, terminal
+from gptlit import checkpoint, plans, runs, study_tables, terminal
 from gptlit.arguments import find_study, shipped_studies, take
 from gptlit.assets import write_atomically
 from gptlit.callbacks import duration
 from gptlit.cli import GptlitCLI
 from gptlit.guard import NotFinite
 from gptlit.messages import MEMORY_ADVICE, RunError, UsageError, is_out_of_memory, note
-from gptlit.model import GPT
 from gptlit.parser import with_environment
-from gptlit.plans import METRICS, Choice, Range, Setup, Study
+from gptlit.planning import RESULT, Planned, clear_changed, is_result, plan, result
+from gptlit.plans import METRICS, Choice, Range, Study
 from gptlit.quiet import quiet
 from gptlit.stages import logged
 from gptlit.study_tables import Outcome
 
-RESULT = "result.json"  # in the folder of a run that came to its end
 FLAGS = ("--remake", "--dry_run")
-HELP = """usage: gptlit study STUDY.yaml [--name NAME] [--dry_run] [--remake] [options of fit]
+HELP = """usage: gptlit study STUDY.yaml [--name NAME] [--dry_run] [--remake] [options]
 
-Make the runs of a study file, and compare them by a table and plots. The same command again goes
-on where it was stopped: what is done stays, and an interrupted run goes on at its last step.
+Make the runs of a study file, and compare them by a table and plots. The same
+command again goes on where it was stopped: what is done stays, and an
+interrupted run goes on at its last step.
 
-  STUDY.yaml   a path, or one of the shipped
-               {shipped}
-  --name NAME  the runs lie under lightning_logs/NAME; the file's name when left out
+  STUDY.yaml   a path, or a shipped one:
+{shipped}
+  --name NAME  the runs lie under lightning_logs/NAME; else the file's name
   --dry_run    tell the runs, and make none
-  --remake     make runs anew that were made with other options; without it they are refused
+  --remake     make runs anew that were made with other options; without it
+               they are refused
 
-Options of gptlit fit, such as --trainer.max_steps 50, hold for all runs and win over the file's."""
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A run of which all is known but what it finds.
-
-    Args:
-        setup: The run.
-        options: All options of it, as its config.yaml would have them.
-        parameters: Of its model.
-        tokens_per_step: What an optimizer step sees.
-        flops_per_token: Of training, forward and backward.
-        text: Which text it is validated on.
-    """
-
-    setup: Setup
-    options: dict[str, Any]
-    parameters: int
-    tokens_per_step: int
-    flops_per_token: float
-    text: str
+Options of gptlit fit, such as --trainer.max_steps 50, hold for all runs and win
+over the file's. The README tells what stands in a study file."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -82,7 +63,7 @@ def main(argv: Sequence[str]) -> None:
         SystemExit: stopped (130, 143), or a run failed to be made (1).
     """
     if {"-h", "--help"} & set(argv):
-        print(HELP.format(shipped=_shipped()))
+        print(HELP.format(shipped=textwrap.indent(textwrap.fill(_shipped(), 64), " " * 15)))
         return
     if not argv or argv[0].startswith("-"):
         raise UsageError(
@@ -106,11 +87,11 @@ def main(argv: Sequence[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with runs.alone(folder, "make this one elsewhere by --name"):
         remake = "--remake" in words
-        _clear_changed(planned, folder, remake)
+        clear_changed(planned, folder, remake)
         again = shlex.join(["gptlit", "study", *(word for word in argv if word not in FLAGS)])
         outcomes = _make_all(study, planned, folder, again, remake)
         _report(study, outcomes, folder)
-    if any(each.failed and not _is_result(folder / each.setup.name) for each in outcomes):
+    if any(each.failed and not is_result(folder / each.setup.name) for each in outcomes):
         raise SystemExit(1)
 
 
@@ -142,125 +123,19 @@ class _Unseen(io.TextIOBase):
         return len(text)
 
 
-# ---------------------------------------------------------------------- before any run
-
-
-def plan(study: Study, setup: Setup) -> Planned:
-    """Parse the options of a run, and read its text, so that what can't work is refused.
-
-    Raises:
-        UsageError: names the run and the option.
-    """
-    found: list[Planned] = []
-
-    def look(cli: GptlitCLI) -> None:
-        _check(study, cli)
-        cli.prepare()
-        text = cli.datamodule
-        config = {**vars(cli.model.config), "vocab_size": text.tokenizer.vocab_size}
-        with torch.device("meta"):
-            net = GPT(type(cli.model.config)(**config))
-        found.append(
-            Planned(
-                setup,
-                yaml.safe_load(cli.options_as_yaml),
-                net.num_parameters(),
-                text.windows_per_step * text.block_size,
-                accounting.training_flops_per_token(net),
-                _validated_on(text.describe_text()),
-            )
-        )
-
-    try:
-        with quiet(), contextlib.ExitStack() as held:
-            GptlitCLI("fit", setup.words, held, look=look)
-    except UsageError as error:
-        raise UsageError(f"{setup.name}: {error}") from error
-    return found[0]
-
-
-def _check(study: Study, cli: GptlitCLI) -> None:
-    trainer, options = cli.trainer, cli.options.trainer
-    if trainer.world_size > 1:
-        raise UsageError(
-            f"--trainer.devices {options.devices}: a study's runs are of one process each; give "
-            "--trainer.devices 1, or make them one by one by gptlit fit"
-        )
-    every, steps = options.val_check_interval, trainer.max_steps
-    by_steps = isinstance(every, int) and trainer.check_val_every_n_epoch is None
-    if study.at == "end" and by_steps and steps > 0:
-        every //= trainer.accumulate_grad_batches  # which is counted in batches by now
-        if steps > every and steps % every:
-            raise UsageError(
-                f"--trainer.val_check_interval {every}: the last validation would be at step "
-                f"{steps // every * every} of {steps}, and ends are compared; give a divisor of "
-                f"{steps}, or at: best in the study"
-            )
-
-
-def _validated_on(text: dict[str, Any]) -> str:
-    own = text["own_texts"].get("val")
-    return json.dumps(own[1] if own else [text["sha256"], text["sizes"]["val"]["bytes"]])
-
-
 def _tell_plan(study: Study, planned: Sequence[Planned], folder: Path) -> None:
     if not planned and study.search:
         print(f"{study.search.runs} runs, each chosen by what those before it found")
     for each in planned:
         place = folder / each.setup.name
         last = place / "checkpoints" / "last.ckpt"
-        state = "done" if _is_result(place) else "begun" if last.exists() else "to make"
+        state = "done" if is_result(place) else "begun" if last.exists() else "to make"
         tokens = each.options["trainer"]["max_steps"] * each.tokens_per_step
         seen = f", {tokens:,} tokens" if tokens > 0 else ""
         print(f"{each.setup.name}: {each.parameters:,} parameters{seen}, {state}")
 
 
-def _clear_changed(planned: Sequence[Planned], folder: Path, remake: bool) -> None:
-    """Refuse, or remove, runs that were made with other options.
-
-    Raises:
-        UsageError: names the first, and what differs.
-    """
-    changed: dict[Path, str] = {}
-    for each in planned:
-        place = folder / each.setup.name
-        if difference := _difference(each, place):
-            changed[place] = difference
-    if changed and not remake:
-        place, difference = next(iter(changed.items()))
-        others = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-        raise UsageError(
-            f"{place}{others}: made with other options: {difference}; --remake makes anew what "
-            "differs, --name OTHER keeps both"
-        )
-    for place in changed:
-        shutil.rmtree(place)
-
-
-def _difference(planned: Planned, place: Path) -> str:
-    """What a run that is there, or was begun, was made with otherwise."""
-    config = place / runs.CONFIG
-    if not config.is_file():
-        if place.is_dir() and any(place.iterdir()):
-            raise UsageError(f"{place}: is there, and is no run; name another study by --name")
-        return ""
-    before = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
-    for name, old, new in resuming.changed(before, planned.options):
-        return f"--{name} {json.dumps(old)}, now {json.dumps(new)}"
-    if _is_result(place) and _result(place)["text"] != planned.text:
-        return "another text"
-    return ""
-
-
 # ---------------------------------------------------------------------- the runs
-
-
-def _is_result(place: Path) -> bool:
-    return (place / RESULT).is_file()
-
-
-def _result(place: Path) -> dict[str, Any]:
-    return json.loads((place / RESULT).read_text(encoding="utf-8"))
 
 
 def _make_all(
@@ -277,7 +152,7 @@ def _make_all(
 
     def make(each: Planned) -> Outcome:
         place, count = folder / each.setup.name, f"[{len(outcomes) + 1}/{many}] {each.setup.name}: "
-        if _is_result(place):
+        if is_result(place):
             outcomes.append(_outcome(study, each, place))
             return outcomes[-1]
         print(count, end="", file=sys.stderr, flush=True)
@@ -297,7 +172,7 @@ def _make_all(
         print(told, file=sys.stderr, flush=True)
         return outcome
 
-    if done := sum(_is_result(folder / each.setup.name) for each in planned):
+    if done := sum(is_result(folder / each.setup.name) for each in planned):
         note(f"{done} of {many} runs are done already")
     for each in planned:
         make(each)
@@ -332,8 +207,8 @@ def _make(planned: Planned, place: Path) -> str:
     place.mkdir(exist_ok=True)
     if not (place / runs.CONFIG).is_file():  # of a run that diverged at once
         (place / runs.CONFIG).write_text(yaml.safe_dump(planned.options), encoding="utf-8")
-    result = {"step": step, "text": planned.text, "failed": failed}
-    write_atomically(place / RESULT, json.dumps(result).encode())
+    found = {"step": step, "text": planned.text, "failed": failed}
+    write_atomically(place / RESULT, json.dumps(found).encode())
     return failed
 
 
@@ -370,10 +245,10 @@ def _forget() -> None:
 
 def _outcome(study: Study, planned: Planned, place: Path, failed: str = "") -> Outcome:
     """What a run found, from its folder."""
-    failed = failed or _result(place)["failed"]
+    failed = failed or result(place)["failed"]
     if failed:
         return Outcome(planned.setup, failed=failed)
-    metrics, step = place / "metrics.csv", _result(place)["step"]
+    metrics, step = place / "metrics.csv", result(place)["step"]
     curve = logged(metrics, study.metric)
     if not curve:
         return Outcome(
@@ -404,7 +279,7 @@ def _search(study: Study, folder: Path, make: Callable[[Planned], Outcome], rema
         trial = trials.ask()
         values = {name: _suggested(trial, name, c) for name, c in study.search.over.items()}
         planned = [plan(study, setup) for setup in study.of(values)]
-        _clear_changed(planned, folder, remake)
+        clear_changed(planned, folder, remake)
         found = [make(each).figures.get(study.metric) for each in planned]
         known = [value for value in found if value is not None]
         if len(known) == len(found):

@@ -87,7 +87,7 @@ SECOND = {
     "study_tables",
     "rates",
 }
-TOP = {"cli", "study", "predict_devices", "__main__", "__init__"}
+TOP = {"cli", "planning", "study", "predict_devices", "__main__", "__init__"}
 FLOORS = [GROUND, FIRST, SECOND, TOP]
 
 

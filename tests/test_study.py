@@ -211,6 +211,7 @@ def test_a_run_that_fails_is_told_and_the_study_goes_on(
         ({"grid": {"data.path": ["nowhere.txt"]}}, [], "--data.path nowhere.txt"),
         ({"grid": {"model.block_size": [8, 9999]}}, [], "block_size=9999: --model.block_size 9999"),
         ({"seeds": [1]}, ["--trainer.max_steps=7"], "the last validation would be at step 4 of 7"),
+        ({"seeds": [1]}, ["--data.val_fraction=0"], "metric: val/loss: there is no validation"),
         ({"seeds": [1]}, ["--trainer.devices=2"], "--trainer.devices 2: a study's runs"),
         ({"seeds": [1]}, ["--name", "a/b"], "--name a/b: must be a folder's name"),
         ({"seeds": [1]}, ["--name", "version_3"], "--name version_3: must be a folder's name"),
@@ -229,7 +230,9 @@ def test_words_without_a_file(gptlit: Call) -> None:
     assert "no study file" in gptlit("study").err
     assert "no study file" in gptlit("study", "--name", "x").err
     assert "nowhere.yaml: no such file" in gptlit("study", "nowhere.yaml").err
-    assert gptlit("study", "--help").out.startswith("usage: gptlit study STUDY.yaml")
+    told = gptlit("study", "--help").out
+    assert told.startswith("usage: gptlit study STUDY.yaml")
+    assert max(map(len, told.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("name", sorted(shipped_studies()))
