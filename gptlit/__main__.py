@@ -8,7 +8,14 @@ import traceback
 from collections.abc import Iterator, Sequence
 
 from gptlit import __version__
-from gptlit.messages import RunError, UsageError, did_you_mean, note
+from gptlit.messages import (
+    MEMORY_ADVICE,
+    RunError,
+    UsageError,
+    did_you_mean,
+    is_out_of_memory,
+    note,
+)
 
 VERBS = {
     "fit": "train a model, or go on training one (--ckpt_path last)",
@@ -18,6 +25,7 @@ VERBS = {
     "data": "what a text is, under one or more tokenizers",
     "import": "a checkpoint from nanoGPT's or Hugging Face's files",
     "export": "a checkpoint as a Hugging Face folder, or as plain safetensors",
+    "study": "many runs side by side: a grid or a search, a table and plots",
     "summary": "what a fit with these options would be: size, memory, time",
 }
 
@@ -36,10 +44,6 @@ usage: gptlit VERB [options]   (gptlit VERB --help tells them)
   --debug, before or behind the verb: an error is shown with its traceback"""
 
 DEBUG = "--debug"
-
-MEMORY_ADVICE = (
-    "out of memory: lower --data.batch_size, then --model.block_size, then --model.n_embd"
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             port = os.environ.get("MASTER_PORT", "")
             note(f"error: MASTER_PORT {port}: in use by another program; unset it or name another")
             return 1
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         note(f"error: {MEMORY_ADVICE}")
         return 2
@@ -135,17 +139,14 @@ def _dispatch(verb: str, arguments: list[str]) -> None:
         from gptlit import survey
 
         survey.main(arguments[1:])
+    elif verb == "study":
+        from gptlit import study
+
+        study.main(arguments[1:])
     else:
         from gptlit import cli
 
         cli.main(arguments)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    # torch's CPU allocator raises a plain RuntimeError
-    return isinstance(error, MemoryError) or any(
-        sign in str(error) for sign in ("out of memory", "can't allocate memory")
-    )
 
 
 if __name__ == "__main__":

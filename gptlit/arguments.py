@@ -12,6 +12,7 @@ from gptlit import checkpoint
 from gptlit.messages import UsageError, did_you_mean
 from gptlit.parser import from_environment
 
+STUDIES = "studies/"  # among the configs, and none
 DEFAULT_CONFIG = "small.yaml"
 GROUPS = {"model", "data", "trainer", "samples", "guard", "early_stopping"}
 HELP = {"-h", "--help", "--print_config"}
@@ -35,7 +36,7 @@ class Start:
         return int(self.content["global_step"])
 
 
-def _take(words: Sequence[str], *names: str) -> tuple[list[str], list[str]]:
+def take(words: Sequence[str], *names: str) -> tuple[list[str], list[str]]:
     """The values of each `--name value` or `--name=value`, and the other words."""
     values, others = [], []
     remaining = iter(words)
@@ -56,7 +57,32 @@ def shipped_configs() -> dict[str, Path]:
     """The configs that are installed with the package, by their path within it."""
     folder = Path(str(importlib.resources.files("gptlit.configs")))
     found = sorted(folder.rglob("*.yaml"), key=lambda path: (len(path.parts), path))
-    return {path.relative_to(folder).as_posix(): path for path in found}
+    configs = {path.relative_to(folder).as_posix(): path for path in found}
+    return {name: path for name, path in configs.items() if not name.startswith(STUDIES)}
+
+
+def shipped_studies() -> dict[str, Path]:
+    """The study files that are installed with the package, by their names."""
+    folder = Path(str(importlib.resources.files("gptlit.configs"))) / STUDIES
+    return {path.name: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find_study(name: str) -> Path:
+    """The study file at a path, or else the shipped one of that name.
+
+    Raises:
+        UsageError: there is neither.
+    """
+    if (path := Path(name).expanduser()).is_file():
+        return path
+    shipped = shipped_studies()
+    for each in (name, f"{name}.yaml"):
+        if each in shipped:
+            return shipped[each]
+    raise UsageError(
+        f"{name}: no such file, and not one of the shipped "
+        f"{', '.join(Path(each).stem for each in shipped)}.{did_you_mean(name, shipped)}"
+    )
 
 
 def find_config(name: str) -> Path:
@@ -124,8 +150,8 @@ def expand(verb: str, arguments: Sequence[str]) -> tuple[list[str], Start | None
     Raises:
         UsageError: no such config or checkpoint.
     """
-    names, words = _take([*from_environment(verb), *arguments], "--config", "-c")
-    paths, words = _take(words, "--ckpt_path")
+    names, words = take([*from_environment(verb), *arguments], "--config", "-c")
+    paths, words = take(words, "--ckpt_path")
     configs = [f"--config={find_config(name)}" for name in names]
     if not paths and verb != "fit" and not HELP & set(words):
         paths = ["best"]
@@ -137,7 +163,7 @@ def expand(verb: str, arguments: Sequence[str]) -> tuple[list[str], Start | None
     options = _options_of(start)
     if verb != "fit":
         options = {"model": options["model"], "data": options["data"]}
-    if _take(words, "--data.corpus")[0] and not _take(words, "--data.path")[0]:
+    if take(words, "--data.corpus")[0] and not take(words, "--data.path")[0]:
         # the corpus named now is meant, not the file of then, which would win
         options["data"]["path"] = None
     own = f"--config={yaml.safe_dump(options)}"

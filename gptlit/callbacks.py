@@ -246,7 +246,7 @@ def start_block(trainer: L.Trainer, module: LitGPT, precision_reason: str) -> st
         + (f" ({precision_reason})" if precision_reason else ""),
         "model": f"{module.net.num_parameters():,} parameters, context "
         f"{module.config.block_size}, vocabulary {module.config.vocab_size}",
-        "text": f"{tokens.provenance['name']}: {tokens.size('train'):,} tokens to train on, "
+        "text": f"{tokens.provenance['name']}: {text.n_train_tokens:,} tokens to train on, "
         f"{n_validation:,} for validation" + ("" if n_validation else " (train/loss is watched)"),
         "step": f"{per_step:,} tokens; {text.steps_per_epoch:,} steps an epoch",
         "input": repr(pair[0]),

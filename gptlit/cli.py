@@ -1,9 +1,11 @@
 """The verbs that need Lightning: fit, validate, test, and predict on several devices."""
 
 import contextlib
+import functools
 import json
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,19 @@ import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.seed import isolate_rng
 
-from gptlit import __version__, checkpoint, endings, origins, preflight, resuming, runs, summary
+from gptlit import (
+    __version__,
+    checkpoint,
+    endings,
+    origins,
+    preflight,
+    rates,
+    resuming,
+    runs,
+    summary,
+)
 from gptlit import tokenizer as tokenizers
 from gptlit.arguments import HELP, expand
 from gptlit.callbacks import Report, SampleText, StepBar, Throughput
@@ -70,11 +83,14 @@ class GptlitCLI(LightningCLI):
         verb: str,
         arguments: Sequence[str],
         held: contextlib.ExitStack,
-        summarize: bool = False,
+        look: "Callable[[GptlitCLI], None] | None" = None,
+        place: Path | None = None,
     ) -> None:
         self.verb = verb
+        self.arguments = arguments
         self.held = held  # what is to be let go of when the command ends
-        self.summarize = summarize  # a fit, instead of making it
+        self.look = look  # at what a fit would be, instead of making it
+        self.place = place  # the folder of a new run, where it isn't the next version_N
         words, self.start = expand(verb, arguments)
         # whether the text is named now, or is that of the checkpoint
         self.text_given = any(word.startswith(TEXT_OPTIONS) for word in words)
@@ -83,6 +99,7 @@ class GptlitCLI(LightningCLI):
         self.origin: origins.Origin | None = None
         self.precision_reason = "as asked"
         self.folder: runs.RunFolder | None = None
+        self.trial: rates.Trial | None = None
         super().__init__(
             LitGPT,
             TextDataModule,
@@ -134,6 +151,15 @@ class GptlitCLI(LightningCLI):
             help="Instead of training, check model and batches: shapes, shift, first loss, "
             "causality, gradients, checkpoint, and that the model memorises one batch.",
         )
+        parser.add_argument(
+            "--lr_find",
+            type=bool,
+            nargs="?",
+            const=True,
+            default=False,
+            help="Train with the learning rate at which the loss falls fastest in a trial of "
+            f"{rates.STEPS} steps, in the place of --model.lr; muon_lr keeps its proportion.",
+        )
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: `expand` has put the checkpoint's options where flags given beside it win."""
@@ -167,6 +193,8 @@ class GptlitCLI(LightningCLI):
         _check_counts(options)
         if options.preflight and self.subcommand != "fit":
             raise UsageError("--preflight true: is an option of fit only")
+        if options.lr_find:
+            self._take_rate()
         self._take_origin()
         # the options as given: what is chosen below is chosen again by whoever goes on
         self.options_as_yaml = self._dump_options()
@@ -191,6 +219,33 @@ class GptlitCLI(LightningCLI):
             # Lightning counts batches; a checkpoint between two of a step could not go on exactly
             trainer.val_check_interval *= trainer.accumulate_grad_batches
 
+    def _take_rate(self) -> None:
+        """Let a new run begin with the rate that a trial suggests, as if it had been given."""
+        options, model = self.options, self.options.model
+        for name, is_given in {
+            "a verb other than fit": self.subcommand != "fit" or self.look is not None,
+            "--ckpt_path, which goes on with a run at its own rate": self.start is not None,
+            "--preflight": options.preflight,
+            "--trainer.fast_dev_run": options.trainer.fast_dev_run,
+        }.items():
+            if is_given:
+                raise UsageError(f"--lr_find true: has no part in {name}; leave it out")
+        trials: list[rates.Trial] = []
+
+        def try_rates(cli: GptlitCLI) -> None:
+            trials.append(rates.find(cli.trainer, cli.model, cli.datamodule))
+
+        note(f"--lr_find: {rates.STEPS} steps, each at a higher learning rate than the one before")
+        with tempfile.TemporaryDirectory() as folder, isolate_rng():
+            words = [*self.arguments, *rates.TRIAL, f"--trainer.default_root_dir={folder}"]
+            GptlitCLI("fit", words, self.held, look=try_rates)
+        (self.trial,) = trials
+        found = rates.changes(self.trial, model.optimizer, model.lr, model.muon_lr, model.min_lr)
+        told = [f"--model.{name} {model[name]:g} -> {value:g}" for name, value in found.items()]
+        note(f"--lr_find: the loss fell fastest at {found['lr']:g}; {', '.join(told)}")
+        for name, value in found.items():
+            model[name] = value
+
     def _take_origin(self) -> None:
         """Let a new run begin from given weights; one that goes on has its own."""
         model = self.options.model
@@ -210,7 +265,7 @@ class GptlitCLI(LightningCLI):
     def _dump_options(self) -> str:
         dumped = self._parser(self.subcommand).dump(self.options, skip_unset=False, format="yaml")
         options = yaml.safe_load(dumped)
-        for key in ("config", "ckpt_path", "preflight"):
+        for key in ("config", "ckpt_path", "preflight", "lr_find"):
             options.pop(key, None)
         for key in ("path", "val_path", "test_path"):
             if path := options["data"][key]:
@@ -261,8 +316,11 @@ class GptlitCLI(LightningCLI):
             if self.folder and options.trainer.logger in (None, True):
                 kwargs["logger"] = self.folder.loggers()
             if self.folder and runs.on_rank_zero():
-                config = self.folder.path / "config.yaml"
+                config = self.folder.path / runs.CONFIG
                 config.write_text(self.options_as_yaml, encoding="utf-8")
+                if self.trial:
+                    chart = self.folder.path / "lr_find.svg"
+                    chart.write_text(self.trial.chart(), encoding="utf-8")
             trainer = runs.refusing(super().instantiate_trainer, **kwargs)
         # behind what works between two steps, before what saves
         saves = [isinstance(each, Checkpoint) for each in [*trainer.callbacks, Checkpoint()]]
@@ -293,7 +351,8 @@ class GptlitCLI(LightningCLI):
         """The run's folder, new or that of the checkpoint gone on from."""
         self.model.run_config = self.options_as_yaml
         if self.start is None:
-            return self._held(lambda: runs.RunFolder(root / checkpoint.RUNS), root)
+            new = functools.partial(runs.RunFolder, root / checkpoint.RUNS, place=self.place)
+            return self._held(new, root)
         path, step, max_steps = self.start.path, self.start.step, self.options.trainer.max_steps
         if "optimizer_states" not in self.start.content:
             raise UsageError(
@@ -344,22 +403,24 @@ class GptlitCLI(LightningCLI):
     @property
     def _only_looks(self) -> bool:
         """Whether nothing is to be trained, and no run's folder to be made."""
-        return self.summarize or bool(self.options.preflight)
+        return self.look is not None or bool(self.options.preflight)
 
-    def _look(self, model: LitGPT) -> None:
-        """Print the summary, or make the checks ahead of a run.
-
-        Raises:
-            SystemExit: a check failed.
-        """
+    def prepare(self) -> None:
+        """Let text, model and Trainer know of each other, without a fit."""
         trainer, data = self.trainer, self.datamodule
-        trainer.datamodule, data.trainer, model.trainer = data, trainer, trainer
+        trainer.datamodule, data.trainer, self.model.trainer = data, trainer, trainer
         data.prepare_data()
         data.setup("fit")
+
+    def _preflight(self, model: LitGPT) -> None:
+        """Make the checks ahead of a run.
+
+        Raises:
+            SystemExit: one failed.
+        """
+        self.prepare()
+        trainer, data = self.trainer, self.datamodule
         model.configure_model()
-        if self.summarize:
-            print(summary.report(trainer, model, self.precision_reason))
-            return
         # the checks train by AdamW, which SGD's rates are far too high for
         lr = preflight.LEAST_LR if model.optimizer == "sgd" else model.lr
         training = preflight.Training(lr, model.warmup_steps, model.betas, model.weight_decay)
@@ -369,8 +430,11 @@ class GptlitCLI(LightningCLI):
             raise SystemExit(1)
 
     def fit(self, model: LitGPT, **kwargs: Any) -> None:
-        if self._only_looks:
-            self._look(model)
+        if self.look is not None:
+            self.look(self)
+            return
+        if self.options.preflight:
+            self._preflight(model)
             return
         trained_before = self.start.step if self.start else 0
         folder = self.folder.path if self.folder else None
@@ -438,6 +502,12 @@ def _check_counts(options: Namespace) -> None:
         raise UsageError("--trainer.limit_train_batches 0: leaves nothing to train on")
 
 
+def _summarize(cli: GptlitCLI) -> None:
+    cli.prepare()
+    cli.model.configure_model()
+    print(summary.report(cli.trainer, cli.model, cli.precision_reason))
+
+
 def main(arguments: Sequence[str]) -> None:
     """Run the verb that comes first in `arguments`.
 
@@ -454,7 +524,7 @@ def main(arguments: Sequence[str]) -> None:
         elif verb == "summary":
             if HELP & set(rest):
                 print("gptlit summary takes the options of gptlit fit, and doesn't train\n")
-            GptlitCLI("fit", rest, held, summarize=True)
+            GptlitCLI("fit", rest, held, look=_summarize)
         else:
             GptlitCLI(verb, rest, held)
         runs.part()

@@ -44,6 +44,8 @@ class TextDataModule(L.LightningDataModule):
         val_spans: Spread what is kept over the text, in so many spans.
         split_by: characters cuts splits anywhere, documents at the nearest end of a document.
         test_fraction: Share for `gptlit test`, behind the validation split.
+        train_fraction: Of the training split the share, from its beginning, that is trained on;
+            what is held out stays the same, and so does the tokenizer.
         val_path: A validation text of its own; then all of the other text is trained on.
         test_path: A test text of its own.
         seed: Of the windows' order; that of seed_everything when left out.
@@ -65,6 +67,7 @@ class TextDataModule(L.LightningDataModule):
         val_spans: int = 1,
         split_by: SplitBy = "characters",
         test_fraction: float = 0.0,
+        train_fraction: float = 1.0,
         val_path: str | None = None,
         test_path: str | None = None,
         seed: int | None = None,
@@ -79,6 +82,11 @@ class TextDataModule(L.LightningDataModule):
         self.save_hyperparameters(plain)
         if batch_size < 1:
             raise UsageError(f"--data.batch_size {batch_size}: must be 1 or more")
+        if not 0 < train_fraction <= 1:
+            raise UsageError(
+                f"--data.train_fraction {train_fraction}: must be above 0 and at most 1"
+            )
+        self.train_fraction = train_fraction
         self.corpus = corpus
         self.path = path
         self.reading: dict[str, Any] = {"jsonl_field": jsonl_field, "cleaning": cleaning}
@@ -172,10 +180,21 @@ class TextDataModule(L.LightningDataModule):
         return self.tokens.inputs_before(positions, by_document=self.windows == "documents")
 
     def _pieces(self, split: str) -> np.ndarray:
-        return self.tokens.pieces(split, by_document=self.windows == "documents")
+        pieces = self.tokens.pieces(split, by_document=self.windows == "documents")
+        if split != "train" or self.train_fraction == 1:
+            return pieces
+        lengths = np.diff(pieces, axis=1)[:, 0]
+        kept = int(self.train_fraction * lengths.sum()) - (lengths.cumsum() - lengths)
+        ends = pieces[:, 0] + np.clip(kept, 0, lengths)
+        return np.stack([pieces[:, 0], ends], axis=1)[kept > 0]
+
+    @property
+    def n_train_tokens(self) -> int:
+        """Tokens that are trained on."""
+        return int(np.diff(self._pieces("train"), axis=1).sum())
 
     def _check_size(self) -> None:
-        n_train, n_val = self.tokens.size("train"), self.tokens.size("val")
+        n_train, n_val = self.n_train_tokens, self.tokens.size("val")
         name = self.tokens.provenance["name"]
         if self.order.n_windows >= 1:
             if self.has_validation:

@@ -17,11 +17,24 @@ class UsageError(ValueError):
     """
 
 
+MEMORY_ADVICE = (
+    "out of memory: lower --data.batch_size, then --model.block_size, then --model.n_embd"
+)
+
+
 class RunError(Exception):
     """A run can't go on; the message says why, and what to try.
 
     `gptlit.__main__.main` prints it on one line of stderr and returns exit code 1.
     """
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory, of whichever device, is used up."""
+    # torch's CPU allocator raises a plain RuntimeError
+    return isinstance(error, MemoryError) or any(
+        sign in str(error) for sign in ("out of memory", "can't allocate memory")
+    )
 
 
 def is_first_process() -> bool:

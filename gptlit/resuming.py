@@ -100,6 +100,8 @@ def recount(
         accumulated: Batches in a step now.
         steps_per_epoch: As it is now.
     """
+    if not content["global_step"]:
+        return  # as Lightning's tuner saves it, before there is any place
     loops = content["loops"]["fit_loop"]
     batches, loaders = loops["epoch_loop.batch_progress"], loops["state_dict"]["combined_loader"]
     position = loaders[0]["position"]

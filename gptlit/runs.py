@@ -31,6 +31,7 @@ from gptlit.saving import BestCheckpoint, RunCheckpoint
 
 T = TypeVar("T")
 
+CONFIG = "config.yaml"
 LAUNCHER = "GPTLIT_LAUNCHER"  # the environment variable with the process id of rank 0
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # gloo's
 
@@ -143,10 +144,46 @@ def claim(root: Path) -> Path:
 def of_checkpoint(path: Path) -> Path | None:
     """The run's folder that a checkpoint lies in, or None if it lies elsewhere."""
     folder = path.absolute().parent
-    if folder.name != "checkpoints" or checkpoint.version_number(folder.parent) < 0:
+    # a study's are named otherwise
+    is_run = checkpoint.version_number(folder.parent) >= 0 or (folder.parent / CONFIG).is_file()
+    if folder.name != "checkpoints" or not is_run:
         return None
     # as the user wrote it, where that names the folder
     return path.parent.parent if path.parent.name == folder.name else folder.parent
+
+
+@contextlib.contextmanager
+def alone(path: Path, instead: str) -> Iterator[None]:
+    """Be the only process that trains in a folder; the system frees a killed one's hold.
+
+    Where the system or a network's file system knows no such hold, nothing is checked.
+
+    Args:
+        path: The folder, which is there.
+        instead: What to do other than wait, for the message.
+
+    Raises:
+        UsageError: another process does.
+    """
+    try:
+        import fcntl
+    except ImportError:  # on Windows
+        fcntl = None  # type: ignore[assignment]  # a module elsewhere
+    if fcntl is None or not on_rank_zero():
+        yield
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UsageError(
+                    f"{path}: another process is training in it; wait for its end, or {instead}"
+                ) from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
 class RunFolder:
@@ -156,47 +193,26 @@ class RunFolder:
         root: Where new runs are made.
         start: The checkpoint to go on from; its run's folder is gone on in.
         step: The step that the checkpoint was saved at.
+        place: The folder of a new run, instead of one under `root`.
     """
 
-    KEPT = ("config.yaml", "hparams.yaml", "metrics.csv", "samples.txt")
+    KEPT = (CONFIG, "hparams.yaml", "metrics.csv", "samples.txt")
 
-    def __init__(self, root: Path, start: Path | None = None, step: int = 0) -> None:
+    def __init__(
+        self, root: Path, start: Path | None = None, step: int = 0, place: Path | None = None
+    ) -> None:
         own = start and of_checkpoint(start)
         self.claimed = own is None
-        self.path = own or claim(root)
+        if own is None and place is not None:
+            place.mkdir(parents=True, exist_ok=True)
+        self.path = own or place or claim(root)
         self.resumed_step = None if own is None else step
         kept = [self.path / name for name in self.KEPT]
         self._before = {path: path.read_bytes() for path in kept if path.is_file()}
 
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """Be the only process that trains in the folder; the system frees a killed one's hold.
-
-        Where the system or a network's file system knows no such hold, nothing is checked.
-
-        Raises:
-            UsageError: another process does.
-        """
-        try:
-            import fcntl
-        except ImportError:  # on Windows
-            fcntl = None  # type: ignore[assignment]  # a module elsewhere
-        if fcntl is None or not on_rank_zero():
-            yield
-            return
-        descriptor = os.open(self.path, os.O_RDONLY)
-        try:
-            with contextlib.suppress(OSError):
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError as error:
-                    raise UsageError(
-                        f"{self.path}: another process is training in it; wait for its end, or "
-                        "begin a run of its own from a checkpoint by --model.init_from"
-                    ) from error
-            yield
-        finally:
-            os.close(descriptor)
+    def alone(self) -> contextlib.AbstractContextManager[None]:
+        """As the function of that name."""
+        return alone(self.path, "begin a run of its own from a checkpoint by --model.init_from")
 
     def undo(self) -> None:
         """Leave what was there before, for a run in which nothing was trained."""

@@ -91,7 +91,7 @@ def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 def _stage(path: Path, content: dict[str, Any]) -> Stage:
     step = int(content["global_step"])
-    known = _validations(run_of(path) / "metrics.csv")
+    known = logged(run_of(path) / "metrics.csv")
     # earlier versions saved a snapshot before the validation at its step: the run tells of it
     evaluated = content[checkpoint.KEY].get("evaluated", {})
     if "val/loss" in evaluated:
@@ -100,11 +100,11 @@ def _stage(path: Path, content: dict[str, Any]) -> Stage:
     return Stage(path, path.stem, step, None if last is None else known[last], last)
 
 
-def _validations(metrics: Path) -> dict[int, float]:
-    """The val/loss after each step at which a run was validated, as far as it was logged."""
+def logged(metrics: Path, figure: str = "val/loss") -> dict[int, float]:
+    """A figure by the step after which it was logged, for each row that has it."""
     if not metrics.is_file():
         return {}
     with metrics.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row.get("val/loss")]
+        rows = [row for row in csv.DictReader(file) if row.get(figure)]
     # steps are logged from 0, an evaluation under the step that went before it
-    return {int(row["step"]) + 1: float(row["val/loss"]) for row in rows}
+    return {int(row["step"]) + 1: float(row[figure]) for row in rows}

@@ -193,7 +193,7 @@ def training_rows(module: LitGPT) -> Rows:
     name = str(text.tokens.provenance["name"])
     rows = [
         ("text", name if len(name) <= LONGEST_NAME else f"...{name[3 - LONGEST_NAME :]}"),
-        ("tokens in it", f"{text.tokens.size('train'):>15,}"),
+        ("tokens in it", f"{text.n_train_tokens:>15,}"),
         ("tokens a step", f"{per_step:>15,}"),
         ("steps an epoch", f"{text.steps_per_epoch:>15,}"),
     ]

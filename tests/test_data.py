@@ -271,3 +271,29 @@ def test_spans_of_validation_are_scored_once_each(module: Any) -> None:
     training = set(np.concatenate([np.arange(a, b) for a, b in data.tokens.pieces("train")]))
     starts = data.order.starts(0, np.arange(data.order.n_windows))
     assert all(start + offset in training for start in starts for offset in range(9))
+
+
+@pytest.mark.parametrize(("fraction", "spans"), [(0.25, 1), (0.5, 4), (0.8, 3)])
+def test_a_part_of_the_training_text(module: Any, fraction: float, spans: int) -> None:
+    """Its first tokens and no others; what is held out, and the tokenizer, stay the same."""
+    whole = module(val_spans=spans)
+    part = module(val_spans=spans, train_fraction=fraction, windows="side_by_side")
+    n_tokens = int(fraction * whole.tokens.size("train"))
+    assert part.n_train_tokens == n_tokens
+    trained = [position for first, end in part._pieces("train") for position in range(first, end)]
+    every = [position for first, end in whole._pieces("train") for position in range(first, end)]
+    assert trained == every[:n_tokens]
+    assert part.train_slice().windows[:, 1].max() <= trained[-1] + 1
+    assert part.tokenizer.state() == whole.tokenizer.state()
+    assert part.tokens.spans == whole.tokens.spans
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.5, -1.0])
+def test_a_part_is_above_nothing_and_at_most_all(fraction: float) -> None:
+    with pytest.raises(UsageError, match="--data.train_fraction"):
+        TextDataModule(train_fraction=fraction)
+
+
+def test_too_small_a_part_is_told_as_a_text_that_is_too_short(module: Any) -> None:
+    with pytest.raises(UsageError, match="too short"):
+        module(train_fraction=1e-4)

@@ -26,6 +26,8 @@ GROUND = {
     "muon",
     "averaging",
     "metrics",
+    "charts",
+    "scaling",
     "packing",
     "order",
     "compiling",
@@ -58,6 +60,7 @@ FIRST = {
     "preflight",
     "resuming",
     "arguments",
+    "plans",
     "prompts",
     "modes",
     "stages",
@@ -82,8 +85,10 @@ SECOND = {
     "endings",
     "quiet",
     "summary",
+    "study_tables",
+    "rates",
 }
-TOP = {"cli", "predict_devices", "__main__", "__init__"}
+TOP = {"cli", "planning", "study", "predict_devices", "__main__", "__init__"}
 FLOORS = [GROUND, FIRST, SECOND, TOP]
 
 

@@ -1,0 +1,270 @@
+"""Charts as SVG, by hand: lines, points with error bars, linear, logarithmic or named axes.
+
+No plotting library: where matplotlib is installed torchmetrics imports it, at every start.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+# Okabe and Ito's colours, which the colour-blind tell apart, without their yellow
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
+WIDTH, HEIGHT = 720, 450
+LEFT, RIGHT, TOP, BOTTOM = 78, 24, 48, 62  # of what is drawn, from the edges
+SLANT = 25  # degrees, of names that have no room side by side
+LONGEST_NAME = 28  # characters
+CHARACTER = 6.7  # the mean width of one, of 12 pixels' height
+DASHES = ' stroke-dasharray="6 4"'
+MOST_OWN_TICKS = 8
+MOST_DIGITS = 17
+LOG_FROM = 8.0  # times the smallest value, the largest is to be for a logarithmic axis
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point, and half the length of the bar through it."""
+
+    x: float
+    y: float
+    error: float = 0.0
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points of one colour.
+
+    Args:
+        name: Stands in the legend; "" for none.
+        points: In the order in which they are joined.
+        joined: By lines.
+        marked: Each by a disc.
+        dashed: The lines.
+    """
+
+    name: str
+    points: Sequence[Point]
+    joined: bool = True
+    marked: bool = True
+    dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Axis:
+    """From values to the interval from 0 to 1.
+
+    Args:
+        label: What is told along it.
+        low: The value at 0.
+        high: The value at 1.
+        log: Equal ratios are equal lengths.
+        ticks: Values that are marked, and what stands at each.
+    """
+
+    label: str
+    low: float
+    high: float
+    log: bool
+    ticks: Sequence[tuple[float, str]]
+
+    def place(self, value: float) -> float:
+        """Where a value lies."""
+        low, high = self.low, self.high
+        if self.log:
+            low, high, value = math.log(low), math.log(high), math.log(value)
+        return (value - low) / (high - low)
+
+
+def number(value: float, digits: int = 4) -> str:
+    """0.0003, 3e-05, 64, 1.2M: a number in few characters."""
+    size = abs(value)
+    for scale, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if scale <= size < 1e15 and (size >= 1e4 or scale > 1e3):
+            return f"{value / scale:.{digits - 1}g}{letter}"
+    return f"{value:.{digits}g}"
+
+
+def axis(label: str, values: Iterable[float], log: bool, own_ticks: bool = False) -> Axis:
+    """An axis with room for all values, its ticks round numbers.
+
+    Args:
+        label: What is told along it.
+        values: Finite ones; above 0 for `log`.
+        log: Equal ratios are equal lengths.
+        own_ticks: If there are few values, mark them and no others.
+    """
+    known = sorted(set(values))
+    low, high = known[0], known[-1]
+    if log:
+        share = (high / low) ** 0.06 if high > low else 1.5
+        low, high = low / share, high * share
+        at = [v for v in _of_decades(low, high) if low <= v <= high]
+    else:
+        share = 0.06 * (high - low) or 0.5 * abs(low) or 1.0
+        low, high = low - share, high + share
+        at = _round_numbers(low, high)
+    if (own_ticks and len(known) <= MOST_OWN_TICKS) or len(at) < 2:
+        at = known
+    for digits in range(4, MOST_DIGITS):
+        told = [number(value, digits) for value in at]
+        if len(set(told)) == len(at):
+            break
+    return Axis(label, low, high, log, list(zip(at, told, strict=True)))
+
+
+def named_axis(label: str, names: Sequence[str]) -> Axis:
+    """An axis on which the first name stands at 0, the next at 1, and so on."""
+    return Axis(label, -0.5, len(names) - 0.5, False, list(enumerate(names)))
+
+
+def wants_log(values: Iterable[float]) -> bool:
+    """Whether values are spread so widely that a logarithmic axis shows them better."""
+    known = list(values)
+    return min(known) > 0 and max(known) >= LOG_FROM * min(known)
+
+
+def _round_numbers(low: float, high: float, wanted: int = 6) -> list[float]:
+    rough = (high - low) / wanted
+    scale = 10.0 ** math.floor(math.log10(rough))
+    step = next(each * scale for each in (1, 2, 5, 10) if each * scale >= rough)
+    first, last = math.ceil(low / step), math.floor(high / step)
+    return [round(index * step, 12) for index in range(first, last + 1)]
+
+
+def _of_decades(low: float, high: float) -> list[float]:
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = (1,) if len(decades) > 6 else (1, 3) if len(decades) > 3 else (1, 2, 5)
+    return [float(f"{step}e{decade}") for decade in decades for step in steps]
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """Where on the page values lie: between the edges given, in pixels."""
+
+    x: Axis
+    y: Axis
+    right: float
+    bottom: float
+
+    def across(self, value: float) -> float:
+        return LEFT + self.x.place(value) * (self.right - LEFT)
+
+    def up(self, value: float) -> float:
+        return self.bottom - self.y.place(value) * (self.bottom - TOP)
+
+
+def chart(title: str, series: Sequence[Series], x: Axis, y: Axis) -> str:
+    """An SVG document, of points that lie within the axes."""
+    named = [each for each in series if each.name]
+    legend = max((len(_cut(each.name)) for each in named), default=0) * CHARACTER
+    right = WIDTH - RIGHT - (legend + 46 if named else 0)
+    slanted = _are_slanted(x, right)
+    longest = max((len(_cut(told)) for _, told in x.ticks), default=0) * CHARACTER
+    more = longest * math.sin(math.radians(SLANT)) if slanted else 0
+    frame = _Frame(x, y, right, HEIGHT - BOTTOM - more)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
+        f'width="{WIDTH}" height="{HEIGHT}" font-family="Helvetica, Arial, sans-serif" '
+        'font-size="12" fill="#333">',
+        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>',
+        _text(LEFT, 26, title, size=15, bold=True),
+        *_grid(frame, slanted),
+    ]
+    for index, each in enumerate(series):
+        parts += _drawn(each, COLOURS[index % len(COLOURS)], frame)
+    parts += _legend(series, right + 14)
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _are_slanted(x: Axis, right: float) -> bool:
+    """Whether the names along an axis have no room side by side."""
+    names = [told for value, told in x.ticks if isinstance(value, int)]
+    room = (right - LEFT) / max(1, len(names))
+    return any((len(name) + 1) * CHARACTER > room for name in names)
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
+
+
+def _text(x: float, y: float, text: str, anchor: str = "start", *, size: int = 12,
+          bold: bool = False, turned: float = 0) -> str:  # fmt: skip
+    turn = f' transform="rotate({turned:g} {x:.1f} {y:.1f})"' if turned else ""
+    weight = ' font-weight="bold"' if bold else ""
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}"{weight}{turn}>'
+        f"{escape(text)}</text>"
+    )
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, colour: str, width: float = 1) -> str:
+    return (
+        f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}" '
+        f'stroke-width="{width:g}"/>'
+    )
+
+
+def _grid(frame: _Frame, slanted: bool) -> list[str]:
+    """Both axes, their ticks and labels."""
+    x, y, right, bottom = frame.x, frame.y, frame.right, frame.bottom
+    parts = []
+    for value, told in y.ticks:
+        at = frame.up(value)
+        parts.append(_line(LEFT, at, right, at, "#e4e4e4"))
+        parts.append(_text(LEFT - 8, at + 4, told, "end"))
+    free = 0.0  # what lies left of it is written on
+    for value, told in x.ticks:
+        at, half = frame.across(value), len(told) * CHARACTER / 2
+        parts.append(_line(at, TOP, at, bottom, "#f0f0f0"))
+        parts.append(_line(at, bottom, at, bottom + 4, "#333"))
+        if slanted:
+            parts.append(_text(at + 4, bottom + 16, _cut(told), "end", turned=-SLANT))
+        elif at - half > free:
+            parts.append(_text(at, bottom + 18, told, "middle"))
+            free = at + half + 4
+    parts.append(_line(LEFT, bottom, right, bottom, "#333"))
+    parts.append(_line(LEFT, TOP, LEFT, bottom, "#333"))
+    parts.append(_text((LEFT + right) / 2, HEIGHT - 18, x.label, "middle", size=13))
+    parts.append(_text(20, (TOP + bottom) / 2, y.label, "middle", size=13, turned=-90))
+    return parts
+
+
+def _drawn(series: Series, colour: str, frame: _Frame) -> list[str]:
+    parts = []
+    if series.joined and len(series.points) > 1:
+        path = " ".join(f"{frame.across(p.x):.1f},{frame.up(p.y):.1f}" for p in series.points)
+        dashes = DASHES if series.dashed else ""
+        parts.append(
+            f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"{dashes}/>'
+        )
+    for point in series.points if series.marked else []:
+        across, up = frame.across(point.x), frame.up(point.y)
+        if point.error:
+            low, high = (frame.up(point.y + sign * point.error) for sign in (-1, 1))
+            parts.append(_line(across, low, across, high, colour, 1.5))
+            parts += [_line(across - 4, end, across + 4, end, colour, 1.5) for end in (low, high)]
+        parts.append(
+            f'<circle cx="{across:.1f}" cy="{up:.1f}" r="4" fill="{colour}" stroke="#fff"/>'
+        )
+    return parts
+
+
+def _legend(series: Sequence[Series], left: float) -> list[str]:
+    """The named ones, below each other, right of what is drawn."""
+    parts = []
+    up = TOP + 10
+    for index, each in enumerate(series):
+        if not each.name:
+            continue
+        colour = COLOURS[index % len(COLOURS)]
+        if each.joined:
+            dashes = DASHES if each.dashed else ""
+            line = (
+                f'<path d="M{left:.1f} {up - 4} h20" stroke="{colour}" stroke-width="2"{dashes}/>'
+            )
+            parts.append(line)
+        if each.marked:
+            parts.append(f'<circle cx="{left + 10:.1f}" cy="{up - 4}" r="4" fill="{colour}"/>')
+        parts.append(_text(left + 27, up, _cut(each.name)))
+        up += 18
+    return parts

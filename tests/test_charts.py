@@ -1,0 +1,78 @@
+"""Charts: well-formed, points where they belong, names that are no markup."""
+
+import re
+from xml.etree import ElementTree
+
+import pytest
+
+from gptlit.charts import HEIGHT, WIDTH, Axis, Point, Series, axis, chart, named_axis, number
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def discs(svg: str) -> list[tuple[float, float]]:
+    tree = ElementTree.fromstring(svg)
+    return [(float(c.get("cx", "")), float(c.get("cy", ""))) for c in tree.iter(f"{SVG}circle")]
+
+
+@pytest.mark.parametrize(("log", "middle"), [(False, 55.0), (True, 10.0)])
+def test_an_axis_is_linear_or_logarithmic(log: bool, middle: float) -> None:
+    made = Axis("x", 10.0 if not log else 1.0, 100.0, log, [])
+    assert made.place(made.low) == 0
+    assert made.place(made.high) == pytest.approx(1)
+    assert made.place(middle) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("values", [[64, 512], [3e-4, 1e-3, 0.1], [2.0], [1.5, 1.5001], [1, 2e6]])
+def test_an_axis_has_room_for_all_values_and_two_ticks_or_one_value(
+    values: list[float], log: bool
+) -> None:
+    made = axis("x", values, log)
+    assert all(0 < made.place(value) < 1 for value in values)
+    ticks = [value for value, _ in made.ticks]
+    assert len(ticks) >= min(2, len(set(values)))
+    assert all(0 <= made.place(value) <= 1 for value in ticks)
+    assert len({told for _, told in made.ticks}) == len(ticks)
+
+
+def test_few_values_are_their_own_ticks() -> None:
+    assert [told for _, told in axis("x", [256, 64, 128], True, own_ticks=True).ticks] == [
+        "64",
+        "128",
+        "256",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [(0.0003, "0.0003"), (64, "64"), (1000, "1000"), (10_000, "10k"), (811_008, "811k"),
+     (3.23e6, "3.23M"), (1.5e-5, "1.5e-05"), (-0.25, "-0.25")],
+)  # fmt: skip
+def test_numbers_are_short(value: float, told: str) -> None:
+    assert number(value) == told
+
+
+def test_points_lie_where_their_values_say() -> None:
+    points = [Point(1, 0.0), Point(10, 1.0), Point(100, 2.0, error=0.5)]
+    svg = chart("t", [Series("", points)], Axis("x", 1, 100, True, []), Axis("y", 0, 3, False, []))
+    (x0, y0), (x1, y1), (x2, y2) = discs(svg)
+    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.2)
+    assert y0 - y1 == pytest.approx(y1 - y2, abs=0.2)  # y grows downwards on the page
+    assert 0 < x0 < x2 < WIDTH
+    assert 0 < y2 < y0 < HEIGHT
+    bar = re.search(rf'<line x1="{x2:.1f}" y1="([\d.]+)" x2="{x2:.1f}" y2="([\d.]+)"', svg)
+    assert bar
+    low, high = float(bar[1]), float(bar[2])
+    assert low - high == pytest.approx((y0 - y2) / 2, abs=0.2)
+    assert (low + high) / 2 == pytest.approx(y2, abs=0.2)
+
+
+def test_names_are_text_and_not_markup() -> None:
+    names = ["<b>&", "a name that is far too long to stand beside any other name"]
+    series = [Series("</svg>", [Point(0, 1), Point(1, 2)], joined=False)]
+    svg = chart('"<title>"', series, named_axis("x", names), axis("y", [1, 2], False))
+    texts = [element.text or "" for element in ElementTree.fromstring(svg).iter(f"{SVG}text")]
+    assert {'"<title>"', "<b>&", "</svg>"} <= set(texts)
+    assert max(map(len, texts)) < len(names[1])
+    assert "polyline" not in svg
