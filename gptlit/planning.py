@@ -1,6 +1,7 @@
 """A study's runs before they are made: all that is known of them, and what is there already."""
 
 import contextlib
+import dataclasses
 import json
 import shutil
 from collections.abc import Sequence
@@ -40,6 +41,25 @@ class Planned:
     tokens_per_step: int
     flops_per_token: float
     text: str
+
+
+def plan_all(study: Study, setups: Sequence[Setup]) -> list[Planned]:
+    """`plan` of each; those that differ in the seed alone are parsed once, at half a second each.
+
+    Raises:
+        UsageError: names the run and the option.
+    """
+    planned: list[Planned] = []
+    first: dict[Sequence[str], Planned] = {}
+    for setup in setups:
+        words = tuple(setup.words if setup.seed is None else setup.words[:-1])
+        if words not in first:
+            first[words] = plan(study, setup)
+        options = dict(first[words].options)
+        if setup.seed is not None:
+            options["seed_everything"] = setup.seed
+        planned.append(dataclasses.replace(first[words], setup=setup, options=options))
+    return planned
 
 
 def plan(study: Study, setup: Setup) -> Planned:

@@ -31,7 +31,7 @@ from gptlit.cli import GptlitCLI
 from gptlit.guard import NotFinite
 from gptlit.messages import MEMORY_ADVICE, RunError, UsageError, is_out_of_memory, note
 from gptlit.parser import with_environment
-from gptlit.planning import RESULT, Planned, clear_changed, is_result, plan, result
+from gptlit.planning import RESULT, Planned, clear_changed, is_result, plan_all, result
 from gptlit.plans import METRICS, Choice, Range, Study
 from gptlit.quiet import quiet
 from gptlit.stages import logged
@@ -80,7 +80,7 @@ def main(argv: Sequence[str]) -> None:
     folder = checkpoint.RUNS / _checked(names[-1] if names else path.stem)
     shown = _Unseen(sys.stderr)  # what preparing the same text tells again and again
     with contextlib.redirect_stderr(shown):
-        planned = [plan(study, setup) for setup in study.setups()]
+        planned = plan_all(study, study.setups())
     if "--dry_run" in words:
         _tell_plan(study, planned, folder)
         return
@@ -278,7 +278,7 @@ def _search(study: Study, folder: Path, make: Callable[[Planned], Outcome], rema
     for _ in range(study.search.runs):
         trial = trials.ask()
         values = {name: _suggested(trial, name, c) for name, c in study.search.over.items()}
-        planned = [plan(study, setup) for setup in study.of(values)]
+        planned = plan_all(study, study.of(values))
         clear_changed(planned, folder, remake)
         found = [make(each).figures.get(study.metric) for each in planned]
         known = [value for value in found if value is not None]

@@ -13,8 +13,9 @@ import pytest
 import yaml
 from lightning.pytorch.callbacks import Callback
 
-from gptlit import checkpoint, scaling, study
+from gptlit import checkpoint, plans, scaling, study
 from gptlit.arguments import shipped_studies
+from gptlit.planning import plan, plan_all
 from gptlit.plans import Setup, Study
 from gptlit.study_tables import Outcome, plots, rows, table, told_of_law, warnings
 from tests.conftest import TINY, Result, assert_same_run, made_up_text, some_time_passes
@@ -233,6 +234,16 @@ def test_words_without_a_file(gptlit: Call) -> None:
     told = gptlit("study", "--help").out
     assert told.startswith("usage: gptlit study STUDY.yaml")
     assert max(map(len, told.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("seed", [1, 4])
+def test_seeds_are_planned_as_if_each_were_parsed(
+    monkeypatch: pytest.MonkeyPatch, mine: Callable[..., Path], tmp_path: Path, seed: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    study = plans.read(mine(grid={"model.lr": [0.01, 0.001]}, seeds=[seed, 2, 3]), [])
+    setups = study.setups()
+    assert plan_all(study, setups) == [plan(study, setup) for setup in setups]
 
 
 @pytest.mark.parametrize("name", sorted(shipped_studies()))
