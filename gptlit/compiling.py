@@ -2,14 +2,15 @@
 
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from gptlit.messages import note
+from gptlit.messages import UsageError, note
 
-COMPILERS = ("c++", "g++", "clang++", "cl")
+COMPILERS = {"darwin": "clang++", "win32": "cl"}  # elsewhere g++
 CPU_FLOPS = 65e9  # a second, of a training step, whatever the CPU: a run's choice is no machine's
 CPU_GAIN = 0.03  # of a step's time
 CPU_SECONDS = 60.0  # of compiling
@@ -26,9 +27,26 @@ class Choice:
 
 
 def has_compiler() -> bool:
-    """Whether there is a C++ compiler, which torch.compile needs on a CPU."""
-    named = os.environ.get("CXX")
-    return any(shutil.which(name) for name in ([named] if named else COMPILERS))
+    """Whether there is the C++ compiler that torch.compile needs on a CPU."""
+    return shutil.which(_compiler()) is not None
+
+
+def _compiler() -> str:
+    """The one that PyTorch calls."""
+    return os.environ.get("CXX") or COMPILERS.get(sys.platform, "g++")
+
+
+def check(option: bool | str, device: str) -> None:
+    """Refuse to compile where that can't work.
+
+    Raises:
+        UsageError: `--model.compile true` on a CPU without a compiler.
+    """
+    if option is True and device == "cpu" and not has_compiler():
+        raise UsageError(
+            f"--model.compile true: needs the C++ compiler {_compiler()} on a CPU, and it isn't "
+            "there; install it, name another by the variable CXX, or give auto or false"
+        )
 
 
 def choose(

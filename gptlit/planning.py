@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import yaml
 
-from gptlit import accounting, resuming, runs
+from gptlit import accounting, compiling, resuming, runs
 from gptlit.cli import GptlitCLI
 from gptlit.messages import UsageError
 from gptlit.model import GPT
@@ -98,6 +98,7 @@ def plan(study: Study, setup: Setup) -> Planned:
 
 def _check(study: Study, cli: GptlitCLI) -> None:
     trainer, options = cli.trainer, cli.options.trainer
+    compiling.check(cli.model.compile_option, trainer.strategy.root_device.type)
     if trainer.world_size > 1:
         raise UsageError(
             f"--trainer.devices {options.devices}: a study's runs are of one process each; give "

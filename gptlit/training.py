@@ -155,25 +155,22 @@ class LitGPT(L.LightningModule):
         self.net = GPT(self.config)
 
     def _choose_compiling(self, before: bool | None = None) -> None:
-        """Decide by the option, and by what a run that goes on did before."""
+        """Decide by the option, and by what a run that goes on did before; only fit compiles."""
+        if self.trainer.state.fn != "fit":
+            return
         if self.compile_option == "auto":
             windows = self.text.batch_size * self.trainer.accumulate_grad_batches
             per_window = accounting.training_flops_per_token(self.net) * self.config.block_size
             self.compiling = compiling.choose(
                 self.trainer.strategy.root_device.type,
-                self.run_length() if self.trainer.state.fn in (None, "fit") else None,
+                self.run_length(),
                 windows * per_window,
                 compiler=compiling.has_compiler(),
                 before=before,
             )
         else:
             self.compiling = Choice(self.compile_option, "as asked")
-            on_cpu = self.trainer.strategy.root_device.type == "cpu"
-            if self.compile_option and on_cpu and not compiling.has_compiler():
-                raise UsageError(
-                    "--model.compile true: needs a C++ compiler on a CPU, and there is none; "
-                    "install g++ or clang++, or give auto or false"
-                )
+            compiling.check(self.compile_option, self.trainer.strategy.root_device.type)
         self._compiled = None
         if self.compiling.compiles:
             self.compile_steps()
@@ -282,7 +279,10 @@ class LitGPT(L.LightningModule):
         self.log("optim/lr", optimizer.param_groups[-1]["lr"])
 
     def gradient_norm(self, optimizer: torch.optim.Optimizer) -> Tensor:
-        """The norm of all gradients of the step at hand before they are clipped, computed once."""
+        """The norm of all gradients of the step at hand before they are clipped, computed once.
+
+        Callbacks of one's own that change gradients are to do so in `on_after_backward`.
+        """
         if self._gradient_norm is None:
             params = optim.parameters(optimizer)
             grads = [parameter.grad for parameter in params if parameter.grad is not None]
@@ -304,7 +304,7 @@ class LitGPT(L.LightningModule):
         by_norm = gradient_clip_algorithm in (None, "norm")
         if norm is None or not by_norm or isinstance(self.trainer.strategy, SHARDING):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        elif gradient_clip_val:
+        elif gradient_clip_val and gradient_clip_val > 0:
             # what Lightning does, but for computing the norm again
             clip_grads_with_norm_(optim.parameters(optimizer), gradient_clip_val, norm)
 
