@@ -209,7 +209,7 @@ def _make(planned: Planned, place: Path) -> str:
     place.mkdir(exist_ok=True)
     if not (place / runs.CONFIG).is_file():  # of a run that diverged at once
         (place / runs.CONFIG).write_text(yaml.safe_dump(planned.options), encoding="utf-8")
-    found = {"step": step, "text": planned.text, "failed": failed}
+    found = {"step": step, "text": planned.text, "texts": planned.texts, "failed": failed}
     write_atomically(place / RESULT, json.dumps(found).encode())
     return failed
 

@@ -174,6 +174,49 @@ def test_another_text_under_the_same_name_is_noticed(
     assert (refused.code, "another text" in refused.err) == (2, True)
 
 
+@pytest.mark.parametrize("state", ["done", "done by an earlier version", "begun"])
+def test_another_text_to_train_on_is_noticed(
+    gptlit: Call, mine: Callable[..., Path], text_file: Path, tmp_path: Path, state: str
+) -> None:
+    own = tmp_path / "val.txt"
+    own.write_text(made_up_text(seed=4)[:2000], encoding="utf-8")
+    words = [mine(grid={"model.n_layer": [1]}), f"--data.val_path={own}"]
+    assert gptlit("study", *words).code == 0
+    found = Path("lightning_logs/mine/n_layer=1/result.json")
+    if state == "begun":
+        found.unlink()
+    elif state != "done":
+        facts = json.loads(found.read_text())
+        del facts["texts"]
+        found.write_text(json.dumps(facts))
+    assert gptlit("study", *words).code == 0
+    text_file.write_text(made_up_text(seed=5), encoding="utf-8")
+    if state == "begun":
+        found.unlink()
+    refused = gptlit("study", *words)
+    assert (refused.code, "another text" in refused.err) == (2, True)
+    assert gptlit("study", *words, "--remake").code == 0
+    assert "1 of 1 runs are done already" in gptlit("study", *words).err
+
+
+def test_an_option_that_was_not_there_yet_is_a_difference(
+    gptlit: Call, mine: Callable[..., Path]
+) -> None:
+    path = mine(grid={"model.n_layer": [1]})
+    assert gptlit("study", path).code == 0
+    config = Path("lightning_logs/mine/n_layer=1/config.yaml")
+    options = yaml.safe_load(config.read_text())
+    without = {**options, "model": {k: v for k, v in options["model"].items() if k != "norm"}}
+    config.write_text(yaml.safe_dump(without))
+    refused = gptlit("study", path)
+    norm = json.dumps(options["model"]["norm"])
+    assert (refused.code, f"--model.norm, now {norm}, was not" in refused.err) == (2, True)
+    # what has no part in a result
+    del options["samples"]
+    config.write_text(yaml.safe_dump(options))
+    assert gptlit("study", path).code == 0
+
+
 def test_a_run_that_fails_is_told_and_the_study_goes_on(
     gptlit: Call, mine: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
