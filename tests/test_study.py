@@ -132,6 +132,7 @@ def test_a_stopped_study_goes_on_as_if_it_had_not_been_stopped(
     done = gptlit("study", path)
     assert done.code == 0
     assert re.findall(r"\[(\d)/2\]", done.err) == ["2"]
+    assert "2 of 2 runs are done already" in gptlit("study", path).err
     whole = gptlit("study", path, "--name", "whole")
     assert whole.code == 0
     some_time_passes(Path("lightning_logs/mine/n_layer=2"))
