@@ -75,6 +75,10 @@ def choose_precision(accelerator: str) -> tuple[str, str]:
     return "32-true", "this CPU has no native bfloat16"
 
 
+class NothingToTrain(UsageError):
+    """A run gone on with that was at its end already."""
+
+
 class GptlitCLI(LightningCLI):
     """Lightning's CLI with gptlit's defaults, run folders and messages."""
 
@@ -441,7 +445,7 @@ class GptlitCLI(LightningCLI):
         with self._undoing():
             endings.fit(self.trainer, model, self.stopping, folder, trained_before, **kwargs)
             if self.trainer.global_step == trained_before:
-                raise UsageError(
+                raise NothingToTrain(
                     "nothing to train: --trainer.max_steps or max_epochs is reached already at "
                     f"step {trained_before}; give a larger one"
                 )

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import yaml
 
-from gptlit import accounting, compiling, resuming, runs
+from gptlit import accounting, checkpoint, compiling, resuming, runs
 from gptlit.cli import GptlitCLI
 from gptlit.messages import UsageError
 from gptlit.model import GPT
@@ -20,6 +20,7 @@ from gptlit.plans import Setup, Study
 from gptlit.quiet import quiet
 
 RESULT = "result.json"  # in the folder of a run that came to its end
+DECISIVE = {"model", "data", "trainer"}  # groups of options that change what a run finds
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Planned:
         tokens_per_step: What an optimizer step sees.
         flops_per_token: Of training, forward and backward.
         text: Which text it is validated on.
+        texts: All texts that it reads.
     """
 
     setup: Setup
@@ -41,6 +43,7 @@ class Planned:
     tokens_per_step: int
     flops_per_token: float
     text: str
+    texts: str
 
 
 def plan_all(study: Study, setups: Sequence[Setup]) -> list[Planned]:
@@ -74,6 +77,7 @@ def plan(study: Study, setup: Setup) -> Planned:
         _check(study, cli)
         cli.prepare()
         text = cli.datamodule
+        described = text.describe_text()
         config = {**vars(cli.model.config), "vocab_size": text.tokenizer.vocab_size}
         with torch.device("meta"):
             net = GPT(type(cli.model.config)(**config))
@@ -84,7 +88,8 @@ def plan(study: Study, setup: Setup) -> Planned:
                 net.num_parameters(),
                 text.windows_per_step * text.block_size,
                 accounting.training_flops_per_token(net),
-                _validated_on(text.describe_text()),
+                _validated_on(described),
+                _texts(described),
             )
         )
 
@@ -124,6 +129,11 @@ def _check(study: Study, cli: GptlitCLI) -> None:
 def _validated_on(text: dict[str, Any]) -> str:
     own = text["own_texts"].get("val")
     return json.dumps(own[1] if own else [text["sha256"], text["sizes"]["val"]["bytes"]])
+
+
+def _texts(text: dict[str, Any]) -> str:
+    own = {split: sha256 for split, (_, sha256) in text["own_texts"].items()}
+    return json.dumps({"": text["sha256"], **own}, sort_keys=True)
 
 
 # ---------------------------------------------------------------------- what is there
@@ -167,8 +177,22 @@ def _difference(planned: Planned, place: Path) -> str:
             raise UsageError(f"{place}: is there, and is no run; name another study by --name")
         return ""
     before = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
-    for name, old, new in resuming.changed(before, planned.options):
-        return f"--{name} {json.dumps(old)}, now {json.dumps(new)}"
+    for name, old, new in resuming.changed(before, planned.options, with_new=True):
+        if old is not resuming.MISSING:
+            return f"--{name} {json.dumps(old)}, now {json.dumps(new)}"
+        if name.partition(".")[0] in DECISIVE:
+            return f"--{name}, now {json.dumps(new)}, was not there yet"
     if is_result(place) and result(place)["text"] != planned.text:
         return "another text"
-    return ""
+    return "another text" if _texts_of(place) not in ("", planned.texts) else ""
+
+
+def _texts_of(place: Path) -> str:
+    """As `Planned.texts` of a run that is there, "" where unknown."""
+    if is_result(place) and (texts := result(place).get("texts")):
+        return texts
+    last = place / "checkpoints" / "last.ckpt"
+    try:
+        return _texts(checkpoint.read(last)[checkpoint.KEY]["text"]) if last.is_file() else ""
+    except UsageError:
+        return ""  # damaged: going on with it tells of that

@@ -10,6 +10,7 @@ seeds: [1, 2]                                  # ... each by each seed
 metric: val/loss                               # what is compared, at: end or best
 """
 
+import hashlib
 import itertools
 import json
 import math
@@ -43,6 +44,8 @@ METRICS = ("val/loss", "val/bits_per_byte", "val/perplexity", "val/gap", "train/
 FIGURES = ("parameters", "tokens", "flops")  # of a run, beside its options
 DRAWS = 1000  # for each run, of random ones that all differ
 LONGEST_NAME = 150
+HASH_CHARS = 8
+LARGEST_SEED = 2**32 - 1  # of NumPy's generators
 # options that have no part in a study, and what has
 REFUSED = {
     "ckpt_path": "the same command again goes on where a study stopped",
@@ -208,7 +211,23 @@ class Study:
             told(value) if name == "setting" else f"{short[name]}={told(value)}"
             for name, value in shown.items()
         ]
-        return re.sub(r"[^\w.,=+-]+", "-", ",".join(parts))[:LONGEST_NAME] or "run"
+        name = _cleaned(",".join(parts)).lstrip(".") or "run"
+        # names of settings are told apart by who chose them, or refused
+        values = [value for option, value in shown.items() if option != "setting"]
+        if len(name) <= LONGEST_NAME and all(map(_is_told_whole, values)):
+            return name
+        digest = hashlib.sha256(json.dumps(shown).encode()).hexdigest()[:HASH_CHARS]
+        return f"{name[: LONGEST_NAME - HASH_CHARS - 1]}-{digest}"
+
+
+def _cleaned(name: str) -> str:
+    return re.sub(r"[^\w.,=+-]+", "-", name)
+
+
+def _is_told_whole(value: Any) -> bool:
+    """Whether a folder's name tells a value from all others."""
+    shown = told(value)
+    return float(shown) == value if isinstance(value, float) else _cleaned(shown) == shown
 
 
 def told(value: Any) -> str:
@@ -294,8 +313,11 @@ def _study(path: Path, content: dict[str, Any], words: Sequence[str]) -> Study:
     grid = _grid(content["grid"]) if "grid" in content else None
     search = _search(content["random"]) if "random" in content else None
     seeds = content.get("seeds", [None])
-    if not isinstance(seeds, list) or not seeds or any(type(s) is bool for s in seeds):
-        raise UsageError(f"seeds: {seeds}: must be a list of whole numbers, such as [1, 2]")
+    if "seeds" in content and not (isinstance(seeds, list) and seeds and all(map(_is_seed, seeds))):
+        raise UsageError(
+            f"seeds: {seeds}: must be a list of whole numbers from 0 to {LARGEST_SEED}, such as "
+            "[1, 2]"
+        )
     if len(set(seeds)) < len(seeds):
         raise UsageError(f"seeds: {seeds}: one is given twice; name it once")
     varied = {*(grid or {}), *(search.over if search else {})}
@@ -317,6 +339,10 @@ def _study(path: Path, content: dict[str, Any], words: Sequence[str]) -> Study:
     common += ["--trainer.devices=1", *as_words(options), *words]
     rest = {key: content[key] for key in ("metric", "at", "x", "power_law") if key in content}
     return Study(path, common, named, grid, search, seeds, **rest)
+
+
+def _is_seed(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= LARGEST_SEED
 
 
 def _flat(where: str, options: Any) -> Settings:
@@ -363,15 +389,17 @@ def _search(content: Any) -> Search:
             "random: needs runs and over, and may have seed and by: "
             "{runs: 20, over: {model.lr: {from: 1e-4, to: 1e-2, log: true}}}"
         )
-    runs, by = content["runs"], content.get("by", "random")
+    runs, seed, by = content["runs"], content.get("seed", 0), content.get("by", "random")
     if type(runs) is not int or runs < 1:
         raise UsageError(f"random: runs: {runs}: must be 1 or more")
+    if not _is_seed(seed):
+        raise UsageError(f"random: seed: {seed}: must be a whole number from 0 to {LARGEST_SEED}")
     if by not in ("random", "optuna"):
         raise UsageError(f"random: by: {by}: choose from random, optuna")
     over = {
         name: _choice(name, each) for name, each in _flat("random: over", content["over"]).items()
     }
-    search = Search(runs, content.get("seed", 0), over, by)
+    search = Search(runs, seed, over, by)
     if by == "random" and len(search.drawn()) < runs:
         raise UsageError(f"random: runs: {runs}: there are not so many distinct settings")
     return search

@@ -12,16 +12,19 @@ from gptlit.tokenizer import TokenizerOptions, parse_options
 MISSING = object()
 
 
-def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+def changed(
+    before: Mapping[str, Any], now: Mapping[str, Any], with_new: bool = False
+) -> Iterator[tuple[str, Any, Any]]:
     """The options that differ, as ("model.lr", old, new), in the order of `now`.
 
-    What the version that saved `before` didn't have is passed by.
+    What the version that saved `before` didn't have is passed by, or has MISSING as its old
+    value if they come `with_new` ones.
     """
     for name, new in now.items():
         old = before.get(name, MISSING)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            yield from ((f"{name}.{rest}", a, b) for rest, a, b in changed(old, new))
-        elif old is not MISSING and old != new:
+            yield from ((f"{name}.{rest}", a, b) for rest, a, b in changed(old, new, with_new))
+        elif old != new and (with_new or old is not MISSING):
             yield name, old, new
 
 

@@ -27,7 +27,7 @@ from gptlit import checkpoint, plans, runs, study_tables, terminal
 from gptlit.arguments import find_study, shipped_studies, take
 from gptlit.assets import write_atomically
 from gptlit.callbacks import duration
-from gptlit.cli import GptlitCLI
+from gptlit.cli import GptlitCLI, NothingToTrain
 from gptlit.guard import NotFinite
 from gptlit.messages import MEMORY_ADVICE, RunError, UsageError, is_out_of_memory, note
 from gptlit.parser import with_environment
@@ -147,15 +147,17 @@ def _make_all(
         SystemExit: stopped, with the command that goes on.
     """
     many = study.search.runs * len(study.seeds) if study.search and not planned else len(planned)
-    outcomes: list[Outcome] = []
+    outcomes: dict[str, Outcome] = {}  # by name: a search may propose a setting again
     taken: list[float] = []  # seconds
 
     def make(each: Planned) -> Outcome:
-        place, count = folder / each.setup.name, f"[{len(outcomes) + 1}/{many}] {each.setup.name}: "
-        if is_result(place):
-            outcomes.append(_outcome(study, each, place))
-            return outcomes[-1]
-        print(count, end="", file=sys.stderr, flush=True)
+        name = each.setup.name
+        place = folder / name
+        if name not in outcomes and is_result(place):
+            outcomes[name] = _outcome(study, each, place)
+        if name in outcomes:
+            return outcomes[name]
+        print(f"[{len(outcomes) + 1}/{many}] {name}: ", end="", file=sys.stderr, flush=True)
         began = time.perf_counter()
         try:
             failed = _make(each, place)
@@ -164,7 +166,7 @@ def _make_all(
             note(f"{len(outcomes)} of {many} runs are done; {again} goes on")
             raise SystemExit(stop.code if isinstance(stop, SystemExit) else 130) from None
         taken.append(time.perf_counter() - began)
-        outcomes.append(outcome := _outcome(study, each, place, failed))
+        outcomes[name] = outcome = _outcome(study, each, place, failed)
         value = outcome.figures.get(study.metric)
         left = statistics.fmean(taken) * (many - len(outcomes))
         told = outcome.failed or f"{study.metric} {value:.4f}, {duration(taken[-1])}"
@@ -178,7 +180,7 @@ def _make_all(
         make(each)
     if not planned and study.search:
         _search(study, folder, make, remake)
-    return outcomes
+    return list(outcomes.values())
 
 
 def _make(planned: Planned, place: Path) -> str:
@@ -207,22 +209,26 @@ def _make(planned: Planned, place: Path) -> str:
     place.mkdir(exist_ok=True)
     if not (place / runs.CONFIG).is_file():  # of a run that diverged at once
         (place / runs.CONFIG).write_text(yaml.safe_dump(planned.options), encoding="utf-8")
-    found = {"step": step, "text": planned.text, "failed": failed}
+    found = {"step": step, "text": planned.text, "texts": planned.texts, "failed": failed}
     write_atomically(place / RESULT, json.dumps(found).encode())
     return failed
 
 
 def _fit(planned: Planned, place: Path, last: Path) -> int:
     """Train to the end; returns the steps of the run."""
-    words = planned.setup.words
+    words, step = planned.setup.words, None
     if last.is_file():
         step, steps = checkpoint.read(last)["global_step"], planned.options["trainer"]["max_steps"]
         if 0 < steps <= step:
             return step  # all that is missing is the result
         words = [f"--ckpt_path={last}"]  # which has the same options
-    with quiet(), contextlib.ExitStack() as held:
-        cli = GptlitCLI("fit", words, held, place=place)
-    return cli.trainer.global_step
+    try:
+        with quiet(), contextlib.ExitStack() as held:
+            return GptlitCLI("fit", words, held, place=place).trainer.global_step
+    except NothingToTrain:
+        if step is None:
+            raise
+        return step  # that was the last of its epochs
 
 
 def _told(error: Exception) -> str:
@@ -248,7 +254,7 @@ def _outcome(study: Study, planned: Planned, place: Path, failed: str = "") -> O
     failed = failed or result(place)["failed"]
     if failed:
         return Outcome(planned.setup, failed=failed)
-    metrics, step = place / "metrics.csv", result(place)["step"]
+    metrics = place / "metrics.csv"
     curve = logged(metrics, study.metric)
     if not curve:
         return Outcome(
@@ -256,6 +262,8 @@ def _outcome(study: Study, planned: Planned, place: Path, failed: str = "") -> O
         )
     at = max(curve) if study.at == "end" else min(curve, key=lambda each: (curve[each], each))
     known = {name: logged(metrics, name) for name in METRICS}
+    # what the metric took; steps after the best validation have no part in it
+    step = at if study.at == "best" else result(place)["step"]
     tokens = step * planned.tokens_per_step
     figures: dict[str, float] = {name: values[at] for name, values in known.items() if at in values}
     figures |= {"step": at, "parameters": planned.parameters, "tokens": tokens}

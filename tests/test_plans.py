@@ -1,5 +1,6 @@
 """Study files: the runs that follow, and what is refused."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,27 @@ def test_options_that_end_alike_keep_their_groups(tmp_path: Path) -> None:
     assert setup.name == "samples.seed=1,data.seed=2"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        # seed= stands last, where a long name is cut
+        "{settings: [{name: " + "a" * 200 + "}], seeds: [1, 2]}",
+        "grid: {data.path: [a/b, a b, a-b]}",
+        "grid: {model.lr: [0.12345671, 0.12345672, 0.123457]}",
+    ],
+)
+def test_what_a_name_has_no_room_for_still_tells_runs_apart(tmp_path: Path, text: str) -> None:
+    names = [setup.name for setup in study(tmp_path, text).setups()]
+    assert len(set(names)) == len(names) > 1
+    assert all(re.fullmatch(r"[\w=.,-]{1,150}", name) for name in names)
+    assert names == [setup.name for setup in study(tmp_path, text).setups()]
+
+
+def test_no_name_leads_out_of_the_folder(tmp_path: Path) -> None:
+    (setup,) = study(tmp_path, "settings: [{name: ..}]").setups()
+    assert setup.name == "run"
+
+
 def test_more_random_runs_begin_with_the_same(tmp_path: Path) -> None:
     def drawn(runs: int) -> list[dict[str, Any]]:
         text = f"""
@@ -109,6 +131,14 @@ def test_a_rounded_draw_stays_within_its_range() -> None:
         ("settings: [{name: a}, {name: a}]", "settings: a: is given twice"),
         ("seeds: 3", "seeds: 3: must be a list"),
         ("seeds: [1, 1]", "given twice"),
+        ("seeds: [0.5, 1]", "seeds: .*must be a list of whole numbers from 0 to 4294967295"),
+        ("seeds: [1, a]", "seeds: .*must be a list of whole numbers"),
+        ("seeds: [1, -1]", "seeds: .*must be a list of whole numbers"),
+        ("seeds: [1, 4294967296]", "seeds: .*must be a list of whole numbers"),
+        ("seeds: [null, 1]", "seeds: .*must be a list of whole numbers"),
+        ("seeds: [[1]]", "seeds: .*must be a list of whole numbers"),
+        ("random: {runs: 1, seed: a, over: {model.lr: [1]}}", "seed: a: must be a whole number"),
+        ("random: {runs: 1, seed: -1, over: {model.lr: [1]}}", "seed: -1: must be a whole number"),
         ("{seeds: [1], metric: val/los}", "metric: val/los: choose from.*mean val/loss"),
         ("{seeds: [1], at: start}", "at: start: choose from end, best"),
         ("{seeds: [1], power_law: size}", "power_law: size: choose from parameters"),

@@ -5,9 +5,12 @@ import json
 import os
 import re
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import yaml
@@ -129,6 +132,7 @@ def test_a_stopped_study_goes_on_as_if_it_had_not_been_stopped(
     done = gptlit("study", path)
     assert done.code == 0
     assert re.findall(r"\[(\d)/2\]", done.err) == ["2"]
+    assert "2 of 2 runs are done already" in gptlit("study", path).err
     whole = gptlit("study", path, "--name", "whole")
     assert whole.code == 0
     some_time_passes(Path("lightning_logs/mine/n_layer=2"))
@@ -171,6 +175,49 @@ def test_another_text_under_the_same_name_is_noticed(
     assert (refused.code, "another text" in refused.err) == (2, True)
 
 
+@pytest.mark.parametrize("state", ["done", "done by an earlier version", "begun"])
+def test_another_text_to_train_on_is_noticed(
+    gptlit: Call, mine: Callable[..., Path], text_file: Path, tmp_path: Path, state: str
+) -> None:
+    own = tmp_path / "val.txt"
+    own.write_text(made_up_text(seed=4)[:2000], encoding="utf-8")
+    words = [mine(grid={"model.n_layer": [1]}), f"--data.val_path={own}"]
+    assert gptlit("study", *words).code == 0
+    found = Path("lightning_logs/mine/n_layer=1/result.json")
+    if state == "begun":
+        found.unlink()
+    elif state != "done":
+        facts = json.loads(found.read_text())
+        del facts["texts"]
+        found.write_text(json.dumps(facts))
+    assert gptlit("study", *words).code == 0
+    text_file.write_text(made_up_text(seed=5), encoding="utf-8")
+    if state == "begun":
+        found.unlink()
+    refused = gptlit("study", *words)
+    assert (refused.code, "another text" in refused.err) == (2, True)
+    assert gptlit("study", *words, "--remake").code == 0
+    assert "1 of 1 runs are done already" in gptlit("study", *words).err
+
+
+def test_an_option_that_was_not_there_yet_is_a_difference(
+    gptlit: Call, mine: Callable[..., Path]
+) -> None:
+    path = mine(grid={"model.n_layer": [1]})
+    assert gptlit("study", path).code == 0
+    config = Path("lightning_logs/mine/n_layer=1/config.yaml")
+    options = yaml.safe_load(config.read_text())
+    without = {**options, "model": {k: v for k, v in options["model"].items() if k != "norm"}}
+    config.write_text(yaml.safe_dump(without))
+    refused = gptlit("study", path)
+    norm = json.dumps(options["model"]["norm"])
+    assert (refused.code, f"--model.norm, now {norm}, was not" in refused.err) == (2, True)
+    # what has no part in a result
+    del options["samples"]
+    config.write_text(yaml.safe_dump(options))
+    assert gptlit("study", path).code == 0
+
+
 def test_a_run_that_fails_is_told_and_the_study_goes_on(
     gptlit: Call, mine: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,6 +249,64 @@ def test_a_run_that_fails_is_told_and_the_study_goes_on(
     assert again.code == 0
     assert re.findall(r"\[\d/3\] \w+", again.err) == ["[2/3] big"]
     assert "wild: step" in again.out
+
+
+@pytest.mark.parametrize("options", [{}, {"trainer.max_steps": -1, "trainer.max_epochs": 1}])
+def test_a_run_that_lacks_only_its_result_is_done(
+    gptlit: Call, mine: Callable[..., Path], options: dict[str, int], text_file: Path
+) -> None:
+    text_file.write_text(made_up_text()[:400], encoding="utf-8")
+    path = mine(settings=[{"name": "a", **options}])
+    assert gptlit("study", path).code == 0
+    before, found = results(), Path("lightning_logs/mine/a/result.json")
+    recorded = found.read_text()
+    found.unlink()
+    again = gptlit("study", path)
+    assert again.code == 0, again.out
+    assert (results(), found.read_text()) == (before, recorded)
+
+
+def test_a_setting_proposed_again_is_one_run(
+    gptlit: Call, mine: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[float] = []
+
+    class Trials:
+        """Of optuna, which proposes the second of two again and again."""
+
+        def ask(self) -> Any:
+            return SimpleNamespace(suggest_categorical=lambda *_: min(len(told), 1))
+
+        def tell(self, _: Any, value: float) -> None:
+            told.append(value)
+
+    optuna = mock.MagicMock(__spec__=mock.Mock(), create_study=lambda **_: Trials())
+    monkeypatch.setitem(sys.modules, "optuna", optuna)
+    search = {"runs": 4, "by": "optuna", "over": {"model.lr": [0.01, 0.001]}}
+    done = gptlit("study", mine(random=search, seeds=[1, 2]))
+    assert done.code == 0
+    assert len(told) == 4
+    assert told[1] == told[2] == told[3] != told[0]
+    assert [row["run"] for row in results()] == [
+        f"lr={lr},seed={seed}" for lr in (0.01, 0.001) for seed in (1, 2)
+    ]
+    assert re.findall(r"^ *0\.0?01 .* (\d) +\d+ s$", done.out, re.MULTILINE) == ["2", "2"], done.out
+
+
+def test_what_the_best_took_is_counted_up_to_it(gptlit: Call, mine: Callable[..., Path]) -> None:
+    # a rate that soon spoils what the first steps learned
+    path = mine(grid={"model.lr": [0.5]}, at="best")
+    assert gptlit("study", path, "--trainer.val_check_interval=1").code == 0
+    (best,) = results()
+    step = int(best["step"])
+    assert step < 8
+    assert int(best["tokens"]) == step * 4 * 8
+    mine(grid={"model.lr": [0.5]}, at="end")
+    assert gptlit("study", path, "--trainer.val_check_interval=1").code == 0
+    (end,) = results()
+    assert (end["step"], end["tokens"]) == ("8", str(8 * 4 * 8))
+    for figure in ("flops", "seconds"):
+        assert float(best[figure]) == pytest.approx(float(end[figure]) * step / 8)
 
 
 @pytest.mark.parametrize(
