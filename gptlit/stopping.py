@@ -46,7 +46,7 @@ class Stopping(Timer):
     def __init__(self, max_time: str | timedelta | dict[str, int] | None = None) -> None:
         super().__init__(max_time, verbose=False)
         self.cause = NOTHING
-        self._signal = NOTHING
+        self.asked = NOTHING  # the signal that came, also one that came when all was done
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -64,9 +64,9 @@ class Stopping(Timer):
                 signal.signal(signal.SIGTERM, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._signal and number == signal.SIGINT:
+        if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self._signal = number
+        self.asked = number
         if number == signal.SIGINT and is_first_process():
             # print() may be what was interrupted
             os.write(2, b"\ngptlit: stopping after this step; Ctrl-C again stops at once\n")
@@ -88,7 +88,7 @@ class Stopping(Timer):
         if is_over(trainer) or self.cause:
             return
         left = self.time_remaining()
-        self.cause = self._signal or (TIME if left is not None and left <= 0 else NOTHING)
+        self.cause = self.asked or (TIME if left is not None and left <= 0 else NOTHING)
         if trainer.world_size > 1:
             asked = torch.tensor(self.cause, device=trainer.strategy.root_device)
             self.cause = int(trainer.strategy.reduce(asked, reduce_op="max"))

@@ -163,7 +163,7 @@ def _make_all(
             failed = _make(each, place)
         except (SystemExit, KeyboardInterrupt) as stop:
             print("stopped", file=sys.stderr)
-            note(f"{len(outcomes)} of {many} runs are done; {again} goes on")
+            note(f"{len(outcomes) + is_result(place)} of {many} runs are done; {again} goes on")
             raise SystemExit(stop.code if isinstance(stop, SystemExit) else 130) from None
         taken.append(time.perf_counter() - began)
         outcomes[name] = outcome = _outcome(study, each, place, failed)
@@ -195,13 +195,13 @@ def _make(planned: Planned, place: Path) -> str:
     log = place.with_name(f"{place.name}.log").open("a", encoding="utf-8")
     with log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         try:
-            step = _fit(planned, place, last)
+            step, asked = _fit(planned, place, last)
         except Exception as error:
             failed = _told(error)
             traceback.print_exc()
             if not isinstance(error.__cause__, NotFinite):
                 return failed  # it is tried again by the same command
-            step = 0
+            step, asked = 0, 0
         else:
             failed = ""
         finally:
@@ -211,24 +211,27 @@ def _make(planned: Planned, place: Path) -> str:
         (place / runs.CONFIG).write_text(yaml.safe_dump(planned.options), encoding="utf-8")
     found = {"step": step, "text": planned.text, "texts": planned.texts, "failed": failed}
     write_atomically(place / RESULT, json.dumps(found).encode())
+    if asked:
+        raise SystemExit(128 + asked)
     return failed
 
 
-def _fit(planned: Planned, place: Path, last: Path) -> int:
-    """Train to the end; returns the steps of the run."""
+def _fit(planned: Planned, place: Path, last: Path) -> tuple[int, int]:
+    """Train to the end; returns the steps of the run, and a signal that came when it was over."""
     words, step = planned.setup.words, None
     if last.is_file():
         step, steps = checkpoint.read(last)["global_step"], planned.options["trainer"]["max_steps"]
         if 0 < steps <= step:
-            return step  # all that is missing is the result
+            return step, 0  # all that is missing is the result
         words = [f"--ckpt_path={last}"]  # which has the same options
     try:
         with quiet(), contextlib.ExitStack() as held:
-            return GptlitCLI("fit", words, held, place=place).trainer.global_step
+            cli = GptlitCLI("fit", words, held, place=place)
+            return cli.trainer.global_step, cli.stopping.asked
     except NothingToTrain:
         if step is None:
             raise
-        return step  # that was the last of its epochs
+        return step, 0  # that was the last of its epochs
 
 
 def _told(error: Exception) -> str:

@@ -21,6 +21,7 @@ from gptlit.arguments import shipped_studies
 from gptlit.planning import plan, plan_all
 from gptlit.plans import Setup, Study
 from gptlit.study_tables import Outcome, plots, rows, table, told_of_law, warnings
+from gptlit.training import LitGPT
 from tests.conftest import TINY, Result, assert_same_run, made_up_text, some_time_passes
 
 Call = Callable[..., Result]
@@ -107,6 +108,28 @@ class Interrupt(Callback):
             Interrupt.fits += 1
             if Interrupt.fits == 2:
                 os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_signal_after_a_run_is_over_stops_the_study(
+    gptlit: Call, mine: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run itself ends as it would have; the next one is not begun."""
+    validated = LitGPT.on_validation_epoch_end
+
+    def and_asked(self: LitGPT) -> None:
+        if self.global_step == 8:
+            signal.raise_signal(signal.SIGTERM)
+        validated(self)
+
+    path = mine(grid={"model.n_layer": [1, 2]})
+    with monkeypatch.context() as patch:
+        patch.setattr(LitGPT, "on_validation_epoch_end", and_asked)
+        stopped = gptlit("study", path)
+    assert stopped.code == 143
+    assert "1 of 2 runs are done" in stopped.err
+    assert "n_layer=2" not in stopped.err
+    done = gptlit("study", path)
+    assert re.findall(r"\[(\d)/2\]", done.err) == ["2"]
 
 
 def test_a_stopped_study_goes_on_as_if_it_had_not_been_stopped(
