@@ -31,10 +31,10 @@ from gptlit.progress import ends_epoch, validation_follows
 from gptlit.tokenizer import Tokenizer
 
 VOCABULARY_COMES_LATER = 0
-# options that a checkpoint's weights don't depend on, so that a resumed run may change them
 AVERAGED = "averaged"  # under which a checkpoint has what its weights are the average of
 TELL_AFTER_SECONDS = 0.5
 SHARDING = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
+# options that a checkpoint's weights don't depend on, so that a resumed run may change them
 NOT_IN_WEIGHTS = ("vocab_size", "dropout", "dropout_at", "attention", "init", "zero_init")
 
 
