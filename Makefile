@@ -8,8 +8,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 train: .venv/.installed
 	$(BIN)/gptlit fit --config small.yaml $(ARGS)
 
+# a process for each core; a file's tests stay together, as do the runs that they share
 test: check
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 check: .venv/.installed-dev
 	$(BIN)/ruff check .
