@@ -131,7 +131,7 @@ def _in_proportion(model: LitGPT) -> Iterator[None]:
 
     def times(factor: float) -> Any:
         def hook(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-            for group in optimizer.param_groups if model.optimizer == "muon" else []:
+            for group in optimizer.param_groups:
                 if "betas" not in group:
                     group["lr"] *= factor
 

@@ -1,5 +1,6 @@
 """Checkpoints of a run: when they are saved, how they reach the disk, and which are kept."""
 
+import functools
 import shutil
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ class BestCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=False,
         )
 
-    @property
+    @functools.cached_property  # every hook of every step asks for it
     def state_key(self) -> str:
         # what checkpoints of earlier versions have it under
         return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__)

@@ -32,7 +32,7 @@ from gptlit.tokenizer import Tokenizer
 
 VOCABULARY_COMES_LATER = 0
 AVERAGED = "averaged"  # under which a checkpoint has what its weights are the average of
-TELL_AFTER_SECONDS = 0.5
+TELL_AFTER_SECONDS = 1.0
 SHARDING = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
 # options that a checkpoint's weights don't depend on, so that a resumed run may change them
 NOT_IN_WEIGHTS = ("vocab_size", "dropout", "dropout_at", "attention", "init", "zero_init")
