@@ -1,6 +1,7 @@
 """What a training step costs: through the Trainer, in a bare loop, and as most people write it.
 
     python benchmarks/train_step.py [--rounds 30] [--steps 20] [--config small.yaml] [--loops all]
+    python benchmarks/train_step.py --apart --rounds 5 --steps 300
 
 `gptlit fit` trains with everything on: progress bar, logging, guard, TensorBoard, and a validation
 and checkpoints between the stretches that are timed. After each of its stretches every other loop
@@ -13,9 +14,10 @@ makes as many steps, in turn in the same process:
 - all of what helps, together, eager and compiled.
 
 Medians over the rounds are told, of milliseconds a step and of each round's ratio to plain and to
-bare. The first round warms up and isn't counted. Text is random: speed doesn't depend on it.
-Options beyond these are those of `gptlit fit`, such as --trainer.accelerator cuda; every stretch on
-a GPU ends by waiting for it.
+bare. The first round warms up and isn't counted. `--apart` gives the Trainer's loop and the bare
+one a process of its own each, in turn: two nets in one process change each other's place in memory.
+Text is random: speed doesn't depend on it. Options beyond these are those of `gptlit fit`, such as
+--trainer.accelerator cuda; every stretch on a GPU ends by waiting for it.
 """
 
 import argparse
@@ -23,6 +25,7 @@ import contextlib
 import copy
 import math
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -147,6 +150,18 @@ def steps_of(parts: Parts, trainer: L.Trainer, module: LitGPT) -> Step:
     return step
 
 
+def where(trainer: L.Trainer) -> str:
+    """Device, precision and threads."""
+    device = trainer.strategy.root_device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return f"{name}, {trainer.precision}, {torch.get_num_threads()} threads"
+
+
+def wait_for(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
 class InTurn(Callback):
     """Times the Trainer's steps between two validations, then lets every other loop make as many.
 
@@ -168,10 +183,8 @@ class InTurn(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, LitGPT)
         pl_module.tells_every_batch = False  # as where no callback is added: this one reads none
-        device = self._device = trainer.strategy.root_device
-        is_cuda = device.type == "cuda"
-        name = torch.cuda.get_device_name(device) if is_cuda else device.type
-        WHERE.append(f"{name}, {trainer.precision}, {torch.get_num_threads()} threads")
+        self._device = trainer.strategy.root_device
+        WHERE.append(where(trainer))
         self._net, same = same_steps(trainer, pl_module)
         self._loops = {"bare": (same, 0)}
         for name in self.names:
@@ -189,8 +202,7 @@ class InTurn(Callback):
             self._began = now
 
     def _now(self) -> float:
-        if self._device.type != "cpu":
-            torch.accelerator.synchronize(self._device)
+        wait_for(self._device)
         return self.clock()
 
     @torch.random.fork_rng()
@@ -206,6 +218,60 @@ class InTurn(Callback):
         torch.set_num_threads(threads)
         DIFFERENCES.append(_difference(module.net, self._net))
         self._loops["bare"][0]()  # the step that the Trainer makes untimed
+
+
+class Alone(Callback):
+    """Times the Trainer's steps after some that warm up, or the bare loop's before the Trainer's.
+
+    Args:
+        steps: How many are timed.
+        loop: Trainer or bare.
+    """
+
+    WARMUP = 20
+
+    def __init__(self, steps: int, loop: str) -> None:
+        self.steps = steps
+        self.is_bare = loop == "bare"
+        self._began = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, LitGPT)
+        pl_module.tells_every_batch = False
+        WHERE.append(where(trainer))
+        if self.is_bare:
+            _, step = same_steps(trainer, pl_module)
+            for index in range(self.WARMUP + self.steps):
+                self._look(index, trainer)
+                step()
+            self._look(self.WARMUP + self.steps, trainer)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any
+    ) -> None:
+        if not self.is_bare:
+            self._look(trainer.global_step, trainer)
+
+    def _look(self, step: int, trainer: L.Trainer) -> None:
+        if step not in (self.WARMUP, self.WARMUP + self.steps):
+            return
+        wait_for(trainer.strategy.root_device)
+        if step == self.WARMUP:
+            self._began = time.perf_counter()
+        else:
+            seconds = (time.perf_counter() - self._began) / self.steps
+            MEASURED["bare" if self.is_bare else "Trainer"] = [seconds]
+
+
+def apart(arguments: list[str], rounds: int) -> None:
+    """Measure the Trainer's loop and the bare one in processes of their own, in turn."""
+    for _ in range(rounds + 1):
+        for loop in ("Trainer", "bare"):
+            command = [sys.executable, __file__, f"--only={loop}", *arguments]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            *_, place, seconds = done.stdout.splitlines()
+            WHERE[:] = [place]
+            MEASURED.setdefault(loop, []).append(float(seconds))
 
 
 def _difference(one: Any, other: nn.Module) -> float:
@@ -238,6 +304,34 @@ def random_text(n_characters: int = 1_000_000) -> str:
     return "".join(np.random.default_rng(0).choice([chr(48 + i) for i in range(65)], n_characters))
 
 
+def train(
+    config: str,
+    callback: type[Callback],
+    how: dict[str, Any],
+    n_steps: int,
+    interval: int,
+    more: list[str],
+) -> None:
+    """`gptlit fit` in a folder that is removed, with a callback of this script."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        Path("text.txt").write_text(random_text(), encoding="utf-8")
+        options = [
+            f"--config={config}",
+            "--data.path=text.txt",
+            f"--trainer.callbacks={callback.__module__}.{callback.__name__}",
+            *(f"--trainer.callbacks.{name}={value}" for name, value in how.items()),
+            "--trainer.enable_progress_bar=true",
+            f"--trainer.max_steps={n_steps}",
+            f"--trainer.val_check_interval={interval}",
+            "--samples.max_new_tokens=1",
+            "--data.val_fraction=0.005",
+        ]
+        with Path("told.txt").open("w") as told, contextlib.redirect_stdout(told):
+            code = gptlit(["fit", *options, *more])
+        if code:
+            raise SystemExit(code)
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=30)
@@ -252,34 +346,28 @@ def main(arguments: list[str] | None = None) -> None:
         choices=list(CLOCKS),
         help="cpu counts the process's own time: for one thread on a CPU that others use as well.",
     )
+    parser.add_argument("--apart", action="store_true", help="Trainer and bare, each by itself.")
+    parser.add_argument("--only", choices=["Trainer", "bare"], help=argparse.SUPPRESS)
     given, more = parser.parse_known_args(arguments)
-    cycle = given.steps + 1
-    here = f"{InTurn.__module__}.InTurn"
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        Path("text.txt").write_text(random_text(), encoding="utf-8")
-        options = [
-            f"--config={given.config}",
-            "--data.path=text.txt",
-            f"--trainer.callbacks={here}",
-            f"--trainer.callbacks.steps={given.steps}",
-            f"--trainer.callbacks.loops={CHOICES[given.loops]}",
-            f"--trainer.callbacks.clock={given.clock}",
-            "--trainer.enable_progress_bar=true",
-            f"--trainer.max_steps={cycle * (given.rounds + 1)}",
-            f"--trainer.val_check_interval={cycle}",
-            "--samples.max_new_tokens=1",
-            "--data.val_fraction=0.005",
-        ]
-        with Path("told.txt").open("w") as told, contextlib.redirect_stdout(told):
-            code = gptlit(["fit", *options, *more])
-        if code:
-            raise SystemExit(code)
+    if given.only:
+        steps = Alone.WARMUP + given.steps + 1 if given.only == "Trainer" else 1
+        train(given.config, Alone, {"steps": given.steps, "loop": given.only}, steps, steps, more)
+        print(*WHERE, MEASURED[given.only][0], sep="\n")
+        return
+    if given.apart:
+        apart([f"--steps={given.steps}", f"--config={given.config}", *more], given.rounds)
+    else:
+        cycle = given.steps + 1
+        how = {"steps": given.steps, "loops": CHOICES[given.loops], "clock": given.clock}
+        train(given.config, InTurn, how, cycle * (given.rounds + 1), cycle, more)
     print(
         f"{given.config}: {given.rounds} rounds of {given.steps} steps, torch {torch.__version__}",
         *WHERE,
         sep=", ",
     )
     print("\n".join(report(MEASURED)))
+    if given.apart:
+        return
     largest = max(DIFFERENCES, default=math.nan)
     print(f"largest difference of the bare loop's weights from the Trainer's: {largest:g}")
 

@@ -19,7 +19,10 @@ def test_medians_and_ratios_leave_the_first_round_out() -> None:
     ]
 
 
-def test_the_bare_loop_makes_the_trainers_steps(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_bare_loop_makes_the_trainers_steps(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_step, "MEASURED", {})
     arguments = ["--config=tiny.yaml", "--rounds=2", "--steps=3", "--loops=eager"]
     train_step.main([*arguments, *TINY[1:], "--model.warmup_steps=2", "--trainer.accelerator=cpu"])
     names = ["Trainer", "bare", *train_step.CHOICES["eager"]]
@@ -30,6 +33,24 @@ def test_the_bare_loop_makes_the_trainers_steps(capsys: pytest.CaptureFixture[st
     assert len(train_step.DIFFERENCES) == 3
     assert max(train_step.DIFFERENCES) < 1e-5
     assert "2 rounds of 3 steps" in capsys.readouterr().out
+
+
+def test_each_loop_can_have_a_process_of_its_own(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_step, "MEASURED", {})
+    arguments = ["--apart", "--config=tiny.yaml", "--rounds=1", "--steps=3", *TINY[1:]]
+    train_step.main([*arguments, "--trainer.accelerator=cpu"])
+    assert {name: len(seconds) for name, seconds in train_step.MEASURED.items()} == {
+        "Trainer": 2,
+        "bare": 2,
+    }
+    assert 0 < min(min(seconds) for seconds in train_step.MEASURED.values())
+    head, _, trainer, bare = capsys.readouterr().out.splitlines()
+    assert head.startswith("tiny.yaml: 1 rounds of 3 steps")
+    assert "cpu, 32-true" in head
+    assert trainer.startswith("Trainer")
+    assert bare.startswith("bare")
 
 
 @pytest.mark.parametrize(
