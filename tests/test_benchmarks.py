@@ -45,7 +45,7 @@ def test_each_loop_can_have_a_process_of_its_own(
         "Trainer": 2,
         "bare": 2,
     }
-    assert 0 < min(min(seconds) for seconds in train_step.MEASURED.values())
+    assert min(min(seconds) for seconds in train_step.MEASURED.values()) > 0
     head, _, trainer, bare = capsys.readouterr().out.splitlines()
     assert head.startswith("tiny.yaml: 1 rounds of 3 steps")
     assert "cpu, 32-true" in head

@@ -316,6 +316,26 @@ def test_a_setting_proposed_again_is_one_run(
     assert re.findall(r"^ *0\.0?01 .* (\d) +\d+ s$", done.out, re.MULTILINE) == ["2", "2"], done.out
 
 
+def test_a_search_by_optuna_goes_on_as_it_would_have(
+    gptlit: Call, mine: Callable[..., Path], tmp_path: Path
+) -> None:
+    over = {"model.lr": {"from": 1e-3, "to": 1e-1, "log": True}, "model.n_head": [1, 2, 4]}
+    search = {"by": "optuna", "seed": 3, "over": over}
+    first = gptlit("study", mine(random={**search, "runs": 2}))
+    assert first.code == 0
+    begun = results()
+    assert len({row["model.lr"] for row in begun}) == 2
+    assert all(1e-3 <= float(row["model.lr"]) <= 1e-1 for row in begun)
+    more = gptlit("study", mine(random={**search, "runs": 4}))
+    assert more.code == 0
+    assert results()[:2] == begun  # seconds and all: they were not made again
+    whole = [row["run"] for row in results()]
+    assert len(whole) == 4
+    (tmp_path / "lightning_logs" / "mine").rename(tmp_path / "before")
+    assert gptlit("study", mine(random={**search, "runs": 4})).code == 0
+    assert [row["run"] for row in results()] == whole
+
+
 def test_what_the_best_took_is_counted_up_to_it(gptlit: Call, mine: Callable[..., Path]) -> None:
     # a rate that soon spoils what the first steps learned
     path = mine(grid={"model.lr": [0.5]}, at="best")
