@@ -128,22 +128,34 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str, unknown: Unknown = "error")
 
 
 def single_tokens(tokenizer: Tokenizer, strings: Sequence[str]) -> list[int]:
-    """The id of each string.
+    """The ids of the tokens that strings name: text of one token, or a special token's name.
+
+    A word of the text may be spelled as a special token is: such a string names both, or the
+    word alone where the special token is the end of sequence, which writes nothing.
 
     Raises:
         UsageError: a string isn't one token.
     """
     found = []
     for string in strings:
+        special = [tokenizer.special_ids[string]] if string in tokenizer.special_ids else []
         try:
-            ids = tokenizer.encode(string)
+            ids = tokenizer.encode(string).tolist()
+            known = tokenizer.unknown_id is None or tokenizer.unknown_id not in ids
         except UnknownPieces as error:
-            raise UsageError(f"--ban {string!r}: {error}") from error
-        if len(ids) != 1:
+            if not special:
+                raise UsageError(f"--ban {string!r}: {error}") from error
+            known = False
+        if known and len(ids) == 1:
+            found += ids + [id_ for id_ in special if id_ != tokenizer.eos_id]
+        elif special:
+            found += special
+        elif known:
             raise UsageError(
                 f"--ban {string!r}: is {len(ids)} tokens of this model; name one token at a time"
             )
-        found.append(int(ids[0]))
+        else:
+            raise UsageError(f"--ban {string!r}: the model has no token for it; leave it out")
     return found
 
 
@@ -161,10 +173,8 @@ def forced_tokens(tokenizer: Tokenizer, sampling: Sampling) -> list[int]:
         raise UsageError(f"--force: {error}") from error
     if tokenizer.unknown_id in ids:
         raise UsageError(f"{name}: holds what the model has no token for; leave it out")
-    if tokenizer.eos_id in ids:
-        raise UsageError(f"{name}: holds the end of sequence, which ends a text; leave it out")
-    for string, id_ in zip(sampling.ban, single_tokens(tokenizer, sampling.ban), strict=True):
-        if id_ in ids:
+    for string in sampling.ban:
+        if not set(ids).isdisjoint(single_tokens(tokenizer, [string])):
             raise UsageError(f"{name}: holds --ban {string!r}; leave one of them out")
     if limit is not None and len(ids) > limit:
         raise UsageError(

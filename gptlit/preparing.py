@@ -38,7 +38,7 @@ from gptlit.tokenizer import (
 )
 from gptlit.tokens import TokenFile
 
-FORMAT = 4
+FORMAT = 5
 NAME_CHARS = 40  # of a text's name in a token file's, which has at most 255 bytes
 FULL = (errno.ENOSPC, errno.EDQUOT)
 CLOSED = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST)

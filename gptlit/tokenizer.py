@@ -114,6 +114,7 @@ class Tokenizer(ABC):
     """Ids 0 to vocab_size - 1 for the pieces of a text."""
 
     kind: Kind
+    special_ids: dict[str, int]  # of tokens that no text is encoded to, but for <NUM>, by name
     is_lossless = True  # whether every byte of a text is predicted, and comes back
     unknown_id: int | None = None  # what unknown pieces become, where there is such a token
     eos_id: int | None = None  # what closes each document, where something does
@@ -132,13 +133,31 @@ class Tokenizer(ABC):
         ids = self.encode("\n", "skip")
         return int(ids[0]) if len(ids) and int(ids[0]) != self.unknown_id else 0
 
-    @abstractmethod
     def encode(self, text: str, unknown: Unknown = "error") -> np.ndarray:
-        """(n,) uint32 ids. Unknown pieces raise UnknownPieces, or are skipped."""
+        """The ids of a text. What spells a special token in it is text like any other, except
+        <NUM>, which cleaning writes into texts.
+
+        Args:
+            text: One text.
+            unknown: Unknown pieces are an "error", or "skip" leaves them out. A tokenizer that
+                has <UNK> encodes them to that.
+
+        Returns:
+            (n,) int64 ids.
+
+        Raises:
+            UnknownPieces: pieces outside the vocabulary.
+            TypeError: the text is not a string.
+        """
+        return self._encode(checked_text(text), unknown)
 
     def encode_on(self, text: str) -> np.ndarray:
         """The ids of a text that goes on where another one was cut (see `passes`)."""
         return self.encode(text)
+
+    @abstractmethod
+    def _encode(self, text: str, unknown: Unknown) -> np.ndarray:
+        """`encode` for a string."""
 
     @abstractmethod
     def piece(self, id_: int) -> bytes:
@@ -162,6 +181,17 @@ class Tokenizer(ABC):
         """All there is to know, as plain data; `from_state` is its inverse."""
 
 
+def checked_text(text: str, name: str = "text") -> str:
+    """The text itself, if it is one string.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"{name}: must be one string, not a {type(text).__name__}")
+    return text
+
+
 class CharTokenizer(Tokenizer):
     """Special tokens, then one id per character, in the order of their code points."""
 
@@ -174,13 +204,13 @@ class CharTokenizer(Tokenizer):
             raise ValueError("characters must be sorted and distinct")
         self.characters = characters
         self.special_tokens = list(special_tokens)
+        self.special_ids = _numbered(self.special_tokens)
         self._spelled = self.special_tokens + list(characters)
-        if UNKNOWN_WORD in self.special_tokens:
-            self.unknown_id = self.special_tokens.index(UNKNOWN_WORD)
-        self.eos_id = self.special_tokens.index(END_OF_SEQUENCE) if eos else None
+        self.unknown_id = self.special_ids.get(UNKNOWN_WORD)
+        self.eos_id = self.special_ids[END_OF_SEQUENCE] if eos else None
         # ids by code point, -1 for strangers; all beyond the last share the last entry
         codes = _code_points(characters)
-        self._ids = np.full(max(128, int(codes.max(initial=0)) + 2), -1, dtype=np.int32)
+        self._ids = np.full(max(128, int(codes.max(initial=0)) + 2), -1, dtype=np.int64)
         self._ids[codes] = np.arange(len(codes)) + len(self.special_tokens)
 
     @classmethod
@@ -193,25 +223,25 @@ class CharTokenizer(Tokenizer):
     def vocab_size(self) -> int:
         return len(self._spelled)
 
-    def encode(self, text: str, unknown: Unknown = "error") -> np.ndarray:
-        if NUMBER in self.special_tokens and NUMBER in text:
-            first, *rest = (self._encode(part, unknown) for part in text.split(NUMBER))
-            number = np.array([self.special_tokens.index(NUMBER)], dtype=np.uint32)
-            return np.concatenate([first, *(ids for part in rest for ids in (number, part))])
-        return self._encode(text, unknown)
-
     def _encode(self, text: str, unknown: Unknown) -> np.ndarray:
+        if NUMBER in self.special_ids and NUMBER in text:
+            first, *rest = (self._encode_characters(part, unknown) for part in text.split(NUMBER))
+            number = np.array([self.special_ids[NUMBER]])
+            return np.concatenate([first, *(ids for part in rest for ids in (number, part))])
+        return self._encode_characters(text, unknown)
+
+    def _encode_characters(self, text: str, unknown: Unknown) -> np.ndarray:
         codes = _code_points(text)
         ids = self._ids.take(codes, mode="clip")
         strange = ids < 0
         if not strange.any():
-            return ids.view(np.uint32)
+            return ids
         if self.unknown_id is not None:
             ids[strange] = self.unknown_id
         elif unknown == "error":
             strangers = list(map(chr, np.unique(codes[strange])))
             raise UnknownPieces(strangers, self.characters, "characters")
-        return ids[ids >= 0].astype(np.uint32)
+        return ids[ids >= 0]
 
     def piece(self, id_: int) -> bytes:
         return self._spelled[id_].encode()
@@ -224,6 +254,14 @@ class CharTokenizer(Tokenizer):
         if self.special_tokens:
             state["special_tokens"] = self.special_tokens
         return state | _eos_state(self)
+
+
+def _numbered(special_tokens: Sequence[str]) -> dict[str, int]:
+    """The ids of special tokens that come before all others."""
+    ids = {token: id_ for id_, token in enumerate(special_tokens)}
+    if len(ids) != len(special_tokens):
+        raise ValueError("special tokens must be distinct")
+    return ids
 
 
 def _eos_state(tokenizer: Tokenizer) -> dict[str, bool]:
@@ -257,12 +295,16 @@ class WordTokenizer(Tokenizer):
         self.special_tokens = list(special_tokens)
         self.reversible = reversible
         self.is_lossless = reversible
+        self.special_ids = _numbered(self.special_tokens)
         self._spelled = self.special_tokens + self.words
-        self._ids = {word: id_ for id_, word in enumerate(self._spelled)}
-        if len(self._ids) != len(self._spelled):
-            raise ValueError("words and special tokens must be distinct")
-        self.unknown_id = self._ids.get(UNKNOWN_WORD)
-        self.eos_id = self._ids[END_OF_SEQUENCE] if eos else None
+        # of words alone: a word may be spelled as a special token is, and is only a word
+        self._ids = {word: id_ for id_, word in enumerate(self.words, len(self.special_tokens))}
+        if len(self._ids) != len(self.words):
+            raise ValueError("words must be distinct")
+        if NUMBER in self.special_ids:
+            self._ids[NUMBER] = self.special_ids[NUMBER]
+        self.unknown_id = self.special_ids.get(UNKNOWN_WORD)
+        self.eos_id = self.special_ids[END_OF_SEQUENCE] if eos else None
 
     @classmethod
     def train(cls, counts: Mapping[str, int], options: TokenizerOptions) -> "WordTokenizer":
@@ -271,28 +313,28 @@ class WordTokenizer(Tokenizer):
         if options.min_frequency > 1 and UNKNOWN_WORD not in special:
             special.append(UNKNOWN_WORD)
         kept = sorted(word for word, n in counts.items() if n >= options.min_frequency)
-        words = [word for word in kept if word not in special]
+        words = [word for word in kept if word != NUMBER or NUMBER not in special]
         return cls(words, special, options.reversible, options.eos)
 
     @property
     def vocab_size(self) -> int:
         return len(self._spelled)
 
-    def encode(self, text: str, unknown: Unknown = "error") -> np.ndarray:
-        return self._encode(_words(text, self.reversible), unknown)
+    def _encode(self, text: str, unknown: Unknown) -> np.ndarray:
+        return self._encode_words(_words(text, self.reversible), unknown)
 
     def encode_on(self, text: str) -> np.ndarray:
-        return self._encode(_words(text, self.reversible, goes_on=True), "error")
+        return self._encode_words(_words(text, self.reversible, goes_on=True), "error")
 
-    def _encode(self, words: list[str], unknown: Unknown) -> np.ndarray:
+    def _encode_words(self, words: list[str], unknown: Unknown) -> np.ndarray:
         with contextlib.suppress(KeyError):
             known = map(self._ids.__getitem__, words)
-            return np.fromiter(known, dtype=np.uint32, count=len(words))
+            return np.fromiter(known, dtype=np.int64, count=len(words))
         ids = [self._ids.get(word, self.unknown_id) for word in words]
         if unknown == "error" and None in ids:
             strangers = sorted({word for word in words if word not in self._ids})
             raise UnknownPieces(strangers, self._spelled, "words")
-        return np.array([id_ for id_ in ids if id_ is not None], dtype=np.uint32)
+        return np.array([id_ for id_ in ids if id_ is not None], dtype=np.int64)
 
     def piece(self, id_: int) -> bytes:
         return self._spelled[id_].encode()
@@ -375,6 +417,7 @@ class BytePairTokenizer(Tokenizer):
         self.pattern = pattern
         self.pieces = list(pieces)
         self.special_tokens = dict(special_tokens)
+        self.special_ids = self.special_tokens
         self.eos_id = self.special_tokens[END_OF_TEXT] if eos else None
         ranks = {piece: rank for rank, piece in enumerate(self.pieces) if piece is not None}
         self._encoding = tiktoken.Encoding(
@@ -431,10 +474,10 @@ class BytePairTokenizer(Tokenizer):
     def vocab_size(self) -> int:
         return self._encoding.n_vocab
 
-    def encode(self, text: str, unknown: Unknown = "error") -> np.ndarray:
+    def _encode(self, text: str, unknown: Unknown) -> np.ndarray:
         numbers = {NUMBER} & set(self.special_tokens)
         ids = self._encoding.encode_to_numpy(text, allowed_special=numbers, disallowed_special=())
-        return ids.astype(np.uint32)
+        return ids.astype(np.int64)
 
     def piece(self, id_: int) -> bytes:
         with contextlib.suppress(KeyError):  # an id that nothing uses spells nothing

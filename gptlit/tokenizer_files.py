@@ -1,6 +1,8 @@
 """Tokenizers in the files of Hugging Face: tokenizer.json, and vocab.json with merges.txt.
 
-Text that spells a special token is that token there; to gptlit it is only text.
+To gptlit text that spells a special token is only text. Readers of these files look for special
+tokens in texts first, unless `split_special_tokens` is set, as `write` does for transformers. Where
+the vocabulary can spell a special token, the files have another name for it.
 """
 
 import json
@@ -10,7 +12,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from gptlit.messages import UsageError
+from gptlit.cleaning import NUMBER
+from gptlit.messages import UsageError, note
 from gptlit.tokenizer import (
     END_OF_TEXT,
     UNKNOWN_WORD,
@@ -29,6 +32,7 @@ _GPT2_PATTERNS = (GPT2_PATTERN, TIKTOKEN_GPT2_PATTERN)
 # what str.split takes for white space, which is more than \s is to others
 _SPACES = "\t-\r\x1c- \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 _EDGE = "\ufdd0"  # a code point that no text has
+_MARKS = 0x25C7  # the first of the signs that tell a special token's name from a word: a diamond
 
 
 @cache
@@ -83,16 +87,42 @@ def merges(pieces: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
 
 def special_tokens(tokenizer: Tokenizer) -> dict[str, tuple[str, int]]:
     """The tokens that Hugging Face knows by a name, with their ids: bos, eos, unk."""
+    names = _names(tokenizer)
     if isinstance(tokenizer, BytePairTokenizer):
-        if (id_ := tokenizer.special_tokens.get(END_OF_TEXT)) is None:
+        if (id_ := tokenizer.special_ids.get(END_OF_TEXT)) is None:
             return {}
         # GPT-2 has one token for all of them
-        return dict.fromkeys(("bos_token", "eos_token", "unk_token"), (END_OF_TEXT, id_))
-    assert isinstance(tokenizer, CharTokenizer | WordTokenizer)
+        found = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
+        return {name: (names[token], id_) for name, token in found.items()}
     named = {"eos_token": tokenizer.eos_id, "unk_token": tokenizer.unknown_id}
-    return {
-        name: (tokenizer.special_tokens[id_], id_) for name, id_ in named.items() if id_ is not None
-    }
+    tokens = {id_: token for token, id_ in tokenizer.special_ids.items()}
+    return {name: (names[tokens[id_]], id_) for name, id_ in named.items() if id_ is not None}
+
+
+def _names(tokenizer: Tokenizer) -> dict[str, str]:
+    """What the special tokens, and <UNK>, are called in the files: by their names, unless the
+    vocabulary can spell them."""
+    tokens = [*tokenizer.special_ids, UNKNOWN_WORD]
+    return {token: _unspelled_name(token, tokenizer) for token in tokens if token != NUMBER}
+
+
+def _unspelled_name(token: str, tokenizer: Tokenizer) -> str:
+    if isinstance(tokenizer, BytePairTokenizer):
+        # a BPE's bytes spell anything: at least no piece may have the same name
+        spelled, letters = token.encode() in tokenizer.pieces, set(_letters().values())
+    elif isinstance(tokenizer, CharTokenizer):
+        letters = set(tokenizer.characters)
+        spelled = letters.issuperset(token)
+    else:
+        assert isinstance(tokenizer, WordTokenizer)
+        # any word is looked up in the list that the special tokens stand in as well; <UNK> is
+        # what an unknown word becomes anyway
+        spelled = token != UNKNOWN_WORD or any(token in word for word in tokenizer.words)
+        letters = set().union(*tokenizer.words)
+    if not spelled:
+        return token
+    # with a character that the vocabulary hasn't got no text of it spells the name
+    return token + next(mark for mark in map(chr, range(_MARKS, 0x110000)) if mark not in letters)
 
 
 def write(tokenizer: Tokenizer, folder: Path, block_size: int) -> None:
@@ -104,11 +134,16 @@ def write(tokenizer: Tokenizer, folder: Path, block_size: int) -> None:
         block_size: The most tokens that the model sees at once.
     """
     named = {name: token for name, (token, _) in special_tokens(tokenizer).items()}
+    names = _names(tokenizer)
+    special = {token: names[token] for token in tokenizer.special_ids if token in names}
+    if renamed := [f"{token} is {name}" for token, name in special.items() if token != name]:
+        note(f"the vocabulary can spell special tokens; in the files {', '.join(renamed)}")
     is_gpt2 = isinstance(tokenizer, BytePairTokenizer) and tokenizer.pattern in _GPT2_PATTERNS
     options = {
         "tokenizer_class": "GPT2Tokenizer" if is_gpt2 else "PreTrainedTokenizerFast",
         "model_max_length": block_size,
         "clean_up_tokenization_spaces": False,
+        "split_special_tokens": True,
         **named,
     }
     if isinstance(tokenizer, BytePairTokenizer):
@@ -118,12 +153,14 @@ def write(tokenizer: Tokenizer, folder: Path, block_size: int) -> None:
             lines = ["#version: 0.2", *content["model"]["merges"]]
             (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     elif isinstance(tokenizer, CharTokenizer):
-        content = _by_words(tokenizer.special_tokens, list(tokenizer.characters))
+        content = _by_words(names, tokenizer.special_ids, list(tokenizer.characters))
+        if NUMBER in tokenizer.special_ids:
+            content["added_tokens"] += _added({NUMBER: tokenizer.special_ids[NUMBER]}, False)
         content["pre_tokenizer"] = _split(r"[\s\S]", "Isolated")
         content["decoder"] = {"type": "Fuse"}
     else:
         assert isinstance(tokenizer, WordTokenizer)
-        content = _by_words(tokenizer.special_tokens, tokenizer.words)
+        content = _by_words(names, tokenizer.special_ids, tokenizer.words)
         content |= _reversible() if tokenizer.reversible else _plain()
     _put(folder / "tokenizer.json", content)
     _put(folder / "tokenizer_config.json", options)
@@ -136,13 +173,17 @@ def _put(path: Path, content: Mapping[str, Any]) -> None:
 
 def _pipeline(special: Mapping[str, int], model: dict[str, Any]) -> dict[str, Any]:
     """A tokenizer.json whose stages are still to be filled in."""
-    how = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    added = [
-        {"id": id_, "content": token, **how, "special": True} for token, id_ in special.items()
-    ]
     stages = dict.fromkeys(("normalizer", "pre_tokenizer", "post_processor", "decoder"))
     head = {"version": "1.0", "truncation": None, "padding": None}
-    return {**head, "added_tokens": added, **stages, "model": model}
+    return {**head, "added_tokens": _added(special, True), **stages, "model": model}
+
+
+def _added(tokens: Mapping[str, int], special: bool) -> list[dict[str, Any]]:
+    """Entries of added_tokens; those that aren't special are looked for in every text."""
+    how = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return [
+        {"id": id_, "content": token, **how, "special": special} for token, id_ in tokens.items()
+    ]
 
 
 def _split(pattern: str, behaviour: str, invert: bool = False) -> dict[str, Any]:
@@ -151,9 +192,12 @@ def _split(pattern: str, behaviour: str, invert: bool = False) -> dict[str, Any]
 
 
 def _byte_level(tokenizer: BytePairTokenizer) -> dict[str, Any]:
-    special = dict(sorted(tokenizer.special_tokens.items(), key=lambda pair: pair[1]))
+    names = _names(tokenizer)
+    by_id = sorted(tokenizer.special_ids.items(), key=lambda pair: pair[1])
+    special = {names[token]: id_ for token, id_ in by_id if token != NUMBER}
+    numbers = {token: id_ for token, id_ in by_id if token == NUMBER}
     pieces = {piece: id_ for id_, piece in enumerate(tokenizer.pieces) if piece is not None}
-    vocab = {_spelled(piece): id_ for piece, id_ in pieces.items()} | special
+    vocab = {_spelled(piece): id_ for piece, id_ in pieces.items()} | special | numbers
     model = {
         "type": "BPE",
         **dict.fromkeys(("dropout", "unk_token")),
@@ -166,6 +210,7 @@ def _byte_level(tokenizer: BytePairTokenizer) -> dict[str, Any]:
     }
     bytes_only = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     content = _pipeline(special, model)
+    content["added_tokens"] += _added(numbers, False)
     if tokenizer.pattern in _GPT2_PATTERNS:
         content["pre_tokenizer"] = {**bytes_only, "use_regex": True}
     else:
@@ -175,10 +220,16 @@ def _byte_level(tokenizer: BytePairTokenizer) -> dict[str, Any]:
     return content
 
 
-def _by_words(special: Sequence[str], words: Sequence[str]) -> dict[str, Any]:
-    vocab = {word: id_ for id_, word in enumerate([*special, *words])}
-    model = {"type": "WordLevel", "vocab": vocab, "unk_token": UNKNOWN_WORD}
-    return _pipeline({token: vocab[token] for token in special}, model)
+def _by_words(
+    names: Mapping[str, str], special: Mapping[str, int], words: Sequence[str]
+) -> dict[str, Any]:
+    vocab = {names.get(token, token): id_ for token, id_ in special.items()}
+    model = {
+        "type": "WordLevel",
+        "vocab": vocab | {word: id_ for id_, word in enumerate(words, len(special))},
+        "unk_token": names[UNKNOWN_WORD],
+    }
+    return _pipeline({names[token]: id_ for token, id_ in special.items() if token in names}, model)
 
 
 def _plain() -> dict[str, Any]:

@@ -219,12 +219,14 @@ def test_what_can_not_be_forced(model: GPT, settings: dict[str, Any], told: str)
         next(stream)  # before the prompt is told
 
 
-def test_neither_the_unknown_nor_the_end_can_be_forced() -> None:
-    words = WordTokenizer(["the"], ["<UNK>", "<EOS>"], eos=True)
+def test_what_the_model_has_no_token_for_is_neither_forced_nor_banned() -> None:
     model = GPT(GPTConfig(vocab_size=3, n_layer=0, n_head=1, n_embd=4, block_size=4))
-    for force, told in (("the king", "no token for"), ("the <EOS>", "holds the end of sequence")):
-        with pytest.raises(UsageError, match=f"--force '{force}': .*{told}"):
-            generate(model, words, "the", force=force)
+    words = WordTokenizer(["the"], ["<UNK>", "<EOS>"], eos=True)
+    for text in ("the king", "the <EOS>"):  # a special token's name is text where text is asked for
+        with pytest.raises(UsageError, match=f"--force '{text}': .*no token for"):
+            generate(model, words, "the", force=text)
+    with pytest.raises(UsageError, match="--ban 'king': .*no token for"):
+        generate(model, words, "the", ban=["king"])
 
 
 def test_penalties_count_prompt_and_text(model: GPT) -> None:

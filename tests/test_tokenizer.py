@@ -44,7 +44,7 @@ def test_round_trip(text: str) -> None:
     tokenizer = CharTokenizer.train(text)
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
-    assert ids.dtype == np.uint32
+    assert ids.dtype == np.int64
     assert set(ids.tolist()) == set(range(tokenizer.vocab_size))
     assert from_state(tokenizer.state()).encode(text).tolist() == ids.tolist()
 

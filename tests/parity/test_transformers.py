@@ -41,6 +41,7 @@ TEXTS = [
     "It is the ",
     "the   sun\n\n\n  is",
     "\tsun \u00a0 It",
+    "sun <UNK> It <EOS>\n(<PAD>) <|endoftext|> end",
 ]
 
 
@@ -70,7 +71,7 @@ def apart(ours: GPT, theirs: Any) -> float:
     return float((ours(ids) - theirs.eval()(ids).logits).abs().max())
 
 
-CHARACTERS = CharTokenizer("".join(sorted(set(TEXT))))
+CHARACTERS = CharTokenizer("".join(sorted(set("".join(TEXTS)))))
 TINY = GPTConfig(vocab_size=CHARACTERS.vocab_size, n_layer=2, n_head=2, n_embd=16, block_size=12)
 HELD: list[dict[str, Any]] = [
     {},
@@ -241,10 +242,13 @@ def test_an_exported_tokenizer_gives_equal_ids(tmp_path: Path, kind: str) -> Non
     assert theirs.eos_token_id == (
         ours.special_tokens["<|endoftext|>"] if isinstance(ours, BytePairTokenizer) else ours.eos_id
     )
+    marked = {*ours.special_ids.values()}
+    assert {*theirs.all_special_ids} <= marked
     for text in TEXTS:
         ids = ours.encode(text).tolist()
         assert theirs.encode(text, add_special_tokens=False) == ids, text
         assert theirs.decode(ids) == ours.decode(ids)
+    assert not marked & {*ours.encode(TEXTS[-1]).tolist()} - {ours.unknown_id}
 
 
 def test_an_unknown_character_has_no_id_there_either(tmp_path: Path) -> None:
