@@ -29,6 +29,17 @@ VERBS = {
     "summary": "what a fit with these options would be: size, memory, time",
 }
 
+ALIASES = {"train": "fit", "generate": "predict", "sample": "predict"}
+# what other programs call what gptlit does by an option, or by one of two verbs
+ELSEWHERE = {
+    "resume": "gptlit fit --ckpt_path last",
+    "continue": "gptlit fit --ckpt_path last",
+    "evaluate": "gptlit validate or gptlit test",
+    "eval": "gptlit validate or gptlit test",
+    "chat": "gptlit predict --interactive",
+    "finetune": "gptlit fit --model.init_from last --data.path my.txt",
+}
+
 HELP = f"""gptlit {__version__}: train a small GPT on a text and write with it
 
 usage: gptlit VERB [options]   (gptlit VERB --help tells them)
@@ -41,6 +52,8 @@ usage: gptlit VERB [options]   (gptlit VERB --help tells them)
   gptlit predict --prompt "ROMEO:"      write with the newest model
   tensorboard --logdir lightning_logs   watch
 
+  train is another name of fit, generate and sample of predict; gptlit help VERB
+  is gptlit VERB --help
   --debug, before or behind the verb: an error is shown with its traceback"""
 
 DEBUG = "--debug"
@@ -109,20 +122,25 @@ def _check_environment() -> None:
 
 
 def _run(arguments: list[str]) -> int:
-    verb = arguments[0] if arguments else ""
-    if verb in ("-h", "--help"):
+    verb, *rest = arguments or [""]
+    if verb == "help" and rest:
+        verb, rest = rest[0], ["--help"]
+    verb = ALIASES.get(verb, verb)
+    if verb in ("-h", "--help", "help"):
         print(HELP)
-    elif verb == "--version":
+    elif verb in ("--version", "version"):
         print(f"gptlit {__version__}")
     elif not verb or verb.startswith("-"):
         raise UsageError(f"no verb; say gptlit {', '.join(VERBS)}, or gptlit --help")
+    elif verb in ELSEWHERE:
+        raise UsageError(f"{verb}: unknown verb; use {ELSEWHERE[verb]}")
     elif verb not in VERBS:
         raise UsageError(
             f"{verb}: unknown verb; choose from {', '.join(VERBS)}.{did_you_mean(verb, VERBS)}"
         )
     else:
         _check_environment()
-        _dispatch(verb, arguments)
+        _dispatch(verb, [verb, *rest])
     return 0
 
 

@@ -1,7 +1,7 @@
 """The command line before parsing: config names become paths, checkpoints bring their options."""
 
 import importlib.resources
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ def find_study(name: str) -> Path:
 
 
 def find_config(name: str) -> Path:
-    """The config at a path, or else the shipped one of that name.
+    """The config at a path, or else the shipped one of that name, with or without its ending.
 
     Raises:
         UsageError: there is neither, or what there is holds no options by name.
@@ -95,13 +95,39 @@ def find_config(name: str) -> Path:
         _check_config(name)
         return Path(name)
     shipped = shipped_configs()
-    if name in shipped:
-        return shipped[name]
+    by_stem = {path.stem: path for path in shipped.values()}
+    for found in (shipped, by_stem):
+        if name in found:
+            return found[name]
     short = [each for each in shipped if "/" not in each]
     raise UsageError(
         f"--config {name}: no such file, and not one of the shipped {', '.join(short)} and "
         "sources/*.yaml, which the README names." + did_you_mean(name, shipped)
     )
+
+
+def given_by_user(words: Sequence[str]) -> set[str]:
+    """The options given by flag, by environment or by a config of the user's own, by full name.
+
+    Args:
+        words: The arguments, as `expand` returns them for a run without a checkpoint.
+    """
+    shipped = {path.resolve() for path in shipped_configs().values()}
+    given: set[str] = set()
+    for word in words:
+        flag, _, value = word.partition("=")
+        if flag == "--config" and Path(value).resolve() not in shipped:
+            given |= set(_names_in(yaml.safe_load(Path(value).read_text(encoding="utf-8"))))
+        elif flag.startswith("--"):
+            given.add(flag.removeprefix("--").removesuffix("+"))
+    return given
+
+
+def _names_in(options: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in options.items():
+        yield f"{prefix}{name}"
+        if isinstance(value, dict):
+            yield from _names_in(value, f"{prefix}{name}.")
 
 
 def _check_config(name: str) -> None:

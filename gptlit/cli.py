@@ -30,7 +30,7 @@ from gptlit import (
     summary,
 )
 from gptlit import tokenizer as tokenizers
-from gptlit.arguments import HELP, expand
+from gptlit.arguments import HELP, expand, given_by_user
 from gptlit.callbacks import Report, SampleText, StepBar, Throughput
 from gptlit.data import TextDataModule
 from gptlit.guard import Guard
@@ -38,10 +38,12 @@ from gptlit.messages import UsageError, note
 from gptlit.parser import OneLineErrors
 from gptlit.quiet import quiet
 from gptlit.saving import DurableCheckpointIO
+from gptlit.shorthand import full_names, name_words, option_of_run
 from gptlit.stopping import Patience, Stopping
 from gptlit.training import NOT_IN_WEIGHTS, LitGPT
 
 TEXT_OPTIONS = ("--data.path", "--data.corpus", "--data.jsonl_field", "--data.cleaning")
+SWITCHES = ("--lr_find", "--preflight")
 TRAINER_DEFAULTS = {
     "max_epochs": -1,
     "max_steps": 1000,
@@ -95,11 +97,6 @@ class GptlitCLI(LightningCLI):
         self.held = held  # what is to be let go of when the command ends
         self.look = look  # at what a fit would be, instead of making it
         self.place = place  # the folder of a new run, where it isn't the next version_N
-        words, self.start = expand(verb, arguments)
-        # whether the text is named now, or is that of the checkpoint
-        self.text_given = any(word.startswith(TEXT_OPTIONS) for word in words)
-        self.given = {word.removeprefix("--").split("=")[0] for word in words}
-        self.origin_given = any(word.startswith("--model.init_from") for word in words)
         self.origin: origins.Origin | None = None
         self.precision_reason = "as asked"
         self.folder: runs.RunFolder | None = None
@@ -107,7 +104,7 @@ class GptlitCLI(LightningCLI):
         super().__init__(
             LitGPT,
             TextDataModule,
-            args=[verb, *words],
+            args=[verb, *arguments],
             parser_class=Parser,
             parser_kwargs={"prog": "gptlit", "allow_abbrev": False, "version": __version__},
             trainer_defaults=TRAINER_DEFAULTS,
@@ -164,6 +161,17 @@ class GptlitCLI(LightningCLI):
             help="Train with the learning rate at which the loss falls fastest in a trial of "
             f"{rates.STEPS} steps, in the place of --model.lr; muon_lr keeps its proportion.",
         )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        words = name_words(self.arguments, option_of_run, switches=SWITCHES)
+        words = full_names(words, self._parser(self.verb).option_names())
+        words, self.start = expand(self.verb, words)
+        # whether the text is named now, or is that of the checkpoint
+        self.text_given = any(word.startswith(TEXT_OPTIONS) for word in words)
+        self.given = {word.removeprefix("--").split("=")[0] for word in words}
+        # of a new run, what the user chose: all but shipped configs and defaults
+        self.chosen = given_by_user(words) if self.start is None else set()
+        super().parse_arguments(parser, [self.verb, *words])
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: `expand` has put the checkpoint's options where flags given beside it win."""
@@ -254,12 +262,19 @@ class GptlitCLI(LightningCLI):
         """Let a new run begin from given weights; one that goes on has its own."""
         model = self.options.model
         if self.start is None and model.init_from is not None:
-            self.origin = origins.take(model, self.options.data, NOT_IN_WEIGHTS)
-        elif self.start is not None and self.origin_given:
+            # a shipped config's block size is for weights that it names itself
+            stands = "model.block_size" in self.chosen or "model.init_from" not in self.chosen
+            self.origin = origins.take(model, self.options.data, NOT_IN_WEIGHTS, stands)
+            self._link_block_size()
+        elif self.start is not None and "model.init_from" in self.given:
             raise UsageError(
                 f"--model.init_from {model.init_from}: begins a new run, and --ckpt_path goes on "
                 "with one; give one of them"
             )
+
+    def _link_block_size(self) -> None:
+        """Repeat what the parser has done, for a block size that was changed since."""
+        self.options.data.block_size = self.options.model.block_size
 
     @property
     def _options_of_start(self) -> dict[str, Any]:

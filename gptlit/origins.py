@@ -39,12 +39,14 @@ class Origin:
         config: Of its model.
         state: Its weights by gptlit's names.
         tokenizer: Its own.
+        is_checkpoint: Whether it was read from a checkpoint of gptlit.
     """
 
     name: str
     config: GPTConfig
     state: State
     tokenizer: Tokenizer
+    is_checkpoint: bool = False
 
 
 def start_from(name: str, folder: Path, option: str = "--model.init_from") -> Origin:
@@ -90,7 +92,7 @@ def _from_folder(name: str, path: Path, folder: Path) -> Origin:
 def _from_checkpoint(name: str) -> Origin:
     path, content = checkpoint.read_named(name)
     model, tokenizer = checkpoint.build(content)
-    return Origin(str(path.absolute()), model.config, model.state_dict(), tokenizer)
+    return Origin(str(path.absolute()), model.config, model.state_dict(), tokenizer, True)
 
 
 def _fetched(name: str, cached: Path) -> Path:
@@ -127,13 +129,17 @@ def _fetched(name: str, cached: Path) -> Path:
 # ---------------------------------------------------------------------- to begin from it
 
 
-def take(model: Namespace, data: Namespace, not_in_weights: Sequence[str]) -> Origin:
+def take(
+    model: Namespace, data: Namespace, not_in_weights: Sequence[str], own_block_size: bool
+) -> Origin:
     """What a new run begins from by its option init_from, whose sizes become the run's options.
 
     Args:
         model: The run's options of the model, changed in place.
         data: Those of the text.
         not_in_weights: Options that weights don't depend on; they stay the run's own.
+        own_block_size: Whether the run's block size stands. Otherwise it becomes a checkpoint's;
+            of other weights, whose context can be far larger, it becomes theirs if that is less.
 
     Raises:
         UsageError: there is nothing to begin from, or it can't be with these options.
@@ -141,13 +147,19 @@ def take(model: Namespace, data: Namespace, not_in_weights: Sequence[str]) -> Or
     origin = start_from(model.init_from, Path(data.data_dir))
     if data.eos:
         origin = dataclasses.replace(origin, tokenizer=closing_documents(origin.tokenizer))
-    state = crop_block_size(origin.state, origin.config, model.block_size)
+    block_size = origin.config.block_size
+    if not origin.is_checkpoint:
+        block_size = min(block_size, model.block_size)
+    if own_block_size:
+        block_size = model.block_size
+    state = crop_block_size(origin.state, origin.config, block_size)
     # the context is the run's own to choose, and with it the rows of learned positions
     taken = {"n_positions": None} | {
         name: value
         for name, value in dataclasses.asdict(origin.config).items()
         if name not in (*not_in_weights, "block_size", "n_positions")
     }
+    taken["block_size"] = block_size
     told = [f"{name} {value}" for name, value in taken.items() if model[name] != value]
     for name, value in {**taken, "init_from": origin.name}.items():
         model[name] = value

@@ -59,6 +59,18 @@ class OneLineErrors(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise UsageError(self._reworded(message)) from ex
 
+    def option_names(self) -> set[str]:
+        """The full names of the options that can be given, such as model.lr."""
+        # what is linked to another option has that one's string instead of its own
+        return {
+            action.dest for action in self._actions if f"--{action.dest}" in action.option_strings
+        }
+
+    def options_of_nargs(self, nargs: str) -> set[str]:
+        """The options, such as --echo, that take this many values, as argparse writes it."""
+        actions = [action for action in self._actions if action.nargs == nargs]
+        return {name for action in actions for name in action.option_strings}
+
     def _known_keys(self) -> set[str]:
         keys = {action.dest for action in self._actions}
         for action in self._actions:

@@ -23,12 +23,14 @@ from gptlit.messages import UsageError, note
 from gptlit.model import GPT
 from gptlit.modes import Format, Mode
 from gptlit.parser import OneLineErrors, with_environment
+from gptlit.shorthand import name_words, option_of_predict
 from gptlit.terminal import SEPARATOR, columns, in_colour, put_stream
 from gptlit.tokenizer import Tokenizer, Unknown
 
 SAMPLES_AT_ONCE = 64
 FILE_COLUMNS = 100
 MOST_STREAMED = 8
+ESCAPED = ("--stop", "--ban", "--force")
 ENDLESS = (
     "--max_new_tokens null: only one text can be written without an end, and only as it comes; "
     "give a number"
@@ -36,9 +38,19 @@ ENDLESS = (
 Weights = Literal["float32", "int8"]
 
 
+class Parser(OneLineErrors):
+    """A parser that unescapes the strings that a text is compared with."""
+
+    def parse_args(  # type: ignore[override]  # whose other arguments are passed on
+        self, args: Sequence[str] | None = None, *others: Any, **options: Any
+    ) -> Namespace:
+        words = sys.argv[1:] if args is None else args
+        return super().parse_args(prompts.with_unescaped(words, ESCAPED), *others, **options)
+
+
 def parser() -> OneLineErrors:
     """The options of `gptlit predict` on one device."""
-    options = OneLineErrors(
+    options = Parser(
         prog="gptlit predict",
         description="Write text with a trained model. --trainer.* options (see `gptlit fit "
         "--help`) write through Lightning's Trainer, for instance on several devices.",
@@ -69,6 +81,7 @@ def parser() -> OneLineErrors:
         ("--stop", "A string that ends the text and isn't part of it; once or more often."),
         ("--ban", "A token that is never written; once or more often."),
     ):
+        about += r" \n, \t and \\ are a line end, a tab and a backslash."
         options.add_argument(name, action="append", type=str, help=about)
     options.add_argument(
         "--greedy", action=ActionYesNo, nargs="?", default=False, help="As --temperature 0."
@@ -311,7 +324,9 @@ def understood(known: OneLineErrors, argv: Sequence[str]) -> tuple[Namespace, Mo
     Raises:
         UsageError: options that can't be had, or not together.
     """
-    options = known.parse_args(with_environment("predict", argv))
+    switches, lists = known.options_of_nargs("?"), known.options_of_nargs("+")
+    words = name_words(argv, option_of_predict, switches, lists)
+    options = known.parse_args(with_environment("predict", words))
     options.ckpt_path = options.ckpt_path or ["best"]
     mode = modes.chosen(options, known)
     if options.output_file is not None:

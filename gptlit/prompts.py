@@ -1,7 +1,8 @@
 """The prompts of `gptlit predict`: where they come from, and what becomes of them."""
 
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -11,6 +12,7 @@ from gptlit.messages import UsageError, note
 from gptlit.tokenizer import Tokenizer, Unknown, UnknownPieces
 
 STANDARD_INPUT = "-"
+ESCAPES = {"n": "\n", "t": "\t", "\\": "\\"}
 
 
 def given(options: Namespace) -> list[str]:
@@ -22,6 +24,11 @@ def given(options: Namespace) -> list[str]:
         UsageError: a file that can't be read, nothing in it, or bytes that are no text.
     """
     given = [text_of("--prompt", prompt) for prompt in options.prompt or []]
+    if any("\\n" in prompt for prompt in given):
+        note(
+            "warning: --prompt: a backslash and an n stay two characters; for a line end type "
+            "$'\\n' in bash, or use --prompt_file"
+        )
     if options.prompt_file is not None:
         try:
             if options.prompt_file == STANDARD_INPUT:
@@ -59,6 +66,25 @@ def text_of(name: str, text: str) -> str:
     except UnicodeEncodeError as error:
         raise UsageError(f"{name} {text!r}: not UTF-8 text") from error
     return text
+
+
+def unescaped(text: str) -> str:
+    r"""A text as typed in a shell, with \n, \t and \\ as the characters that they stand for."""
+    return re.sub(r"\\([nt\\])", lambda match: ESCAPES[match[1]], text)
+
+
+def with_unescaped(words: Sequence[str], names: Collection[str]) -> list[str]:
+    """The same arguments, with the values of these options unescaped."""
+    found: list[str] = []
+    for index, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if equals and name in names:
+            found.append(f"{name}={unescaped(value)}")
+        elif index and words[index - 1] in names and not word.startswith("--"):
+            found.append(unescaped(word))
+        else:
+            found.append(word)
+    return found
 
 
 def tell_dropped(prompt: str, unknown: Unknown, tokenizer: Tokenizer) -> None:

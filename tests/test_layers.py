@@ -60,6 +60,7 @@ FIRST = {
     "preflight",
     "resuming",
     "arguments",
+    "shorthand",
     "plans",
     "prompts",
     "modes",
