@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 
-from gptlit import __version__
+from gptlit import __version__, streams
 from gptlit.messages import (
     MEMORY_ADVICE,
     RunError,
@@ -62,6 +62,11 @@ DEBUG = "--debug"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `gptlit` with these arguments (default: the process's own); returns the exit code."""
     given = sys.argv[1:] if argv is None else argv
+    with streams.usable(own_process=argv is None):
+        return _exit_code(given)
+
+
+def _exit_code(given: Sequence[str]) -> int:
     arguments = [word for word in given if word != DEBUG]
     try:
         with _traceback_shown() if DEBUG in given else contextlib.nullcontext():
@@ -76,16 +81,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         note(str(stop) or "stopped")
         return 130
     except BrokenPipeError:
-        # whoever read standard output has closed it; Python would complain again at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        return 141  # whoever read standard output has closed it
+    except streams.OutputLost as error:
+        note(f"error: {streams.STANDARD_OUTPUT}: {error.strerror}; the result is incomplete")
+        return 1
     except OSError as error:
         if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         note(f"error: {error.strerror}" + (f": {error.filename}" if error.filename else ""))
         return 1
-    except SystemExit as exit_:
-        return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
     except (MemoryError, RuntimeError) as error:
         if "EADDRINUSE" in str(error):
             port = os.environ.get("MASTER_PORT", "")
@@ -122,6 +126,7 @@ def _check_environment() -> None:
 
 
 def _run(arguments: list[str]) -> int:
+    code = 0
     verb, *rest = arguments or [""]
     if verb == "help" and rest:
         verb, rest = rest[0], ["--help"]
@@ -140,8 +145,12 @@ def _run(arguments: list[str]) -> int:
         )
     else:
         _check_environment()
-        _dispatch(verb, [verb, *rest])
-    return 0
+        try:
+            _dispatch(verb, [verb, *rest])
+        except SystemExit as exit_:
+            code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+    sys.stdout.flush()  # whether the result arrived
+    return code
 
 
 def _dispatch(verb: str, arguments: list[str]) -> None:

@@ -18,7 +18,14 @@ from gptlit.generation import Sampling, generate
 from gptlit.loaders import IGNORED
 from gptlit.messages import UsageError
 from gptlit.progress import ends_epoch
+from gptlit.streams import only_shown
 from gptlit.training import LitGPT
+
+
+def say(module: L.LightningModule, text: str) -> None:
+    """Print a text in the first process, above a progress bar; no failure ends the run."""
+    with only_shown():
+        module.print(text)
 
 
 class SampleText(Callback):
@@ -59,6 +66,7 @@ class SampleText(Callback):
         self.seed = seed
         self.folder: Path | None = None  # the run's, set by whoever makes the run
         self._written_at = -1
+        self._excerpt = ""  # to be shown
 
     def state_dict(self) -> dict[str, Any]:
         return {"written_at": self._written_at}
@@ -112,9 +120,6 @@ class SampleText(Callback):
                 for prompt in self.prompts
             ]
         head = f"step {step}, {figure} {trainer.callback_metrics.get(figure, math.nan):.4f}"
-        if texts:
-            lines = texts[0].strip("\n").split("\n")[: self.CONSOLE_LINES]
-            module.print("\n".join(f"    {line}" for line in lines))
         if self.folder is not None:
             with (self.folder / "samples.txt").open("a", encoding="utf-8") as file:
                 for text in texts:
@@ -127,6 +132,15 @@ class SampleText(Callback):
                     # beside the figures: Lightning counts steps from 0
                     logger.experiment.add_text(f"sample/{index}", body, step - 1)
                 logger.save()  # before a checkpoint says that it is there
+        if texts:
+            lines = texts[0].strip("\n").split("\n")[: self.CONSOLE_LINES]
+            self._excerpt = "\n".join(f"    {line}" for line in lines)
+
+    def show(self, module: L.LightningModule) -> None:
+        """Print the beginning of a sample that was not shown yet."""
+        if self._excerpt:
+            say(module, self._excerpt)
+            self._excerpt = ""
 
 
 class Throughput(Callback):
@@ -164,14 +178,18 @@ class Throughput(Callback):
 class Report(Callback):
     """Tells what is about to happen, the first loss, when it will be done, and each evaluation.
 
+    It comes after the callbacks that save, so that what is saved never waits for what is shown.
+
     Args:
         precision_reason: Why the precision is what it is.
+        samples: Writes the samples, whose beginnings are shown.
     """
 
     ETA_AFTER_STEPS = 20
 
-    def __init__(self, precision_reason: str = "") -> None:
+    def __init__(self, precision_reason: str = "", samples: SampleText | None = None) -> None:
         self.precision_reason = precision_reason
+        self.samples = samples
         self._told_eta = False
         self._began = 0.0
         self._from_step = 0
@@ -180,7 +198,7 @@ class Report(Callback):
         assert isinstance(pl_module, LitGPT)
         self._began, self._from_step = time.perf_counter(), trainer.global_step
         if trainer.is_global_zero:
-            pl_module.print(start_block(trainer, pl_module, self.precision_reason))
+            say(pl_module, start_block(trainer, pl_module, self.precision_reason))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any
@@ -190,17 +208,16 @@ class Report(Callback):
         if trainer.global_step == 1 and done == 1:
             vocab_size = torch.tensor(float(pl_module.config.vocab_size))
             first = trainer.callback_metrics["train/loss"]
-            pl_module.print(
-                f"first loss {first:.3f}; ln(vocabulary), a uniform guess: {vocab_size.log():.3f}"
+            say(
+                pl_module,
+                f"first loss {first:.3f}; ln(vocabulary), a uniform guess: {vocab_size.log():.3f}",
             )
             self._began, self._from_step = time.perf_counter(), 1  # the first step warms up
         elif done == self.ETA_AFTER_STEPS and trainer.max_steps > 0 and not self._told_eta:
             self._told_eta = True
             per_step = (time.perf_counter() - self._began) / done
             left = (trainer.max_steps - trainer.global_step) * per_step
-            pl_module.print(
-                f"{per_step * 1e3:.0f} ms a step: about {duration(left)} of steps to go"
-            )
+            say(pl_module, f"{per_step * 1e3:.0f} ms a step: about {duration(left)} of steps to go")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking:
@@ -214,7 +231,15 @@ class Report(Callback):
             )
         else:
             told = f"train/loss_eval {figures['train/loss_eval']:.4f}"
-        pl_module.print(f"step {trainer.global_step}: {told}")
+        say(pl_module, f"step {trainer.global_step}: {told}")
+        self._show_sample(pl_module)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._show_sample(pl_module)
+
+    def _show_sample(self, module: L.LightningModule) -> None:
+        if self.samples is not None:
+            self.samples.show(module)
 
 
 def duration(seconds: float) -> str:

@@ -40,6 +40,7 @@ from gptlit.quiet import quiet
 from gptlit.saving import DurableCheckpointIO
 from gptlit.shorthand import full_names, name_words, option_of_run
 from gptlit.stopping import Patience, Stopping
+from gptlit.streams import only_shown
 from gptlit.training import NOT_IN_WEIGHTS, LitGPT
 
 TEXT_OPTIONS = ("--data.path", "--data.corpus", "--data.jsonl_field", "--data.cleaning")
@@ -313,7 +314,8 @@ class GptlitCLI(LightningCLI):
             return runs.refusing(super().instantiate_trainer, **kwargs)
         callbacks = runs.as_list(options.trainer.callbacks)
         self.model.tells_every_batch = bool(callbacks)  # of gptlit's own none asks for that
-        callbacks += [Report(self.precision_reason), Throughput()]
+        report = Report(self.precision_reason, options.samples)
+        callbacks += [report, Throughput()]
         if with_bar:
             callbacks.append(StepBar())
         if patience := options.early_stopping.patience:
@@ -344,6 +346,8 @@ class GptlitCLI(LightningCLI):
         # behind what works between two steps, before what saves
         saves = [isinstance(each, Checkpoint) for each in [*trainer.callbacks, Checkpoint()]]
         trainer.callbacks.insert(saves.index(True), self.stopping)
+        trainer.callbacks.remove(report)
+        trainer.callbacks.append(report)
         return trainer
 
     def _check_validates(self, patience: int) -> None:
@@ -457,7 +461,7 @@ class GptlitCLI(LightningCLI):
             return
         trained_before = self.start.step if self.start else 0
         folder = self.folder.path if self.folder else None
-        with self._undoing():
+        with only_shown(), self._undoing():
             endings.fit(self.trainer, model, self.stopping, folder, trained_before, **kwargs)
             if self.trainer.global_step == trained_before:
                 raise NothingToTrain(

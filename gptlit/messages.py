@@ -1,5 +1,6 @@
 """What users are told, in one line each."""
 
+import contextlib
 import difflib
 import os
 import sys
@@ -51,7 +52,10 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def note(message: str) -> None:
     """One line on stderr, so that standard output holds nothing but the result."""
-    print(f"gptlit: {message}", file=sys.stderr, flush=True)
+    if sys.stderr is None:
+        return  # print would write to standard output instead
+    with contextlib.suppress(OSError, ValueError):  # there is no other place to report it
+        print(f"gptlit: {message}", file=sys.stderr, flush=True)
 
 
 def progress(n_bytes: int, label: str) -> "tqdm":

@@ -310,14 +310,14 @@ def _suggested(trial: Any, name: str, choice: Choice) -> Any:
 
 
 def _report(study: Study, outcomes: Sequence[Outcome], folder: Path) -> None:
-    """Print the table; write results.csv and the plots."""
-    print(study_tables.table(study, outcomes, terminal.columns()), end="")
-    for line in _remarks(study, outcomes):
-        print("\n".join(terminal.wrapped(line, terminal.columns())))
+    """Write results.csv and the plots; print the table."""
     files = {"results.csv": study_tables.as_csv(study, outcomes)}
     files |= study_tables.plots(study, outcomes)
     for name, content in files.items():
         write_atomically(folder / name, content.encode())
+    print(study_tables.table(study, outcomes, terminal.columns()), end="")
+    for line in _remarks(study, outcomes):
+        print("\n".join(terminal.wrapped(line, terminal.columns())))
     note(f"in {folder}: {', '.join(files)}, and each run's folder and log")
 
 

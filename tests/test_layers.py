@@ -20,6 +20,7 @@ GROUND = {
     "config",
     "splits",
     "parser",
+    "streams",
     "terminal",
     "attention",
     "sampling",
