@@ -74,7 +74,7 @@ def read_named(name: str, runs: Path = RUNS) -> tuple[Path, dict[str, Any]]:
     try:
         return path, read(path)
     except Damaged:
-        if name != "last" or not (found := _newest_whole(path)):
+        if name != "last" or not (found := newest_whole(path)):
             raise
         whole, content = found
     if is_first_process():
@@ -93,7 +93,7 @@ def read(path: str | Path) -> dict[str, Any]:
     try:
         return _read(path)
     except Damaged as error:
-        found = _newest_whole(path)
+        found = newest_whole(path)
         hint = (
             f"{found[0]} of step {found[1]['global_step']} is whole"
             if found
@@ -153,7 +153,7 @@ def _is_damaged(path: Path) -> bool:
         return True
 
 
-def _newest_whole(path: Path) -> tuple[Path, dict[str, Any]] | None:
+def newest_whole(path: Path) -> tuple[Path, dict[str, Any]] | None:
     """The whole checkpoint of the most steps that lies beside another one."""
     steps: dict[Path, int] = {}
     for neighbour in set(path.parent.glob("*.ckpt")) - {path}:

@@ -22,6 +22,7 @@ from gptlit import (
     __version__,
     checkpoint,
     endings,
+    launching,
     origins,
     preflight,
     rates,
@@ -295,6 +296,7 @@ class GptlitCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         options = self.config_init[self.subcommand]
+        launching.check(options.trainer)
         if self.start is not None:
             self.datamodule.use_tokenizer(tokenizers.from_state(self.start.described["tokenizer"]))
             self.model.check_fits(self.start.described)
@@ -413,7 +415,7 @@ class GptlitCLI(LightningCLI):
 
     @contextlib.contextmanager
     def _undoing(self) -> Iterator[None]:
-        """Leave the disk as it was if nothing comes to be trained."""
+        """Leave the disk as it was if nothing comes to be trained, by this process or another."""
         trained_before = self.start.step if self.start else 0
         try:
             yield

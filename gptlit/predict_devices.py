@@ -8,7 +8,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from gptlit import checkpoint, modes, predict, prompts, runs
+from gptlit import checkpoint, launching, modes, predict, prompts, runs
 from gptlit.drafts import Written
 from gptlit.messages import UsageError
 from gptlit.training import LitGPT
@@ -54,6 +54,8 @@ def main(arguments: Sequence[str]) -> None:
     settings, given = predict.sampling(options), prompts.given(options)
     if settings["max_new_tokens"] is None:
         raise UsageError("--max_new_tokens null: needs one device, without --trainer options")
+    chosen = parser.instantiate(options).trainer.as_dict()
+    launching.check(chosen)
     path, _ = checkpoint.read_named(options.ckpt_path[0])
     model = LitGPT.load_from_checkpoint(path, map_location="cpu")
     assert model.tokenizer is not None
@@ -71,7 +73,6 @@ def main(arguments: Sequence[str]) -> None:
     scored = options.format == "jsonl"
     model.predict_jobs = work
     model.predict_options = {"unknown": options.unknown, "scored": scored, **settings}
-    chosen = parser.instantiate(options).trainer.as_dict()
     chosen["callbacks"] = [*runs.as_list(chosen["callbacks"]), _Writer(put)]
     chosen |= {"logger": False, "enable_progress_bar": False, "use_distributed_sampler": False}
     chosen |= {"enable_checkpointing": False, "enable_model_summary": False}

@@ -112,6 +112,11 @@ def cut(path: Path, n_steps: int) -> set[str]:
     return {name for row in of_last for name, value in row.items() if value}
 
 
+def logs_from(path: Path, first_step: int) -> bool:
+    """Whether a table has a row of that step, counted from 0, or of a later one."""
+    return any(int(row["step"]) >= first_step for row in _read(path)[1])
+
+
 def _read(path: Path) -> tuple[list[str], list[Row]]:
     """The columns and the rows of a table; of one that isn't there, none."""
     if not path.is_file():

@@ -26,7 +26,7 @@ from lightning.pytorch.loggers import Logger
 from gptlit import checkpoint
 from gptlit.assets import leftovers, write_atomically
 from gptlit.messages import RunError, UsageError
-from gptlit.records import Curves, Table, cut
+from gptlit.records import Curves, Table, cut, logs_from
 from gptlit.saving import BestCheckpoint, RunCheckpoint
 
 T = TypeVar("T")
@@ -209,14 +209,22 @@ class RunFolder:
         self.resumed_step = None if own is None else step
         kept = [self.path / name for name in self.KEPT]
         self._before = {path: path.read_bytes() for path in kept if path.is_file()}
+        self._saved_before = self._checkpoints()
+
+    def _checkpoints(self) -> dict[Path, int]:
+        """All checkpoint files in the folder, with the time of their last change in ns."""
+        return {path: path.stat().st_mtime_ns for path in self.path.rglob("*.ckpt")}
 
     def alone(self) -> contextlib.AbstractContextManager[None]:
         """As the function of that name."""
         return alone(self.path, "begin a run of its own from a checkpoint by --model.init_from")
 
     def undo(self) -> None:
-        """Leave what was there before, for a run in which nothing was trained."""
-        if not on_rank_zero():
+        """Restore what was there before, unless the folder holds a result of the run.
+
+        The files decide, whatever this process has counted: other processes may have trained.
+        """
+        if not on_rank_zero() or self._has_results():
             return
         if self.claimed:
             shutil.rmtree(self.path)
@@ -224,6 +232,13 @@ class RunFolder:
                 self.path.parent.rmdir()  # if this would have been the first run
         for path, content in self._before.items():
             write_atomically(path, content)
+
+    def _has_results(self) -> bool:
+        """Whether a checkpoint was saved, or a figure logged, since the run began or resumed."""
+        first_step = self.resumed_step or 0
+        return self._checkpoints() != self._saved_before or logs_from(
+            self.path / "metrics.csv", first_step
+        )
 
     def loggers(self) -> list[Logger]:
         """What writes metrics.csv and TensorBoard's events into the folder.

@@ -84,6 +84,7 @@ SECOND = {
     "records",
     "saving",
     "runs",
+    "launching",
     "endings",
     "quiet",
     "summary",
