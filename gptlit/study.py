@@ -190,8 +190,8 @@ def _make(planned: Planned, place: Path) -> str:
         SystemExit, KeyboardInterrupt: asked to stop.
     """
     last = place / "checkpoints" / "last.ckpt"
-    if not last.is_file() and (found := checkpoint.newest_whole(last)):
-        last, _ = found  # killed before the first last.ckpt
+    if not last.is_file() and (saved := checkpoint.newest_whole(last)):
+        last, _ = saved  # killed before the first last.ckpt
     elif not last.is_file() and place.is_dir():
         shutil.rmtree(place)  # nothing was saved: the same figures are logged again
     log = place.with_name(f"{place.name}.log").open("a", encoding="utf-8")
