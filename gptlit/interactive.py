@@ -66,7 +66,8 @@ def talk(session: Session) -> None:
     """
     _check(session, session.options)
     by_hand = sys.stdin.isatty()
-    prompts.standard_input(errors="surrogateescape")  # so that a line is refused, and goes by
+    # undecodable bytes are kept, so that a line is refused, and goes by
+    prompts.standard_input("--interactive", errors="surrogateescape")
     if by_hand:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  # gives input() a history and keys to edit by

@@ -58,8 +58,11 @@ def note(message: str) -> None:
         print(f"gptlit: {message}", file=sys.stderr, flush=True)
 
 
-def progress(n_bytes: int, label: str) -> "tqdm":
-    """A bar over bytes, which appears on a terminal after a second."""
+def progress(n_bytes: int | None, label: str) -> "tqdm":
+    """A bar over bytes, or a count where None says that their number isn't known.
+
+    It appears on a terminal after a second.
+    """
     from tqdm import tqdm
 
     return tqdm(

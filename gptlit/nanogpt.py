@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from gptlit.config import GPTConfig
+from gptlit.inputs import refuse_endless
 from gptlit.interchange import State, fitting, from_theirs
 from gptlit.messages import UsageError
 from gptlit.tokenizer import BytePairTokenizer, CharTokenizer, Tokenizer
@@ -74,6 +75,7 @@ def read_meta(path: Path) -> CharTokenizer:
         UsageError: missing, torn, would have to run code, or not of characters in the order of
             their code points.
     """
+    refuse_endless(path, "meta.pkl")
     try:
         with path.open("rb") as file:
             content = _Plain(file).load()

@@ -16,7 +16,7 @@ import yaml
 from jsonargparse import Namespace
 from torch import Tensor
 
-from gptlit import checkpoint
+from gptlit import checkpoint, inputs
 from gptlit import tokenizer as tokenizers
 from gptlit.assets import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, replacing
 from gptlit.config import GPTConfig
@@ -70,6 +70,8 @@ def start_from(name: str, folder: Path, option: str = "--model.init_from") -> Or
             return _from_folder(name, _fetched(name, folder / "weights" / name), folder)
     except UsageError as error:
         raise UsageError(f"{option} {name}: {error}") from error
+    if name not in checkpoint.ALIASES:
+        inputs.refuse_endless(path, option)
     if name not in checkpoint.ALIASES and not path.is_file():
         raise UsageError(
             f"{option} {name}: no such file or folder; give a checkpoint, a folder in Hugging "

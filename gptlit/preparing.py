@@ -92,13 +92,12 @@ def prepare(
 
 @contextlib.contextmanager
 def _working_in(part: Path) -> Iterator[None]:
-    """A folder that stays when the work is interrupted, and goes when it can't be done."""
+    """A folder that stays when the work is interrupted, and goes when it fails."""
     part.mkdir(exist_ok=True)
     try:
         yield
-    except (UsageError, OSError) as error:
-        if isinstance(error, UsageError) or error.errno in FULL:
-            shutil.rmtree(part, ignore_errors=True)
+    except Exception:  # Ctrl-C and an exit are none
+        shutil.rmtree(part, ignore_errors=True)
         raise
 
 
@@ -130,7 +129,11 @@ def _key(
     """All that the token file depends on, hashed."""
     state: Any = tokenizer.state() if isinstance(tokenizer, Tokenizer) else asdict(tokenizer)
     reading = [
-        [name, each.sha256, each.kinds, each.jsonl_field, asdict(each.cleaning)]
+        [
+            name,
+            *(each.sha256, each.kinds, each.jsonl_field, each.column, each.encoding),
+            asdict(each.cleaning),
+        ]
         for name, each in {"": text, **own_texts}.items()
     ]
     # the size of tasks: a preparation goes on only with those that it began with

@@ -3,11 +3,11 @@
 import re
 import sys
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import IO, Any
 
 from jsonargparse import Namespace
 
+from gptlit import inputs
 from gptlit.messages import UsageError, note
 from gptlit.tokenizer import Tokenizer, Unknown, UnknownPieces
 
@@ -32,9 +32,14 @@ def given(options: Namespace) -> list[str]:
     if options.prompt_file is not None:
         try:
             if options.prompt_file == STANDARD_INPUT:
-                content = standard_input().read()
+                content = standard_input("--prompt_file -").read(inputs.TEXT_BYTES + 1)
+                if len(content) > inputs.TEXT_BYTES:
+                    raise UsageError(
+                        f"--prompt_file -: more than {inputs.TEXT_BYTES >> 20} Mi characters came; "
+                        "give fewer prompts at once"
+                    )
             else:
-                content = Path(options.prompt_file).read_text(encoding="utf-8-sig")
+                content = inputs.read_text(options.prompt_file, "--prompt_file")
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
             raise UsageError(f"--prompt_file {options.prompt_file}: {reason}") from error
@@ -48,8 +53,17 @@ def given(options: Namespace) -> list[str]:
     return given or [""]
 
 
-def standard_input(errors: str = "strict") -> IO[str]:
-    """Standard input as UTF-8 whatever the locale is, less a mark of byte order, as of a file."""
+def standard_input(option: str, errors: str = "strict") -> IO[str]:
+    """Standard input as UTF-8 whatever the locale is, less a mark of byte order, as of a file.
+
+    Args:
+        option: What reads it.
+        errors: As Python's `open` takes it.
+
+    Raises:
+        UsageError: it has no end.
+    """
+    inputs.refuse_endless_standard_input(option)
     stdin: Any = sys.stdin  # always a TextIOWrapper
     stdin.reconfigure(encoding="utf-8-sig", errors=errors)
     return stdin

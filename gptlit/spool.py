@@ -103,16 +103,25 @@ def write(text: Text, path: Path, joined: bool) -> Spool:
 
 def _stripped(blocks: Iterator[str]) -> Iterator[str]:
     """The blocks without the line ends around them all; nothing if there is only white space."""
-    held, begun = "", False
+    held: str | None = ""  # at the beginning
+    n_line_ends = 0  # behind the last character that is none
     for block in blocks:
-        held += block
-        if held.isspace():
-            continue
-        text = held if begun else held.lstrip("\n")
-        begun = True
-        body = text.rstrip("\n")
-        held = text[len(body) :]
-        yield body
+        if held is not None:
+            held = (held + block).lstrip("\n")
+            if not held or (held.isspace() and len(held) < FLUSH_CHARS):
+                continue
+            block, held = held, None
+        body = block.rstrip("\n")
+        if body:
+            yield from _line_ends(n_line_ends)
+            n_line_ends = 0
+            yield body
+        n_line_ends += len(block) - len(body)
+
+
+def _line_ends(n: int) -> Iterator[str]:
+    for first in range(0, n, FLUSH_CHARS):
+        yield "\n" * min(FLUSH_CHARS, n - first)
 
 
 class _Writer:

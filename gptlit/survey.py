@@ -16,6 +16,7 @@ from gptlit.messages import UsageError, note
 from gptlit.parser import OneLineErrors, from_environment
 from gptlit.splits import SPLITS, Splitting
 from gptlit.terminal import visible
+from gptlit.text_encodings import AUTO
 from gptlit.tokenizer import Tokenizer, UnknownPieces, parse_options
 from gptlit.tokens import TokenFile
 
@@ -41,6 +42,8 @@ def parser() -> OneLineErrors:
         help="One, or more side by side: [char, word, bpe:1024, tiktoken:gpt2].",
     )
     options.add_argument("--jsonl_field", type=str, default="text", help="As for fit.")
+    options.add_argument("--column", type=str | None, default=None, help="As for fit.")
+    options.add_argument("--encoding", type=str, default=AUTO, help="As for fit.")
     options.add_class_arguments(CleaningOptions, "cleaning")
     options.add_argument("--tokenize", type=str, default=None, help="Show the pieces of a string.")
     options.add_argument(
@@ -183,6 +186,8 @@ def main(argv: Sequence[str]) -> None:
         folder,
         path_option="gptlit data",
         jsonl_field=options.jsonl_field,
+        column=options.column,
+        encoding=options.encoding,
         cleaning=CleaningOptions(**options.cleaning.as_dict()),
     )
     splitting = Splitting(**{name: options[name] for name in Splitting.__dataclass_fields__})

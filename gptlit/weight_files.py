@@ -21,6 +21,7 @@ from torch import Tensor
 from gptlit import tokenizer as tokenizers
 from gptlit import tokenizer_files
 from gptlit.config import GPTConfig
+from gptlit.inputs import refuse_endless
 from gptlit.interchange import (
     State,
     checked,
@@ -118,6 +119,7 @@ def _tensors(path: Path) -> Iterable[tuple[str, Tensor]]:
         return content.items()
     import safetensors.torch
 
+    refuse_endless(path, "weights")
     try:
         return safetensors.torch.load_file(path).items()
     except FileNotFoundError as error:
@@ -132,6 +134,7 @@ def load_plain(path: Path) -> Any:
     Raises:
         UsageError: missing, torn, or holding something that would have to run code.
     """
+    refuse_endless(path, "weights")
     try:
         # only the newer format can be mapped; GPT-2's own .bin files are in the older one
         mmap = zipfile.is_zipfile(path)

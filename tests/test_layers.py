@@ -15,7 +15,10 @@ PACKAGE = Path(gptlit.__file__).parent
 GROUND = {
     "messages",
     "assets",
-    "reading",
+    "unpacking",
+    "rows",
+    "text_encodings",
+    "foreign",
     "cleaning",
     "config",
     "splits",
@@ -35,6 +38,9 @@ GROUND = {
 }
 FIRST = {
     "corpora",
+    "inputs",
+    "markup",
+    "reading",
     "encodings",
     "tokenizer",
     "tokens",

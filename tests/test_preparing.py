@@ -77,6 +77,8 @@ def test_prepared_once_and_again_when_anything_changes(tmp_path: Path) -> None:
         {"own_texts": {"val": "abc"}},
         {"reading": {"cleaning": CleaningOptions(replace_numbers=True)}},
         {"reading": {"jsonl_field": "body"}},
+        {"reading": {"column": "body"}},
+        {"reading": {"encoding": "utf-8"}},
     ]
     for count, change in enumerate(changes, start=2):
         prepared(tmp_path, **change)
@@ -295,6 +297,23 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
     assert not list(tmp_path.glob("tokens/*.part"))
     assert prepared(tmp_path).ids.tolist() == before
     assert prepared(tmp_path, "something else").size("train") == 12
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EIO, "broken"), MemoryError(), ValueError("a mistake")]
+)
+def test_a_failed_preparation_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fails(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(journal.Journal, "add", fails)
+    with pytest.raises(type(error)):
+        prepared(tmp_path)
+    assert [path.name for path in (tmp_path / "tokens").iterdir()] == [".lock"]
+    monkeypatch.undo()
+    prepared(tmp_path)
 
 
 def test_a_vocabulary_that_32_bits_can_not_hold(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from gptlit import reading
+from gptlit import unpacking
 from gptlit.messages import UsageError
 from gptlit.reading import Documents, find_files
 
@@ -49,8 +49,8 @@ def test_blocks_make_no_difference(
     pack = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}[suffix]
     path = tmp_path / f"x.txt{suffix}"
     path.write_bytes(pack(raw))
-    monkeypatch.setattr(reading, "BLOCK_BYTES", block)
-    monkeypatch.setattr(reading, "PACKED_BYTES", block)
+    monkeypatch.setattr(unpacking, "BLOCK_BYTES", block)
+    monkeypatch.setattr(unpacking, "ZSTD_BYTES", block)
     found = Documents([path], "--data.path")
     assert ["".join(blocks) for blocks in found] == ["a\né€\n😀\n\nz"]
     assert found.notes == [f"{path}: CRLF line ends are read as LF"]
@@ -70,8 +70,10 @@ def test_the_offset_of_what_is_no_utf8(
 ) -> None:
     path = tmp_path / "x.txt"
     path.write_bytes(mark + b"a\r\n\xc3\xa9b" + tail)
-    monkeypatch.setattr(reading, "BLOCK_BYTES", block)
-    wanted = rf"--data.path .*x.txt: not UTF-8.*0x{tail[0]:02x} at offset {len(mark) + 6}\).*iconv"
+    monkeypatch.setattr(unpacking, "BLOCK_BYTES", block)
+    wanted = (
+        rf"--data.path .*x.txt: is UTF-8 but for byte 0x{tail[0]:02x} at offset {len(mark) + 6},"
+    )
     with pytest.raises(UsageError, match=wanted):
         documents(path)
 

@@ -57,7 +57,7 @@ def test_where_a_character_begins(tmp_path_factory: pytest.TempPathFactory, text
     text = text.replace("\0", "").replace("\r", "").removeprefix("\ufeff") + "x"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(spool, "FLUSH_CHARS", 3)
-        patch.setattr("gptlit.reading.BLOCK_BYTES", 2)
+        patch.setattr("gptlit.unpacking.BLOCK_BYTES", 2)
         spooled = write(tmp_path_factory.mktemp("spool"), text)
     assert content(spooled) == text
     assert [spooled.byte_at(n) for n in range(len(text) + 1)] == [

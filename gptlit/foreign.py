@@ -1,0 +1,60 @@
+"""Files that are no texts and are known by their first bytes: what they are, and what to do."""
+
+import shlex
+import zipfile
+from pathlib import Path
+
+_PANDOC = "make a text of it by: pandoc {path} -t plain -o {text}"
+_SAVE = "open it in an office program and save it as plain text"
+_BEGINNINGS = (
+    (b"%PDF-", "a PDF", "make a text of it by: pdftotext {path} {text}"),
+    (b"{\\rtf", "an RTF document", _PANDOC),
+    (b"\xd0\xcf\x11\xe0", "an office document of before 2007", _SAVE),
+    (b"\x1f\x8b", "packed by gzip", "let its name end in .gz"),
+    (b"\x28\xb5\x2f\xfd", "packed by zstd", "let its name end in .zst"),
+    (b"BZh", "packed by bzip2", "unpack it by: bzip2 -dk {path}"),
+    (b"\xfd7zXZ", "packed by xz", "unpack it by: xz -dk {path}"),
+    (b"7z\xbc\xaf", "a 7z archive", "unpack it and name the folder"),
+    (b"\x89PNG", "a picture", "name a text"),
+    (b"\xff\xd8\xff", "a picture", "name a text"),
+    (b"GIF8", "a picture", "name a text"),
+    (b"PAR1", "a Parquet table", "save its column of texts as .jsonl or .csv"),
+    (b"\x7fELF", "a program", "name a text"),
+    (b"SQLite ", "a database", "save its column of texts as .jsonl or .csv"),
+)
+_IN_ZIP = (  # what only such a file holds
+    ("word/document.xml", "a Word document", _PANDOC),
+    ("xl/workbook.xml", "a spreadsheet", "save it as .csv"),
+    ("ppt/presentation.xml", "a presentation", _SAVE),
+    ("META-INF/container.xml", "an EPUB", "let its name end in .epub"),
+    ("content.xml", "an OpenDocument file", _PANDOC),
+)
+
+
+def advice(path: Path, head: bytes) -> str:
+    """What a file is that begins so, and what to do instead of naming it; "" of a text.
+
+    Args:
+        path: Of the file.
+        head: Its first bytes, unpacked.
+    """
+    if head.startswith(b"PK\x03\x04"):
+        kind, instead = _of_zip(path)
+    else:
+        found = [each[1:] for each in _BEGINNINGS if head.startswith(each[0])]
+        if not found:
+            return ""
+        kind, instead = found[0]
+    text = path.with_suffix(".txt").name
+    commands = {"path": shlex.quote(str(path)), "text": shlex.quote(text)}
+    return f"is {kind}, which is not read; {instead.format(**commands)}"
+
+
+def _of_zip(path: Path) -> tuple[str, str]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = set(archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        names = set()
+    known = [(kind, instead) for name, kind, instead in _IN_ZIP if name in names]
+    return known[0] if known else ("a zip archive", "unpack it by: unzip {path}")

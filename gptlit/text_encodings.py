@@ -1,0 +1,179 @@
+"""Which encoding a text is in: by its byte order mark, as UTF-8, as it declares, or by detection.
+
+UTF-8 is tried on the whole text, so nothing is assumed of a text that is UTF-8. What is assumed
+of another text is said, and where several encodings would do, it is refused with their names.
+"""
+
+import codecs
+import encodings.aliases
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from gptlit.messages import UsageError, did_you_mean
+
+AUTO = "auto"
+SAMPLE_BYTES = 1 << 16
+_UTF8_MARKED = "utf-8-sig"
+MARKS = (  # UTF-32's little-endian mark begins by UTF-16's
+    (codecs.BOM_UTF8, _UTF8_MARKED),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+# the ISO encodings that browsers read as their supersets of Windows
+_SUPERSETS = {"iso8859-1": "cp1252", "ascii": "cp1252", "iso8859-9": "cp1254"}
+# how much worse than the best a candidate may look, and still be a likely one
+_NEAR_CHAOS, _NEAR_COHERENCE = 0.02, 0.04
+_LIKELIEST = "cp1252"  # by far the most common of those that look alike
+_DECLARED = re.compile(rb"""(?:charset|encoding)\s*=\s*["']?\s*([\w.:-]+)""", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The encoding of a text, and what was assumed about it ("" if nothing was)."""
+
+    encoding: str
+    assumed: str = ""
+
+
+def check_encoding(name: str) -> None:
+    """Refuse what is not the name of an encoding of text.
+
+    Raises:
+        UsageError: it is none that Python knows.
+    """
+    try:
+        if name == AUTO or codecs.lookup(name)._is_text_encoding:
+            return
+    except (LookupError, ValueError):
+        pass
+    raise UsageError(
+        f"--data.encoding {name}: unknown; give auto or a name such as utf-8, utf-16, cp1252, "
+        f"latin-1, cp1251 or shift_jis.{did_you_mean(name, encodings.aliases.aliases)}"
+    )
+
+
+def by_mark(head: bytes) -> str | None:
+    """The encoding that a text's byte order mark tells of, if it begins with one."""
+    return next((name for mark, name in MARKS if head.startswith(mark)), None)
+
+
+def declared(head: bytes) -> str | None:
+    """The encoding that a page of HTML or XHTML declares at its beginning, if it is a known one."""
+    if not (match := _DECLARED.search(head)):
+        return None
+    try:
+        name = codecs.lookup(match[1].decode()).name
+    except (LookupError, ValueError):
+        return None
+    return _SUPERSETS.get(name, name)
+
+
+def find_encoding(head: bytes, blocks: Iterable[bytes], is_page: bool = False) -> Found:
+    """The encoding of a text, which is read until that is known.
+
+    Args:
+        head: The beginning of the text.
+        blocks: The text.
+        is_page: It is HTML, which may declare its encoding.
+
+    Raises:
+        UsageError: it is not UTF-8, and no other encoding is likely, or several are.
+    """
+    marked = by_mark(head)
+    if marked and marked != _UTF8_MARKED:
+        return Found(marked, f"read as {marked.upper()}, by its byte order mark")
+    scan = _Scan()
+    for block in blocks:
+        scan.add(block)
+        if scan.is_done:
+            break
+    scan.add(b"", final=True)
+    if not scan.error:
+        return Found("utf-8")
+    if is_page and (given := declared(head)):
+        return Found(given, f"read as {given}, which the page declares")
+    return _detected(scan, surely_utf8=bool(marked))
+
+
+class _Scan:
+    """Whether a text is UTF-8, and where it is not, a sample of what is not ASCII from there on."""
+
+    def __init__(self) -> None:
+        self._utf8 = codecs.getincrementaldecoder("utf-8")()
+        self._n_read = 0
+        self._rest = b""  # of the sample's last line
+        self.error = ""
+        self.n_whole = 0  # bytes that continue a character, up to the error
+        self.sample = bytearray()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the rest of the text makes no difference."""
+        return len(self.sample) >= SAMPLE_BYTES
+
+    def add(self, block: bytes, final: bool = False) -> None:
+        """Read on; at the end the block is final."""
+        pending = self._utf8.getstate()[0]
+        if not self.error and (pending or not block.isascii()):
+            try:
+                text = self._utf8.decode(block, final=final)
+                self.n_whole += len(pending) + len(block) - len(text)
+            except UnicodeDecodeError as error:
+                offset = self._n_read - len(pending) + error.start
+                self.error = f"byte 0x{error.object[error.start]:02x} at offset {offset}"
+                block = pending + block
+        self._n_read += len(block)
+        if self.error:
+            # whole lines, so that no character is cut
+            *lines, rest = (self._rest + block).split(b"\n")
+            self._rest = b"" if final else rest[:SAMPLE_BYTES]
+            for line in [*lines, rest] if final else lines:
+                if not line.isascii() and not self.is_done:
+                    self.sample += line[:SAMPLE_BYTES] + b"\n"
+
+
+def _detected(scan: _Scan, surely_utf8: bool) -> Found:
+    """The encoding that is likely for a text that is not UTF-8, if it wasn't meant to be."""
+    import charset_normalizer
+
+    sample = bytes(scan.sample)
+    broken = sample.decode("utf-8", "replace").count("\ufffd")
+    whole = sum(ord(char) > 127 for char in sample.decode("utf-8", "ignore"))
+    if surely_utf8 or scan.n_whole + whole >= broken:
+        raise UsageError(
+            f"is UTF-8 but for {scan.error}, and so a damaged text; look for a whole copy, or drop "
+            "what is damaged: iconv -c -f UTF-8 -t UTF-8 FILE > NEW"
+        )
+    matches = [
+        match
+        for match in charset_normalizer.from_bytes(sample)
+        if not match.encoding.startswith(("utf_16", "utf_32"))  # they would have zero bytes
+    ]
+    best = matches[0] if matches else None
+    if best is None:
+        raise UsageError(
+            f"not UTF-8 text ({scan.error}), and in no encoding that could be recognised; if it is "
+            "a text, name its encoding, for example --data.encoding cp1252"
+        )
+    near = [
+        match
+        for match in matches
+        if match.chaos <= best.chaos + _NEAR_CHAOS
+        and match.coherence >= best.coherence - _NEAR_COHERENCE
+    ]
+    likely = next((m for m in near if _LIKELIEST in m.could_be_from_charset), best)
+    others = [match.encoding for match in near if match is not likely]
+    name = _LIKELIEST if _LIKELIEST in likely.could_be_from_charset else likely.encoding
+    if others and name != _LIKELIEST:
+        raise UsageError(
+            f"not UTF-8 text ({scan.error}), and its encoding is not certain: it can be "
+            f"{', '.join([name, *others][:4])}; name it, for example --data.encoding {name}"
+        )
+    possible = f" ({', '.join(others[:3])} would be possible as well)" if others else ""
+    return Found(
+        name,
+        f"not UTF-8 ({scan.error}); assumed to be {name}{possible}; --data.encoding names another",
+    )
