@@ -328,7 +328,7 @@ REFUSED: list[tuple[str, list[str]]] = [
     ("fit TINY --data.path binary.txt", ["--data.path binary.txt", "not UTF-8", "128"]),
     ("fit TINY --data.path nul.txt", ["--data.path nul.txt: a binary file"]),
     ("fit TINY --data.path space.txt", ["--data.path space.txt", "empty"]),
-    ("fit TINY --data.path utf16.txt", ["--data.path utf16.txt: not utf-16 text", "by its byte order mark"]),
+    ("fit TINY --data.path utf16.txt", ["utf16.txt: not utf-16 text", "by its byte order mark"]),
     ("fit TINY --data.path torn.txt.gz", ["--data.path torn.txt.gz: not a whole .gz"]),
     ("fit TINY --data.path fake.txt.zst", ["--data.path fake.txt.zst: not a whole .zst"]),
     ("fit TINY --data.path bad.jsonl", ["--data.path bad.jsonl: line 2", "jsonl_field"]),
