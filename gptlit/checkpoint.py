@@ -7,25 +7,62 @@ It loads with `weights_only=True`, so that someone else's file can't run code.
 
 import contextlib
 import dataclasses
-import pickle
+import re
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import torch
+from torch import Tensor
 
-from gptlit import inputs
+from gptlit import inputs, plain, torch_files
 from gptlit import tokenizer as tokenizers
 from gptlit.assets import replacing
 from gptlit.messages import UsageError, is_first_process, note
 from gptlit.model import GPT, GPTConfig
+from gptlit.plain import in_short
 from gptlit.tokenizer import Tokenizer
+from gptlit.weights import NotFinite, checked
 
 KEY = "gptlit"
 NET_PREFIX = "net."
 RUNS = Path("lightning_logs")
 ALIASES = ("best", "last")
 PARTS = {"config", "tokenizer", "text", "run", "seed"}
+
+
+LIGHTNINGS = r"2(\.\d+){1,3}((a|b|rc|\.dev|\.post)\d+)?(\+\w+)?"  # versions that can have saved one
+
+# what gptlit reads of a checkpoint; what Lightning reads to go on with a run is in `resuming`
+_Content = TypedDict(
+    "_Content",
+    {"state_dict": dict[str, Any], "global_step": int, "pytorch-lightning_version": str},
+)
+
+
+class _Text(TypedDict):
+    name: str
+    sha256: str
+    own_texts: dict[str, tuple[str, str]]
+    spans: dict[str, list[tuple[int, int]]]
+
+
+class _EpochLoss(TypedDict):
+    nats: Tensor
+    tokens: Tensor
+
+
+class _Described(TypedDict):
+    """What is under `KEY`."""
+
+    config: dict[str, Any]
+    tokenizer: dict[str, Any]
+    text: _Text
+    run: str
+    seed: int
+    evaluated: NotRequired[dict[str, float]]
+    compiled: NotRequired[bool]
+    epoch_loss: NotRequired[_EpochLoss]
 
 
 def resolve(name: str, runs: Path = RUNS) -> Path:
@@ -107,37 +144,72 @@ def read(path: str | Path) -> dict[str, Any]:
 def _read(path: Path) -> dict[str, Any]:
     try:
         damaged = _is_damaged(path)
+        if damaged:
+            raise Damaged(f"--ckpt_path {path}: torn, altered, or not a checkpoint")
+        content = torch_files.load(path)
     except FileNotFoundError as error:
         raise UsageError(f"--ckpt_path {path}: no such file") from error
-    if damaged:
-        raise Damaged(f"--ckpt_path {path}: torn, altered, or not a checkpoint")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        raise UsageError(
-            f"--ckpt_path {path}: refused: not of plain data and tensors only, so that it could "
-            "run code"
-        ) from error
-    except (EOFError, RuntimeError, ValueError) as error:
-        raise UsageError(
-            f"--ckpt_path {path}: not a checkpoint ({type(error).__name__})"
-        ) from error
+    except Damaged:
+        raise
+    except UsageError as error:
+        raise UsageError(f"--ckpt_path {path}: {error}") from error
     described = content.get(KEY) if isinstance(content, dict) else None
     if not isinstance(described, dict) or not set(described) >= PARTS:
         raise UsageError(f"--ckpt_path {path}: not a checkpoint of gptlit")
-    for name, kind in (("config", dict), ("tokenizer", dict), ("text", dict), ("run", str)):
-        if not isinstance(described[name], kind):
-            raise UsageError(f"--ckpt_path {path}: not whole: its {name} is not what gptlit saves")
-    for name in ("state_dict", "global_step"):
-        if not isinstance(content.get(name), dict if name == "state_dict" else int):
-            raise UsageError(f"--ckpt_path {path}: not whole: it has no {name}")
-    known = {field.name for field in dataclasses.fields(GPTConfig)}
-    if unknown := set(described["config"]) - known:
-        raise UsageError(
-            f"--ckpt_path {path}: made by another version of gptlit; this one doesn't know the "
-            f"model options {', '.join(sorted(unknown))}"
-        )
+    try:
+        check(content)
+    except UsageError as error:
+        raise UsageError(f"--ckpt_path {path}: {error}") from error
     return content
+
+
+def check(content: dict[str, Any]) -> None:
+    """Refuse what no gptlit can have saved, before anything is made of it.
+
+    Raises:
+        UsageError: names the part that has another type than gptlit's, the option or the weight.
+    """
+    plain.check(_Content, content, "")
+    plain.check(_Described, content[KEY], KEY)
+    version = content["pytorch-lightning_version"]
+    if content["global_step"] < 0 or not re.fullmatch(LIGHTNINGS, version):
+        raise UsageError(
+            f"saved at step {content['global_step']} by Lightning {in_short(version)}, which "
+            "no version of gptlit does"
+        )
+    evaluated = content[KEY].get("evaluated", {})
+    if evaluated and not isinstance(evaluated.get("step"), int):
+        raise UsageError(f"{KEY}.evaluated has no step")
+    check_weights(content)
+
+
+def config_of(content: dict[str, Any]) -> GPTConfig:
+    """The config of a checkpoint's model.
+
+    Raises:
+        UsageError: it is none.
+    """
+    try:
+        return plain.make(GPTConfig, content[KEY]["config"], "config.")
+    except UsageError as error:
+        raise UsageError(f"the checkpoint's model can't be built: {error}") from error
+
+
+def check_weights(content: dict[str, Any]) -> dict[str, Tensor]:
+    """The weights of a checkpoint's model by their own names, compared with its config.
+
+    Raises:
+        UsageError: names the first that is missing, of another shape or not of finite numbers.
+    """
+    weights = {
+        name.removeprefix(NET_PREFIX): tensor
+        for name, tensor in content["state_dict"].items()
+        if name.startswith(NET_PREFIX)
+    }
+    try:
+        return checked(weights, config_of(content), NET_PREFIX)
+    except NotFinite as error:
+        raise UsageError(f"{error}; take an earlier checkpoint") from error
 
 
 def _is_damaged(path: Path) -> bool:
@@ -148,8 +220,9 @@ def _is_damaged(path: Path) -> bool:
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            torch_files.check_sizes(archive)  # ahead of the time that unpacking takes
             return archive.testzip() is not None
-    except FileNotFoundError:
+    except (FileNotFoundError, UsageError):
         raise
     except Exception:  # what a wrong byte in the archive's own tables comes to, and bad disks
         return True
@@ -160,7 +233,7 @@ def newest_whole(path: Path) -> tuple[Path, dict[str, Any]] | None:
     steps: dict[Path, int] = {}
     for neighbour in set(path.parent.glob("*.ckpt")) - {path}:
         with contextlib.suppress(Exception):  # the step alone says little: read below
-            content = torch.load(neighbour, map_location="cpu", weights_only=True, mmap=True)
+            content = torch_files.load(neighbour)
             if isinstance(content, dict):
                 steps[neighbour] = int(content["global_step"])
     for neighbour in sorted(steps, key=lambda each: (steps[each], each.name), reverse=True):
@@ -219,44 +292,11 @@ def build(content: dict[str, Any]) -> tuple[GPT, Tokenizer]:
     Raises:
         UsageError: its parts don't fit each other, or its weights aren't finite.
     """
-    described = content[KEY]
-    tokenizer = tokenizers.from_state(described["tokenizer"])
-    try:
-        model = GPT(GPTConfig(**described["config"]))
-    except (UsageError, TypeError) as error:
-        raise UsageError(f"the checkpoint's model can't be built: {error}") from error
-    check_weights(model, content)
-    weights = {
-        name.removeprefix(NET_PREFIX): tensor
-        for name, tensor in content["state_dict"].items()
-        if name.startswith(NET_PREFIX)
-    }
-    if wrong := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
-        raise UsageError(
-            f"the checkpoint's weights are not finite ({wrong[0]}); take an earlier checkpoint"
-        )
+    config, weights = config_of(content), check_weights(content)
+    tokenizer = tokenizers.from_state(content[KEY]["tokenizer"], config.vocab_size)
+    model = GPT(config)
     model.load_state_dict(weights)
     return model.eval(), tokenizer
-
-
-def check_weights(net: GPT, content: dict[str, Any]) -> None:
-    """Refuse a checkpoint whose weights are not a net's, each of its shape.
-
-    Raises:
-        UsageError: names the first that differs.
-    """
-    wanted = {NET_PREFIX + name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
-    found = {
-        name: tuple(tensor.shape)
-        for name, tensor in content["state_dict"].items()
-        if name.startswith(NET_PREFIX)
-    }
-    for name in [*wanted, *found]:
-        if found.get(name) != wanted.get(name):
-            raise UsageError(
-                f"the checkpoint's weights are not those of its model: {name} is "
-                f"{found.get(name, 'missing')}, and should be {wanted.get(name, 'missing')}"
-            )
 
 
 def load(path: str | Path = "best") -> tuple[GPT, Tokenizer]:

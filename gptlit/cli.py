@@ -307,7 +307,9 @@ class GptlitCLI(LightningCLI):
         options = self.config_init[self.subcommand]
         launching.check(options.trainer)
         if self.start is not None:
-            self.datamodule.use_tokenizer(tokenizers.from_state(self.start.described["tokenizer"]))
+            described = self.start.described
+            size = described["config"]["vocab_size"]
+            self.datamodule.use_tokenizer(tokenizers.from_state(described["tokenizer"], size))
             self.model.check_fits(self.start.described)
         if self.origin is not None:
             self.datamodule.use_tokenizer(self.origin.tokenizer)

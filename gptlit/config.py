@@ -1,9 +1,11 @@
 """GPTConfig: what a GPT consists of, by typed options, checked where they arrive."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Literal
 
+from gptlit import plain
 from gptlit.messages import UsageError
 
 Positions = Literal["learned", "sinusoidal", "rotary", "none"]
@@ -14,6 +16,11 @@ Mixer = Literal["attention", "none"]
 Init = Literal["gpt2", "torch", "unit"]
 DropoutPlace = Literal["embedding", "attention", "branch", "block"]
 Back = Literal["sdpa", "eager", "flash"]
+
+SIZES_BELOW = 2**31  # of a dimension; also what keeps arithmetic with sizes within 64 bits
+# of positions: tables of rotary and sinusoidal ones, and the cache, take memory for each
+LARGEST_BLOCK = 2**17
+SMALLEST, LARGEST = 1e-30, 1e30  # of factors, which have to be float32's as well
 
 
 @dataclass(frozen=True)
@@ -112,8 +119,10 @@ class GPTConfig:
         return self.dropout if place in self.dropout_at else 0.0
 
     def __post_init__(self) -> None:
+        plain.check_fields(self, "--model.")
         # as YAML and checkpoints have it, a list; a config is hashable and plain
         object.__setattr__(self, "dropout_at", tuple(self.dropout_at))
+        self._check_bounds()
         for name in ("n_head", "n_embd", "block_size", "hidden"):
             if (value := getattr(self, name)) < 1:
                 if name == "hidden" and self.mlp_hidden is None:
@@ -142,11 +151,33 @@ class GPTConfig:
         for name in ("position_base", "norm_eps", "logit_softcap"):
             if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
                 raise UsageError(f"--model.{name} {value}: must be above 0")
+            if value is not None and not SMALLEST <= value <= LARGEST:
+                raise UsageError(
+                    f"--model.{name} {value}: must be at least {SMALLEST} and at most {LARGEST}"
+                )
         self._check_combinations()
+
+    def _check_bounds(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int) and value >= SIZES_BELOW:
+                raise UsageError(f"--model.{field.name} {value}: must be below {SIZES_BELOW}")
+        if self.vocab_size < 0:
+            raise UsageError(f"--model.vocab_size {self.vocab_size}: must be 1 or more")
+        if self.block_size > LARGEST_BLOCK:
+            raise UsageError(
+                f"--model.block_size {self.block_size}: must be at most {LARGEST_BLOCK}"
+            )
+        if not abs(self.mlp_ratio) < SIZES_BELOW or self.hidden >= SIZES_BELOW:
+            raise UsageError(
+                f"--model.mlp_ratio {self.mlp_ratio}: gives the MLP no size below {SIZES_BELOW} "
+                f"of --model.n_embd {self.n_embd}; 4 is usual"
+            )
 
     def _check_combinations(self) -> None:
         if self.kv_heads < 1 or self.n_head % self.kv_heads:
-            fit = [n for n in range(1, self.n_head + 1) if self.n_head % n == 0]
+            small = [n for n in range(1, math.isqrt(self.n_head) + 1) if self.n_head % n == 0]
+            fit = sorted({*small, *(self.n_head // n for n in small)})
             raise UsageError(
                 f"--model.n_kv_head {self.kv_heads}: must divide --model.n_head {self.n_head}; "
                 f"{', '.join(map(str, fit))} would work"

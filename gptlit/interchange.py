@@ -6,19 +6,17 @@ gptlit's names are GPT-2's own, so that one table, `KEYS`, tells all that differ
 import dataclasses
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from gptlit import tokenizer as tokenizers
-from gptlit.config import Activation, DropoutPlace
+from gptlit.config import Activation, DropoutPlace, GPTConfig
 from gptlit.messages import UsageError
-from gptlit.model import GPT, GPTConfig
+from gptlit.plain import check, in_short
 from gptlit.tokenizer import BytePairTokenizer, Tokenizer
-
-State = dict[str, Tensor]
+from gptlit.weights import State, check_tensors, checked
 
 
 class Key(NamedTuple):
@@ -48,6 +46,8 @@ KEYS = {
     "ln_f.bias": Key("transformer.ln_f.bias"),
     "lm_head.weight": Key("lm_head.weight"),
 }
+_BY_THEIRS = {key.theirs: (ours, key.conv1d) for ours, key in KEYS.items()}
+_LAYER = re.compile(r"(?<=\.h\.)\d+(?=\.)")
 # the causal mask, which older files hold as if it were a weight
 _MASK = re.compile(r"\.attn\.(masked_)?bias$")
 
@@ -94,6 +94,29 @@ HF_FIXED = {
     "scale_attn_by_inverse_layer_idx": False,
     "add_cross_attention": False,
 }
+
+
+class _GPT2Options(TypedDict):
+    """The types of `HF_DEFAULTS`."""
+
+    model_type: str
+    vocab_size: int
+    n_positions: int
+    n_embd: int
+    n_layer: int
+    n_head: int
+    n_inner: int | None
+    activation_function: str
+    layer_norm_epsilon: float
+    tie_word_embeddings: bool
+    embd_pdrop: float | None
+    attn_pdrop: float | None
+    resid_pdrop: float | None
+    scale_attn_weights: bool
+    scale_attn_by_inverse_layer_idx: bool
+    add_cross_attention: bool
+
+
 HF_DROPOUT: dict[str, DropoutPlace] = {
     "embd_pdrop": "embedding",
     "attn_pdrop": "attention",
@@ -110,27 +133,6 @@ def keys(n_layer: int) -> dict[str, Key]:
         for layer in map(str, range(n_layer if "*" in ours else 1)):
             filled[ours.replace("*", layer)] = key._replace(theirs=key.theirs.replace("*", layer))
     return filled
-
-
-class _Unfilled(TorchFunctionMode):
-    """Leaves new weights without values, so that no memory is touched.
-
-    The device "meta" does the same, but the first use of it imports torch._dynamo, for 2 s.
-    """
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), options: Any = None
-    ) -> Any:
-        # by name: torch.nn.init has functions of these names as well
-        if function.__name__ in ("normal_", "uniform_", "kaiming_uniform_"):
-            return None
-        return function(*args, **(options or {}))
-
-
-def shapes(config: GPTConfig) -> dict[str, torch.Size]:
-    """The shape of each weight of a model, by gptlit's names."""
-    with _Unfilled():
-        return {name: tensor.shape for name, tensor in GPT(config).state_dict().items()}
 
 
 def to_theirs(state: Mapping[str, Tensor], config: GPTConfig) -> State:
@@ -161,49 +163,25 @@ def from_theirs(found: Mapping[str, Tensor], config: GPTConfig, conv1d: bool) ->
     """
     theirs = {}
     for name, tensor in found.items():
-        plain = name.removeprefix("_orig_mod.")
+        plain = str(name).removeprefix("_orig_mod.")
         if not _MASK.search(plain):
-            plain = (
-                plain if plain.startswith(("transformer.", "lm_head.")) else f"transformer.{plain}"
-            )
-            theirs[plain] = tensor
-    table = {
-        key.theirs: (ours, key.conv1d and conv1d) for ours, key in keys(config.n_layer).items()
-    }
+            has_prefix = plain.startswith(("transformer.", "lm_head."))
+            theirs[plain if has_prefix else f"transformer.{plain}"] = tensor
+    check_tensors(theirs)
     state: State = {}
     for name, tensor in theirs.items():
-        ours, turned = table.get(name, (name, False))
-        state[ours] = (tensor.t() if turned else tensor).float().contiguous()
+        layer = _LAYER.search(name)
+        ours, turned = _BY_THEIRS.get(_LAYER.sub("*", name), (name, False))
+        turned = turned and conv1d and tensor.dim() == 2
+        state[ours.replace("*", layer[0]) if layer else ours] = tensor.t() if turned else tensor
     if not config.bias:
         for ours in [ours for ours in state if ours.endswith(".bias")]:
             if state[ours].any():
                 raise UsageError(f"{ours} isn't zero, and the model is said to have no biases")
             del state[ours]
-    return checked(state, config)
-
-
-def checked(state: State, config: GPTConfig) -> State:
-    """The weights of a model, in its own order; a tied head may be left out.
-
-    Raises:
-        UsageError: one is missing, is none of the model's, or has another shape.
-    """
-    wanted = shapes(config)
-    if config.tie_weights and (tied := state.get("wte.weight")) is not None:
-        head = state.setdefault("lm_head.weight", tied)
-        if not torch.equal(head, tied):
-            raise UsageError("lm_head.weight isn't wte.weight, though the model's head is tied")
-        state["lm_head.weight"] = tied
-    if missing := [name for name in wanted if name not in state]:
-        raise UsageError(f"the weights lack {_some(missing)}")
-    if strange := [name for name in state if name not in wanted]:
-        raise UsageError(f"the weights hold {_some(strange)}, which a GPT of these options hasn't")
-    for name, shape in wanted.items():
-        if (found := state[name].shape) != shape:
-            raise UsageError(
-                f"{name} is of shape {tuple(found)}; by its sizes it should be {tuple(shape)}"
-            )
-    return {name: state[name] for name in wanted}
+    state = checked(state, config)
+    single = {id(tensor): tensor.float().contiguous() for tensor in state.values()}
+    return {name: single[id(tensor)] for name, tensor in state.items()}  # a tied head stays so
 
 
 def fitting(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
@@ -220,11 +198,6 @@ def fitting(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
     state = tokenizer.state()
     unused = {f"<|unused_{id_}|>": id_ for id_ in range(size, vocab_size)}
     return tokenizers.from_state({**state, "special_tokens": state["special_tokens"] | unused})
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
 
 
 # ---------------------------------------------------------------------- options
@@ -280,18 +253,19 @@ def from_hugging_face(options: Mapping[str, Any]) -> GPTConfig:
         UsageError: not a GPT-2, or with options that gptlit's GPT hasn't.
     """
     given = {**HF_DEFAULTS, **HF_FIXED, **options}
+    check(_GPT2Options, given, "")
     for name, value in {"model_type": "gpt2", **HF_FIXED}.items():
         if given[name] != value:
-            raise UsageError(f"config.json: {name} {given[name]}: only {value} is read")
+            raise UsageError(f"{name} {in_short(str(given[name]))}: only {value} is read")
     if (activation := given["activation_function"]) not in ACTIVATIONS:
         raise UsageError(
-            f"config.json: activation_function {activation}: only {', '.join(ACTIVATIONS)} are read"
+            f"activation_function {in_short(activation)}: only {', '.join(ACTIVATIONS)} are read"
         )
     sizes = {name: given[name] for name in ("vocab_size", "n_positions", "n_layer", "n_head")}
     sizes |= {"n_embd": given["n_embd"], "n_inner": given["n_inner"] or 4 * given["n_embd"]}
     for name, value in sizes.items():
-        if not isinstance(value, int) or value < (name != "n_layer"):
-            raise UsageError(f"config.json: {name} {value}: must be a whole number above 0")
+        if value < (name != "n_layer"):
+            raise UsageError(f"{name} {value}: must be a whole number above 0")
     # one probability of gptlit's for all places; the weights don't depend on it
     dropout = max(float(given[name] or 0) for name in HF_DROPOUT)
     places = [place for name, place in HF_DROPOUT.items() if given[name] or not dropout]
@@ -304,7 +278,7 @@ def from_hugging_face(options: Mapping[str, Any]) -> GPTConfig:
         mlp_hidden=None if sizes["n_inner"] == 4 * sizes["n_embd"] else sizes["n_inner"],
         activation=ACTIVATIONS[activation],
         norm_eps=float(given["layer_norm_epsilon"]),
-        tie_weights=bool(given["tie_word_embeddings"]),
+        tie_weights=given["tie_word_embeddings"],
         dropout=dropout,
         dropout_at=tuple(places),
     )

@@ -195,9 +195,15 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 class Attention(nn.Module):
-    """Causal self-attention of one or more heads."""
+    """Causal self-attention of one or more heads.
 
-    def __init__(self, config: GPTConfig, layer: int) -> None:
+    Args:
+        config: The model's.
+        layer: The number of its block.
+        turn: Rotary positions, whose tables all layers have in common.
+    """
+
+    def __init__(self, config: GPTConfig, layer: int, turn: Rotary | None = None) -> None:
         super().__init__()
         size, n_kv_head = config.head_size, config.kv_heads
         self.layer = layer
@@ -209,7 +215,7 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, sum(self.heads) * size, bias=config.bias)
         self.q_norm = norm_of_heads(config) if config.qk_norm else None
         self.k_norm = norm_of_heads(config) if config.qk_norm else None
-        self.turn = Rotary(config) if config.positions == "rotary" else None
+        self.turn = turn
         project = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.c_proj = project if config.attn_proj else nn.Identity()
         self.resid_dropout = nn.Dropout(config.dropped("branch"))
@@ -265,13 +271,13 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Attention, if there is any, then MLP, each added to what came in."""
 
-    def __init__(self, config: GPTConfig, layer: int) -> None:
+    def __init__(self, config: GPTConfig, layer: int, turn: Rotary | None = None) -> None:
         super().__init__()
         self.is_post = config.norm_place == "post"
         self.attn: Attention | None = None
         if config.mixer == "attention":
             self.ln_1 = norm(config, config.n_embd)
-            self.attn = Attention(config, layer)
+            self.attn = Attention(config, layer, turn)
         self.ln_2 = norm(config, config.n_embd)
         self.mlp = MLP(config)
         self.drop = nn.Dropout(config.dropped("block"))
@@ -302,7 +308,8 @@ class GPT(nn.Module):
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = positions(config)
         self.drop = nn.Dropout(config.dropped("embedding"))
-        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        turn = Rotary(config) if config.positions == "rotary" else None
+        self.h = nn.ModuleList(Block(config, layer, turn) for layer in range(config.n_layer))
         self.ln_f = norm(config, config.n_embd)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
         self.cap = Softcap(config.logit_softcap) if config.logit_softcap else nn.Identity()

@@ -3,18 +3,34 @@
 Source: github.com/karpathy/nanoGPT, train.py and data/*/prepare.py.
 """
 
+import io
 import pickle
+import pickletools
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, TypedDict
 
+from gptlit import plain
 from gptlit.config import GPTConfig
 from gptlit.inputs import refuse_endless
-from gptlit.interchange import State, fitting, from_theirs
+from gptlit.interchange import fitting, from_theirs
 from gptlit.messages import UsageError
 from gptlit.tokenizer import BytePairTokenizer, CharTokenizer, Tokenizer
 from gptlit.weight_files import load_plain
+from gptlit.weights import State
 
-SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
+LARGEST_META = 16 * 2**20  # bytes; a vocabulary of 100,000 characters has a tenth
+
+
+class _Arguments(TypedDict):
+    """What nanoGPT's model is made of."""
+
+    n_layer: int
+    n_head: int
+    n_embd: int
+    block_size: int
+    vocab_size: int
+    bias: bool
+    dropout: float
 
 
 def read_nanogpt(
@@ -35,15 +51,15 @@ def read_nanogpt(
     given, weights = content.get("model_args"), content.get("model")
     if not isinstance(given, dict) or not isinstance(weights, dict):
         raise UsageError(f"{checkpoint.name}: not a checkpoint of nanoGPT: no model_args and model")
-    for name in SIZES:
-        if not isinstance(given.get(name), int):
-            raise UsageError(f"{checkpoint.name}: model_args has no whole number {name}")
-    config = GPTConfig(
-        **{name: given[name] for name in SIZES},
-        bias=bool(given.get("bias", True)),  # always there before it was an option
-        dropout=float(given.get("dropout", 0.0)),
-    )
-    return config, from_theirs(weights, config, conv1d=False), _tokenizer(config, meta, folder)
+    # a bias was always there before it was an option
+    given = {"bias": True, "dropout": 0.0, **given}
+    try:
+        plain.check(_Arguments, given, "model_args")
+        config = GPTConfig(**{name: given[name] for name in _Arguments.__annotations__})
+        state = from_theirs(weights, config, conv1d=False)
+    except UsageError as error:
+        raise UsageError(f"{checkpoint.name}: {error}") from error
+    return config, state, _tokenizer(config, meta, folder)
 
 
 def _tokenizer(config: GPTConfig, meta: Path | None, folder: Path) -> Tokenizer:
@@ -78,7 +94,8 @@ def read_meta(path: Path) -> CharTokenizer:
     refuse_endless(path, "meta.pkl")
     try:
         with path.open("rb") as file:
-            content = _Plain(file).load()
+            pickled = file.read(LARGEST_META + 1)
+        content = _Plain(io.BytesIO(_of_its_size(pickled))).load()
     except FileNotFoundError as error:
         raise UsageError(f"{path.name}: no such file") from error
     except pickle.UnpicklingError as error:
@@ -87,15 +104,43 @@ def read_meta(path: Path) -> CharTokenizer:
         ) from error
     except Exception as error:  # a torn pickle can raise anything
         raise UsageError(f"{path.name}: torn or not a pickle ({type(error).__name__})") from error
+    try:
+        return _characters(content)
+    except UsageError as error:
+        raise UsageError(f"{path.name}: {error}") from error
+
+
+def _of_its_size(pickled: bytes) -> bytes:
+    """A pickle that takes no more memory than in proportion to its size.
+
+    Unpickling makes room for the numbers that a pickle gives its parts, and for arrays of bytes
+    of an announced length: 9 bytes can take 4 GB.
+
+    Raises:
+        pickle.UnpicklingError: another one.
+    """
+    if len(pickled) > LARGEST_META:
+        raise pickle.UnpicklingError(f"more than {LARGEST_META:,} bytes")
+    for opcode, argument, _ in pickletools.genops(pickled):
+        is_number = opcode.name in ("PUT", "BINPUT", "LONG_BINPUT")
+        if is_number and int(argument or 0) not in range(len(pickled)):
+            raise pickle.UnpicklingError(f"a part is numbered {argument}")
+        if opcode.name == "BYTEARRAY8":
+            raise pickle.UnpicklingError("an array of bytes")
+    return pickled
+
+
+def _characters(content: Any) -> CharTokenizer:
     ids = content.get("stoi") if isinstance(content, dict) else None
     if not isinstance(ids, dict) or not all(isinstance(key, str) for key in ids):
-        raise UsageError(f"{path.name}: has no table stoi of characters, as nanoGPT's have")
+        raise UsageError("has no table stoi of characters, as nanoGPT's have")
+    plain.check(dict[str, int], ids, "stoi")
     characters = sorted(ids)
     if any(len(character) != 1 for character in characters):
-        raise UsageError(f"{path.name}: its tokens aren't single characters")
+        raise UsageError("its tokens aren't single characters")
     if [ids[character] for character in characters] != list(range(len(characters))):
         raise UsageError(
-            f"{path.name}: its characters aren't numbered from 0 in the order of their code "
+            "its characters aren't numbered from 0 in the order of their code "
             "points, as nanoGPT's prepare.py does it and gptlit's tokenizers need it"
         )
     return CharTokenizer("".join(characters))

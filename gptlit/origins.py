@@ -20,10 +20,11 @@ from gptlit import checkpoint, inputs
 from gptlit import tokenizer as tokenizers
 from gptlit.assets import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, replacing
 from gptlit.config import GPTConfig
-from gptlit.interchange import State, fitting
+from gptlit.interchange import fitting
 from gptlit.messages import UsageError, did_you_mean, note
 from gptlit.tokenizer import END_OF_SEQUENCE, END_OF_TEXT, BytePairTokenizer, Tokenizer
 from gptlit.weight_files import WEIGHTS, read_folder
+from gptlit.weights import State
 
 PUBLISHED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 _HUB = "https://huggingface.co/openai-community/{name}/resolve/main/{filename}"

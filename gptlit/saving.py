@@ -2,6 +2,7 @@
 
 import functools
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from gptlit.assets import replacing
 from gptlit.checkpoint import write
 from gptlit.progress import ends_epoch, has_stepped, is_over, validation_follows
+from gptlit.torch_files import check_sizes
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -158,5 +160,11 @@ class DurableCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """All of a checkpoint; whatever is asked for, nothing in it is run."""
+        """All of a checkpoint; whatever is asked for, nothing in it is run.
+
+        Raises:
+            UsageError: it announces sizes beyond its own.
+        """
+        with zipfile.ZipFile(path) as archive:
+            check_sizes(archive)
         return super().load_checkpoint(path, map_location, weights_only=True)

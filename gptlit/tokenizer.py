@@ -8,13 +8,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NotRequired, TypedDict, get_args
 
 import numpy as np
 
 from gptlit import encodings
 from gptlit.cleaning import NUMBER
 from gptlit.messages import UsageError, did_you_mean
+from gptlit.plain import check, shown
 
 Unknown = Literal["error", "skip"]
 Kind = Literal["char", "word", "tiktoken", "bpe"]
@@ -420,8 +421,10 @@ class BytePairTokenizer(Tokenizer):
         self.special_ids = self.special_tokens
         self.eos_id = self.special_tokens[END_OF_TEXT] if eos else None
         ranks = {piece: rank for rank, piece in enumerate(self.pieces) if piece is not None}
+        # whatever the pattern is, no stretch is empty, and what it passes by stands alone
+        stretches = rf"\G(?:{pattern})(?!\G)|\G[\s\S]"
         self._encoding = tiktoken.Encoding(
-            name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=self.special_tokens
+            name, pat_str=stretches, mergeable_ranks=ranks, special_tokens=self.special_tokens
         )
 
     @classmethod
@@ -476,7 +479,15 @@ class BytePairTokenizer(Tokenizer):
 
     def _encode(self, text: str, unknown: Unknown) -> np.ndarray:
         numbers = {NUMBER} & set(self.special_tokens)
-        ids = self._encoding.encode_to_numpy(text, allowed_special=numbers, disallowed_special=())
+        try:
+            ids = self._encoding.encode_to_numpy(
+                text, allowed_special=numbers, disallowed_special=()
+            )
+        except ValueError as error:
+            raise UsageError(
+                f"the tokenizer's pattern {shown(self.pattern)} can't cut this text: "
+                f"{' '.join(str(error).split())}"
+            ) from error
         return ids.astype(np.int64)
 
     def piece(self, id_: int) -> bytes:
@@ -512,31 +523,135 @@ class _ByteSpeller:
         return text
 
 
-def from_state(state: dict[str, Any]) -> Tokenizer:
+# ---------------------------------------------------------------------- from plain data
+
+
+class _Kinded(TypedDict):
+    kind: str
+
+
+class _CharState(TypedDict):
+    characters: str
+    special_tokens: NotRequired[list[str]]
+    eos: NotRequired[bool]
+
+
+class _WordState(TypedDict):
+    words: list[str]
+    special_tokens: NotRequired[list[str]]
+    reversible: bool
+    eos: NotRequired[bool]
+
+
+class _BytePairState(TypedDict):
+    name: str
+    pattern: str
+    pieces: list[str | None]
+    special_tokens: dict[str, int]
+    eos: NotRequired[bool]
+
+
+_STATES: dict[str, Any] = {
+    "char": _CharState,
+    "word": _WordState,
+    "tiktoken": _BytePairState,
+    "bpe": _BytePairState,
+}
+
+
+def from_state(state: Any, vocab_size: int | None = None) -> Tokenizer:
     """The tokenizer that gave this `state()`.
 
+    Args:
+        state: Of any origin.
+        vocab_size: Of the model that it belongs to, if it does.
+
     Raises:
-        UsageError: no tokenizer of this version gave it.
+        UsageError: no tokenizer of this version gave it, or it is not the model's.
     """
     try:
-        return _from_state(state)
-    except (KeyError, TypeError, AttributeError) as error:
+        tokenizer = _from_state(state)
+    except UnknownKind:
+        raise
+    except UsageError as error:
         raise UsageError(
-            f"a tokenizer's state is torn, or of another version of gptlit ({error!r})"
+            f"a tokenizer's state is torn, or of another version of gptlit: {error}"
         ) from error
+    if vocab_size not in (None, tokenizer.vocab_size):
+        raise UsageError(
+            f"the model has a vocabulary of {vocab_size}, its tokenizer of {tokenizer.vocab_size}"
+        )
+    return tokenizer
 
 
-def _from_state(state: dict[str, Any]) -> Tokenizer:
-    kind = state.get("kind")
+class UnknownKind(UsageError):
+    """A tokenizer is of a kind that this version doesn't have."""
+
+
+def _from_state(state: Any) -> Tokenizer:
+    check(_Kinded, state, "")
+    if (kind := state["kind"]) not in _STATES:
+        raise UnknownKind(
+            f"a tokenizer of kind {shown(kind)} is unknown to this version of gptlit, which has "
+            f"{', '.join(get_args(Kind))}"
+        )
+    check(_STATES[kind], state, "")
     special, eos = state.get("special_tokens", []), state.get("eos", False)
+    if eos and (END_OF_TEXT if kind in ("tiktoken", "bpe") else END_OF_SEQUENCE) not in special:
+        raise UsageError("eos is true, and its special tokens have none for that")
+    if kind in ("char", "word"):
+        _refuse_twice(special, "special_tokens")
     if kind == "char":
+        if list(state["characters"]) != sorted(set(state["characters"])):
+            raise UsageError("its characters aren't sorted and distinct")
         return CharTokenizer(state["characters"], special, eos)
     if kind == "word":
+        _refuse_twice(state["words"], "words")
         return WordTokenizer(state["words"], special, state["reversible"], eos)
-    if kind in ("tiktoken", "bpe"):
-        pieces = [piece and piece.encode("latin-1") for piece in state["pieces"]]
-        return BytePairTokenizer(kind, state["name"], state["pattern"], pieces, special, eos)
-    raise UsageError(
-        f"a tokenizer of kind {kind!r} is unknown to this version of gptlit, which has "
-        f"{', '.join(get_args(Kind))}"
-    )
+    pieces = _pieces(state["pieces"])
+    check_byte_pairs(state["pattern"], pieces, special)
+    return BytePairTokenizer(kind, state["name"], state["pattern"], pieces, special, eos)
+
+
+def _refuse_twice(values: Sequence[Any], name: str) -> None:
+    if len(set(values)) < len(values):
+        (value, _), *_ = Counter(values).most_common(1)
+        raise UsageError(f"{name} hold {shown(value)} twice")
+
+
+def _pieces(spelled: Sequence[str | None]) -> list[bytes | None]:
+    try:
+        return [None if piece is None else piece.encode("latin-1") for piece in spelled]
+    except UnicodeEncodeError as error:
+        raise UsageError("its pieces aren't spelled byte by byte") from error
+
+
+def check_byte_pairs(
+    pattern: str, pieces: Sequence[bytes | None], special_tokens: Mapping[str, int]
+) -> None:
+    """Refuse parts of a `BytePairTokenizer` that tiktoken would fail by, now or at some text.
+
+    Raises:
+        UsageError: names the part.
+    """
+    import tiktoken
+
+    used = [piece for piece in pieces if piece is not None]
+    _refuse_twice(used, "pieces")
+    lacking = {bytes([byte]) for byte in range(256)} - set(used)
+    if lacking or b"" in used:
+        raise UsageError(
+            f"its pieces lack the byte {shown(min(lacking))}" if lacking else "a piece is empty"
+        )
+    _refuse_twice(list(special_tokens.values()), "special_tokens")
+    for token, id_ in special_tokens.items():
+        if not token or not 0 <= id_ < LARGEST_VOCABULARY:
+            raise UsageError(f"its special token {shown(token)} has the id {shown(id_)}")
+        if id_ < len(pieces) and pieces[id_] is not None:
+            raise UsageError(f"its special token {shown(token)} has a piece's id, {id_}")
+    if re.search(r"(?<!\\)(\\\\)*\\K", pattern):
+        raise UsageError(r"its pattern has \K, by which a stretch of text may be empty")
+    try:
+        tiktoken.Encoding("", pat_str=pattern, mergeable_ranks={b" ": 0}, special_tokens={})
+    except ValueError as error:
+        raise UsageError(f"its pattern {shown(pattern)}: {' '.join(str(error).split())}") from error

@@ -10,10 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from gptlit.cleaning import NUMBER
 from gptlit.messages import UsageError, note
+from gptlit.plain import check, read_json, shown
 from gptlit.tokenizer import (
     END_OF_TEXT,
     UNKNOWN_WORD,
@@ -21,6 +22,7 @@ from gptlit.tokenizer import (
     CharTokenizer,
     Tokenizer,
     WordTokenizer,
+    check_byte_pairs,
 )
 
 # GPT-2's regular expression as OpenAI wrote it, and as tiktoken does
@@ -273,16 +275,53 @@ def read(folder: Path) -> BytePairTokenizer | None:
             return _read_pair(folder)
         if (folder / "tokenizer.json").is_file():
             return _read_single(folder)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, UsageError):
-            raise
-        raise UsageError(f"its tokenizer's files are torn ({error!r})") from error
+    except UsageError as error:
+        raise UsageError(f"its tokenizer: {error}") from error
     return None
 
 
+class _Stage(TypedDict):
+    type: str
+    behavior: NotRequired[str]
+    use_regex: NotRequired[bool]
+    add_prefix_space: NotRequired[bool]
+    pattern: NotRequired[dict[str, str]]
+
+
+class _Stages(_Stage):
+    pretokenizers: NotRequired[list[_Stage]]
+
+
+class _Typed(TypedDict):
+    type: NotRequired[str]
+
+
+class _Model(TypedDict):
+    vocab: dict[str, int]
+    merges: list[str | list[str]]
+
+
+class _Added(TypedDict):
+    content: str
+    id: int
+
+
+class _File(TypedDict):
+    """What is read of a tokenizer.json."""
+
+    model: _Typed
+    pre_tokenizer: _Stages | None
+    normalizer: NotRequired[dict[str, Any] | None]
+    added_tokens: list[_Added]
+
+
 def _read_pair(folder: Path) -> BytePairTokenizer:
-    vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
-    lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
+    vocab = read_json(folder / "vocab.json")
+    check(dict[str, int], vocab, "vocab.json")
+    try:
+        lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise UsageError("merges.txt: not UTF-8 text") from error
     pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     made = {"".join(pair) for pair in pairs} | set(_letters().values())
     special = {word: id_ for word, id_ in vocab.items() if word not in made}
@@ -290,16 +329,23 @@ def _read_pair(folder: Path) -> BytePairTokenizer:
 
 
 def _read_single(folder: Path) -> BytePairTokenizer:
-    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    model, first = content["model"], content["pre_tokenizer"] or {}
-    stages = first.get("pretokenizers", [first])
-    if model.get("type") != "BPE" or stages[-1].get("type") != "ByteLevel":
+    content = read_json(folder / "tokenizer.json")
+    check(_File, content, "tokenizer.json")
+    model, first = content["model"], content["pre_tokenizer"] or {"type": ""}
+    stages = first.get("pretokenizers") or [first]
+    if model.get("type") != "BPE" or stages[-1]["type"] != "ByteLevel":
         raise UsageError("tokenizer.json: not a byte-level BPE, the only kind that is read")
-    pattern = GPT2_PATTERN
-    if len(stages) == 2 and stages[0].get("behavior") == "Isolated" and not stages[1]["use_regex"]:
+    pattern, last = GPT2_PATTERN, stages[-1]
+    if (
+        len(stages) == 2
+        and stages[0].get("behavior") == "Isolated"
+        and not last.get("use_regex", True)
+        and "Regex" in stages[0].get("pattern", {})
+    ):
         pattern = stages[0]["pattern"]["Regex"]
-    elif len(stages) > 1 or stages[0]["add_prefix_space"] or content["normalizer"]:
+    elif len(stages) > 1 or last.get("add_prefix_space", True) or content.get("normalizer"):
         raise UsageError("tokenizer.json: prepares a text in a way that gptlit doesn't know")
+    check(_Model, model, "tokenizer.json.model")
     pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
     special = {token["content"]: token["id"] for token in content["added_tokens"]}
     return _made(folder, "tokenizer.json", pattern, model["vocab"], pairs, special)
@@ -319,11 +365,16 @@ def _made(
             f"{filename}: its pieces have no ids from 0 on without gaps, so special tokens come "
             "before or among them, which gptlit's tokenizers can't hold"
         )
+    if strange := [pair for pair in pairs if "".join(pair) not in vocab]:
+        raise UsageError(f"{filename}: has no piece for the merge {shown(' '.join(strange[0]))}")
     ids = [vocab["".join(pair)] for pair in pairs]
     if any(later < earlier for earlier, later in pairwise(ids)):
         raise UsageError(
             f"{filename}: its pieces aren't numbered in the order of their merges, which gptlit's "
             "tokenizers need"
         )
-    name = folder.resolve().name
-    return BytePairTokenizer("tiktoken", name, pattern, list(map(_unspelled, words)), dict(special))
+    if strange := [word for word in words if not _bytes().keys() >= set(word)]:
+        raise UsageError(f"{filename}: its piece {shown(strange[0])} isn't spelled byte by byte")
+    pieces = list(map(_unspelled, words))
+    check_byte_pairs(pattern, pieces, special)
+    return BytePairTokenizer("tiktoken", folder.resolve().name, pattern, pieces, dict(special))

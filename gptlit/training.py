@@ -449,6 +449,16 @@ class LitGPT(L.LightningModule):
 
     # ------------------------------------------------------------------ checkpoints
 
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **options: Any) -> "LitGPT":
+        """As Lightning's own, of a file that has been checked as `gptlit.load` checks it.
+
+        Raises:
+            UsageError: missing, damaged, or not a checkpoint of gptlit.
+        """
+        checkpoints.read(checkpoint_path)
+        return super().load_from_checkpoint(checkpoint_path, *args, **options)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.tokenizer is None:
             raise RuntimeError("there is no net to save yet")
@@ -471,16 +481,17 @@ class LitGPT(L.LightningModule):
             checkpoint[AVERAGED] = self.average.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if "state_dict" in checkpoint:  # sharded weights have been loaded already
+            checkpoints.check(checkpoint)
         described = checkpoint[checkpoints.KEY]
         self.seed = described["seed"]
         self.evaluated = described.get("evaluated", {})
         self.has_begun = True
-        if self.tokenizer is None:
-            self._build(tokenizers.from_state(described["tokenizer"]))
-            return
         self.check_fits(described)
-        if "state_dict" in checkpoint:  # sharded weights have been loaded already
-            checkpoints.check_weights(self.net, checkpoint)
+        if self.tokenizer is None:
+            size = described["config"]["vocab_size"]
+            self._build(tokenizers.from_state(described["tokenizer"], size))
+            return
         if self.tokenizer.state() != described["tokenizer"]:
             raise UsageError(
                 "the checkpoint's tokenizer is not that of the text: "

@@ -8,23 +8,18 @@ import contextlib
 import dataclasses
 import json
 import os
-import pickle
 import shutil
-import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-import torch
 from torch import Tensor
 
+from gptlit import plain, tokenizer_files, torch_files
 from gptlit import tokenizer as tokenizers
-from gptlit import tokenizer_files
 from gptlit.config import GPTConfig
 from gptlit.inputs import refuse_endless
 from gptlit.interchange import (
-    State,
-    checked,
     fitting,
     from_hugging_face,
     from_theirs,
@@ -34,9 +29,24 @@ from gptlit.interchange import (
 from gptlit.messages import UsageError
 from gptlit.model import GPT
 from gptlit.tokenizer import Tokenizer
+from gptlit.weights import State, checked
 
 WEIGHTS = "model.safetensors"
 OWN = "gptlit.json"
+
+
+class _Own(TypedDict):
+    """What OWN holds."""
+
+    config: dict[str, Any]
+    tokenizer: dict[str, Any]
+
+
+class _Index(TypedDict):
+    """What lists the pieces of weights in several files."""
+
+    weight_map: dict[str, str]
+
 
 # ---------------------------------------------------------------------- reading
 
@@ -55,7 +65,10 @@ def read_folder(folder: Path) -> tuple[GPTConfig, State, Tokenizer | None]:
             raise UsageError(f"no config.json in it, nor a {OWN}; it needs one, and {WEIGHTS}")
         return own_config, checked(read_tensors(folder), own_config), tokenizer
     options = _read_json(folder / "config.json")
-    config = from_hugging_face(options)
+    try:
+        config = from_hugging_face(options)
+    except UsageError as error:
+        raise UsageError(f"config.json: {error}") from error
     # what config.json can't say; it counts only as long as both tell of the same model
     if own_config and to_hugging_face(own_config).items() <= options.items():
         config = own_config
@@ -71,17 +84,15 @@ def _read_own(folder: Path) -> tuple[GPTConfig | None, Tokenizer | None]:
         return None, None
     described = _read_json(folder / OWN)
     try:
-        config = GPTConfig(**described["config"])
-        return config, tokenizers.from_state(described["tokenizer"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{OWN}: torn, or of another version of gptlit ({error})") from error
+        plain.check(_Own, described, "")
+        config = plain.make(GPTConfig, described["config"], "config.")
+        return config, tokenizers.from_state(described["tokenizer"], config.vocab_size)
+    except UsageError as error:
+        raise UsageError(f"{OWN}: {error}") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UsageError(f"{path.name}: not JSON ({error})") from error
+    content = plain.read_json(path)
     if not isinstance(content, dict):
         raise UsageError(f"{path.name}: holds no options by name")
     return content
@@ -97,24 +108,25 @@ def read_tensors(folder: Path) -> State:
         names = [name]
         if (index := folder / f"{name}.index.json").is_file():
             # a list of the pieces, which lie beside it
-            names = sorted({Path(str(piece)).name for piece in _weight_map(index).values()})
+            names = sorted({Path(piece).name for piece in _weight_map(index).values()})
         elif not (folder / name).is_file():
             continue
         return {key: tensor for piece in names for key, tensor in _tensors(folder / piece)}
     raise UsageError(f"no {WEIGHTS} in it, nor a pytorch_model.bin")
 
 
-def _weight_map(index: Path) -> dict[str, Any]:
-    pieces = _read_json(index).get("weight_map")
-    if not isinstance(pieces, dict):
-        raise UsageError(f"{index.name}: has no weight_map")
-    return pieces
+def _weight_map(index: Path) -> dict[str, str]:
+    content = _read_json(index)
+    plain.check(_Index, content, index.name)
+    if wrong := [name for name in content["weight_map"].values() if not name.isprintable()]:
+        raise UsageError(f"{index.name}: weight_map names a file {plain.shown(wrong[0])}")
+    return content["weight_map"]
 
 
 def _tensors(path: Path) -> Iterable[tuple[str, Tensor]]:
     if path.suffix != ".safetensors":
         content = load_plain(path)
-        if not isinstance(content, dict) or not all(map(torch.is_tensor, content.values())):
+        if not isinstance(content, dict):
             raise UsageError(f"{path.name}: holds something else than tensors by name")
         return content.items()
     import safetensors.torch
@@ -124,7 +136,7 @@ def _tensors(path: Path) -> Iterable[tuple[str, Tensor]]:
         return safetensors.torch.load_file(path).items()
     except FileNotFoundError as error:
         raise UsageError(f"no {path.name} in it") from error
-    except (safetensors.SafetensorError, OSError) as error:
+    except Exception as error:  # kinds of numbers that torch doesn't have raise other errors
         raise UsageError(f"{path.name}: torn or not of safetensors ({error})") from error
 
 
@@ -136,19 +148,11 @@ def load_plain(path: Path) -> Any:
     """
     refuse_endless(path, "weights")
     try:
-        # only the newer format can be mapped; GPT-2's own .bin files are in the older one
-        mmap = zipfile.is_zipfile(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        return torch_files.load(path)
     except FileNotFoundError as error:
         raise UsageError(f"{path.name}: no such file") from error
-    except pickle.UnpicklingError as error:
-        raise UsageError(
-            f"{path.name}: refused: torn, or not of plain data and tensors only"
-        ) from error
-    except Exception as error:  # what isn't a pickle at all can raise anything
-        raise UsageError(
-            f"{path.name}: torn, or not written by torch.save ({type(error).__name__})"
-        ) from error
+    except UsageError as error:
+        raise UsageError(f"{path.name}: {error}") from error
 
 
 # ---------------------------------------------------------------------- writing

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from gptlit.interchange import KEYS, fitting, from_theirs, keys, shapes, to_hugging_face, to_theirs
+from gptlit.interchange import KEYS, fitting, from_theirs, keys, to_hugging_face, to_theirs
 from gptlit.messages import UsageError
 from gptlit.model import GPT, GPTConfig
 from gptlit.tokenizer import BytePairTokenizer, CharTokenizer
 from gptlit.weight_files import OWN, WEIGHTS, read_folder, write_hugging_face, write_safetensors
+from gptlit.weights import shapes
 
 CHARACTERS = CharTokenizer("\n abcdeé")
 TINY = GPTConfig(vocab_size=8, n_layer=2, n_head=2, n_embd=8, block_size=6)
@@ -83,7 +84,7 @@ def test_out_and_in_as_plain_tensors_is_bit_identical_for_any_model(tmp_path: Pa
 
 def test_one_table_names_all_weights() -> None:
     untied = dataclasses.replace(TINY, tie_weights=False)
-    assert set(keys(2)) == set(shapes(untied))
+    assert set(keys(2)) == set(dict(shapes(untied)))
     theirs = to_theirs(made(untied).state_dict(), untied)
     assert theirs["transformer.h.1.mlp.c_fc.weight"].shape == (8, 32)  # (inputs, outputs)
     assert theirs["transformer.h.0.attn.c_attn.bias"].shape == (24,)
@@ -184,10 +185,10 @@ def test_what_gpt2s_class_cant_hold_is_refused_by_name(
         ({"model_type": "llama"}, "model_type llama: only gpt2"),
         ({"activation_function": "silu"}, "activation_function silu: only .*gelu_new"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx True"),
-        ({"n_embd": "16"}, "n_embd 16: must be a whole number"),
+        ({"n_embd": "16"}, "config.json: n_embd '16': must be a whole number"),
         ({"n_head": 0}, "n_head 0: must be a whole number"),
-        ({"n_layer": 3}, "the weights lack h.2.ln_1.weight.* and 9 more"),
-        ({"n_layer": 1}, "the weights hold transformer.h.1.attn.c_attn.bias, .* and 9 more, which"),
+        ({"n_layer": 3}, "lack h.2.ln_1.weight, .*n_layer is 3, and they have 2 layers"),
+        ({"n_layer": 1}, "the weights hold h.1.attn.c_attn.bias, .* and 9 more, which"),
         ({"n_embd": 4}, r"wte.weight is of shape \(8, 8\); by its sizes it should be \(8, 4\)"),
     ],
 )
@@ -202,7 +203,7 @@ def test_a_folder_that_is_none_of_ours(folder: Path, changes: dict[str, Any], to
     [
         ("config.json", b"{", "config.json: not JSON"),
         ("config.json", b"[]", "config.json: holds no options"),
-        (OWN, b"{}", "gptlit.json: torn"),
+        (OWN, b"{}", "gptlit.json: has no config"),
         (WEIGHTS, b"nonsense", "model.safetensors: torn"),
         (WEIGHTS, b"", "model.safetensors: torn"),
         (WEIGHTS, None, "no model.safetensors in it, nor a pytorch_model.bin"),

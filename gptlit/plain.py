@@ -1,0 +1,255 @@
+"""Plain data of unknown origin, compared with the type that it should have.
+
+Whatever a file holds, numbers, strings and their containers in any nesting, `check` either lets
+it through, and then it is what the type says, or refuses it by one line. A type is written as
+for any function: `int`, `str | None`, `list[str]`, `dict[str, float]`, a Literal, a TypedDict.
+"""
+
+import dataclasses
+import functools
+import json
+import types
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
+
+from gptlit.messages import UsageError
+
+LARGEST_JSON = 256 * 2**20  # bytes; the largest tokenizer.json in use has a tenth of it
+DEEPEST = 50  # levels; a checkpoint has 8
+CONTAINERS = (dict, list, tuple, set, frozenset)
+SHOWN = 40  # characters of a value in a message
+
+NAMES: dict[Any, str] = {
+    int: "a whole number of at most 64 bits",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    bytes: "bytes",
+    type(None): "null",
+    dict: "a table of values by name",
+    list: "a list",
+    tuple: "a list",
+}
+
+
+def check(kind: Any, value: Any, name: str) -> None:
+    """Refuse a value that is not of a type.
+
+    Whole numbers pass for `float`, lists for tuples, and neither true nor false for numbers. Keys
+    that a TypedDict doesn't have are passed by. Numbers may be infinite or NaN.
+
+    Args:
+        kind: The type.
+        value: Of any type. The depth to which it is looked at is that of `kind`.
+        name: What a message calls the value; "" where it calls its parts by their own names alone.
+
+    Raises:
+        UsageError: names the part of the value that is not of the type, and what it should be.
+    """
+    if kind is Any:
+        return
+    origin, parts = get_origin(kind) or kind, get_args(kind)
+    if origin in (Union, types.UnionType):
+        fits = [part for part in parts if _is_a(part, value)]
+        if not fits:
+            raise _refused(value, name, kind)
+        check(fits[0], value, name)
+    elif not _is_a(kind, value):
+        raise _refused(value, name, kind)
+    elif is_typeddict(kind):
+        for key, part in _hints(kind).items():
+            if key in value:
+                check(part, value[key], f"{name}.{key}".lstrip("."))
+            elif key in kind.__required_keys__:
+                raise UsageError(f"{name} has no {key}".strip())
+    elif origin is dict and parts:
+        if _all_are(parts[0], value.keys()) and _all_are(parts[1], value.values()):
+            return
+        for key, each in value.items():
+            check(parts[0], key, f"{name}: a key")
+            check(parts[1], each, f"{name}.{in_short(str(key))}".lstrip("."))
+    elif origin is list and parts:
+        if _all_are(parts[0], value):
+            return
+        for index, each in enumerate(value):
+            check(parts[0], each, f"{name}[{index}]")
+    elif origin is tuple and parts:
+        several = [parts[0]] * len(value) if parts[-1] is ... else parts
+        if len(several) != len(value):
+            raise UsageError(f"{name}: must have {len(several)} values, and has {len(value)}")
+        for index, (part, each) in enumerate(zip(several, value, strict=True)):
+            check(part, each, f"{name}[{index}]")
+
+
+def check_fields(data: Any, prefix: str) -> None:
+    """Refuse a dataclass whose fields are not of their types; messages call one `prefix`NAME."""
+    made: Any = type(data)
+    for name, kind in _hints(made).items():
+        check(kind, getattr(data, name), f"{prefix}{name}")
+
+
+def make(kind: type, options: Any, prefix: str) -> Any:
+    """A dataclass from a table of its fields by name.
+
+    Raises:
+        UsageError: there is no such table, or it lacks a field, or has one that is none.
+    """
+    check(dict[str, Any], options, prefix.rstrip("."))
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    if unknown := sorted(options.keys() - fields.keys()):
+        named = ", ".join(map(in_short, unknown[:3]))
+        raise UsageError(
+            f"made by another version of gptlit; this one doesn't know the options {named}"
+        )
+    for name, field in fields.items():
+        needed = field.default is dataclasses.MISSING is field.default_factory
+        if needed and name not in options:
+            raise UsageError(f"{prefix}{name} is missing")
+    return kind(**options)
+
+
+def check_like(example: Any, value: Any, name: str) -> None:
+    """Refuse a value that is not made like an example, of the same keys and the same types.
+
+    Where the example has None, an empty container or an object of any other class, everything
+    passes. Lists may be longer or shorter; all of their values are compared with the first one.
+
+    Raises:
+        UsageError: names the part that differs.
+    """
+    kind = type(example)
+    if kind not in NAMES or example is None or (kind in (dict, list, tuple) and not example):
+        return
+    check(kind, value, name)
+    if isinstance(example, Mapping):
+        for key, each in example.items():
+            if key not in value:
+                raise UsageError(f"{name} has no {key}")
+            check_like(each, value[key], f"{name}.{key}")
+    elif isinstance(example, list | tuple):
+        for index, each in enumerate(value):
+            check_like(example[0], each, f"{name}[{index}]")
+
+
+def check_depth(value: Any, name: str) -> None:
+    """Refuse what is nested deeper than any data of a program, such as a list that holds itself.
+
+    Whatever visits all parts of such data, as a copy does, would end by an error of its own.
+
+    Raises:
+        UsageError: it is nested more than DEEPEST levels deep.
+    """
+    level = [value]
+    for _ in range(DEEPEST):
+        inner: dict[int, Any] = {}  # each once: parts can be shared
+        for each in level:
+            values = each.values() if isinstance(each, dict) else each
+            inner |= {id(part): part for part in values if isinstance(part, CONTAINERS)}
+        level = list(inner.values())
+        if not level:
+            return
+    raise UsageError(f"{name}nested more than {DEEPEST} levels deep")
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; messages name the file without its folder.
+
+    Raises:
+        UsageError: too large, not JSON, or nested too deeply.
+        FileNotFoundError: there is none.
+    """
+    if (size := path.stat().st_size) > LARGEST_JSON:
+        raise UsageError(
+            f"{path.name}: {size:,} bytes, and options or a tokenizer have at most {LARGEST_JSON:,}"
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(f"{path.name}: not JSON ({error})") from error
+    except RecursionError as error:
+        raise UsageError(f"{path.name}: nested more than {DEEPEST} levels deep") from error
+    check_depth([content], f"{path.name}: ")
+    return content
+
+
+def shown(value: Any) -> str:
+    """A value for a message, in a few characters of one line."""
+    if isinstance(value, CONTAINERS):
+        return f"of type {type(value).__name__}"
+    if isinstance(value, int) and not isinstance(value, bool) and not _has_64_bits(value):
+        return "of more than 64 bits"
+    if value is None or isinstance(value, bool | int | float | str | bytes):
+        return in_short(repr(value[:SHOWN] if isinstance(value, str | bytes) else value))
+    return f"of type {type(value).__name__}"
+
+
+def in_short(text: str) -> str:
+    """A text for a message: its first characters, on one line."""
+    plain = text.encode("ascii", "backslashreplace").decode() if not text.isprintable() else text
+    return plain if len(plain) <= SHOWN else f"{plain[:SHOWN]}..."
+
+
+def _is_a(kind: Any, value: Any) -> bool:
+    """Whether a value is of a type, its parts aside."""
+    origin = get_origin(kind) or kind
+    if origin is Literal:
+        return isinstance(value, str) and value in get_args(kind)
+    if is_typeddict(origin):
+        return isinstance(value, dict)
+    if origin in (int, float):
+        whole = isinstance(value, int) and not isinstance(value, bool) and _has_64_bits(value)
+        return whole or (origin is float and isinstance(value, float))
+    if origin is str:
+        return isinstance(value, str) and _is_whole_text(value)
+    if origin is tuple:
+        return isinstance(value, list | tuple)
+    return isinstance(value, origin)
+
+
+def _all_are(kind: Any, values: Collection[Any]) -> bool:
+    """Whether many values are of a type, told at once; False where each has to be looked at."""
+    union = (get_origin(kind) or kind) in (Union, types.UnionType)
+    kinds = set(get_args(kind) if union else [kind])
+    if kind is Any:
+        return True
+    if not {*map(type, values)} <= kinds & {str, int, bool, type(None)}:
+        return False
+    whole = [value for value in values if type(value) is int]
+    text = "".join(value for value in values if type(value) is str)
+    return all(map(_has_64_bits, (min(whole, default=0), max(whole, default=0)))) and (
+        _is_whole_text(text)
+    )
+
+
+def _has_64_bits(value: int) -> bool:
+    return -(2**63) <= value < 2**63
+
+
+def _is_whole_text(text: str) -> bool:
+    """Whether a text can be written: it has no half of a surrogate pair by itself."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _refused(value: Any, name: str, kind: Any) -> UsageError:
+    return UsageError(f"{name} {shown(value)}: must be {_described(kind)}")
+
+
+def _described(kind: Any) -> str:
+    origin = get_origin(kind) or kind
+    if origin in (Union, types.UnionType):
+        return " or ".join(map(_described, get_args(kind)))
+    if origin is Literal:
+        return f"one of {', '.join(get_args(kind))}"
+    if is_typeddict(origin):
+        return NAMES[dict]
+    return NAMES.get(origin, f"a {origin.__name__.lower()}")
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
