@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from gptlit import sharding
@@ -19,6 +19,7 @@ from gptlit.loaders import IGNORED
 from gptlit.messages import UsageError
 from gptlit.progress import ends_epoch
 from gptlit.streams import only_shown
+from gptlit.terminal import duration, from_here, printable
 from gptlit.training import LitGPT
 
 
@@ -134,7 +135,7 @@ class SampleText(Callback):
                 logger.save()  # before a checkpoint says that it is there
         if texts:
             lines = texts[0].strip("\n").split("\n")[: self.CONSOLE_LINES]
-            self._excerpt = "\n".join(f"    {line}" for line in lines)
+            self._excerpt = "\n".join(f"    {printable(line)}" for line in lines)
 
     def show(self, module: L.LightningModule) -> None:
         """Print the beginning of a sample that was not shown yet."""
@@ -242,16 +243,6 @@ class Report(Callback):
             self.samples.show(module)
 
 
-def duration(seconds: float) -> str:
-    """45 s, 3 min 20 s, 2 h 5 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
 def start_block(trainer: L.Trainer, module: LitGPT, precision_reason: str) -> str:
     """What is about to be trained on what and where, a line each."""
     text = module.text
@@ -259,7 +250,7 @@ def start_block(trainer: L.Trainer, module: LitGPT, precision_reason: str) -> st
     x, y = next(iter(text.train_slice()))
     scored = int((y[0, :24] != IGNORED).sum())  # a document may be shorter
     pair = [text.tokenizer.decode(row[0, :scored].tolist()) for row in (x, y)]
-    n_validation = tokens.size("val")
+    name, n_validation = from_here(tokens.provenance["name"]), tokens.size("val")
     per_step = text.windows_per_step * text.block_size
     device = trainer.strategy.root_device.type
     if device == "cuda":
@@ -271,7 +262,7 @@ def start_block(trainer: L.Trainer, module: LitGPT, precision_reason: str) -> st
         + (f" ({precision_reason})" if precision_reason else ""),
         "model": f"{module.net.num_parameters():,} parameters, context "
         f"{module.config.block_size}, vocabulary {module.config.vocab_size}",
-        "text": f"{tokens.provenance['name']}: {text.n_train_tokens:,} tokens to train on, "
+        "text": f"{name}: {text.n_train_tokens:,} tokens to train on, "
         f"{n_validation:,} for validation" + ("" if n_validation else " (train/loss is watched)"),
         "step": f"{per_step:,} tokens; {text.steps_per_epoch:,} steps an epoch",
         "input": repr(pair[0]),
@@ -283,48 +274,4 @@ def start_block(trainer: L.Trainer, module: LitGPT, precision_reason: str) -> st
     if trainer.max_steps > 0:
         epochs = trainer.max_steps / text.steps_per_epoch
         rows["step"] += f"; {trainer.max_steps:,} steps are {epochs:.2f} epochs"
-    return "\n".join(f"  {name:<10}{value}" for name, value in rows.items())
-
-
-class StepBar(TQDMProgressBar):
-    """Lightning's progress bar, counting to the end of the run where that comes first.
-
-    It is drawn ten times a second at most: small models make more steps than eyes can follow.
-    """
-
-    SECONDS = 0.1
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._drawn_at = -math.inf
-
-    def _should_update(self, current: int, total: int) -> bool:
-        now = time.perf_counter()
-        if now - self._drawn_at < self.SECONDS and current != total:
-            return False
-        self._drawn_at = now
-        return super()._should_update(current, total)
-
-    @property
-    def total_train_batches(self) -> int | float:
-        trainer = self.trainer
-        if trainer.max_steps < 0:
-            return trainer.num_training_batches
-        behind = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        ahead = (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches
-        return min(trainer.num_training_batches, behind + ahead)
-
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
-        # so that what is told next has a line of its own
-        for bar in (self._val_progress_bar, self._train_progress_bar):
-            if bar is not None:
-                bar.close()
-
-    def get_metrics(
-        self, trainer: L.Trainer, pl_module: L.LightningModule
-    ) -> dict[str, int | str | float | dict[str, float]]:
-        figures = super().get_metrics(trainer, pl_module)
-        figures.pop("v_num", None)
-        return figures
+    return "\n".join(f"  {name:<11}{value}" for name, value in rows.items())

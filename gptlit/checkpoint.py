@@ -286,6 +286,31 @@ def describe(
     }
 
 
+def evaluation(content: dict[str, Any]) -> str:
+    """A checkpoint's step, and the figures of its validation or of the last one before it.
+
+    Args:
+        content: As `read` gives it.
+    """
+    step, figures = content["global_step"], content[KEY].get("evaluated", {})
+    known = [
+        f"{name} {figures[name]:{form}}"
+        for name, form in (("val/loss", ".4f"), ("val/gap", "+.4f"), ("train/loss_eval", ".4f"))
+        if name in figures
+    ][:2]
+    if not known:
+        return f"step {step:,}, not validated"
+    when = "" if figures["step"] == step else f"at step {figures['step']:,} "
+    return f"step {step:,}, {when}{', '.join(known)}"
+
+
+def introduction(path: Path, content: dict[str, Any]) -> str:
+    """Which model a checkpoint holds: its file, how far it was trained, and on which text."""
+    name = content[KEY]["text"].get("name", "unknown")
+    trained = evaluation(content) if content["global_step"] else "imported weights"
+    return f"model {path}: {trained}, text: {name}"
+
+
 def build(content: dict[str, Any]) -> tuple[GPT, Tokenizer]:
     """The model, in eval mode, and the tokenizer of what `read` gave.
 

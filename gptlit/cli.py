@@ -6,6 +6,7 @@ import json
 import re
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,11 +34,12 @@ from gptlit import (
 )
 from gptlit import tokenizer as tokenizers
 from gptlit.arguments import HELP, expand, given_by_user
-from gptlit.callbacks import Report, SampleText, StepBar, Throughput
+from gptlit.callbacks import Report, SampleText, Throughput
 from gptlit.data import TextDataModule
 from gptlit.guard import Guard
-from gptlit.messages import UsageError, note
+from gptlit.messages import UsageError, note, tell
 from gptlit.parser import OneLineErrors
+from gptlit.progress_bar import RunBar
 from gptlit.quiet import quiet
 from gptlit.saving import DurableCheckpointIO
 from gptlit.shorthand import full_names, name_words, option_of_run
@@ -321,6 +323,8 @@ class GptlitCLI(LightningCLI):
         if self.subcommand != "fit":
             self._refuse_parts_of_a_split()
             kwargs |= {"logger": False, "enable_checkpointing": False}
+            if with_bar:
+                kwargs["callbacks"] = [*runs.as_list(options.trainer.callbacks), RunBar()]
             return runs.refusing(super().instantiate_trainer, **kwargs)
         if self._only_looks:
             kwargs |= {"logger": False, "enable_checkpointing": False, "callbacks": []}
@@ -330,7 +334,7 @@ class GptlitCLI(LightningCLI):
         report = Report(self.precision_reason, options.samples)
         callbacks += [report, Throughput()]
         if with_bar:
-            callbacks.append(StepBar())
+            callbacks.append(RunBar())
         if patience := options.early_stopping.patience:
             self._check_validates(patience)
             callbacks.append(Patience(patience))
@@ -474,6 +478,7 @@ class GptlitCLI(LightningCLI):
             return
         trained_before = self.start.step if self.start else 0
         folder = self.folder.path if self.folder else None
+        began = time.monotonic()
         with only_shown(), self._undoing():
             endings.fit(self.trainer, model, self.stopping, folder, trained_before, **kwargs)
             if self.trainer.global_step == trained_before:
@@ -482,7 +487,8 @@ class GptlitCLI(LightningCLI):
                     f"step {trained_before}; give a larger one"
                 )
         if runs.on_rank_zero():
-            note(endings.closing(self.trainer, self.stopping, folder))
+            seconds = time.monotonic() - began
+            note(endings.closing(self.trainer, self.stopping, folder, seconds))
         runs.part()
         if runs.on_rank_zero() and self.stopping.exit_code:
             raise SystemExit(self.stopping.exit_code)
@@ -508,7 +514,7 @@ class GptlitCLI(LightningCLI):
         }
         if reason := tokens.incomparable(split):
             rows["not comparable"] = f"bits_per_byte: {reason}"
-        print("\n".join(f"{name:<20}{value}" for name, value in rows.items()))
+        tell("\n".join(f"{name:<20}{value}" for name, value in rows.items()), sys.stdout)
 
     def _warn_of_text(self, split: str) -> None:
         """Tell of a split that isn't what it seems: trained on, or of a text that changed."""

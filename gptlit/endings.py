@@ -13,6 +13,7 @@ from gptlit import checkpoint, runs
 from gptlit.guard import NotFinite
 from gptlit.messages import RunError
 from gptlit.stopping import NAMES, Patience, Stopping
+from gptlit.terminal import duration
 from gptlit.training import LitGPT
 
 
@@ -75,8 +76,15 @@ def _command(verb: str, path: Path, options: str = "") -> str:
     return f"gptlit {verb} --ckpt_path {shlex.quote(str(path))}{options}"
 
 
-def closing(trainer: L.Trainer, stopping: Stopping, folder: Path | None) -> str:
-    """What has come of a run, a line each: best and last, and the commands that use them."""
+def closing(trainer: L.Trainer, stopping: Stopping, folder: Path | None, seconds: float) -> str:
+    """What has come of a run, a line each: best and last, and the commands that use them.
+
+    Args:
+        trainer: After its fit.
+        stopping: As for `fit`.
+        folder: Of the run; None if it has none.
+        seconds: That the fit took.
+    """
     head = f"done at step {trainer.global_step:,}"
     more = ""  # what a run that has come to its end needs to go on
     patience = trainer.early_stopping_callback
@@ -91,23 +99,9 @@ def closing(trainer: L.Trainer, stopping: Stopping, folder: Path | None) -> str:
         more = f" --trainer.max_epochs {2 * trainer.max_epochs}"
     paths = [folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")] if folder else []
     saved = [path for path in paths if path.exists()]
-    rows = {path.stem: f"{_described(path)}, {path}" for path in saved}
+    rows = {path.stem: f"{checkpoint.evaluation(checkpoint.read(path))}, {path}" for path in saved}
     if saved:
-        rows["go on"] = _command("fit", saved[-1], more)
+        rows["resume"] = _command("fit", saved[-1], more)
         rows["write"] = _command("predict", saved[0])
+    rows["time"] = duration(seconds)
     return "\n".join([head, *(f"  {name:<8}{value}" for name, value in rows.items())])
-
-
-def _described(path: Path) -> str:
-    """A checkpoint's step, and the figures of its validation or of the last one before it."""
-    content = checkpoint.read(path)
-    step, figures = content["global_step"], content[checkpoint.KEY].get("evaluated", {})
-    known = [
-        f"{name} {figures[name]:{form}}"
-        for name, form in (("val/loss", ".4f"), ("val/gap", "+.4f"), ("train/loss_eval", ".4f"))
-        if name in figures
-    ][:2]
-    if not known:
-        return f"step {step:,}, not validated"
-    when = "" if figures["step"] == step else f"at step {figures['step']:,} "
-    return f"step {step:,}, {when}{', '.join(known)}"

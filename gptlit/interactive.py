@@ -71,7 +71,7 @@ def talk(session: Session) -> None:
     if by_hand:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  # gives input() a history and keys to edit by
-        note(f"{session.options.ckpt_path[0]}; a line is a prompt; /help tells more, Ctrl-D leaves")
+        note("a line is a prompt; /help tells more, Ctrl-D leaves")
     while True:
         try:
             line = _read_line(by_hand)

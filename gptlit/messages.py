@@ -5,7 +5,9 @@ import difflib
 import os
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
+
+from gptlit.terminal import columns_of, folded
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -55,7 +57,18 @@ def note(message: str) -> None:
     if sys.stderr is None:
         return  # print would write to standard output instead
     with contextlib.suppress(OSError, ValueError):  # there is no other place to report it
-        print(f"gptlit: {message}", file=sys.stderr, flush=True)
+        tell(f"gptlit: {message}", sys.stderr)
+
+
+def tell(text: str, file: IO[str]) -> None:
+    """Print lines above a progress bar if there is one, broken at blanks in a terminal."""
+    columns = columns_of(file)
+    # some terminals break a line that fills their last column
+    shown = text if columns is None else folded(text, columns - 1)
+    # only who has imported it can have drawn a bar
+    bars = sys.modules.get("tqdm")
+    with bars.tqdm.external_write_mode(file) if bars else contextlib.nullcontext():
+        print(shown, file=file, flush=True)
 
 
 def progress(n_bytes: int | None, label: str) -> "tqdm":

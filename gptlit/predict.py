@@ -24,7 +24,7 @@ from gptlit.model import GPT
 from gptlit.modes import Format, Mode
 from gptlit.parser import OneLineErrors, with_environment
 from gptlit.shorthand import name_words, option_of_predict
-from gptlit.terminal import SEPARATOR, columns, in_colour, put_stream
+from gptlit.terminal import SEPARATOR, broken, columns, columns_of, in_colour, put_stream
 from gptlit.tokenizer import Tokenizer, Unknown
 
 SAMPLES_AT_ONCE = 64
@@ -196,6 +196,7 @@ def put(
     """Write the texts of each job, each ended by a newline and parted by a line `---`, or as
     .jsonl."""
     out = out or sys.stdout
+    columns = columns_of(out) if options.format == "text" else None
     texts = ((text, seed) for job, (_, seed) in zip(found, work, strict=True) for text in job)
     scores = []
     for index, (text, seed) in enumerate(texts):
@@ -208,7 +209,7 @@ def put(
         else:
             shown = text.whole if options.echo else text.text
             told = (SEPARATOR if index else "") + shown + ("" if shown.endswith("\n") else "\n")
-        out.write(told)
+        out.write(told if columns is None else broken(told, columns))
         out.flush()
     if scores and options.format == "text" and len(work) == 1:
         note(f"scores, the best first: {', '.join(scores)}")
@@ -308,14 +309,16 @@ def main(argv: Sequence[str]) -> None:
     path, content = checkpoint.read_named(options.ckpt_path[0])
     model, tokenizer = load(content, options.weights)
     options.ckpt_path = [str(path)]
+    given = [] if mode == "interactive" else prompts.given(options)
+    note(checkpoint.introduction(path, content))
     if mode == "interactive":
         from gptlit import interactive
 
         interactive.talk(interactive.Session(model, tokenizer, options, known, sampling))
     elif mode == "explain":
-        _explain(options, known, model, tokenizer)
+        _explain(options, known, given, model, tokenizer)
     else:
-        _write(options, settings, model, tokenizer)
+        _write(options, settings, given, model, tokenizer)
 
 
 def understood(known: OneLineErrors, argv: Sequence[str]) -> tuple[Namespace, Mode]:
@@ -353,13 +356,18 @@ def _compare(options: Namespace, settings: dict[str, Any], known: OneLineErrors)
         _put_parts(sweep_tables.report(plan, rows, options.format, _room(options)), out)
 
 
-def _explain(options: Namespace, known: OneLineErrors, model: GPT, tokenizer: Tokenizer) -> None:
+def _explain(
+    options: Namespace,
+    known: OneLineErrors,
+    given: Sequence[str],
+    model: GPT,
+    tokenizer: Tokenizer,
+) -> None:
     from gptlit import explain
 
     idle = [*Beams.__dataclass_fields__, "greedy", "seed", "echo"]
     if idle := [f"--{name}" for name in idle if options[name] != known.get_default(name)]:
         note(f"--explain tells what the model predicts by itself, without {', '.join(idle)}")
-    given = prompts.given(options)
     for prompt in given:
         prompts.tell_dropped(prompt, options.unknown, tokenizer)
     texts = (explain.explain(model, tokenizer, prompt, options.unknown) for prompt in given)
@@ -381,8 +389,13 @@ def _put_parts(parts: Iterable[str], out: IO[str]) -> None:
         out.flush()
 
 
-def _write(options: Namespace, settings: dict[str, Any], model: GPT, tokenizer: Tokenizer) -> None:
-    given = prompts.given(options)
+def _write(
+    options: Namespace,
+    settings: dict[str, Any],
+    given: Sequence[str],
+    model: GPT,
+    tokenizer: Tokenizer,
+) -> None:
     prompts.tell_about(given, options.unknown, tokenizer, model.config.block_size)
     work = prompts.jobs(given, prompts.seeds(options))
     if settings["max_new_tokens"] is None and len(work) > 1:

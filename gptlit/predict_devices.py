@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 
 from gptlit import checkpoint, launching, modes, predict, prompts, runs
 from gptlit.drafts import Written
-from gptlit.messages import UsageError
+from gptlit.messages import UsageError, note
 from gptlit.training import LitGPT
 
 Texts = list[list[Written]]  # of each job
@@ -56,10 +56,11 @@ def main(arguments: Sequence[str]) -> None:
         raise UsageError("--max_new_tokens null: needs one device, without --trainer options")
     chosen = parser.instantiate(options).trainer.as_dict()
     launching.check(chosen)
-    path, _ = checkpoint.read_named(options.ckpt_path[0])
+    path, content = checkpoint.read_named(options.ckpt_path[0])
     model = LitGPT.load_from_checkpoint(path, map_location="cpu")
     assert model.tokenizer is not None
     if runs.on_rank_zero():
+        note(checkpoint.introduction(path, content))
         block_size = model.config.block_size
         prompts.tell_about(given, options.unknown, model.tokenizer, block_size)
     work = prompts.jobs(given, prompts.seeds(options))

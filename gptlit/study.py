@@ -26,7 +26,6 @@ import yaml
 from gptlit import checkpoint, plans, runs, study_tables, terminal
 from gptlit.arguments import find_study, shipped_studies, take
 from gptlit.assets import write_atomically
-from gptlit.callbacks import duration
 from gptlit.cli import GptlitCLI, NothingToTrain
 from gptlit.guard import NotFinite
 from gptlit.messages import MEMORY_ADVICE, RunError, UsageError, is_out_of_memory, note
@@ -36,6 +35,7 @@ from gptlit.plans import METRICS, Choice, Range, Study
 from gptlit.quiet import quiet
 from gptlit.stages import logged
 from gptlit.study_tables import Outcome
+from gptlit.terminal import duration
 
 FLAGS = ("--remake", "--dry_run")
 HELP = """usage: gptlit study STUDY.yaml [--name NAME] [--dry_run] [--remake] [options]

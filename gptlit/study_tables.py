@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gptlit import charts, scaling
-from gptlit.callbacks import duration
 from gptlit.charts import Axis, Point, Series
 from gptlit.plans import FIGURES, METRICS, Settings, Setup, Study, short_names, told
-from gptlit.terminal import padded, shortened, width, wrapped
+from gptlit.terminal import duration, padded, shortened, width, wrapped
 
 MOST_SERIES = 16  # in a legend
 CURVE_POINTS = 60

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from gptlit import accounting, losses
-from gptlit.callbacks import duration
 from gptlit.loaders import Batch
 from gptlit.model import GPT, NoPositions
+from gptlit.terminal import duration
 from gptlit.training import LitGPT
 
 SILENT = (nn.Identity, NoPositions)

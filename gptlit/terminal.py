@@ -1,11 +1,15 @@
 """What a terminal can show: widths, visible white space, colours, text piece by piece."""
 
+import contextlib
 import itertools
 import os
+import re
 import shutil
 import sys
+import textwrap
 import unicodedata
 from collections.abc import Iterable
+from pathlib import Path
 from typing import IO
 
 SEPARATOR = "---\n"  # between texts
@@ -15,6 +19,96 @@ MARKS = {" ": "␣", "\n": "⏎", "\t": "⇥"}
 def columns() -> int:
     """The width of the terminal; $COLUMNS, or else 80, where there is none."""
     return shutil.get_terminal_size().columns
+
+
+def columns_of(file: IO[str]) -> int | None:
+    """The width of the terminal that a stream is shown in; None where it isn't shown in one."""
+    try:
+        return os.get_terminal_size(file.fileno()).columns or None
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def folded(text: str, columns: int) -> str:
+    """A text whose longer lines are broken at blanks, continued under where they begin.
+
+    That is under its value in a line `  name    value`. A value that is a command of gptlit is
+    continued as a shell reads it, by a backslash. A longer word than fits, such as a path that is
+    to be copied, stays whole.
+    """
+    return "\n".join(part for line in text.split("\n") for part in _folded(line, columns))
+
+
+def _folded(line: str, columns: int) -> list[str]:
+    name = re.match(r" *\S+ {2,}", line) or re.match(r" *", line)
+    assert name is not None
+    head, text = name[0], line[name.end() :]
+    if width(line) <= columns or not text:
+        return [line]
+    above, margin = [], " " * (len(head) or 2)
+    if head.strip() and len(head) + max(map(width, text.split())) > columns:
+        above, head, margin = [head.rstrip()], " " * 4, " " * 4  # too wide to stand beside it
+    more = " \\" if text.startswith("gptlit ") else ""
+    parts = textwrap.wrap(
+        text,
+        columns - len(more),
+        initial_indent=head,
+        subsequent_indent=margin,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return [*above, *(part + more for part in parts[:-1]), parts[-1]]
+
+
+class Folder:
+    """Breaks a text at blanks while it is written piece by piece.
+
+    A word that began where it doesn't fit is written on the next line, so that it is
+    held until the word ends or fills a line.
+
+    Args:
+        columns: Of the terminal.
+    """
+
+    def __init__(self, columns: int) -> None:
+        self._columns = columns
+        self._at = 0  # the columns of the line that are taken
+        self._blanks = ""  # in front of the word
+        self._word = ""
+
+    def add(self, piece: str) -> str:
+        """What is certain of the text so far, and wasn't given yet."""
+        return "".join(map(self._next, piece))
+
+    def _next(self, character: str) -> str:
+        if character in " \n":
+            given = self.end()
+            if character == "\n":
+                self._at, self._blanks = 0, ""
+                return given + "\n"
+            self._blanks += character
+            return given
+        self._word += character
+        # one that fills a line is broken by the terminal, wherever it stands
+        return self.end() if width(self._word) >= self._columns else ""
+
+    def end(self) -> str:
+        """What was held."""
+        if not self._word:
+            return ""
+        given, size = self._blanks + self._word, width(self._word)
+        if self._at and self._at + len(self._blanks) + size > self._columns:
+            given, self._at = f"\n{self._word}", size
+        else:
+            self._at = (self._at + len(self._blanks) + size) % self._columns
+        self._blanks = self._word = ""
+        return given
+
+
+def broken(text: str, columns: int) -> str:
+    """A text whose words don't cross the edge of a terminal."""
+    folder = Folder(columns)
+    return folder.add(text) + folder.end()
 
 
 def in_colour(file: IO[str]) -> bool:
@@ -77,16 +171,37 @@ def wrapped(text: str, columns: int) -> list[str]:
     return lines
 
 
+def from_here(path: str) -> str:
+    """An absolute path below the working folder as it is from there; any other as it is."""
+    with contextlib.suppress(OSError, ValueError):  # there may be no such folder any more
+        return str(Path(path).relative_to(Path.cwd()))
+    return path
+
+
+def duration(seconds: float) -> str:
+    """45 s, 3 min 20 s, 2 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
 def put_stream(pieces: Iterable[str], at_once: bool = False) -> None:
     """Write a text to standard output and end its last line; in a terminal, or `at_once`, each
     piece as it comes."""
+    columns = columns_of(sys.stdout)
+    folder = None if columns is None else Folder(columns)
     at_once = at_once or sys.stdout.isatty()
     last = ""
     for piece in pieces:
-        sys.stdout.write(piece)
+        sys.stdout.write(folder.add(piece) if folder else piece)
         last = piece or last
         if at_once:
             sys.stdout.flush()
+    if folder:
+        sys.stdout.write(folder.end())
     if not last.endswith("\n"):
         sys.stdout.write("\n")
     sys.stdout.flush()

@@ -95,6 +95,13 @@ def gptlit(
     return call
 
 
+def after_introduction(err: str) -> str:
+    """What standard error has behind the line that names the model of `gptlit predict`."""
+    first, _, rest = err.partition("\n")
+    assert first.startswith("gptlit: model ")
+    return rest
+
+
 def launched(cwd: Path, *arguments: str) -> Result:
     """Call `gptlit` in a process of its own, none of whose processes outlives the call."""
     process = subprocess.Popen(

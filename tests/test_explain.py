@@ -1,5 +1,6 @@
 """`gptlit predict --explain`: each token's probability, rank and alternatives."""
 
+import dataclasses
 import io
 import json
 import math
@@ -24,7 +25,7 @@ from gptlit.tokenizer import (
     TokenizerOptions,
     WordTokenizer,
 )
-from tests.conftest import Result, Run
+from tests.conftest import Result, Run, after_introduction
 
 Call = Callable[..., Result]
 TOKENIZER = CharTokenizer("\n abcdefg")
@@ -144,7 +145,12 @@ def test_nothing_to_explain(model: GPT) -> None:
 
 
 def call(gptlit: Call, run: Run, *options: Any) -> Result:
-    return gptlit("predict", "--ckpt_path", run.folder / "checkpoints/last.ckpt", *options)
+    result = gptlit("predict", "--ckpt_path", run.folder / "checkpoints/last.ckpt", *options)
+    return (
+        dataclasses.replace(result, err=after_introduction(result.err))
+        if result.code == 0
+        else result
+    )
 
 
 def test_a_line_for_each_token_and_the_whole(gptlit: Call, run: Run) -> None:

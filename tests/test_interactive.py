@@ -1,5 +1,6 @@
 """`gptlit predict --interactive`: typed, from a script, and interrupted."""
 
+import dataclasses
 import io
 import os
 import pty
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from gptlit import interactive
-from tests.conftest import Result, Run
+from tests.conftest import Result, Run, after_introduction
 
 Call = Callable[..., Result]
 Script = Callable[..., Result]
@@ -39,7 +40,8 @@ def script(predict: Call, monkeypatch: pytest.MonkeyPatch) -> Script:
         content = io.BytesIO("".join(f"{line}\n" for line in lines).encode())
         stdin = (Typed if typed else io.TextIOWrapper)(content, encoding="utf-8")
         monkeypatch.setattr(sys, "stdin", stdin)
-        return predict("--interactive", *options)
+        result = predict("--interactive", *options)
+        return dataclasses.replace(result, err=after_introduction(result.err))
 
     return call
 

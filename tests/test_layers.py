@@ -87,6 +87,7 @@ SECOND = {
     "sharding",
     "training",
     "progress",
+    "progress_bar",
     "callbacks",
     "guard",
     "stopping",

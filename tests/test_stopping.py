@@ -79,7 +79,7 @@ def batches(accumulated: int) -> list[str]:
 
 def command_in(told: str) -> list[str]:
     """The command to go on with, as a run tells it."""
-    found = re.search(r"^  go on   gptlit (fit .*)$", told, re.MULTILINE)
+    found = re.search(r"^  resume  gptlit (fit .*)$", told, re.MULTILINE)
     assert found is not None, told
     return shlex.split(found[1])
 
@@ -343,11 +343,12 @@ def test_the_end_tells_best_and_last_and_what_to_do(gptlit: Call, text_file: Pat
         gap = float(figures[step]["val/gap"])
         return f"val/loss {float(figures[step]['val/loss']):.4f}, val/gap {gap:+.4f}"
 
-    assert told == (
+    assert re.fullmatch(r"  time    \d+ s", told.splitlines()[-1])
+    assert told.rpartition("  time")[0] == (
         "gptlit: done at step 7\n"
         f"  best    step {best}, {of(best)}, {run}/best.ckpt\n"
         f"  last    step 7, at step 6 {of(6)}, {run}/last.ckpt\n"
-        f"  go on   gptlit fit --ckpt_path '{run}/last.ckpt' --trainer.max_steps 14\n"
+        f"  resume  gptlit fit --ckpt_path '{run}/last.ckpt' --trainer.max_steps 14\n"
         f"  write   gptlit predict --ckpt_path '{run}/best.ckpt'\n"
     )
     assert gptlit(*command_in(told)).code == 0

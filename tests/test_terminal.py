@@ -2,7 +2,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptlit.terminal import in_colour, padded, printable, shortened, visible, width, wrapped
+from gptlit.terminal import (
+    broken,
+    folded,
+    in_colour,
+    padded,
+    printable,
+    shortened,
+    visible,
+    width,
+    wrapped,
+)
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
 
@@ -62,3 +72,34 @@ def test_colours_are_for_terminals_that_want_them(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert in_colour(File()) is colour  # type: ignore[arg-type]
+
+
+def test_a_value_is_continued_under_itself() -> None:
+    assert folded("  text   to be or not to be", 20) == "  text   to be or\n         not to be"
+    assert folded("gptlit: to be or not", 14) == "gptlit: to be\n  or not"
+    assert folded("a  b\n  c  d", 80) == "a  b\n  c  d"
+    # below its name where it is too wide to stand beside it, and whole where it is too wide at all
+    assert folded("  name    abcdefghijklm", 18) == "  name\n    abcdefghijklm"
+    assert folded("abcdefgh ij", 4) == "abcdefgh\n  ij"
+    # as a shell reads it
+    assert folded("  do  gptlit fit --a b", 18) == "  do  gptlit fit \\\n      --a b"
+
+
+@given(TEXTS, st.integers(10, 60))
+def test_folding_changes_white_space_alone(text: str, columns: int) -> None:
+    found = folded(text, columns)
+    assert found.replace(" \\\n", " ").split() == text.replace(" \\\n", " ").split()
+    for line in found.split("\n"):
+        assert width(line) <= columns or len(line.split()) <= 1 or not line.isascii()
+
+
+@given(st.text("ab \n", max_size=200), st.integers(4, 20))
+def test_words_do_not_cross_the_edge(text: str, columns: int) -> None:
+    found = broken(text, columns)
+    assert found.split() == text.split()
+    for line in found.split("\n"):
+        assert len(line) <= columns or len(line.split()[-1]) > columns - 4 or " " not in line
+    if all(len(line) <= columns for line in text.split("\n")):
+        assert [line.rstrip() for line in found.split("\n")] == [
+            line.rstrip() for line in text.split("\n")
+        ]

@@ -1,0 +1,86 @@
+"""What a person sees: `gptlit` in a pseudo-terminal, as a terminal emulator shows it."""
+
+import fcntl
+import os
+import struct
+import sys
+import termios
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyte
+import pytest
+
+from gptlit.__main__ import main
+
+ROWS = 24
+
+
+@dataclass
+class Terminal:
+    """A terminal of some columns, with all lines that have scrolled by."""
+
+    columns: int
+    lines: list[str] = field(default_factory=list)  # as they stand when the command has ended
+    frames: list[str] = field(default_factory=list)  # what was written over, each as it was
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines)
+
+    @property
+    def words(self) -> set[str]:
+        return set(self.text.split())
+
+
+def read_to_end(descriptor: int, chunks: list[bytes]) -> None:
+    while True:
+        try:
+            chunk = os.read(descriptor, 1 << 16)
+        except OSError:  # how Linux ends a terminal that nobody writes to any more
+            return
+        if not chunk:
+            return
+        chunks.append(chunk)
+
+
+@contextmanager
+def attached(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let standard output and error be a terminal; what it showed is known afterwards."""
+    ours, theirs = os.openpty()
+    size = struct.pack("HHHH", ROWS, terminal.columns, 0, 0)
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, size)
+    chunks: list[bytes] = []
+    reader = threading.Thread(target=read_to_end, args=(ours, chunks))
+    reader.start()
+    with monkeypatch.context() as patch, open(theirs, "w", encoding="utf-8") as stream:
+        patch.setattr(sys, "stdout", stream)
+        patch.setattr(sys, "stderr", stream)
+        patch.delenv("COLUMNS", raising=False)
+        patch.setenv("TERM", "xterm")
+        yield
+    reader.join()
+    os.close(ours)
+    screen: Any = pyte.HistoryScreen(terminal.columns, ROWS, history=10_000)
+    stream_to_screen = pyte.ByteStream(screen)
+    raw = b"".join(chunks)
+    stream_to_screen.feed(raw)
+    gone = ["".join(row[x].data for x in range(terminal.columns)) for row in screen.history.top]
+    terminal.lines = (
+        "\n".join(line.rstrip() for line in [*gone, *screen.display]).rstrip().split("\n")
+    )
+    terminal.frames = [
+        frame for line in raw.decode().split("\n") for frame in line.strip("\r").split("\r")
+    ]
+
+
+def seen(columns: int, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> Terminal:
+    """Call `gptlit` in-process in a terminal."""
+    terminal = Terminal(columns)
+    with attached(terminal, monkeypatch):
+        code = main([str(argument) for argument in arguments])
+    assert code == 0, terminal.text
+    return terminal

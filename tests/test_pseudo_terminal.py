@@ -1,0 +1,101 @@
+"""What a terminal shows of each command, at 80 and at 60 columns."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TINY, Result, Run
+from tests.pseudo_terminal import Terminal, seen
+
+RUN = [*TINY, "--trainer.max_steps=20", "--trainer.val_check_interval=10"]
+QUIET = ["--trainer.val_check_interval=1000", "--samples.prompts=[]"]
+BLOCK = ("device", "precision", "model", "text", "step", "input", "target")
+
+
+@pytest.fixture
+def inside(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Terminal]:
+    """Call `gptlit` in a terminal and in the folder of a text, text.txt."""
+    monkeypatch.chdir(text_file.parent)
+    text_file.rename("text.txt")
+    return lambda columns, *arguments: seen(columns, monkeypatch, *arguments)
+
+
+def assert_well_set(terminal: Terminal) -> None:
+    """No line was cut by the edge, and no bar was left behind where it was drawn."""
+    for line in terminal.lines:
+        # one that is full may be one that the terminal had to break
+        assert len(line) < terminal.columns or "%|" in line, terminal.text
+    bars = [line for line in terminal.lines if "%|" in line]
+    assert all(line.startswith("step ") for line in bars)
+
+
+@pytest.mark.parametrize("columns", [80, 60])
+def test_fit_and_resume(inside: Callable[..., Terminal], columns: int) -> None:
+    fit = inside(columns, "fit", *RUN, "--data.path=text.txt")
+    assert_well_set(fit)
+    names = [line.split()[0] for line in fit.lines if re.match(r"  \S", line)]
+    assert tuple(names[: len(BLOCK)]) == BLOCK  # the start block is the first that is shown
+    assert [line for line in fit.lines if line.startswith("step 20/20 100%|")]
+    assert [line for line in fit.lines if line.startswith("step 20: val/loss")]
+    assert re.search(r"^gptlit: done at step 20$", fit.text, re.MULTILINE)
+    assert re.search(r"^  time    \d+ s$", fit.text, re.MULTILINE)
+    assert "lightning_logs/version_0/checkpoints/best.ckpt" in fit.words
+
+    # it counts the whole run, from where the first part ended
+    resumed = inside(columns, "fit", "--ckpt_path=last", "--trainer.max_steps=30")
+    assert_well_set(resumed)
+    bars = [frame for frame in resumed.frames if frame.startswith("step ") and "%" in frame]
+    assert bars[0].startswith("step 20/30  67%")
+    assert bars[-1].startswith("step 30/30 100%")
+    assert "?" not in "".join(bars)
+    assert all(len(bar.rstrip("\x1b[A")) <= columns for bar in bars)
+
+
+def test_a_bar_counts_all_epochs(inside: Callable[..., Terminal]) -> None:
+    options = ["--trainer.max_steps=-1", "--trainer.max_epochs=2", "--data.batch_size=400"]
+    fit = inside(80, "fit", *RUN, *options, "--data.path=text.txt")
+    ends = re.findall(r"^step (\d+)/(\d+) 100%", fit.text, re.MULTILINE)
+    per_epoch = re.search(r"([\d,]+) steps an epoch", " ".join(fit.text.split()))
+    assert per_epoch
+    assert ends == [(str(2 * int(per_epoch[1])),) * 2]
+
+
+def test_a_run_without_a_known_end_is_counted(inside: Callable[..., Terminal]) -> None:
+    options = ["--trainer.max_steps=-1", "--trainer.max_time=00:00:00:01", "--model.decay_steps=9"]
+    fit = inside(60, "fit", *RUN, *QUIET, *options, "--data.path=text.txt")
+    assert_well_set(fit)
+    counted = re.search(r"^step ([\d,]+) 00:0\d", fit.text, re.MULTILINE)
+    done = re.search(r"after step ([\d,]+)", fit.text)
+    assert counted
+    assert done
+    assert counted[1] == done[1]
+
+
+@pytest.mark.parametrize("columns", [80, 60])
+def test_validate_and_predict(
+    inside: Callable[..., Terminal], run: Run, gptlit: Callable[..., Result], columns: int
+) -> None:
+    path = run.folder / "checkpoints" / "best.ckpt"
+    validate = inside(columns, "validate", f"--ckpt_path={path}")
+    assert not [line for line in validate.lines if "%|" in line]
+    assert re.search(r"^val/loss +\d\.\d{6}$", validate.text, re.MULTILINE)
+
+    options = [f"--ckpt_path={path}", "--prompt=the king", "--max_new_tokens=300"]
+    plain = gptlit("predict", *options)
+    for more in ([], ["--num_samples=1", "--weights=int8"]):
+        predict = inside(columns, "predict", *options, *more)
+        assert "gptlit: model" in predict.text
+        # the same words in another setting
+        written = predict.text[predict.text.index("the king") :]
+        if not more:
+            assert written.split() == plain.out.split()
+        assert max(map(len, written.split("\n"))) <= columns
+
+
+def test_a_message_under_way_stands_above_the_bar(inside: Callable[..., Terminal]) -> None:
+    fit = inside(80, "fit", *RUN, "--data.path=text.txt", "--model.lr=3", "--guard.diverged=1.001")
+    warned = [line for line in fit.lines if "warning" in line]
+    assert warned
+    assert all(line.startswith("gptlit: warning: step ") for line in warned)
