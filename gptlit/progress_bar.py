@@ -3,6 +3,7 @@
 import math
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -166,13 +167,13 @@ class RunBar(ProgressBar):
         bar.refresh()
 
 
-def fitting_meter(state: dict[str, Any]) -> str:
+def fitting_meter(state: Mapping[str, Any]) -> str:
     """The richest format that leaves a bar of some columns in the terminal's width.
 
     Args:
         state: tqdm's `format_dict` of a bar.
     """
-    formats = METERS if state["total"] else COUNTERS
+    formats: tuple[str, ...] = METERS if state["total"] else COUNTERS
     if state["n"] == state["initial"]:
         formats = formats[-2:]  # there is no rate yet
     columns = state["ncols"] or math.inf

@@ -100,7 +100,8 @@ class Folder:
         if self._at and self._at + len(self._blanks) + size > self._columns:
             given, self._at = f"\n{self._word}", size
         else:
-            self._at = (self._at + len(self._blanks) + size) % self._columns
+            # a full line is not the same as an empty one: what comes next needs a new line
+            self._at = (self._at + len(self._blanks) + size - 1) % self._columns + 1
         self._blanks = self._word = ""
         return given
 
