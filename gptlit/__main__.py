@@ -5,9 +5,9 @@ import errno
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from gptlit import __version__, streams
+from gptlit import __version__, startup, streams
 from gptlit.messages import (
     MEMORY_ADVICE,
     RunError,
@@ -61,9 +61,15 @@ DEBUG = "--debug"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `gptlit` with these arguments (default: the process's own); returns the exit code."""
-    given = sys.argv[1:] if argv is None else argv
-    with streams.usable(own_process=argv is None):
-        return _exit_code(given)
+    if argv is not None:
+        with streams.usable(own_process=False):
+            return _exit_code(argv)
+    startup.leave_at_interrupt()
+    startup.use_utf8()
+    with streams.usable(own_process=True):
+        code = _exit_code(sys.argv[1:])
+    startup.leave_at_interrupt()  # nothing more is to be done
+    return code
 
 
 def _exit_code(given: Sequence[str]) -> int:
@@ -125,6 +131,16 @@ def _check_environment() -> None:
                 )
 
 
+def _check_folder() -> None:
+    """Refuse a working folder that isn't there: libraries can't even be loaded in one."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UsageError(
+            f"the working folder can't be found ({error.strerror}); change into one that exists"
+        ) from error
+
+
 def _run(arguments: list[str]) -> int:
     code = 0
     verb, *rest = arguments or [""]
@@ -145,6 +161,7 @@ def _run(arguments: list[str]) -> int:
         )
     else:
         _check_environment()
+        _check_folder()
         try:
             _dispatch(verb, [verb, *rest])
         except SystemExit as exit_:
@@ -154,26 +171,33 @@ def _run(arguments: list[str]) -> int:
 
 
 def _dispatch(verb: str, arguments: list[str]) -> None:
+    command = _command(verb, arguments)
+    startup.raise_at_interrupt()
+    command()
+
+
+def _command(verb: str, arguments: list[str]) -> Callable[[], None]:
+    """What a verb does; its modules are imported here."""
+    rest = arguments[1:]
     if verb == "predict" and not any(item.startswith("--trainer") for item in arguments):
         from gptlit import predict
 
-        predict.main(arguments[1:])
-    elif verb in ("import", "export"):
+        return lambda: predict.main(rest)
+    if verb in ("import", "export"):
         from gptlit import exchange
 
-        (exchange.import_ if verb == "import" else exchange.export)(arguments[1:])
-    elif verb == "data":
+        return lambda: (exchange.import_ if verb == "import" else exchange.export)(rest)
+    if verb == "data":
         from gptlit import survey
 
-        survey.main(arguments[1:])
-    elif verb == "study":
+        return lambda: survey.main(rest)
+    if verb == "study":
         from gptlit import study
 
-        study.main(arguments[1:])
-    else:
-        from gptlit import cli
+        return lambda: study.main(rest)
+    from gptlit import cli
 
-        cli.main(arguments)
+    return lambda: cli.main(arguments)
 
 
 if __name__ == "__main__":

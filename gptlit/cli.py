@@ -27,6 +27,7 @@ from gptlit import (
     launching,
     origins,
     preflight,
+    prompts,
     rates,
     resuming,
     runs,
@@ -176,6 +177,10 @@ class GptlitCLI(LightningCLI):
         words, self.start = expand(self.verb, words)
         # whether the text is named now, or is that of the checkpoint
         self.text_given = any(word.startswith(TEXT_OPTIONS) for word in words)
+        for word in words:
+            # a checkpoint and a config are UTF-8, and could not name such a file
+            name, _, value = word.partition("=")
+            prompts.text_of(name, value or name)
         self.given = {word.removeprefix("--").split("=")[0] for word in words}
         # of a new run, what the user chose: all but shipped configs and defaults
         self.chosen = given_by_user(words) if self.start is None else set()

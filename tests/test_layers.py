@@ -26,6 +26,7 @@ GROUND = {
     "splits",
     "parser",
     "streams",
+    "startup",
     "terminal",
     "attention",
     "sampling",

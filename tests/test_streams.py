@@ -245,6 +245,17 @@ def test_descriptors_that_were_closed(text_file: Path, streams: str, code: int) 
     assert not [path for path in files if b"gptlit: " in path.read_bytes()]
 
 
+def test_a_missing_standard_input_is_an_empty_one(
+    gptlit: Call, run: Run, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    for options in (["--prompt_file=-"], ["--interactive"]):
+        told = gptlit("predict", f"--ckpt_path={run.folder}/checkpoints/last.ckpt", *options)
+        assert (told.code, "error" in told.err) == (0, False)
+    assert gptlit(*fit(text_file)).code == 0
+    assert sys.stdin is None
+
+
 def test_nothing_of_the_callers_streams_is_changed(gptlit: Call) -> None:
     before = (sys.stdin, sys.stdout, sys.stderr)
     gptlit("--version")
