@@ -55,11 +55,12 @@ def book_texts(path: Path) -> Iterator[str]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            begun = False
+            between = ""
             for page in _Book(archive).pages():
-                if text := page_text(iter([page])):
-                    yield BETWEEN_PAGES + text if begun else text
-                    begun = True
+                if text := page_text(iter([page])).removesuffix("\n"):
+                    yield between + text
+                    between = BETWEEN_PAGES
+            yield "\n"
     except (
         zipfile.BadZipFile,
         KeyError,

@@ -22,7 +22,6 @@ RECORDS = (".jsonl", ".json", ".csv", ".tsv")
 PAGES = (".html", ".htm", ".xhtml")
 BOOK = ".epub"
 SEPARATORS = {".csv": ",;\t", ".tsv": "\t"}
-ZEROS_OF_UTF_16 = 0.2  # of its bytes, which no text in letters has fewer of
 
 
 def find_files(path: str, option: str, data_dir: Path | None = None) -> list[Path]:
@@ -153,7 +152,7 @@ class Documents:
                     f"{at - pending + error.start}); {advice}"
                 ) from error
             if "\0" in text:
-                raise UsageError(_with_zeros(block))
+                raise UsageError(text_encodings.about_zeros(block))
             at += len(block)
             if first and text:
                 text, first = text.removeprefix("\ufeff"), False
@@ -172,23 +171,13 @@ class Documents:
         found = text_encodings.find_encoding(begun, unpacked(path), _kind(path) in PAGES)
         if found.assumed:
             self._say(path)(found.assumed)
-        return found.encoding, f"{found.assumed}; --data.encoding latin-1 takes any bytes"
+        return found.encoding, f"{found.assumed}; {found.advice}"
 
 
 def _with_end(blocks: Iterator[bytes]) -> Iterator[bytes]:
     """The blocks, and an empty one at the end."""
     yield from blocks
     yield b""
-
-
-def _with_zeros(block: bytes) -> str:
-    if block.count(0) < ZEROS_OF_UTF_16 * len(block):
-        return "a binary file (it has a zero byte); name a text"
-    order = "le" if block[1::2].count(0) > block[::2].count(0) else "be"
-    return (
-        "a binary file (it has zero bytes); if it is a text in UTF-16 without a byte order mark, "
-        f"--data.encoding utf-16-{order} reads it"
-    )
 
 
 def unreadable(option: str, path: Path, error: OSError) -> UsageError:

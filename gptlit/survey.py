@@ -163,12 +163,24 @@ def known_corpora(folder: Path) -> str:
     return "\n".join(lines)
 
 
+def _as_own(message: str) -> str:
+    """A message with this verb's options, which have the names of fit's, but no group."""
+    return message.replace("--data.", "--")
+
+
 def main(argv: Sequence[str]) -> None:
     """Run `gptlit data` with these options.
 
     Raises:
         UsageError: an option or a text that can't work.
     """
+    try:
+        _main(argv)
+    except UsageError as error:
+        raise UsageError(_as_own(str(error))) from error
+
+
+def _main(argv: Sequence[str]) -> None:
     options = parser().parse_args([*from_environment("data"), *argv])
     folder = Path(options.data_dir).expanduser()
     if options.text == "list":
@@ -208,7 +220,7 @@ def main(argv: Sequence[str]) -> None:
                 raise
             left_out[short] = str(error)  # none that was asked for
     for line in next(iter(files.values())).provenance["report"]:
-        note(line)
+        note(_as_own(line))
     if options.tokenize is None:
         print(f"{text.name}\n{table({short: figures(file) for short, file in files.items()})}")
         return

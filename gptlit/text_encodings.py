@@ -9,8 +9,12 @@ import encodings.aliases
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from gptlit.messages import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from charset_normalizer import CharsetMatch
 
 AUTO = "auto"
 SAMPLE_BYTES = 1 << 16
@@ -25,17 +29,30 @@ MARKS = (  # UTF-32's little-endian mark begins by UTF-16's
 # the ISO encodings that browsers read as their supersets of Windows
 _SUPERSETS = {"iso8859-1": "cp1252", "ascii": "cp1252", "iso8859-9": "cp1254"}
 # how much worse than the best a candidate may look, and still be a likely one
-_NEAR_CHAOS, _NEAR_COHERENCE = 0.02, 0.04
-_LIKELIEST = "cp1252"  # by far the most common of those that look alike
+_NEAR_CHAOS, _NEAR_COHERENCE, _NEAREST_COHERENCE = 0.02, 0.1, 0.04
+# of encodings in which a text is the same, the name that is commonest; of those in which it is
+# not, the first is by far the likeliest, and is assumed where it looks as good as the best
+_COMMON = (
+    *("cp1252", "cp1251", "cp1250", "iso8859_2", "koi8_r", "cp866", "mac_roman"),
+    *("shift_jis", "euc_jp", "gb18030", "big5", "euc_kr"),
+)
+_ZEROS_OF_UTF_16 = 0.2  # of the bytes of a text in letters, at least
 _DECLARED = re.compile(rb"""(?:charset|encoding)\s*=\s*["']?\s*([\w.:-]+)""", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Found:
-    """The encoding of a text, and what was assumed about it ("" if nothing was)."""
+    """The encoding of a text.
+
+    Args:
+        encoding: Its name.
+        assumed: What was assumed about it; "" if nothing was.
+        advice: What to do where the text can't be decoded after all.
+    """
 
     encoding: str
     assumed: str = ""
+    advice: str = "--data.encoding latin-1 takes any bytes"
 
 
 def check_encoding(name: str) -> None:
@@ -84,7 +101,8 @@ def find_encoding(head: bytes, blocks: Iterable[bytes], is_page: bool = False) -
     """
     marked = by_mark(head)
     if marked and marked != _UTF8_MARKED:
-        return Found(marked, f"read as {marked.upper()}, by its byte order mark")
+        assumed = f"read as {marked.upper()}, by its byte order mark"
+        return Found(marked, assumed, "it is torn; look for a whole copy")
     scan = _Scan()
     for block in blocks:
         scan.add(block)
@@ -95,7 +113,7 @@ def find_encoding(head: bytes, blocks: Iterable[bytes], is_page: bool = False) -
         return Found("utf-8")
     if is_page and (given := declared(head)):
         return Found(given, f"read as {given}, which the page declares")
-    return _detected(scan, surely_utf8=bool(marked))
+    return _detected(scan, head, surely_utf8=bool(marked))
 
 
 class _Scan:
@@ -135,7 +153,7 @@ class _Scan:
                     self.sample += line[:SAMPLE_BYTES] + b"\n"
 
 
-def _detected(scan: _Scan, surely_utf8: bool) -> Found:
+def _detected(scan: _Scan, head: bytes, surely_utf8: bool) -> Found:
     """The encoding that is likely for a text that is not UTF-8, if it wasn't meant to be."""
     import charset_normalizer
 
@@ -147,33 +165,47 @@ def _detected(scan: _Scan, surely_utf8: bool) -> Found:
             f"is UTF-8 but for {scan.error}, and so a damaged text; look for a whole copy, or drop "
             "what is damaged: iconv -c -f UTF-8 -t UTF-8 FILE > NEW"
         )
+    for raw in (head, sample):  # the sample may begin within a character of two bytes
+        if 0 in raw:
+            raise UsageError(about_zeros(raw))
     matches = [
         match
         for match in charset_normalizer.from_bytes(sample)
         if not match.encoding.startswith(("utf_16", "utf_32"))  # they would have zero bytes
     ]
-    best = matches[0] if matches else None
-    if best is None:
+    if not matches:
         raise UsageError(
             f"not UTF-8 text ({scan.error}), and in no encoding that could be recognised; if it is "
             "a text, name its encoding, for example --data.encoding cp1252"
         )
-    near = [
-        match
+    near = {
+        _common_name(match): match.coherence
         for match in matches
-        if match.chaos <= best.chaos + _NEAR_CHAOS
-        and match.coherence >= best.coherence - _NEAR_COHERENCE
-    ]
-    likely = next((m for m in near if _LIKELIEST in m.could_be_from_charset), best)
-    others = [match.encoding for match in near if match is not likely]
-    name = _LIKELIEST if _LIKELIEST in likely.could_be_from_charset else likely.encoding
-    if others and name != _LIKELIEST:
+        if match.chaos <= matches[0].chaos + _NEAR_CHAOS
+        and match.coherence >= matches[0].coherence - _NEAR_COHERENCE
+    }
+    names = sorted(near, key=lambda name: (name not in _COMMON, name != _COMMON[0], name))
+    is_likely = near[names[0]] >= max(near.values()) - _NEAREST_COHERENCE
+    if len(names) > 1 and not (names[0] == _COMMON[0] and is_likely):
         raise UsageError(
             f"not UTF-8 text ({scan.error}), and its encoding is not certain: it can be "
-            f"{', '.join([name, *others][:4])}; name it, for example --data.encoding {name}"
+            f"{', '.join(names[:4])}; name it, for example --data.encoding {names[0]}"
         )
-    possible = f" ({', '.join(others[:3])} would be possible as well)" if others else ""
-    return Found(
-        name,
-        f"not UTF-8 ({scan.error}); assumed to be {name}{possible}; --data.encoding names another",
+    others = f" ({', '.join(names[1:4])} would be possible as well)" if len(names) > 1 else ""
+    assumed = f"not UTF-8 ({scan.error}); assumed to be {names[0]}{others}"
+    return Found(names[0], f"{assumed}; --data.encoding names another")
+
+
+def _common_name(match: "CharsetMatch") -> str:
+    return next((each for each in _COMMON if each in match.could_be_from_charset), match.encoding)
+
+
+def about_zeros(raw: bytes) -> str:
+    """What to say of bytes that have zeros among them, which no text has in UTF-8."""
+    if raw.count(0) < _ZEROS_OF_UTF_16 * len(raw):
+        return "a binary file (it has a zero byte); name a text"
+    order = "le" if raw[1::2].count(0) > raw[::2].count(0) else "be"
+    return (
+        "a binary file (it has zero bytes); if it is a text in UTF-16 without a byte order mark, "
+        f"--data.encoding utf-16-{order} reads it"
     )
