@@ -14,6 +14,7 @@ from gptlit.messages import (
     UsageError,
     did_you_mean,
     is_out_of_memory,
+    naming_flags,
     note,
 )
 
@@ -59,6 +60,7 @@ usage: gptlit VERB [options]   (gptlit VERB --help tells them)
 DEBUG = "--debug"
 
 
+@naming_flags()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `gptlit` with these arguments (default: the process's own); returns the exit code."""
     if argv is not None:

@@ -23,7 +23,7 @@ from gptlit.generation import (
     generate_many,
     rules_by_id,
 )
-from gptlit.messages import UsageError
+from gptlit.messages import UsageError, opt
 from gptlit.model import GPT
 from gptlit.sampling import Rules, entropy
 from gptlit.tokenizer import Tokenizer, Unknown
@@ -68,36 +68,33 @@ class Beams(Sampling):
         if self.num_beams is None:
             for name in ("length_penalty", "early_stopping"):
                 if (value := getattr(self, name)) != getattr(Beams, name):
-                    raise UsageError(f"--{name} {value}: is of a beam search; give --num_beams too")
+                    reason = f"is of a beam search; give {opt('num_beams')} too"
+                    raise UsageError(reason, name, value)
             return
         if self.num_beams < 1:
-            raise UsageError(f"--num_beams {self.num_beams}: must be 1 (greedy) or more")
+            raise UsageError("must be 1 (greedy) or more", "num_beams", self.num_beams)
         if not -10 <= self.length_penalty <= 10:
-            raise UsageError(
-                f"--length_penalty {self.length_penalty}: must be from -10 to 10; 1 is usual"
-            )
+            reason = "must be from -10 to 10; 1 is usual"
+            raise UsageError(reason, "length_penalty", self.length_penalty)
         if self.early_stopping not in (False, True, "never"):
-            raise UsageError(
-                f"--early_stopping {self.early_stopping}: must be false, true or never"
-            )
+            reason = "must be false, true or never"
+            raise UsageError(reason, "early_stopping", self.early_stopping)
         if not 1 <= self.num_samples <= self.num_beams:
-            raise UsageError(
-                f"--num_samples {self.num_samples}: a beam search gives 1 to --num_beams "
-                f"{self.num_beams} texts; lower it or raise --num_beams"
-            )
+            beams = opt("num_beams")
+            reason = f"a beam search gives 1 to {beams} {self.num_beams} texts; lower it or raise"
+            raise UsageError(f"{reason} {beams}", "num_samples", self.num_samples)
         if not self.max_new_tokens:
-            given = "null" if self.max_new_tokens is None else 0
-            raise UsageError(
-                f"--max_new_tokens {given}: a beam search gives its texts when it ends; give a "
-                "number of 1 or more"
-            )
+            reason = "a beam search gives its texts when it ends; give a number of 1 or more"
+            raise UsageError(reason, "max_new_tokens", self.max_new_tokens)
         for name in DRAWING:
             value = getattr(self, name)
             # greedy is no drawing either
             if value != getattr(Beams, name) and (name, value) != ("temperature", 0):
                 raise UsageError(
-                    f"--{name} {value}: is for drawing, and a beam search draws nothing; leave out "
-                    f"--{name}, or --num_beams"
+                    "is for drawing, and a beam search draws nothing; leave out "
+                    f"{opt(name)}, or {opt('num_beams')}",
+                    name,
+                    value,
                 )
 
     def score(self, total: float, length: int) -> float:
@@ -167,10 +164,8 @@ def search(
     finally:
         model.train(was_training)
     if not found:
-        raise UsageError(
-            f"--num_beams {num_beams}: there is no text to find; every token is banned, or "
-            "the model's logits aren't numbers"
-        )
+        reason = "there is no text to find; every token is banned, or the model's logits aren't"
+        raise UsageError(f"{reason} numbers", "num_beams", num_beams)
     return found[: beams.num_samples]
 
 

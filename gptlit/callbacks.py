@@ -61,9 +61,9 @@ class SampleText(Callback):
         try:
             Sampling(**self.settings)
         except UsageError as error:
-            raise UsageError(str(error).replace("--", "--samples.", 1)) from error
+            raise error.within("samples") from error
         if not 0 <= seed < 2**63:
-            raise UsageError(f"--samples.seed {seed}: must be 0 or more, and below 2^63")
+            raise UsageError("must be 0 or more, and below 2^63", "samples.seed", seed)
         self.seed = seed
         self.folder: Path | None = None  # the run's, set by whoever makes the run
         self._written_at = -1

@@ -18,7 +18,7 @@ from torch import Tensor
 from gptlit import inputs, plain, torch_files
 from gptlit import tokenizer as tokenizers
 from gptlit.assets import replacing
-from gptlit.messages import UsageError, is_first_process, note
+from gptlit.messages import UsageError, is_first_process, note, opt
 from gptlit.model import GPT, GPTConfig
 from gptlit.plain import in_short
 from gptlit.tokenizer import Tokenizer
@@ -75,18 +75,21 @@ def resolve(name: str, runs: Path = RUNS) -> Path:
     """
     if name not in ALIASES:
         path = Path(name).expanduser()
-        inputs.refuse_endless(path, "--ckpt_path")
+        inputs.refuse_endless(path, opt("ckpt_path"))
         if not path.is_file():
             raise UsageError(
-                f"--ckpt_path {name}: no such file; give a checkpoint's path, "
-                "or best or last for the newest run's"
+                "no such file; give a checkpoint's path, or best or last for the newest run's",
+                "ckpt_path",
+                name,
             )
         return path
     found = list(runs.glob(f"version_*/checkpoints/{name}.ckpt"))
     if not found:
         raise UsageError(
-            f"--ckpt_path {name}: no run under {runs.absolute()} has a {name}.ckpt; "
-            "train one by `gptlit fit`, or give a checkpoint's path"
+            f"no run under {runs.absolute()} has a {name}.ckpt; train one by `gptlit fit`, or give "
+            "a checkpoint's path",
+            "ckpt_path",
+            name,
         )
     return max(found, key=lambda path: version_number(path.parent.parent))
 
@@ -138,28 +141,28 @@ def read(path: str | Path) -> dict[str, Any]:
             if found
             else ("and no whole one lies beside it")
         )
-        raise Damaged(f"{error}; {hint}") from error
+        raise Damaged(f"{error.reason}; {hint}", error.option, error.value) from error
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         damaged = _is_damaged(path)
         if damaged:
-            raise Damaged(f"--ckpt_path {path}: torn, altered, or not a checkpoint")
+            raise Damaged("torn, altered, or not a checkpoint", "ckpt_path", path)
         content = torch_files.load(path)
     except FileNotFoundError as error:
-        raise UsageError(f"--ckpt_path {path}: no such file") from error
+        raise UsageError("no such file", "ckpt_path", path) from error
     except Damaged:
         raise
     except UsageError as error:
-        raise UsageError(f"--ckpt_path {path}: {error}") from error
+        raise UsageError(str(error), "ckpt_path", path) from error
     described = content.get(KEY) if isinstance(content, dict) else None
     if not isinstance(described, dict) or not set(described) >= PARTS:
-        raise UsageError(f"--ckpt_path {path}: not a checkpoint of gptlit")
+        raise UsageError("not a checkpoint of gptlit", "ckpt_path", path)
     try:
         check(content)
     except UsageError as error:
-        raise UsageError(f"--ckpt_path {path}: {error}") from error
+        raise UsageError(str(error), "ckpt_path", path) from error
     return content
 
 
@@ -333,4 +336,7 @@ def load(path: str | Path = "best") -> tuple[GPT, Tokenizer]:
     Raises:
         UsageError: missing, damaged, or not a checkpoint of gptlit.
     """
-    return build(read_named(str(path))[1])
+    try:
+        return build(read_named(str(path))[1])
+    except UsageError as error:
+        raise error.renamed("ckpt_path", "path") from error

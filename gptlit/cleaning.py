@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from gptlit.messages import UsageError
+from gptlit.messages import UsageError, opt
 
 NUMBER = "<NUM>"
 _GUTENBERG = re.compile(
@@ -43,22 +43,21 @@ class CleaningOptions:
     replace_numbers: bool = False
 
     def __post_init__(self) -> None:
-        option = "--data.cleaning"
+        option = "data.cleaning"
         try:
             re.compile(self.drop_lines or "")
         except re.error as error:
-            raise UsageError(
-                f"{option}.drop_lines {self.drop_lines}: no regular expression ({error})"
-            ) from error
+            reason = f"no regular expression ({error})"
+            raise UsageError(reason, f"{option}.drop_lines", self.drop_lines) from error
         if self.min_words < 0:
-            raise UsageError(f"{option}.min_words {self.min_words}: must be 0 or more")
+            raise UsageError("must be 0 or more", f"{option}.min_words", self.min_words)
         if self.max_words is not None and self.max_words < max(1, self.min_words):
-            raise UsageError(
-                f"{option}.max_words {self.max_words}: must be 1 or more, and not below "
-                f"{option}.min_words {self.min_words}"
-            )
+            least = f"{opt(f'{option}.min_words')} {self.min_words}"
+            reason = f"must be 1 or more, and not below {least}"
+            raise UsageError(reason, f"{option}.max_words", self.max_words)
         if self.duplicate_chars is not None and self.duplicate_chars < 1:
-            raise UsageError(f"{option}.duplicate_chars {self.duplicate_chars}: must be 1 or more")
+            value = self.duplicate_chars
+            raise UsageError("must be 1 or more", f"{option}.duplicate_chars", value)
 
 
 AS_IT_IS = CleaningOptions()
@@ -162,8 +161,9 @@ class Cleaner:
         for step in self._steps:
             if step.documents_in and not step.documents_out:
                 raise UsageError(
-                    f"--data.cleaning: {step.name} leaves nothing of {step.documents_in:,} "
-                    "documents; leave it out or loosen it"
+                    f"{step.name} leaves nothing of {step.documents_in:,} documents; leave it out "
+                    "or loosen it",
+                    "data.cleaning",
                 )
 
     def report(self) -> list[str]:

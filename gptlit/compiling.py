@@ -44,8 +44,10 @@ def check(option: bool | str, device: str) -> None:
     """
     if option is True and device == "cpu" and not has_compiler():
         raise UsageError(
-            f"--model.compile true: needs the C++ compiler {_compiler()} on a CPU, and it isn't "
-            "there; install it, name another by the variable CXX, or give auto or false"
+            f"needs the C++ compiler {_compiler()} on a CPU, and it isn't there; install it, name "
+            "another by the variable CXX, or give auto or false",
+            "model.compile",
+            True,
         )
 
 

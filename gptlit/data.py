@@ -12,7 +12,7 @@ import numpy as np
 from gptlit import corpora, preparing
 from gptlit.cleaning import AS_IT_IS, CleaningOptions
 from gptlit.loaders import EvalLoader, TrainLoader
-from gptlit.messages import UsageError, note
+from gptlit.messages import UsageError, note, opt
 from gptlit.order import SideBySide, WindowOrder, Windows
 from gptlit.splits import SPLITS, SplitBy, Splitting
 from gptlit.text_encodings import AUTO, check_encoding
@@ -88,11 +88,10 @@ class TextDataModule(L.LightningDataModule):
         plain = {"tokenizer": asdict(options), "cleaning": asdict(cleaning)}
         self.save_hyperparameters(plain)
         if batch_size < 1:
-            raise UsageError(f"--data.batch_size {batch_size}: must be 1 or more")
+            raise UsageError("must be 1 or more", "data.batch_size", batch_size)
         if not 0 < train_fraction <= 1:
-            raise UsageError(
-                f"--data.train_fraction {train_fraction}: must be above 0 and at most 1"
-            )
+            reason = "must be above 0 and at most 1"
+            raise UsageError(reason, "data.train_fraction", train_fraction)
         self.train_fraction = train_fraction
         self.corpus = corpus
         self.path = path
@@ -159,17 +158,19 @@ class TextDataModule(L.LightningDataModule):
         text = corpora.load(self.corpus, self.path, self.folder, **self.reading)
         own_texts = {
             name: corpora.load(
-                "", path, self.folder, path_option=f"--data.{name}_path", **self.reading
+                "", path, self.folder, path_option=opt(f"data.{name}_path"), **self.reading
             )
             for name, path in self.own_paths.items()
             if path
         }
         for name, each in {"": text, **own_texts}.items():
             if self.expected_sha256.get(name, each.sha256) != each.sha256:
-                option = f"--data.{name}_path" if name else "--data.path"
+                option = f"data.{name}_path" if name else "data.path"
                 raise UsageError(
-                    f"{option} {each.name}: the text has changed since it was trained on; give "
-                    f"{option} to go on with what it is now"
+                    f"the text has changed since it was trained on; give {opt(option)} to go on "
+                    "with what it is now",
+                    option,
+                    each.name,
                 )
         return preparing.prepare(
             text,
@@ -212,19 +213,21 @@ class TextDataModule(L.LightningDataModule):
         longest = np.diff(self._pieces("train"), axis=1).max(initial=0)
         fits = f"the largest block that fits is {longest // 2}"
         raise UsageError(
-            f"--model.block_size {self.block_size}: {name} is too short: {n_train} tokens to train "
-            f"on and {n_val} for validation; "
-            + (fits if n_train >= 2 else "a longer text is needed")
+            f"{name} is too short: {n_train} tokens to train on and {n_val} for validation; "
+            + (fits if n_train >= 2 else "a longer text is needed"),
+            "model.block_size",
+            self.block_size,
         )
 
     def _check_window(self, split: str) -> None:
-        size = self.tokens.size(split)
+        size, without = self.tokens.size(split), opt("data.val_fraction")
         if size < self.block_size:
             raise UsageError(
-                f"--data.{split}_fraction: the {split} split has {size} tokens, fewer than one "
-                f"window of --model.block_size {self.block_size}; raise the fraction, give a "
-                f"longer --data.{split}_path, or lower the block size"
-                + ("; or train without validation by --data.val_fraction 0" * (split == "val"))
+                f"the {split} split has {size} tokens, fewer than one window of "
+                f"{opt('model.block_size')} {self.block_size}; raise the fraction, give a longer "
+                f"{opt(f'data.{split}_path')}, or lower the block size"
+                + (f"; or train without validation by {without} 0" * (split == "val")),
+                f"data.{split}_fraction",
             )
 
     def _ranks(self) -> dict[str, int]:
@@ -247,9 +250,11 @@ class TextDataModule(L.LightningDataModule):
     def train_dataloader(self) -> TrainLoader:
         if self.steps_per_epoch < 1:
             raise UsageError(
-                f"--data.batch_size {self.batch_size}: a step takes {self.windows_per_step} "
-                f"windows of {self.block_size} tokens, and the text has {self.order.n_windows}; "
-                "lower batch_size, accumulate_grad_batches or --model.block_size"
+                f"a step takes {self.windows_per_step} windows of {self.block_size} tokens, and "
+                f"the text has {self.order.n_windows}; lower batch_size, accumulate_grad_batches "
+                f"or {opt('model.block_size')}",
+                "data.batch_size",
+                self.batch_size,
             )
         accumulated = self.trainer.accumulate_grad_batches if self.trainer else 1
         return TrainLoader(
@@ -295,8 +300,10 @@ class TextDataModule(L.LightningDataModule):
     def _require(self, split: str, option: str) -> None:
         if not self.tokens.size(split):
             raise UsageError(
-                f"--data.{option} 0: the text has no {split} split; give --data.{option} above 0, "
-                f"or --data.{split}_path a text of its own"
+                f"the text has no {split} split; give {opt(f'data.{option}')} above 0, or "
+                f"{opt(f'data.{split}_path')} a text of its own",
+                f"data.{option}",
+                0,
             )
         self._check_window(split)
 

@@ -67,8 +67,9 @@ def _from_tiktoken(name: str, folder: Path) -> "tiktoken.Encoding":
     known = tiktoken.list_encoding_names()
     if name not in known:
         raise UsageError(
-            f"--data.tokenizer tiktoken:{name}: unknown; choose from {', '.join(known)}."
-            + did_you_mean(name, known)
+            f"unknown; choose from {', '.join(known)}.{did_you_mean(name, known)}",
+            "data.tokenizer",
+            f"tiktoken:{name}",
         )
     cache = folder / "tiktoken"
     try:
@@ -77,10 +78,11 @@ def _from_tiktoken(name: str, folder: Path) -> "tiktoken.Encoding":
     except requests.RequestException as error:
         address = str(error.request.url) if error.request else "its file"
         raise UsageError(
-            f"--data.tokenizer tiktoken:{name}: could not fetch {address} "
-            f"({type(error).__name__}); on a machine that can, run tiktoken with "
-            f"TIKTOKEN_CACHE_DIR={cache} and bring that folder here; gpt2 needs no network but "
-            "the package index"
+            f"could not fetch {address} ({type(error).__name__}); on a machine that can, run "
+            f"tiktoken with TIKTOKEN_CACHE_DIR={cache} and bring that folder here; gpt2 needs no "
+            "network but the package index",
+            "data.tokenizer",
+            f"tiktoken:{name}",
         ) from error
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from gptlit import checkpoint
 from gptlit.assets import writing
-from gptlit.messages import UsageError, did_you_mean, note
+from gptlit.messages import UsageError, did_you_mean, naming_flags, note
 from gptlit.nanogpt import read_nanogpt
 from gptlit.origins import PUBLISHED, Origin, start_from, write_checkpoint
 from gptlit.parser import OneLineErrors, from_environment
@@ -45,6 +45,7 @@ def import_parser() -> OneLineErrors:
     return options
 
 
+@naming_flags()
 def import_(argv: Sequence[str]) -> None:
     """Run `gptlit import` with these options.
 
@@ -70,7 +71,10 @@ def import_(argv: Sequence[str]) -> None:
     else:
         if options.meta is not None:
             raise UsageError(f"{options.meta}: of nanogpt only; leave it out")
-        origin = start_from(options.weights, folder, option="gptlit import hugging_face")
+        try:
+            origin = start_from(options.weights, folder)
+        except UsageError as error:
+            raise _of_command("gptlit import hugging_face", "--model.init_from", error) from error
     with writing("--output", output):
         write_checkpoint(origin, output)
     count = sum(tensor.numel() for name, tensor in origin.state.items() if name != "lm_head.weight")
@@ -81,6 +85,11 @@ def import_(argv: Sequence[str]) -> None:
         f"{origin.config.vocab_size} ({origin.tokenizer.kind}); write with: gptlit predict "
         f"--ckpt_path {output}"
     )
+
+
+def _of_command(command: str, flag: str, error: UsageError) -> UsageError:
+    """An error of what the command names without a flag."""
+    return UsageError(str(error).replace(flag, command, 1))
 
 
 def export_parser() -> OneLineErrors:
@@ -104,6 +113,7 @@ def export_parser() -> OneLineErrors:
     return options
 
 
+@naming_flags()
 def export(argv: Sequence[str]) -> None:
     """Run `gptlit export` with these options.
 
@@ -114,7 +124,7 @@ def export(argv: Sequence[str]) -> None:
     try:
         model, tokenizer = checkpoint.load(options.checkpoint)
     except UsageError as error:
-        raise UsageError(str(error).replace("--ckpt_path", "gptlit export", 1)) from error
+        raise _of_command("gptlit export", "--path", error) from error
     folder = Path(options.folder).expanduser()
     with writing("gptlit export:", folder):
         WRITERS[options.format](model, tokenizer, folder)

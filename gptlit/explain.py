@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 
 from gptlit.generation import encode_prompt
-from gptlit.messages import UsageError
+from gptlit.messages import UsageError, opt
 from gptlit.model import GPT
 from gptlit.terminal import SEPARATOR, padded, printable, shortened, visible, width, wrapped
 from gptlit.tokenizer import Tokenizer, Unknown
@@ -100,7 +100,7 @@ def explain(model: GPT, tokenizer: Tokenizer, text: str, unknown: Unknown = "err
     """
     ids = encode_prompt(tokenizer, text, unknown).tolist()
     if not ids:
-        raise UsageError("--explain: no text; give one by --prompt or --prompt_file")
+        raise UsageError(f"no text; give one by {opt('prompt')} or {opt('prompt_file')}", "explain")
     start = tokenizer.start_id
     is_start = start == tokenizer.eos_id or tokenizer.piece(start) == b"\n"
     scored = [] if is_start else [Scored(spelled(tokenizer, ids[0]), ids[0])]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gptlit.decoding import Windows
 from gptlit.drafts import Draft, Written
-from gptlit.messages import UsageError
+from gptlit.messages import UsageError, opt
 from gptlit.model import GPT
 from gptlit.sampling import Choice, Rules, Streams, entropy
 from gptlit.tokenizer import Tokenizer, Unknown, UnknownPieces
@@ -45,20 +45,20 @@ class Sampling(Choice):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.max_new_tokens is not None and self.max_new_tokens < 0:
-            raise UsageError(f"--max_new_tokens {self.max_new_tokens}: must be 0 or more")
+            raise UsageError("must be 0 or more", "max_new_tokens", self.max_new_tokens)
         most = math.inf if self.max_new_tokens is None else self.max_new_tokens
         if not 0 <= self.min_new_tokens <= most:
             raise UsageError(
-                f"--min_new_tokens {self.min_new_tokens}: must be 0 or more, and not above "
-                f"--max_new_tokens {self.max_new_tokens}"
+                f"must be 0 or more, and not above {opt('max_new_tokens')} {self.max_new_tokens}",
+                "min_new_tokens",
+                self.min_new_tokens,
             )
         if "" in self.stop:
-            raise UsageError("--stop '': is in every text; name a string")
+            raise UsageError("is in every text; name a string", "stop", "''")
         if stops := [string for string in self.stop if string in self.force]:
-            raise UsageError(
-                f"--force {self.force!r}: holds --stop {stops[0]!r}, which would end the text; "
-                "leave one of them out"
-            )
+            held = f"{opt('stop')} {stops[0]!r}"
+            reason = f"holds {held}, which would end the text; leave one of them out"
+            raise UsageError(reason, "force", repr(self.force))
 
 
 @torch.inference_mode()
@@ -124,7 +124,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str, unknown: Unknown = "error")
     try:
         return tokenizer.encode(prompt, unknown)
     except UnknownPieces as error:
-        raise UsageError(f"--prompt: {error}; --unknown skip drops them") from error
+        raise UsageError(f"{error}; {opt('unknown')} skip drops them", "prompt") from error
 
 
 def single_tokens(tokenizer: Tokenizer, strings: Sequence[str]) -> list[int]:
@@ -144,18 +144,17 @@ def single_tokens(tokenizer: Tokenizer, strings: Sequence[str]) -> list[int]:
             known = tokenizer.unknown_id is None or tokenizer.unknown_id not in ids
         except UnknownPieces as error:
             if not special:
-                raise UsageError(f"--ban {string!r}: {error}") from error
+                raise UsageError(str(error), "ban", repr(string)) from error
             known = False
         if known and len(ids) == 1:
             found += ids + [id_ for id_ in special if id_ != tokenizer.eos_id]
         elif special:
             found += special
         elif known:
-            raise UsageError(
-                f"--ban {string!r}: is {len(ids)} tokens of this model; name one token at a time"
-            )
+            reason = f"is {len(ids)} tokens of this model; name one token at a time"
+            raise UsageError(reason, "ban", repr(string))
         else:
-            raise UsageError(f"--ban {string!r}: the model has no token for it; leave it out")
+            raise UsageError("the model has no token for it; leave it out", "ban", repr(string))
     return found
 
 
@@ -166,21 +165,20 @@ def forced_tokens(tokenizer: Tokenizer, sampling: Sampling) -> list[int]:
     Raises:
         UsageError: it can't be written with this vocabulary, or other options forbid it.
     """
-    name, limit = f"--force {sampling.force!r}", sampling.max_new_tokens
+    force, limit = repr(sampling.force), sampling.max_new_tokens
     try:
         ids: list[int] = tokenizer.encode(sampling.force).tolist()
     except UnknownPieces as error:
-        raise UsageError(f"--force: {error}") from error
+        raise UsageError(str(error), "force") from error
     if tokenizer.unknown_id in ids:
-        raise UsageError(f"{name}: holds what the model has no token for; leave it out")
+        raise UsageError("holds what the model has no token for; leave it out", "force", force)
     for string in sampling.ban:
         if not set(ids).isdisjoint(single_tokens(tokenizer, [string])):
-            raise UsageError(f"{name}: holds --ban {string!r}; leave one of them out")
+            reason = f"holds {opt('ban')} {string!r}; leave one of them out"
+            raise UsageError(reason, "force", force)
     if limit is not None and len(ids) > limit:
-        raise UsageError(
-            f"{name}: is {len(ids)} tokens, more than --max_new_tokens {limit}; give at least as "
-            "many"
-        )
+        more = f"more than {opt('max_new_tokens')} {limit}; give at least as many"
+        raise UsageError(f"is {len(ids)} tokens, {more}", "force", force)
     return ids
 
 

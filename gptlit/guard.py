@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from gptlit.messages import RunError, UsageError, note
+from gptlit.messages import RunError, UsageError, note, opt
 from gptlit.optim import total_norm
 from gptlit.progress import has_stepped
 from gptlit.training import LitGPT
@@ -50,9 +50,9 @@ class Guard(Callback):
 
     def __init__(self, skip_nonfinite: int = 0, diverged: float = 1.5) -> None:
         if skip_nonfinite < 0:
-            raise UsageError(f"--guard.skip_nonfinite {skip_nonfinite}: must be 0 or more")
+            raise UsageError("must be 0 or more", "guard.skip_nonfinite", skip_nonfinite)
         if diverged and not 1 < diverged < math.inf:
-            raise UsageError(f"--guard.diverged {diverged}: must be above 1, or 0 for never")
+            raise UsageError("must be above 1, or 0 for never", "guard.diverged", diverged)
         self.skip_nonfinite = skip_nonfinite
         self.diverged = diverged
         self._norm: Tensor | None = None  # of the step that is being made, unless it is skipped
@@ -162,7 +162,7 @@ class Guard(Callback):
         raise NotFinite(
             f"step {steps[bad].number}: loss {losses[bad]:.4g}, gradient norm {norms[bad]:.3g}"
             f"{told}, at learning rate {steps[bad].lr:.3g}: not finite; {_advice(trainer)}, or "
-            "--guard.skip_nonfinite 3"
+            f"{opt('guard.skip_nonfinite')} 3"
         )
 
     def _compare(self, trainer: L.Trainer) -> None:
@@ -188,9 +188,9 @@ def _has_scaler(trainer: L.Trainer) -> bool:
 
 def _advice(trainer: L.Trainer) -> str:
     """What to try against numbers that grow too large."""
-    tips = ["a lower --model.lr", "a longer --model.warmup_steps"]
+    tips = [f"a lower {opt('model.lr')}", f"a longer {opt('model.warmup_steps')}"]
     if not trainer.gradient_clip_val or trainer.gradient_clip_val > 1:
-        tips.append("--trainer.gradient_clip_val 1")
+        tips.append(f"{opt('trainer.gradient_clip_val')} 1")
     if str(trainer.precision).startswith("16"):
-        tips.append("--trainer.precision 32-true")
+        tips.append(f"{opt('trainer.precision')} 32-true")
     return f"try {' or '.join([', '.join(tips[:-1]), tips[-1]])}"

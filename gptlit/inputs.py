@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gptlit.assets import leftovers, replacing, writing
-from gptlit.messages import UsageError, is_first_process, note, progress
+from gptlit.messages import UsageError, is_first_process, note, opt, progress
 
 PIPE_BYTES = 4 << 30  # of a text; what a pipe gives without an end must not fill the disk
 TEXT_BYTES = 64 << 20  # of prompts and configs, which are held in memory
@@ -151,7 +151,7 @@ def _is_terminal(path: Path) -> bool:
 
 def _copied(path: Path, option: str, folder: Path | None, at_most: int) -> Path:
     """Copy a pipe under the name of its hash; nothing is left of what is not whole."""
-    place = "TMPDIR" if folder is None else "--data.data_dir"
+    place = "TMPDIR" if folder is None else opt("data.data_dir")
     folder = folder or _folder_of_process()
     whole = folder / f"{os.getpid()}{COPYING}"
     for left in leftovers(folder, COPYING):

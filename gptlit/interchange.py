@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gptlit import tokenizer as tokenizers
 from gptlit.config import Activation, DropoutPlace, GPTConfig
-from gptlit.messages import UsageError
+from gptlit.messages import UsageError, opt
 from gptlit.plain import check, in_short
 from gptlit.tokenizer import BytePairTokenizer, Tokenizer
 from gptlit.weights import State, check_tensors, checked
@@ -214,14 +214,18 @@ def to_hugging_face(config: GPTConfig) -> dict[str, Any]:
     for name, value in held.items():
         if has[name] != value:
             raise UsageError(
-                f"--model.{name} {_as_flag(has[name])}: GPT-2's class has {_as_flag(value)} only; "
-                "--format safetensors writes any model"
+                f"GPT-2's class has {_as_flag(value)} only; {opt('format')} safetensors writes any "
+                "model",
+                f"model.{name}",
+                _as_flag(has[name]),
             )
     activations = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
     if config.activation not in activations:
         raise UsageError(
-            f"--model.activation {config.activation}: GPT-2's class has "
-            f"{', '.join(activations)} only; --format safetensors writes any model"
+            f"GPT-2's class has {', '.join(activations)} only; {opt('format')} safetensors writes "
+            "any model",
+            "model.activation",
+            config.activation,
         )
     return {
         "architectures": ["GPT2LMHeadModel"],

@@ -3,9 +3,11 @@
 import contextlib
 import difflib
 import os
+import re
 import sys
-from collections.abc import Iterable
-from typing import IO, TYPE_CHECKING
+from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
+from typing import IO, TYPE_CHECKING, Self
 
 from gptlit.terminal import columns_of, folded
 
@@ -13,11 +15,78 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 
+# whether messages name options as flags of the command line, or as arguments in Python
+_as_flags = ContextVar("_as_flags", default=False)
+# around an option's name in a message: code points that no text has
+_OPEN, _CLOSE = "\ufdd2", "\ufdd3"
+
+
+def opt(name: str) -> str:
+    """An option's name for the reason of a `UsageError`, which shows it as a flag or an argument.
+
+    Args:
+        name: With the groups that it is in, as in a config: model.n_embd.
+    """
+    return f"{_OPEN}{name}{_CLOSE}"
+
+
+@contextlib.contextmanager
+def naming_flags() -> Iterator[None]:
+    """Let messages name options as flags: the command line's --model.n_embd is n_embd in Python."""
+    token = _as_flags.set(True)
+    try:
+        yield
+    finally:
+        _as_flags.reset(token)
+
+
+def _shown(message: str) -> str:
+    return re.sub(f"{_OPEN}(.*?){_CLOSE}", _shown_option, message)
+
+
+def _shown_option(match: re.Match[str]) -> str:
+    return f"--{match[1]}" if _as_flags.get() else match[1].rpartition(".")[2]
+
+
+def _shown_value(value: object) -> str:
+    if _as_flags.get() and (value is None or isinstance(value, bool)):
+        return "null" if value is None else str(value).lower()  # as they are typed
+    return str(value)
+
+
 class UsageError(ValueError):
     """Something given can't work; the message names the option, its value and what would work.
 
-    `gptlit.__main__.main` prints it on one line of stderr and returns exit code 2.
+    `gptlit.__main__.main` prints it on one line of stderr and returns exit code 2; there options
+    are flags, and elsewhere they are named as the arguments of Python that they are.
+
+    Args:
+        reason: What is wrong, and what would work. Other options are named by `opt`.
+        option: The option's name with the groups that it is in: model.n_embd. Without one, the
+            reason is the whole message.
+        value: The option's value, where the message shows it.
     """
+
+    def __init__(self, reason: str, option: str = "", value: object = ...) -> None:
+        super().__init__(reason, option, value)
+        self.reason = reason
+        self.option = option
+        self.value = value
+
+    def __str__(self) -> str:
+        given = opt(self.option) if self.option else ""
+        given += "" if self.value is ... else f" {_shown_value(self.value)}"
+        return _shown(f"{given}: {self.reason}" if given else self.reason)
+
+    def renamed(self, name: str, other: str) -> Self:
+        """The same error of an option that has another name here."""
+        reason = self.reason.replace(opt(name), opt(other))
+        return type(self)(reason, other if self.option == name else self.option, self.value)
+
+    def within(self, group: str) -> Self:
+        """The same error where the options are in a group."""
+        reason = self.reason.replace(_OPEN, f"{_OPEN}{group}.")
+        return type(self)(reason, f"{group}.{self.option}", self.value)
 
 
 MEMORY_ADVICE = (
@@ -28,8 +97,12 @@ MEMORY_ADVICE = (
 class RunError(Exception):
     """A run can't go on; the message says why, and what to try.
 
-    `gptlit.__main__.main` prints it on one line of stderr and returns exit code 1.
+    `gptlit.__main__.main` prints it on one line of stderr and returns exit code 1. Options in the
+    message are named by `opt`, as those of a `UsageError` are.
     """
+
+    def __str__(self) -> str:
+        return _shown(super().__str__())
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -53,11 +126,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def note(message: str) -> None:
-    """One line on stderr, so that standard output holds nothing but the result."""
+    """One line on stderr, so that standard output holds nothing but the result; options in it are
+    named by `opt`."""
     if sys.stderr is None:
         return  # print would write to standard output instead
     with contextlib.suppress(OSError, ValueError):  # there is no other place to report it
-        tell(f"gptlit: {message}", sys.stderr)
+        tell(f"gptlit: {_shown(message)}", sys.stderr)
 
 
 def tell(text: str, file: IO[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from gptlit.messages import UsageError
+from gptlit.messages import UsageError, opt
 from gptlit.muon import Muon
 
 Optimizer = Literal["adamw", "adam", "sgd", "muon"]
@@ -34,11 +34,11 @@ class Recipe:
     momentum: float | None = None
 
     def __post_init__(self) -> None:
-        steps = self.decay_steps
+        steps, lr = self.decay_steps, opt("model.lr")
         would_work = {
             "lr": (0 < self.lr < math.inf, "must be above 0; 1e-3 is usual for a small model"),
             "muon_lr": (0 < self.muon_lr < math.inf, "must be above 0; 0.012 is usual"),
-            "min_lr": (0 <= self.min_lr <= self.lr, f"must lie between 0 and --model.lr {self.lr}"),
+            "min_lr": (0 <= self.min_lr <= self.lr, f"must lie between 0 and {lr} {self.lr}"),
             "warmup_steps": (self.warmup_steps >= 0, "must be 0 or more"),
             "decay_steps": (steps is None or steps >= 1, "must be 1 or more, or left out"),
             "decay_fraction": (0 < self.decay_fraction <= 1, "must be above 0 and at most 1"),
@@ -51,11 +51,13 @@ class Recipe:
             if not works:
                 value = getattr(self, name)
                 given = list(value) if isinstance(value, tuple) else value
-                raise UsageError(f"--model.{name} {given}: {told}")
+                raise UsageError(told, f"model.{name}", given)
         if self.momentum is not None and self.optimizer not in MOMENTUM:
             raise UsageError(
-                f"--model.momentum {self.momentum}: is of --model.optimizer sgd and muon; that of "
-                f"{self.optimizer} is the first of --model.betas"
+                f"is of {opt('model.optimizer')} sgd and muon; that of {self.optimizer} is the "
+                f"first of {opt('model.betas')}",
+                "model.momentum",
+                self.momentum,
             )
 
 

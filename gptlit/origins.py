@@ -21,7 +21,7 @@ from gptlit import tokenizer as tokenizers
 from gptlit.assets import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, replacing
 from gptlit.config import GPTConfig
 from gptlit.interchange import fitting
-from gptlit.messages import UsageError, did_you_mean, note
+from gptlit.messages import UsageError, did_you_mean, note, opt
 from gptlit.tokenizer import END_OF_SEQUENCE, END_OF_TEXT, BytePairTokenizer, Tokenizer
 from gptlit.weight_files import WEIGHTS, read_folder
 from gptlit.weights import State
@@ -50,7 +50,7 @@ class Origin:
     is_checkpoint: bool = False
 
 
-def start_from(name: str, folder: Path, option: str = "--model.init_from") -> Origin:
+def start_from(name: str, folder: Path) -> Origin:
     """The weights and the tokenizer to begin from.
 
     Args:
@@ -58,7 +58,6 @@ def start_from(name: str, folder: Path, option: str = "--model.init_from") -> Or
             written by `gptlit export`; a checkpoint of gptlit, or best or last for those of the
             newest run.
         folder: Where fetched files are kept.
-        option: What messages call the name.
 
     Raises:
         UsageError: there is no such thing, or nothing to begin from in it.
@@ -70,18 +69,20 @@ def start_from(name: str, folder: Path, option: str = "--model.init_from") -> Or
         if name in PUBLISHED:
             return _from_folder(name, _fetched(name, folder / "weights" / name), folder)
     except UsageError as error:
-        raise UsageError(f"{option} {name}: {error}") from error
+        raise UsageError(str(error), "model.init_from", name) from error
     if name not in checkpoint.ALIASES:
-        inputs.refuse_endless(path, option)
+        inputs.refuse_endless(path, opt("model.init_from"))
     if name not in checkpoint.ALIASES and not path.is_file():
         raise UsageError(
-            f"{option} {name}: no such file or folder; give a checkpoint, a folder in Hugging "
-            f"Face's format, or one of {', '.join(PUBLISHED)}.{did_you_mean(name, PUBLISHED)}"
+            "no such file or folder; give a checkpoint, a folder in Hugging Face's format, or one "
+            f"of {', '.join(PUBLISHED)}.{did_you_mean(name, PUBLISHED)}",
+            "model.init_from",
+            name,
         )
     try:
         return _from_checkpoint(name)
     except UsageError as error:
-        raise UsageError(str(error).replace("--ckpt_path", option, 1)) from error
+        raise error.renamed("ckpt_path", "model.init_from") from error
 
 
 def _from_folder(name: str, path: Path, folder: Path) -> Origin:
@@ -184,8 +185,9 @@ def crop_block_size(state: State, config: GPTConfig, block_size: int) -> State:
     rows: Tensor = state["wpe.weight"]
     if block_size > len(rows):
         raise UsageError(
-            f"--model.block_size {block_size}: the weights to begin from have {len(rows)} "
-            f"positions; give {len(rows)} or fewer"
+            f"the weights to begin from have {len(rows)} positions; give {len(rows)} or fewer",
+            "model.block_size",
+            block_size,
         )
     return {**state, "wpe.weight": rows[:block_size]}
 
@@ -201,8 +203,10 @@ def closing_documents(tokenizer: Tokenizer) -> Tokenizer:
     state = tokenizer.state()
     if not {END_OF_TEXT, END_OF_SEQUENCE} & set(state.get("special_tokens", ())):
         raise UsageError(
-            "--data.eos true: the vocabulary of the weights to begin from has no token that "
-            "could close a document; leave the option out"
+            "the vocabulary of the weights to begin from has no token that could close a "
+            "document; leave the option out",
+            "data.eos",
+            True,
         )
     return tokenizers.from_state({**state, "eos": True})
 

@@ -54,7 +54,7 @@ def pack_int8(model: nn.Module) -> None:
     """
     device = next(model.parameters()).device.type
     if device != "cpu":
-        raise UsageError(f"--weights int8: is for a CPU, not for {device}; leave it out")
+        raise UsageError(f"is for a CPU, not for {device}; leave it out", "weights", "int8")
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear:

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
-from gptlit.messages import UsageError
+from gptlit.messages import UsageError, opt
 
 LARGEST_JSON = 256 * 2**20  # bytes; the largest tokenizer.json in use has a tenth of it
 DEEPEST = 50  # levels; a checkpoint has 8
@@ -82,11 +82,11 @@ def check(kind: Any, value: Any, name: str) -> None:
             check(part, each, f"{name}[{index}]")
 
 
-def check_fields(data: Any, prefix: str) -> None:
-    """Refuse a dataclass whose fields are not of their types; messages call one `prefix`NAME."""
+def check_fields(data: Any, group: str) -> None:
+    """Refuse a dataclass whose fields are not of their types, and are the options of a group."""
     made: Any = type(data)
     for name, kind in _hints(made).items():
-        check(kind, getattr(data, name), f"{prefix}{name}")
+        check(kind, getattr(data, name), opt(f"{group}.{name}"))
 
 
 def make(kind: type, options: Any, prefix: str) -> Any:

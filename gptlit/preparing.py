@@ -109,13 +109,16 @@ def _in_one_line(data_dir: Path, name: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in CLOSED:
             raise UsageError(
-                f"--data.data_dir {data_dir}: token files can't be kept there "
-                f"({error.strerror}); name a folder of yours"
+                f"token files can't be kept there ({error.strerror}); name a folder of yours",
+                "data.data_dir",
+                data_dir,
             ) from error
         if error.errno in FULL:
             raise UsageError(
-                f"--data.data_dir {data_dir}: {error.strerror} while preparing {name}, which "
-                "takes about three times its size; free some, or name a folder elsewhere"
+                f"{error.strerror} while preparing {name}, which takes about three times its size; "
+                "free some, or name a folder elsewhere",
+                "data.data_dir",
+                data_dir,
             ) from error
         raise
 
@@ -290,8 +293,10 @@ class _Preparation:
         made = self._made(self._given)
         if made.vocab_size > tokenizers.LARGEST_VOCABULARY:
             raise UsageError(
-                f"--data.tokenizer {self._given.kind}: its vocabulary of {made.vocab_size:,} is "
-                "more than ids of 32 bits can tell apart; a BPE takes any text"
+                f"its vocabulary of {made.vocab_size:,} is more than ids of 32 bits can tell "
+                "apart; a BPE takes any text",
+                "data.tokenizer",
+                self._given.kind,
             )
         kept.write_text(json.dumps(made.state()), encoding="utf-8")
         return made

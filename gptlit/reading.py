@@ -14,7 +14,7 @@ from pathlib import Path
 
 from gptlit import foreign, markup, rows, text_encodings
 from gptlit.inputs import FOLDER as COPIES_OF_PIPES
-from gptlit.messages import UsageError, is_first_process, note
+from gptlit.messages import UsageError, is_first_process, note, opt
 from gptlit.unpacking import PACKINGS, head, packing_of, unpacked
 
 TEXTS = (".txt", ".md", ".jsonl")  # what is looked for in a folder
@@ -167,7 +167,7 @@ class Documents:
         if reason := foreign.advice(path, begun):
             raise UsageError(reason)
         if self.encoding != text_encodings.AUTO:
-            return self.encoding, "--data.encoding auto looks for its encoding"
+            return self.encoding, f"{opt('data.encoding')} auto looks for its encoding"
         found = text_encodings.find_encoding(begun, unpacked(path), _kind(path) in PAGES)
         if found.assumed:
             self._say(path)(found.assumed)

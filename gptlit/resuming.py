@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from gptlit import optim
-from gptlit.messages import UsageError
+from gptlit.messages import UsageError, opt
 from gptlit.tokenizer import TokenizerOptions, parse_options
 
 MISSING = object()
@@ -54,8 +54,10 @@ def check_tokenizer(
             if wanted == was or (was is None and wanted.kind == kind):
                 continue
         raise UsageError(
-            f"--data.{name} {new}: the checkpoint's model has {old or False}, which its weights "
-            "can't do without; leave the option out, or begin a new run"
+            f"the checkpoint's model has {old or False}, which its weights can't do without; leave "
+            "the option out, or begin a new run",
+            f"data.{name}",
+            str(new),
         )
 
 
@@ -161,9 +163,10 @@ def take_recipe(
     options = checkpoint.get("hyper_parameters", {})
     if (made_by := options.get("optimizer", "adamw")) != recipe.optimizer:
         raise UsageError(
-            f"--model.optimizer {recipe.optimizer}: the run was trained by {made_by}, whose state "
-            "is another; leave the option out, or begin a new run from its weights by "
-            "--model.init_from"
+            f"the run was trained by {made_by}, whose state is another; leave the option out, or "
+            f"begin a new run from its weights by {opt('model.init_from')}",
+            "model.optimizer",
+            recipe.optimizer,
         )
     groups = optim.group_options(recipe)
     (scheduler,) = checkpoint["lr_schedulers"]

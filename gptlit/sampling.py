@@ -164,26 +164,20 @@ class Choice:
     def __post_init__(self) -> None:
         # `not <=` refuses NaN as well
         if self.temperature != 0 and not 1e-6 <= self.temperature < math.inf:
-            raise UsageError(
-                f"--temperature {self.temperature}: must be 0 (greedy), or 1e-6 or above; 0.8 is "
-                "usual"
-            )
+            reason = "must be 0 (greedy), or 1e-6 or above; 0.8 is usual"
+            raise UsageError(reason, "temperature", self.temperature)
         if self.top_k is not None and self.top_k < 1:
-            raise UsageError(f"--top_k {self.top_k}: must be 1 or more, or left out for no limit")
+            raise UsageError("must be 1 or more, or left out for no limit", "top_k", self.top_k)
         for name, usual in (("top_p", 0.9), ("min_p", 0.05), ("typical_p", 0.9)):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
-                raise UsageError(
-                    f"--{name} {value}: must be above 0 and at most 1; {usual} is usual"
-                )
+                raise UsageError(f"must be above 0 and at most 1; {usual} is usual", name, value)
         if not 1e-6 <= self.repetition_penalty <= 1e6:
-            raise UsageError(
-                f"--repetition_penalty {self.repetition_penalty}: must be from 1e-6 to 1e6; 1 is "
-                "none and 1.1 is usual"
-            )
+            reason = "must be from 1e-6 to 1e6; 1 is none and 1.1 is usual"
+            raise UsageError(reason, "repetition_penalty", self.repetition_penalty)
         for name in ("frequency_penalty", "presence_penalty"):
             if not -1e6 <= (value := getattr(self, name)) <= 1e6:
-                raise UsageError(f"--{name} {value}: must be from -1e6 to 1e6; 0 is none")
+                raise UsageError("must be from -1e6 to 1e6; 0 is none", name, value)
 
     @property
     def needs_counts(self) -> bool:
@@ -255,7 +249,7 @@ class Rules:
         self._min_new_tokens = 0 if eos_id is None else min_new_tokens
         device = prompts[0].device
         if len(set(banned)) >= vocab_size:
-            raise UsageError("--ban: no token is left to write; ban fewer")
+            raise UsageError("no token is left to write; ban fewer", "ban")
         self._banned = torch.tensor(banned, dtype=torch.long, device=device)
         self._end = torch.tensor([eos_id or 0], device=device)
         self._n_written = 0

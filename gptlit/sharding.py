@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
-from gptlit.messages import UsageError
+from gptlit.messages import UsageError, opt
 from gptlit.model import GPT
 
 
@@ -54,8 +54,9 @@ def check(strategy: Strategy) -> None:
     own = isinstance(strategy, FSDP2)
     if isinstance(strategy, ModelParallelStrategy | FSDPStrategy) and not own:
         raise UsageError(
-            f"--trainer.strategy {type(strategy).__name__}: weights are sharded by "
-            "--trainer.strategy fsdp2"
+            f"weights are sharded by {opt('trainer.strategy')} fsdp2",
+            "trainer.strategy",
+            type(strategy).__name__,
         )
 
 

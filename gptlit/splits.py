@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from gptlit.messages import UsageError
+from gptlit.messages import UsageError, opt
 
 SPLITS = ("train", "val", "test")
 SplitBy = Literal["characters", "documents"]
@@ -40,14 +40,14 @@ class Splitting:
     def __post_init__(self) -> None:
         for name in ("val_fraction", "test_fraction"):
             if not 0 <= (value := getattr(self, name)) < 1:
-                raise UsageError(f"--data.{name} {value}: must be at least 0 and below 1")
+                raise UsageError("must be at least 0 and below 1", f"data.{name}", value)
         if self.val_fraction + self.test_fraction >= 1:
             raise UsageError(
-                f"--data.val_fraction {self.val_fraction} and --data.test_fraction "
+                f"{opt('data.val_fraction')} {self.val_fraction} and {opt('data.test_fraction')} "
                 f"{self.test_fraction} leave nothing to train on; their sum must be below 1"
             )
         if self.val_spans < 1:
-            raise UsageError(f"--data.val_spans {self.val_spans}: must be 1 or more")
+            raise UsageError("must be 1 or more", "data.val_spans", self.val_spans)
 
     def spans(self, n_chars: int, document_ends: np.ndarray) -> list[Span]:
         """The spans of a text, in its order, empty ones left out.
@@ -94,7 +94,9 @@ class Splitting:
                 continue
             has = f"{n_documents:,} documents" if self.split_by == "documents" else "characters"
             raise UsageError(
-                f"--data.val_spans {self.val_spans}: the text's {has} are too few for as many "
-                f"spans of every split (there are {n_spans} of {name}); lower val_spans, raise the "
-                "fractions or take split_by characters"
+                f"the text's {has} are too few for as many spans of every split (there are "
+                f"{n_spans} of {name}); lower val_spans, raise the fractions or take split_by "
+                "characters",
+                "data.val_spans",
+                self.val_spans,
             )

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gptlit.messages import UsageError, did_you_mean
+from gptlit.messages import UsageError, did_you_mean, opt
 
 if TYPE_CHECKING:
     from charset_normalizer import CharsetMatch
@@ -52,7 +52,7 @@ class Found:
 
     encoding: str
     assumed: str = ""
-    advice: str = "--data.encoding latin-1 takes any bytes"
+    advice: str = f"{opt('data.encoding')} latin-1 takes any bytes"
 
 
 def check_encoding(name: str) -> None:
@@ -67,8 +67,10 @@ def check_encoding(name: str) -> None:
     except (LookupError, ValueError):
         pass
     raise UsageError(
-        f"--data.encoding {name}: unknown; give auto or a name such as utf-8, utf-16, cp1252, "
-        f"latin-1, cp1251 or shift_jis.{did_you_mean(name, encodings.aliases.aliases)}"
+        "unknown; give auto or a name such as utf-8, utf-16, cp1252, latin-1, cp1251 or shift_jis."
+        + did_you_mean(name, encodings.aliases.aliases),
+        "data.encoding",
+        name,
     )
 
 
@@ -176,7 +178,7 @@ def _detected(scan: _Scan, head: bytes, surely_utf8: bool) -> Found:
     if not matches:
         raise UsageError(
             f"not UTF-8 text ({scan.error}), and in no encoding that could be recognised; if it is "
-            "a text, name its encoding, for example --data.encoding cp1252"
+            f"a text, name its encoding, for example {opt('data.encoding')} cp1252"
         )
     near = {
         _common_name(match): match.coherence
@@ -189,11 +191,11 @@ def _detected(scan: _Scan, head: bytes, surely_utf8: bool) -> Found:
     if len(names) > 1 and not (names[0] == _COMMON[0] and is_likely):
         raise UsageError(
             f"not UTF-8 text ({scan.error}), and its encoding is not certain: it can be "
-            f"{', '.join(names[:4])}; name it, for example --data.encoding {names[0]}"
+            f"{', '.join(names[:4])}; name it, for example {opt('data.encoding')} {names[0]}"
         )
     others = f" ({', '.join(names[1:4])} would be possible as well)" if len(names) > 1 else ""
     assumed = f"not UTF-8 ({scan.error}); assumed to be {names[0]}{others}"
-    return Found(names[0], f"{assumed}; --data.encoding names another")
+    return Found(names[0], f"{assumed}; {opt('data.encoding')} names another")
 
 
 def _common_name(match: "CharsetMatch") -> str:
@@ -207,5 +209,5 @@ def about_zeros(raw: bytes) -> str:
     order = "le" if raw[1::2].count(0) > raw[::2].count(0) else "be"
     return (
         "a binary file (it has zero bytes); if it is a text in UTF-16 without a byte order mark, "
-        f"--data.encoding utf-16-{order} reads it"
+        f"{opt('data.encoding')} utf-16-{order} reads it"
     )

@@ -52,14 +52,11 @@ class TokenizerOptions:
 
     def __post_init__(self) -> None:
         if self.min_frequency < 1:
-            raise UsageError(
-                f"--data.tokenizer.min_frequency {self.min_frequency}: must be 1 or more"
-            )
+            option = "data.tokenizer.min_frequency"
+            raise UsageError("must be 1 or more", option, self.min_frequency)
         if self.kind == "tiktoken" and self.special_tokens:
-            raise UsageError(
-                f"--data.tokenizer.special_tokens {self.special_tokens}: tiktoken's encodings have "
-                "their own; leave it out, or take bpe"
-            )
+            reason = "tiktoken's encodings have their own; leave it out, or take bpe"
+            raise UsageError(reason, "data.tokenizer.special_tokens", self.special_tokens)
 
     def special(self) -> list[str]:
         """The special tokens asked for, each once, <EOS> last where documents end by it."""
@@ -82,14 +79,18 @@ def parse_options(given: str | TokenizerOptions) -> TokenizerOptions:
     }
     if kind not in kinds:
         raise UsageError(
-            f"--data.tokenizer {given}: unknown; choose from char, word, word:reversible, "
-            f"tiktoken:NAME and bpe:SIZE.{did_you_mean(kind, kinds)}"
+            "unknown; choose from char, word, word:reversible, tiktoken:NAME and bpe:SIZE."
+            + did_you_mean(kind, kinds),
+            "data.tokenizer",
+            given,
         )
     fits = {"char": "", "word": "(reversible)?", "tiktoken": ".*", "bpe": r"\d*"}[kind]
     if not re.fullmatch(fits, detail):
         raise UsageError(
-            f"--data.tokenizer {given}: {detail!r} is nothing that {kind} takes; choose from char, "
-            "word, word:reversible, tiktoken:NAME and bpe:SIZE"
+            f"{detail!r} is nothing that {kind} takes; choose from char, word, word:reversible, "
+            "tiktoken:NAME and bpe:SIZE",
+            "data.tokenizer",
+            given,
         )
     return kinds[kind]()
 
@@ -435,17 +436,13 @@ class BytePairTokenizer(Tokenizer):
             UsageError: there can't be so many tokens, or so few.
         """
         special = dict.fromkeys([END_OF_TEXT, *options.special_tokens])
-        size = options.vocab_size - len(special)
+        size, given = options.vocab_size - len(special), f"bpe:{options.vocab_size}"
         if size < 256:
-            raise UsageError(
-                f"--data.tokenizer bpe:{options.vocab_size}: must be at least "
-                f"{256 + len(special)}: 256 bytes and {len(special)} special tokens"
-            )
+            least = f"{256 + len(special)}: 256 bytes and {len(special)} special tokens"
+            raise UsageError(f"must be at least {least}", "data.tokenizer", given)
         if options.vocab_size > LARGEST_VOCABULARY:
-            raise UsageError(
-                f"--data.tokenizer bpe:{options.vocab_size}: ids have 32 bits, so at most "
-                f"{LARGEST_VOCABULARY}; a few thousand suit a small model"
-            )
+            most = f"at most {LARGEST_VOCABULARY}; a few thousand suit a small model"
+            raise UsageError(f"ids have 32 bits, so {most}", "data.tokenizer", given)
         import rustbpe
 
         trainer = rustbpe.Tokenizer()
@@ -454,8 +451,10 @@ class BytePairTokenizer(Tokenizer):
         ranks = sorted(trainer.get_mergeable_ranks(), key=lambda pair: pair[1])
         if len(ranks) < size:
             raise UsageError(
-                f"--data.tokenizer bpe:{options.vocab_size}: the training text gives only "
-                f"{len(ranks) + len(special)} tokens; give that many or fewer, or a longer text"
+                f"the training text gives only {len(ranks) + len(special)} tokens; give that many "
+                "or fewer, or a longer text",
+                "data.tokenizer",
+                given,
             )
         pieces = [bytes(piece) for piece, _ in ranks]
         ids = {token: size + index for index, token in enumerate(special)}

@@ -23,7 +23,7 @@ from gptlit.compiling import Choice
 from gptlit.data import TextDataModule
 from gptlit.drafts import Written
 from gptlit.loaders import IGNORED, Batch
-from gptlit.messages import UsageError, note
+from gptlit.messages import UsageError, note, opt
 from gptlit.metrics import TextLoss, text_figures
 from gptlit.model import GPT, GPTConfig
 from gptlit.order import hashed
@@ -218,8 +218,10 @@ class LitGPT(L.LightningModule):
     def on_fit_start(self) -> None:
         if not self.has_begun:
             raise UsageError(
-                f"--model.init_from {self.init_from}: `gptlit fit` reads it; in Python, set "
-                "first_weights and the data module's tokenizer to those of origins.start_from"
+                "`gptlit fit` reads it; in Python, set first_weights and the data module's "
+                "tokenizer to those of origins.start_from",
+                "model.init_from",
+                self.init_from,
             )
         self.seed = self.seed or torch.initial_seed() % 2**63
 
@@ -401,12 +403,13 @@ class LitGPT(L.LightningModule):
         }
 
     def _refuse_parts_of_matrices(self) -> None:
-        options = {"optimizer muon": self.optimizer == "muon", f"ema {self.ema}": bool(self.ema)}
+        options = {"optimizer": self.optimizer == "muon", "ema": bool(self.ema)}
         for name, is_given in options.items():
             if is_given and isinstance(self.trainer.strategy, SHARDING):
                 raise UsageError(
-                    f"--model.{name}: needs each process to have all weights; use "
-                    "--trainer.strategy ddp"
+                    f"needs each process to have all weights; use {opt('trainer.strategy')} ddp",
+                    f"model.{name}",
+                    getattr(self, name),
                 )
 
     def _schedule(self) -> Callable[[int], float]:
@@ -418,14 +421,17 @@ class LitGPT(L.LightningModule):
         end = self.run_length() if self.decay_steps is None else self.decay_steps
         if end is None:
             raise UsageError(
-                "--model.decay_steps: the run has no length to spread the schedule over; give "
-                "--trainer.max_steps, --trainer.max_epochs or --model.decay_steps"
+                "the run has no length to spread the schedule over; give "
+                f"{opt('trainer.max_steps')}, {opt('trainer.max_epochs')} or "
+                f"{opt('model.decay_steps')}",
+                "model.decay_steps",
             )
         if not self.min_lr and end < (self.run_length() or sys.maxsize):
             raise UsageError(
-                f"--model.decay_steps {end}: the run goes on beyond it, at a learning rate of "
-                "--model.min_lr 0, so that it would learn nothing; give a min_lr above 0, or leave "
-                "decay_steps out"
+                f"the run goes on beyond it, at a learning rate of {opt('model.min_lr')} 0, so "
+                "that it would learn nothing; give a min_lr above 0, or leave decay_steps out",
+                "model.decay_steps",
+                end,
             )
         return end
 
@@ -537,8 +543,10 @@ class LitGPT(L.LightningModule):
                 continue
             if (now := getattr(self.config, name, None)) != value:
                 raise UsageError(
-                    f"--model.{name} {now}: the checkpoint's model has {value}, which its weights "
-                    "can't do without; leave the option out, or begin a new run"
+                    f"the checkpoint's model has {value}, which its weights can't do without; "
+                    "leave the option out, or begin a new run",
+                    f"model.{name}",
+                    str(now),
                 )
 
     def _take_raw_weights(self, checkpoint: dict[str, Any]) -> None:
@@ -561,11 +569,9 @@ class LitGPT(L.LightningModule):
 
 def _check_additions(ema: float, label_smoothing: float, z_loss: float) -> None:
     if not 0 <= ema < 1:
-        raise UsageError(f"--model.ema {ema}: must be below 1, such as 0.999, or 0 for none")
+        raise UsageError("must be below 1, such as 0.999, or 0 for none", "model.ema", ema)
     if not 0 <= label_smoothing < 1:
-        raise UsageError(
-            f"--model.label_smoothing {label_smoothing}: must be at least 0 and below 1; 0.1 is "
-            "usual"
-        )
+        reason = "must be at least 0 and below 1; 0.1 is usual"
+        raise UsageError(reason, "model.label_smoothing", label_smoothing)
     if not 0 <= z_loss < math.inf:
-        raise UsageError(f"--model.z_loss {z_loss}: must be 0 or more; 1e-4 is usual")
+        raise UsageError("must be 0 or more; 1e-4 is usual", "model.z_loss", z_loss)

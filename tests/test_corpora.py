@@ -6,7 +6,7 @@ import pytest
 
 from gptlit import corpora
 from gptlit.corpora import CORPORA, play_to_speeches, plays_to_text
-from gptlit.messages import UsageError
+from gptlit.messages import UsageError, opt
 
 PLAY = """# A Play
 
@@ -73,12 +73,12 @@ def test_path_wins_over_corpus(tmp_path: Path) -> None:
 
 
 def test_unknown_names_and_missing_files(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"--data.corpus shakespear:.*Did you mean shakespeare\?"):
+    with pytest.raises(UsageError, match=r"^corpus shakespear:.*Did you mean shakespeare\?"):
         corpora.load("shakespear", None, tmp_path)
-    with pytest.raises(UsageError, match="--data.path /no/such.txt: No such file"):
+    with pytest.raises(UsageError, match="^path /no/such.txt: No such file"):
         corpora.load("shakespeare", "/no/such.txt", tmp_path)
-    with pytest.raises(UsageError, match="--data.val_path.*a folder without .txt"):
-        corpora.load("", str(tmp_path), tmp_path, path_option="--data.val_path")
+    with pytest.raises(UsageError, match="^val_path.*a folder without .txt"):
+        corpora.load("", str(tmp_path), tmp_path, path_option=opt("data.val_path"))
 
 
 @pytest.mark.parametrize("name", list(CORPORA))

@@ -140,7 +140,7 @@ def test_words() -> None:
 
 
 def test_nothing_to_explain(model: GPT) -> None:
-    with pytest.raises(UsageError, match="--explain: no text; give one by --prompt"):
+    with pytest.raises(UsageError, match="^explain: no text; give one by prompt"):
         explain(model, TOKENIZER, "")
 
 

@@ -166,7 +166,7 @@ def test_banned_tokens_are_never_written(model: GPT) -> None:
     text = generate(model, TOKENIZER, "c", max_new_tokens=200, ban=["a", "\n"], temperature=2.0)
     assert not set("a\n") & set(text)
     assert len(set(text)) > 4
-    with pytest.raises(UsageError, match="--ban 'ab': is 2 tokens"):
+    with pytest.raises(UsageError, match="^ban 'ab': is 2 tokens"):
         generate(model, TOKENIZER, "c", ban=["ab"])
 
 
@@ -207,10 +207,10 @@ def test_forced_tokens_have_the_models_own_probability(model: GPT) -> None:
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"force": "az"}, "--force: 'z' not in the vocabulary"),
-        ({"force": "abc", "ban": ["g", "b"]}, "--force 'abc': holds --ban 'b'"),
-        ({"force": "abc", "stop": ["x", "bc"]}, "--force 'abc': holds --stop 'bc'"),
-        ({"force": "abc", "max_new_tokens": 2}, "--force 'abc': is 3 tokens.*--max_new_tokens 2"),
+        ({"force": "az"}, "^force: 'z' not in the vocabulary"),
+        ({"force": "abc", "ban": ["g", "b"]}, "^force 'abc': holds ban 'b'"),
+        ({"force": "abc", "stop": ["x", "bc"]}, "^force 'abc': holds stop 'bc'"),
+        ({"force": "abc", "max_new_tokens": 2}, "^force 'abc': is 3 tokens.*max_new_tokens 2"),
     ],
 )
 def test_what_can_not_be_forced(model: GPT, settings: dict[str, Any], told: str) -> None:
@@ -223,9 +223,9 @@ def test_what_the_model_has_no_token_for_is_neither_forced_nor_banned() -> None:
     model = GPT(GPTConfig(vocab_size=3, n_layer=0, n_head=1, n_embd=4, block_size=4))
     words = WordTokenizer(["the"], ["<UNK>", "<EOS>"], eos=True)
     for text in ("the king", "the <EOS>"):  # a special token's name is text where text is asked for
-        with pytest.raises(UsageError, match=f"--force '{text}': .*no token for"):
+        with pytest.raises(UsageError, match=f"^force '{text}': .*no token for"):
             generate(model, words, "the", force=text)
-    with pytest.raises(UsageError, match="--ban 'king': .*no token for"):
+    with pytest.raises(UsageError, match="^ban 'king': .*no token for"):
         generate(model, words, "the", ban=["king"])
 
 
@@ -262,7 +262,7 @@ def test_an_empty_prompt_starts_after_the_end_of_a_text(model: GPT) -> None:
 
 
 def test_unknown_characters(model: GPT) -> None:
-    with pytest.raises(UsageError, match="--prompt: 'z' .*--unknown skip"):
+    with pytest.raises(UsageError, match="^prompt: 'z' .*unknown skip"):
         generate(model, TOKENIZER, "az")
     assert generate(model, TOKENIZER, "az", unknown="skip", max_new_tokens=0) == "a"
 
@@ -317,5 +317,5 @@ def test_a_context_of_one_token(model: GPT) -> None:
 )
 def test_settings_that_can_not_work(settings: dict[str, float]) -> None:
     (name, value), *_ = settings.items()
-    with pytest.raises(UsageError, match=f"--{name} ({value}|'')"):
+    with pytest.raises(UsageError, match=f"^{name} ({value}|'')"):
         Sampling(**settings)  # type: ignore[arg-type]  # any option

@@ -151,28 +151,28 @@ def test_half_precision_becomes_single() -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"positions": "rotary"}, "--model.positions rotary: GPT-2's class has learned only"),
-        ({"norm": "rms"}, "--model.norm rms"),
-        ({"norm_place": "post"}, "--model.norm_place post"),
-        ({"norm_weight": False, "bias": False}, "--model.norm_weight false"),
+        ({"positions": "rotary"}, "^positions rotary: GPT-2's class has learned only"),
+        ({"norm": "rms"}, "^norm rms"),
+        ({"norm_place": "post"}, "^norm_place post"),
+        ({"norm_weight": False, "bias": False}, "^norm_weight false"),
         (
             {"activation": "swiglu"},
-            "--model.activation swiglu: GPT-2's class has relu2, relu, gelu, gelu_tanh only",
+            "^activation swiglu: GPT-2's class has relu2, relu, gelu, gelu_tanh only",
         ),
-        ({"n_kv_head": 1}, "--model.n_kv_head 1: GPT-2's class has 2 only"),
-        ({"qk_norm": True}, "--model.qk_norm true"),
-        ({"head_bias": True}, "--model.head_bias true"),
-        ({"attn_proj": False}, "--model.attn_proj false"),
-        ({"mixer": "none"}, "--model.mixer none"),
-        ({"logit_softcap": 30.0}, "--model.logit_softcap 30.0: GPT-2's class has null only"),
-        ({"token_shift": 2}, "--model.token_shift 2"),
+        ({"n_kv_head": 1}, "^n_kv_head 1: GPT-2's class has 2 only"),
+        ({"qk_norm": True}, "^qk_norm true"),
+        ({"head_bias": True}, "^head_bias true"),
+        ({"attn_proj": False}, "^attn_proj false"),
+        ({"mixer": "none"}, "^mixer none"),
+        ({"logit_softcap": 30.0}, "^logit_softcap 30.0: GPT-2's class has null only"),
+        ({"token_shift": 2}, "^token_shift 2"),
     ],
 )
 def test_what_gpt2s_class_cant_hold_is_refused_by_name(
     tmp_path: Path, options: dict[str, Any], told: str
 ) -> None:
     config = dataclasses.replace(TINY, **options)
-    with pytest.raises(UsageError, match=f"{told}.*--format safetensors"):
+    with pytest.raises(UsageError, match=f"{told}.*format safetensors"):
         to_hugging_face(config)
     with pytest.raises(UsageError, match=told):
         write_hugging_face(GPT(config), CHARACTERS, tmp_path / "exported")

@@ -144,12 +144,12 @@ def test_steps_by_hand(fused: bool) -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"muon_lr": 0.0}, "--model.muon_lr 0.0: must be above 0"),
-        ({"decay_fraction": 0.0}, "--model.decay_fraction 0.0"),
-        ({"decay_fraction": 1.5}, "--model.decay_fraction 1.5"),
-        ({"lr": math.inf}, "--model.lr inf"),
-        ({"momentum": 1.0, "optimizer": "muon"}, "--model.momentum 1.0"),
-        ({"momentum": 0.9}, "--model.momentum 0.9: is of --model.optimizer sgd and muon"),
+        ({"muon_lr": 0.0}, "^muon_lr 0.0: must be above 0"),
+        ({"decay_fraction": 0.0}, "^decay_fraction 0.0"),
+        ({"decay_fraction": 1.5}, "^decay_fraction 1.5"),
+        ({"lr": math.inf}, "^lr inf"),
+        ({"momentum": 1.0, "optimizer": "muon"}, "^momentum 1.0"),
+        ({"momentum": 0.9}, "^momentum 0.9: is of optimizer sgd and muon"),
     ],
 )
 def test_recipes_that_can_not_work(options: dict[str, Any], told: str) -> None:

@@ -169,7 +169,7 @@ def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(pooch, "HTTPDownloader", Unreachable)
     told = (
-        r"--model.init_from gpt2: could not fetch https://huggingface.co/.* \(ConnectionError\); "
+        r"^init_from gpt2: could not fetch https://huggingface.co/.* \(ConnectionError\); "
         r"put config.json and model.safetensors by hand into .*data/weights/gpt2, or name a folder"
     )
     with pytest.raises(UsageError, match=told):

@@ -290,7 +290,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
     }
     with monkeypatch.context() as patch:
         patch.setattr(*targets[where], full)
-        with pytest.raises(UsageError, match="--data.data_dir .*: No space left.*made up.txt"):
+        with pytest.raises(UsageError, match="^data_dir .*: No space left.*made up.txt"):
             prepared(tmp_path, "something else")
     left = {path.name: path.read_bytes() for path in tmp_path.glob("tokens/*.*")}
     assert {name: left[name] for name in there} == there
@@ -317,7 +317,7 @@ def test_a_failed_preparation_leaves_nothing_behind(
 
 
 def test_a_vocabulary_that_32_bits_can_not_hold(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--data.tokenizer bpe:4294967297: .*at most 4294967296"):
+    with pytest.raises(UsageError, match="^tokenizer bpe:4294967297: .*at most 4294967296"):
         prepared(tmp_path, tokenizer=parse_options("bpe:4294967297"))
 
 

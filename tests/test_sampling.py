@@ -210,7 +210,7 @@ def test_a_row_is_the_same_alone_and_in_a_batch(function: Callable[..., torch.Te
 )
 def test_choices_that_can_not_be(option: dict[str, float]) -> None:
     ((name, value),) = option.items()
-    with pytest.raises(UsageError, match=f"--{name} {value}: must be"):
+    with pytest.raises(UsageError, match=f"^{name} {value}: must be"):
         Choice(**option)  # type: ignore[arg-type]  # any option
 
 

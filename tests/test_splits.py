@@ -76,11 +76,11 @@ def test_every_character_is_in_one_split(
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"val_fraction": 1.0}, "--data.val_fraction 1.0"),
-        ({"val_fraction": 0, "test_fraction": -0.1}, "--data.test_fraction -0.1"),
+        ({"val_fraction": 1.0}, "^val_fraction 1.0"),
+        ({"val_fraction": 0, "test_fraction": -0.1}, "^test_fraction -0.1"),
         ({"val_fraction": 0.5, "test_fraction": 0.5}, "nothing to train on"),
-        ({"val_spans": 0}, "--data.val_spans 0"),
-        ({"val_spans": 11}, "--data.val_spans 11: .*too few.*0 of train"),
+        ({"val_spans": 0}, "^val_spans 0"),
+        ({"val_spans": 11}, "^val_spans 11: .*too few.*0 of train"),
         ({"split_by": "documents"}, "the text's 1 documents are too few"),
     ],
 )

@@ -48,7 +48,7 @@ def test_nothing_between_documents_that_a_token_parts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("contents", [[""], [" \n"], ["", "\n"]])
 def test_blank_files(tmp_path: Path, contents: list[str]) -> None:
-    with pytest.raises(UsageError, match="--data.path .*texts: the file is empty"):
+    with pytest.raises(UsageError, match="^path .*texts: the file is empty"):
         write(tmp_path, *contents)
 
 

@@ -104,7 +104,7 @@ def test_short_forms(short: str, options: TokenizerOptions) -> None:
 
 @pytest.mark.parametrize("short", ["", "chars", "word:x", "char:1", "bpe:many", "bpe:-1"])
 def test_forms_that_are_none(short: str) -> None:
-    with pytest.raises(UsageError, match=f"--data.tokenizer {short}: .*bpe:SIZE"):
+    with pytest.raises(UsageError, match=f"^tokenizer {short}: .*bpe:SIZE"):
         parse_options(short)
 
 
@@ -227,7 +227,7 @@ def test_a_copy_of_a_speller_goes_on_on_its_own(bpe: BytePairTokenizer) -> None:
 
 def test_sizes_that_can_not_be() -> None:
     for size, told in ((256, "at least 257"), (4000, "gives only .* a longer text")):
-        with pytest.raises(UsageError, match=f"--data.tokenizer bpe:{size}: .*{told}"):
+        with pytest.raises(UsageError, match=f"^tokenizer bpe:{size}: .*{told}"):
             BytePairTokenizer.train(
                 CORPUS.splitlines(True), TokenizerOptions(kind="bpe", vocab_size=size)
             )

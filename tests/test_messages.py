@@ -1,0 +1,105 @@
+"""Messages name arguments in Python, and flags on the command line."""
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gptlit as library
+from gptlit.callbacks import SampleText
+from gptlit.data import TextDataModule
+from gptlit.generation import Sampling
+from gptlit.messages import RunError, UsageError, naming_flags, note, opt
+from gptlit.model import GPTConfig
+from gptlit.optim import Recipe
+from gptlit.tokenizer import TokenizerOptions, parse_options
+from gptlit.training import LitGPT
+
+OF_PYTHON: list[tuple[Callable[[], Any], str, str]] = [
+    (lambda: Sampling(top_k=0), "top_k 0: must", "--top_k 0: must"),
+    (
+        lambda: Sampling(max_new_tokens=1, min_new_tokens=2),
+        "min_new_tokens 2: must be 0 or more, and not above max_new_tokens 1",
+        "--min_new_tokens 2: must be 0 or more, and not above --max_new_tokens 1",
+    ),
+    (
+        lambda: GPTConfig(vocab_size=2, n_embd=6, n_head=4),
+        "n_embd 6: not divisible by n_head 4",
+        "--model.n_embd 6: not divisible by --model.n_head 4",
+    ),
+    (lambda: LitGPT(n_layer=-1), "n_layer -1", "--model.n_layer -1"),
+    (
+        lambda: Recipe(lr=1e-3, min_lr=1.0),
+        "min_lr 1.0: must lie between 0 and lr 0.001",
+        "--model.min_lr 1.0: must lie between 0 and --model.lr 0.001",
+    ),
+    (lambda: TextDataModule(batch_size=0), "batch_size 0", "--data.batch_size 0"),
+    (lambda: TextDataModule(val_fraction=2), "val_fraction 2", "--data.val_fraction 2"),
+    (
+        lambda: TextDataModule(path="/no/such").prepare_data(),
+        "path /no/such: No such",
+        "--data.path /no/such: No such",
+    ),
+    (
+        lambda: TokenizerOptions(min_frequency=0),
+        "min_frequency 0",
+        "--data.tokenizer.min_frequency 0",
+    ),
+    (lambda: parse_options("chars"), "tokenizer chars: unknown", "--data.tokenizer chars: unknown"),
+    (
+        lambda: SampleText(max_new_tokens=-1),
+        "max_new_tokens -1",
+        "--samples.max_new_tokens -1",
+    ),
+    (lambda: library.load("/no/such.ckpt"), "path /no/such.ckpt: no such", "--path /no/such"),
+]
+
+
+@pytest.mark.parametrize(("call", "in_python", "as_flags"), OF_PYTHON)
+def test_an_option_has_the_name_that_it_is_given_by(
+    call: Callable[[], Any], in_python: str, as_flags: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        call()
+    assert str(caught.value).startswith(in_python)
+    assert "--" not in str(caught.value)
+    again = pickle.loads(pickle.dumps(caught.value))  # as it comes from another process
+    assert str(again) == str(caught.value)
+    with naming_flags():
+        assert str(again).startswith(as_flags)
+    assert str(again).startswith(in_python)
+
+
+def test_values_are_as_they_are_typed() -> None:
+    error = UsageError("needs a number", "max_new_tokens", None)
+    assert str(error) == "max_new_tokens None: needs a number"
+    with naming_flags():
+        assert str(error) == "--max_new_tokens null: needs a number"
+        assert str(UsageError("is new", "data.eos", True)) == "--data.eos true: is new"
+        assert str(UsageError("is missing", "ban")) == "--ban: is missing"
+    assert str(UsageError("as it is: --this")) == "as it is: --this"
+
+
+def test_other_messages_name_options_alike(capsys: pytest.CaptureFixture[str]) -> None:
+    note(f"try a lower {opt('model.lr')}")
+    assert capsys.readouterr().err == "gptlit: try a lower lr\n"
+    error = RunError(f"try {opt('guard.diverged')} 2")
+    assert str(error) == "try diverged 2"
+    with naming_flags():
+        assert str(error) == "try --guard.diverged 2"
+
+
+def test_the_command_line_names_flags(gptlit: Callable[..., Any], tmp_path: Path) -> None:
+    for arguments, told in (
+        (["predict", "--ckpt_path=no.ckpt"], "--ckpt_path no.ckpt: no such file"),
+        (["predict", "--top_k=0"], "--top_k 0: must be"),
+        (["export", "no.ckpt", "out"], "gptlit export no.ckpt: no such file"),
+        (["fit", "--model.init_from=no"], "--model.init_from no: no such file"),
+        (["fit", "--samples.top_k=0"], "--samples.top_k 0: must be"),
+        (["fit", "--data.tokenizer.min_frequency=0"], "--data.tokenizer.min_frequency 0: must"),
+    ):
+        result = gptlit(*arguments)
+        assert result.code == 2
+        assert result.err.startswith(f"gptlit: error: {told}"), result.err
