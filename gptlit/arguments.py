@@ -1,7 +1,7 @@
 """The command line before parsing: config names become paths, checkpoints bring their options."""
 
 import importlib.resources
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import yaml
 from gptlit import checkpoint, inputs
 from gptlit.messages import UsageError, did_you_mean
 from gptlit.parser import from_environment
+from gptlit.yaml_keys import refuse_duplicates
 
 STUDIES = "studies/"  # among the configs, and none
 DEFAULT_CONFIG = "small.yaml"
@@ -34,6 +35,23 @@ class Start:
     def step(self) -> int:
         """The optimizer steps made before it was saved."""
         return int(self.content["global_step"])
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """A command as Lightning's CLI understands it, and what it starts from.
+
+    Args:
+        words: The arguments; a checkpoint's options are a config before all others.
+        start: The checkpoint, if there is one.
+        configs: The files that the user names.
+        trusts: Whether all of the checkpoint's options are taken.
+    """
+
+    words: list[str]
+    start: Start | None
+    configs: list[Path]
+    trusts: bool
 
 
 def take(words: Sequence[str], *names: str) -> tuple[list[str], list[str]]:
@@ -135,12 +153,17 @@ def _names_in(options: dict[str, Any], prefix: str = "") -> Iterator[str]:
 def _check_config(name: str) -> None:
     """Refuse what the parser would refuse without naming the file, or not at all."""
     try:
-        content = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+        text = Path(name).read_text(encoding="utf-8")
+        content = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise UsageError(f"--config {name}: {reason}") from error
     except yaml.YAMLError as error:
         raise UsageError(f"--config {name}: not YAML: {' '.join(str(error).split())}") from error
+    try:
+        refuse_duplicates(text)
+    except UsageError as error:
+        raise UsageError(f"--config {name}: {error}") from error
     if not isinstance(content, dict):
         raise UsageError(
             f"--config {name}: holds no options by name, such as model: {{n_layer: 4}}"
@@ -159,7 +182,7 @@ def _options_of(start: Start) -> dict[str, Any]:
         options = yaml.safe_load(start.described["run"])
         if isinstance(options["model"], dict) and isinstance(options["data"], dict):
             return options
-    except (yaml.YAMLError, TypeError, KeyError):
+    except (yaml.YAMLError, TypeError, KeyError, RecursionError):
         pass
     raise UsageError(
         f"--ckpt_path {start.path}: holds no options of its run; write with it by gptlit predict, "
@@ -167,7 +190,44 @@ def _options_of(start: Start) -> dict[str, Any]:
     )
 
 
-def expand(verb: str, arguments: Sequence[str]) -> tuple[list[str], Start | None]:
+def _trusts(words: Sequence[str]) -> bool:
+    """Whether `--trust_checkpoint` stands among the arguments, alone or as true."""
+    trusts = False
+    for word, following in zip(words, [*words[1:], "--"], strict=False):
+        name, equals, value = word.partition("=")
+        if name == "--trust_checkpoint":
+            value = value if equals else following
+            trusts = value.lower() == "true" or (not equals and value.startswith("--"))
+    return trusts
+
+
+def _given(words: Sequence[str], configs: Sequence[Path]) -> set[str]:
+    """Dotted names of the options that the user sets, rather than adds to."""
+    found = set()
+    for word in words:
+        name = word.removeprefix("--").partition("=")[0]
+        if word.startswith("--") and not name.endswith("+"):
+            found.add(name.replace(".init_args", ""))
+    for path in configs:
+        for group, options in yaml.safe_load(path.read_text(encoding="utf-8")).items():
+            for name, value in options.items() if isinstance(options, dict) else ():
+                partly = isinstance(value, dict) and "class_path" not in value
+                found |= {f"{group}.{name}.{own}" for own in _arguments(value)} if partly else {
+                    f"{group}.{name}"
+                }  # fmt: skip
+    return found
+
+
+def _arguments(value: dict[str, Any]) -> dict[str, Any]:
+    own = value.get("init_args")
+    return own if isinstance(own, dict) else value
+
+
+def expand(
+    verb: str,
+    arguments: Sequence[str],
+    check: Callable[[dict[str, Any], Path, set[str]], dict[str, Any]],
+) -> CommandLine:
     """Arguments that Lightning's CLI understands, and the checkpoint they start from.
 
     What comes later wins: configs, then environment variables, then flags. A checkpoint
@@ -175,24 +235,33 @@ def expand(verb: str, arguments: Sequence[str]) -> tuple[list[str], Start | None
     training, those of model and data to evaluate. `fit` with neither config nor checkpoint
     gets small.yaml.
 
+    Args:
+        verb: The command's.
+        arguments: Those behind it.
+        check: Gives what may be used of a checkpoint's options, by the options, the
+            checkpoint's path, and the names of those that the user gives.
+
     Raises:
-        UsageError: no such config or checkpoint.
+        UsageError: no such config or checkpoint, or one that isn't to be trusted.
     """
     names, words = take([*from_environment(verb), *arguments], "--config", "-c")
     paths, words = take(words, "--ckpt_path")
-    configs = [f"--config={find_config(name)}" for name in names]
+    files = [find_config(name) for name in names]
     if not paths and verb != "fit" and not HELP & set(words):
         paths = ["best"]
     if not paths:
-        if verb == "fit" and not configs:
-            configs = [f"--config={find_config(DEFAULT_CONFIG)}"]
-        return configs + words, None
-    start = Start(*checkpoint.read_named(paths[-1]))
+        if verb == "fit" and not files:
+            files = [find_config(DEFAULT_CONFIG)]
+        return CommandLine([*(f"--config={path}" for path in files), *words], None, files, False)
+    start, trusts = Start(*checkpoint.read_named(paths[-1])), _trusts(words)
     options = _options_of(start)
     if verb != "fit":
         options = {"model": options["model"], "data": options["data"]}
+    if not trusts:
+        options = check(options, start.path, _given(words, files))
     if take(words, "--data.corpus")[0] and not take(words, "--data.path")[0]:
         # the corpus named now is meant, not the file of then, which would win
         options["data"]["path"] = None
-    own = f"--config={yaml.safe_dump(options)}"
-    return [own, *configs, *words, f"--ckpt_path={start.path}"], start
+    configs = [yaml.safe_dump(options), *files]
+    own = [*(f"--config={each}" for each in configs), *words, f"--ckpt_path={start.path}"]
+    return CommandLine(own, start, files, trusts)

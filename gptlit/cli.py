@@ -7,6 +7,7 @@ import re
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,16 +30,20 @@ from gptlit import (
     preflight,
     prompts,
     rates,
+    readable,
     resuming,
     runs,
     summary,
+    trusted_options,
+    yaml_keys,
 )
 from gptlit import tokenizer as tokenizers
-from gptlit.arguments import HELP, expand, given_by_user
+from gptlit.arguments import HELP, CommandLine, expand, given_by_user
 from gptlit.callbacks import Report, SampleText, Throughput
 from gptlit.data import TextDataModule
 from gptlit.guard import Guard
 from gptlit.messages import UsageError, note, tell
+from gptlit.own_modules import importable
 from gptlit.parser import OneLineErrors
 from gptlit.progress_bar import RunBar
 from gptlit.quiet import quiet
@@ -52,7 +57,7 @@ TEXT_OPTIONS = tuple(
     f"--data.{name}" for name in ("path", "corpus", "jsonl_field", "column", "encoding", "cleaning")
 )
 TEXT_PATHS = ("path", "val_path", "test_path")
-SWITCHES = ("--lr_find", "--preflight")
+SWITCHES = ("--lr_find", "--preflight", "--trust_checkpoint")
 TRAINER_DEFAULTS = {
     "max_epochs": -1,
     "max_steps": 1000,
@@ -73,6 +78,9 @@ class Parser(OneLineErrors, LightningArgumentParser):
     """Lightning's parser with errors of one line."""
 
 
+yaml_keys.check_what_is_parsed()
+
+
 def choose_precision(accelerator: str) -> tuple[str, str]:
     """The default precision on the accelerator that will be used, and why."""
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
@@ -84,6 +92,21 @@ def choose_precision(accelerator: str) -> tuple[str, str]:
     if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
         return "32-true", "exact; for a larger model try bf16-mixed, this CPU has bfloat16"
     return "32-true", "this CPU has no native bfloat16"
+
+
+def _trusted(options: dict[str, Any], path: Path, given: set[str]) -> dict[str, Any]:
+    """What may be used of the options that a checkpoint brings."""
+    groups = {"model": LitGPT, "data": TextDataModule, "samples": SampleText, "guard": Guard}
+    return trusted_options.check(options, path, given, groups)
+
+
+def _own_classes(line: CommandLine) -> contextlib.AbstractContextManager[None]:
+    """Let classes that the user names be imported from beside the config, or from here."""
+    # the first word has the checkpoint's options, which may bring nothing from here
+    words = line.words[1:] if line.start and not line.trusts else line.words
+    texts = [word.partition("=")[2] if word.startswith("--") else word for word in words]
+    texts += [path.read_text(encoding="utf-8") for path in line.configs]
+    return importable(texts, [*(path.parent for path in line.configs), Path.cwd()])
 
 
 class NothingToTrain(UsageError):
@@ -162,6 +185,15 @@ class GptlitCLI(LightningCLI):
             "causality, gradients, checkpoint, and that the model memorises one batch.",
         )
         parser.add_argument(
+            "--trust_checkpoint",
+            type=bool,
+            nargs="?",
+            const=True,
+            default=False,
+            help="Take all options of the checkpoint's run, also those that name classes of others "
+            "and folders elsewhere: they can run any code. For checkpoints of your own.",
+        )
+        parser.add_argument(
             "--lr_find",
             type=bool,
             nargs="?",
@@ -174,7 +206,9 @@ class GptlitCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         words = name_words(self.arguments, option_of_run, switches=SWITCHES)
         words = full_names(words, self._parser(self.verb).option_names())
-        words, self.start = expand(self.verb, words)
+        line = expand(self.verb, words, _trusted)
+        words, self.start, self.trusts = line.words, line.start, line.trusts
+        self.held.enter_context(_own_classes(line))
         # whether the text is named now, or is that of the checkpoint
         self.text_given = any(word.startswith(TEXT_OPTIONS) for word in words)
         for word in words:
@@ -215,6 +249,8 @@ class GptlitCLI(LightningCLI):
         options, trainer = self.options, self.options.trainer
         if options.ckpt_path != (str(self.start.path) if self.start else None):
             raise UsageError(f"ckpt_path {options.ckpt_path}: give it as a flag, --ckpt_path")
+        if options.trust_checkpoint and not self.trusts and self.start is not None:
+            raise UsageError("trust_checkpoint true: give it as a flag, --trust_checkpoint true")
         _check_counts(options)
         if options.preflight and self.subcommand != "fit":
             raise UsageError("--preflight true: is an option of fit only")
@@ -300,14 +336,26 @@ class GptlitCLI(LightningCLI):
         return yaml.safe_load(self.start.described["run"])
 
     def _dump_options(self) -> str:
-        dumped = self._parser(self.subcommand).dump(self.options, skip_unset=False, format="yaml")
+        parser = self._parser(self.subcommand)
+        with warnings.catch_warnings():
+            # what can't be written is found out below, by reading it
+            warnings.simplefilter("ignore")
+            plain = functools.partial(parser.dump, skip_unset=False, format="yaml")
+            dumped, left_out = readable.dump(self.options, plain)
         options = yaml.safe_load(dumped)
-        for key in ("config", "ckpt_path", "preflight", "lr_find"):
+        for key in ("config", "ckpt_path", "preflight", "lr_find", "trust_checkpoint"):
             options.pop(key, None)
         for key in TEXT_PATHS:
             if path := options["data"][key]:
                 # whoever goes on may do so from another folder
                 options["data"][key] = str(Path(path).expanduser().absolute())
+        left_out += readable.leave_out(options, self.options, parser.parse_object)
+        for name in left_out:
+            if self.subcommand == "fit" and not self._only_looks and runs.on_rank_zero():
+                note(
+                    f"--{name}: can't be read back from {runs.CONFIG} and is left out there; give "
+                    "it again beside --ckpt_path to resume, unless it is the default"
+                )
         return yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:

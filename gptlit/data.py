@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 
-from gptlit import corpora, preparing
+from gptlit import corpora, preparing, trusted_options
 from gptlit.cleaning import AS_IT_IS, CleaningOptions
 from gptlit.loaders import EvalLoader, TrainLoader
 from gptlit.messages import UsageError, note, opt
@@ -82,6 +82,11 @@ class TextDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["tokenizer", "cleaning"])
+        # a checkpoint has both as plain data
+        if isinstance(tokenizer, dict):
+            tokenizer = TokenizerOptions(**tokenizer)
+        if isinstance(cleaning, dict):
+            cleaning = CleaningOptions(**cleaning)
         options = parse_options(tokenizer)
         options = dataclasses.replace(options, eos=eos or options.eos)
         # plain data: a checkpoint that holds an object of ours would not load safely
@@ -114,6 +119,21 @@ class TextDataModule(L.LightningDataModule):
         # of texts that must not have changed: "" is the main one; "val" and "test", of their own
         self.expected_sha256: dict[str, str] = {}
         self._tokens: TokenFile | None = None
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]  # Lightning's is a descriptor of its own
+        cls, checkpoint_path: Any, *arguments: Any, weights_only: bool = True, **options: Any
+    ) -> "TextDataModule":
+        """As Lightning's, of plain data unless asked otherwise; nothing that it names is called.
+
+        Raises:
+            UsageError: the checkpoint names a folder for texts that is not one of gptlit's.
+        """
+        options |= {"weights_only": weights_only, "_instantiator": None}  # which would be called
+        made = super().load_from_checkpoint(checkpoint_path, *arguments, **options)
+        if "data_dir" not in options:
+            trusted_options.check_data_dir(checkpoint_path, made.folder)
+        return made
 
     def use_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Read texts by a finished tokenizer, that of a checkpoint, instead of making one."""

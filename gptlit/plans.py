@@ -25,6 +25,7 @@ import yaml
 
 from gptlit.arguments import GROUPS
 from gptlit.messages import UsageError, did_you_mean
+from gptlit.yaml_keys import refuse_duplicates
 
 Settings = dict[str, Any]
 At = Literal["end", "best"]
@@ -287,11 +288,13 @@ def read(path: Path, words: Sequence[str]) -> Study:
 
 def _content(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        text = path.read_text(encoding="utf-8")
+        content = yaml.load(text, _Loader)
     except UnicodeDecodeError as error:
         raise UsageError("not UTF-8 text") from error
     except yaml.YAMLError as error:
         raise UsageError(f"not YAML: {' '.join(str(error).split())}") from error
+    refuse_duplicates(text)
     if not isinstance(content, dict):
         raise UsageError("no study; it needs a grid, settings, random or seeds")
     for key in content:

@@ -222,10 +222,13 @@ def _fit(planned: Planned, place: Path, last: Path) -> tuple[int, int]:
     """Train to the end; returns the steps of the run, and a signal that came when it was over."""
     words, step = planned.setup.words, None
     if last.is_file():
-        step, steps = checkpoint.read(last)["global_step"], planned.options["trainer"]["max_steps"]
+        content, steps = checkpoint.read(last), planned.options["trainer"]["max_steps"]
+        step = int(content["global_step"])
         if 0 < steps <= step:
             return step, 0  # all that is missing is the result
         words = [f"--ckpt_path={last}"]  # which has the same options
+        if yaml.safe_load(content[checkpoint.KEY]["run"]) == planned.options:
+            words.append("--trust_checkpoint=true")  # the user's own study names them
     try:
         with quiet(), contextlib.ExitStack() as held:
             cli = GptlitCLI("fit", words, held, place=place)

@@ -460,9 +460,10 @@ class LitGPT(L.LightningModule):
         """As Lightning's own, of a file that has been checked as `gptlit.load` checks it.
 
         Raises:
-            UsageError: missing, damaged, or not a checkpoint of gptlit.
+            UsageError: missing, damaged, not a checkpoint of gptlit, or one that could run code.
         """
         checkpoints.read(checkpoint_path)
+        options["_instantiator"] = None  # which Lightning would import and call
         return super().load_from_checkpoint(checkpoint_path, *args, **options)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

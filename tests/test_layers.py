@@ -38,6 +38,10 @@ GROUND = {
     "packing",
     "order",
     "compiling",
+    "yaml_keys",
+    "own_modules",
+    "plain_values",
+    "readable",
 }
 FIRST = {
     "corpora",
@@ -96,6 +100,7 @@ SECOND = {
     "saving",
     "runs",
     "launching",
+    "trusted_options",
     "endings",
     "quiet",
     "summary",

@@ -1,0 +1,128 @@
+"""Whether a value from somebody else's file is plain data of a declared type.
+
+Of other values a command-line parser makes objects: it imports the class that a dotted name
+means, or reads the file that a string names. So strings count as plain only where nothing but a
+string, a number or a path is declared, or where they can name neither.
+"""
+
+import collections.abc
+import dataclasses
+import datetime
+import inspect
+import re
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+Hints = Mapping[str, Any]
+
+_PLAIN = {str, int, float, bool, types.NoneType, datetime.timedelta, Path}
+_LISTS = {list, tuple, set, collections.abc.Sequence, collections.abc.Iterable}
+_DICTS = {dict, collections.abc.Mapping}
+_NAME = re.compile(r"\w+(:\w+)*|#\w+|")  # ddp, bpe:1024, cuda:0, #ff0000
+_OF_CLASSES = {"class_path", "init_args", "dict_kwargs", "__path__"}
+
+
+def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """The declared type of each argument that has a name; Any where none is declared."""
+    named = inspect.signature(function).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {
+        each.name: Any if each.annotation is inspect.Parameter.empty else each.annotation
+        for each in named
+        if each.kind in kinds and each.name != "self"
+    }
+
+
+def not_plain(value: Any, hint: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """The name and value of each part of a value that isn't plain data of the declared type.
+
+    Args:
+        value: As YAML, JSON or a checkpoint has it.
+        hint: The declared type; None for one that isn't known, of which only numbers are plain.
+        name: Dotted, of the value.
+    """
+    yield from _not_plain(value, _members(hint), name)
+
+
+def _not_plain(value: Any, members: Sequence[Any], name: str) -> Iterator[tuple[str, Any]]:
+    if value is None or isinstance(value, bool | int | float):
+        return
+    if isinstance(value, str):
+        if not _is_plain_string(value, members):
+            yield name, value
+    elif isinstance(value, list | tuple):
+        within = [each for member in members for each in _items(member, _LISTS)]
+        if not within:
+            yield name, value
+        for index, item in enumerate(value):
+            yield from _not_plain(item, within, f"{name}[{index}]")
+    elif isinstance(value, dict):
+        within = [each for member in members for each in _items(member, _DICTS)]
+        fields = {n: h for member in members for n, h in _fields(member).items()}
+        for key, item in value.items():
+            hints = _members(fields[key]) if key in fields else within
+            if key in _OF_CLASSES or not hints:
+                yield f"{name}.{key}", item
+            else:
+                yield from _not_plain(item, hints, f"{name}.{key}")
+    else:
+        yield name, value
+
+
+def _members(hint: Any) -> list[Any]:
+    """The alternatives of a type, each of which is no union."""
+    if hint is None:
+        return []
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return [each for part in get_args(hint) for each in _members(part)]
+    return _members(get_args(hint)[0]) if origin is Annotated else [hint]
+
+
+def _items(member: Any, containers: Any) -> list[Any]:
+    """The types of what stands in a container, none of what is no such container."""
+    if member is Any:
+        return [Any]
+    if (get_origin(member) or member) not in containers:
+        return []
+    arguments = [each for each in get_args(member) if each is not Ellipsis]
+    if get_origin(member) in _DICTS:
+        arguments = arguments[1:]
+    return [each for part in arguments or [Any] for each in _members(part)]
+
+
+def _fields(member: Any) -> dict[str, Any]:
+    if not dataclasses.is_dataclass(member):
+        return {}
+    return {field.name: field.type for field in dataclasses.fields(member)}
+
+
+def _is_plain_string(value: str, members: Sequence[Any]) -> bool:
+    if any(value in get_args(each) for each in members if get_origin(each) is Literal):
+        return True
+    takes_strings = any(each in (str, Path, datetime.timedelta, Any) for each in members)
+    if not any(map(_may_become_an_object, members)):
+        return takes_strings or _is_number(value)
+    # as one of several names, or as the name of a setting
+    return bool(_NAME.fullmatch(value)) and takes_strings and not (value and Path(value).exists())
+
+
+def _is_number(value: str) -> bool:
+    """As YAML 1.1 has 1e-4, which is a string there."""
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _may_become_an_object(member: Any) -> bool:
+    origin = get_origin(member)
+    if member in _PLAIN or origin is Literal:
+        return False
+    if origin in _LISTS | _DICTS:
+        arguments = [part for each in get_args(member) for part in _members(each)]
+        return any(_may_become_an_object(part) for part in arguments if part is not Ellipsis)
+    return True
