@@ -180,6 +180,9 @@ def check(content: dict[str, Any]) -> None:
             f"saved at step {content['global_step']} by Lightning {in_short(version)}, which "
             "no version of gptlit does"
         )
+    for name, tensor in content[KEY].get("epoch_loss", {}).items():
+        if tensor.layout != torch.strided or tensor.shape or tensor.is_complex() or tensor.is_meta:
+            raise UsageError(f"{KEY}.epoch_loss.{in_short(name)} is not a number")
     evaluated = content[KEY].get("evaluated", {})
     if evaluated and not isinstance(evaluated.get("step"), int):
         raise UsageError(f"{KEY}.evaluated has no step")

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from gptlit import plain
 from gptlit.messages import RunError, UsageError, note, opt
 from gptlit.optim import total_norm
 from gptlit.progress import has_stepped
@@ -73,6 +74,7 @@ class Guard(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        plain.check(list[float], state_dict["losses"], "callbacks.Guard.losses")
         self._losses = list(state_dict["losses"])
         self._lowest = state_dict["lowest"]
         self._told = state_dict["told"]

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import json
 import types
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
@@ -109,27 +109,30 @@ def make(kind: type, options: Any, prefix: str) -> Any:
     return kind(**options)
 
 
-def check_like(example: Any, value: Any, name: str) -> None:
-    """Refuse a value that is not made like an example, of the same keys and the same types.
+def like(example: Any, value: Any, name: str) -> Any:
+    """A value that is made like an example, of the same types; keys the example lacks are left out.
 
-    Where the example has None, an empty container or an object of any other class, everything
-    passes. Lists may be longer or shorter; all of their values are compared with the first one.
+    Where the example has None or an empty container, everything passes. Lists may be longer or
+    shorter: each of their values is compared with the example's first one.
 
     Raises:
         UsageError: names the part that differs.
     """
     kind = type(example)
-    if kind not in NAMES or example is None or (kind in (dict, list, tuple) and not example):
-        return
+    if example is None or (kind in (dict, list, tuple) and not example):
+        return value
+    if kind not in NAMES:
+        if type(value) is not kind or getattr(value, "shape", ()) != getattr(example, "shape", ()):
+            raise UsageError(f"{name} {shown(value)}: must be {_described(kind)}")
+        return value
     check(kind, value, name)
-    if isinstance(example, Mapping):
-        for key, each in example.items():
-            if key not in value:
-                raise UsageError(f"{name} has no {key}")
-            check_like(each, value[key], f"{name}.{key}")
-    elif isinstance(example, list | tuple):
-        for index, each in enumerate(value):
-            check_like(example[0], each, f"{name}[{index}]")
+    if kind is dict:
+        if lacking := [key for key in example if key not in value]:
+            raise UsageError(f"{name} has no {lacking[0]}")
+        return {key: like(each, value[key], f"{name}.{key}") for key, each in example.items()}
+    if kind in (list, tuple):
+        return [like(example[0], each, f"{name}[{at}]") for at, each in enumerate(value)]
+    return value
 
 
 def check_depth(value: Any, name: str) -> None:
@@ -186,7 +189,7 @@ def shown(value: Any) -> str:
 
 def in_short(text: str) -> str:
     """A text for a message: its first characters, on one line."""
-    plain = text.encode("ascii", "backslashreplace").decode() if not text.isprintable() else text
+    plain = text if text.isprintable() else text[:SHOWN].encode("unicode_escape").decode()
     return plain if len(plain) <= SHOWN else f"{plain[:SHOWN]}..."
 
 

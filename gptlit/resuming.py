@@ -7,6 +7,7 @@ from typing import Any
 
 from gptlit import optim
 from gptlit.messages import UsageError, opt
+from gptlit.plain import in_short
 from gptlit.tokenizer import TokenizerOptions, parse_options
 
 MISSING = object()
@@ -142,6 +143,22 @@ def complete_batch(content: dict[str, Any]) -> None:
             loops["state_dict"]["combined_loader"][0]["position"] = sys.maxsize
 
 
+def check_optimizer(content: Mapping[str, Any], optimizer: str) -> None:
+    """Refuse a checkpoint of a run that another optimizer trained.
+
+    Raises:
+        UsageError: names both.
+    """
+    before = content.get("hyper_parameters", {}).get("optimizer", "adamw")
+    if before != optimizer:
+        raise UsageError(
+            f"the run was trained by {in_short(str(before))}, whose state is another; leave the "
+            f"option out, or begin a new run from its weights by {opt('model.init_from')}",
+            "model.optimizer",
+            optimizer,
+        )
+
+
 def take_recipe(
     checkpoint: dict[str, Any], recipe: optim.Recipe, factor: Callable[[int], float]
 ) -> tuple[float, float]:
@@ -156,18 +173,7 @@ def take_recipe(
 
     Returns:
         The learning rates of the next step, by the checkpoint and by the recipe.
-
-    Raises:
-        UsageError: the state is another optimizer's.
     """
-    options = checkpoint.get("hyper_parameters", {})
-    if (made_by := options.get("optimizer", "adamw")) != recipe.optimizer:
-        raise UsageError(
-            f"the run was trained by {made_by}, whose state is another; leave the option out, or "
-            f"begin a new run from its weights by {opt('model.init_from')}",
-            "model.optimizer",
-            recipe.optimizer,
-        )
     groups = optim.group_options(recipe)
     (scheduler,) = checkpoint["lr_schedulers"]
     (optimizer,) = checkpoint["optimizer_states"]

@@ -4,18 +4,32 @@ import functools
 import shutil
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor, strided
 
+from gptlit import plain
 from gptlit.assets import replacing
 from gptlit.checkpoint import write
+from gptlit.messages import UsageError
 from gptlit.progress import ends_epoch, has_stepped, is_over, validation_follows
 from gptlit.torch_files import check_sizes
+
+
+class _BestState(TypedDict):
+    best_model_score: Tensor | float | None
+    best_model_path: str
+    current_score: Tensor | float | None
+    dirpath: str
+    best_k_models: dict[str, Tensor | float]
+    kth_best_model_path: str
+    kth_value: Tensor | float | None
+    last_model_path: str
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -37,6 +51,11 @@ class BestCheckpoint(ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the lowest figure so far, also where the run's folder has been moved."""
+        plain.check(_BestState, state_dict, "callbacks.ModelCheckpoint")
+        scores = [state_dict["best_model_score"], state_dict["kth_value"]]
+        for score in (*scores, state_dict["current_score"], *state_dict["best_k_models"].values()):
+            if isinstance(score, Tensor) and (score.shape or score.layout != strided):
+                raise UsageError("callbacks.ModelCheckpoint: a score is not a number")
         best = Path(self.dirpath or "") / "best.ckpt"
         if best.exists():
             score = state_dict["best_model_score"]

@@ -15,7 +15,18 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_
 
-from gptlit import accounting, beams, compiling, losses, optim, resuming, sharding
+from gptlit import (
+    accounting,
+    beams,
+    compiling,
+    losses,
+    optim,
+    plain,
+    resuming,
+    sharding,
+    states,
+    weights,
+)
 from gptlit import checkpoint as checkpoints
 from gptlit import tokenizer as tokenizers
 from gptlit.averaging import Average
@@ -386,9 +397,7 @@ class LitGPT(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         self._refuse_parts_of_matrices()
-        # a fused step refuses gradient clipping under Lightning's mixed precision
-        fused = self.trainer.precision == "32-true"
-        optimizer = optim.build(self, self.recipe, fused=fused)
+        optimizer = self._new_optimizer()
         if self.ema:
             self.average = Average(self.net, self.ema)
             if self.average_before is not None:
@@ -401,6 +410,10 @@ class LitGPT(L.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+    def _new_optimizer(self) -> torch.optim.Optimizer:
+        # a fused step refuses gradient clipping under Lightning's mixed precision
+        return optim.build(self, self.recipe, fused=self.trainer.precision == "32-true")
 
     def _refuse_parts_of_matrices(self) -> None:
         options = {"optimizer": self.optimizer == "muon", "ema": bool(self.ema)}
@@ -507,17 +520,37 @@ class LitGPT(L.LightningModule):
             )
         self.average = None
         if self.trainer.state.fn == "fit":
+            plain.check(dict[str, Any], checkpoint.get("hyper_parameters", {}), "hyper_parameters")
+            resuming.check_optimizer(checkpoint, self.optimizer)
+        try:
+            self._check_states(checkpoint)
+        except UsageError as error:
+            raise UsageError(str(error), "ckpt_path", self.trainer.ckpt_path) from error
+        if self.trainer.state.fn == "fit":
             self._choose_compiling(described.get("compiled"))
             self._take_raw_weights(checkpoint)
-            if self.trainer.is_global_zero:
-                for name, total in described.get("epoch_loss", {}).items():
-                    getattr(self.train_loss, name).copy_(total)
+            if self.trainer.is_global_zero and (sums := described.get("epoch_loss")):
+                for name in ("nats", "tokens"):
+                    getattr(self.train_loss, name).copy_(sums[name])
             self._apply_own_options(checkpoint)
             accumulated = self.trainer.accumulate_grad_batches
             per_step, per_epoch = self.text.windows_per_step, self.text.steps_per_epoch
             resuming.recount(checkpoint, per_step, accumulated, per_epoch)
             resuming.complete_batch(checkpoint)
             self._check_validation(checkpoint, described["text"])
+
+    def _check_states(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse what Lightning would fail to restore, now or later."""
+        assert self.trainer.state.fn is not None
+        fn, has_place = self.trainer.state.fn.value, bool(checkpoint["global_step"])
+        loop = getattr(self.trainer, f"{fn}_loop").state_dict()
+        states.check_loop(checkpoint, f"{fn}_loop", loop, has_place and fn == "fit")
+        if fn == "fit" and "state_dict" in checkpoint:
+            callbacks = [(each.state_key, each.state_dict()) for each in self.trainer.callbacks]
+            states.check_training(checkpoint, self._new_optimizer(), callbacks)
+            if (kept := checkpoint.get(AVERAGED)) is not None:
+                states.check_average(kept)
+                weights.checked(kept["weights"], self.config, f"{AVERAGED}.weights.")
 
     def _check_validation(self, checkpoint: dict[str, Any], trained: dict[str, Any]) -> None:
         """Compare figures only with those of the same text."""

@@ -63,6 +63,7 @@ FIRST = {
     "drafts",
     "beams",
     "weights",
+    "states",
     "interchange",
     "weight_files",
     "tokenizer_files",
