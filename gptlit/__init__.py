@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from gptlit.generation import generate
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     # torch takes seconds to import, and `gptlit --version` needs none of it
     if name == "load":

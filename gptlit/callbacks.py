@@ -16,7 +16,7 @@ from gptlit import sharding
 from gptlit.assets import write_atomically
 from gptlit.generation import Sampling, generate
 from gptlit.loaders import IGNORED
-from gptlit.messages import UsageError
+from gptlit.messages import UsageError, several
 from gptlit.progress import ends_epoch
 from gptlit.streams import only_shown
 from gptlit.terminal import duration, from_here, printable
@@ -52,7 +52,7 @@ class SampleText(Callback):
         top_k: int | None = None,
         seed: int = 1337,
     ) -> None:
-        self.prompts = list(prompts)
+        self.prompts = several(prompts, "samples.prompts")
         self.settings: dict[str, Any] = {
             "max_new_tokens": max_new_tokens,
             "temperature": temperature,

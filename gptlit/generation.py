@@ -7,8 +7,8 @@ neither on the batch around it nor on the cache (float32; exact ties aside).
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,10 +16,13 @@ from torch import Tensor
 
 from gptlit.decoding import Windows
 from gptlit.drafts import Draft, Written
-from gptlit.messages import UsageError, opt
+from gptlit.messages import UsageError, opt, several
 from gptlit.model import GPT
 from gptlit.sampling import Choice, Rules, Streams, entropy
-from gptlit.tokenizer import Tokenizer, Unknown, UnknownPieces
+from gptlit.tokenizer import Tokenizer, Unknown, UnknownPieces, checked_text
+
+SAMPLES_AT_ONCE = 64  # as memory can hold them
+Prompt = TypeVar("Prompt", str, list[str])
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class Sampling(Choice):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("stop", "ban"):
+            object.__setattr__(self, name, several(getattr(self, name), name))
         if self.max_new_tokens is not None and self.max_new_tokens < 0:
             raise UsageError("must be 0 or more", "max_new_tokens", self.max_new_tokens)
         most = math.inf if self.max_new_tokens is None else self.max_new_tokens
@@ -120,7 +125,9 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str, unknown: Unknown = "error")
 
     Raises:
         UsageError: characters or words outside the vocabulary, unless `unknown` is "skip".
+        TypeError: the prompt is not a string.
     """
+    checked_text(prompt, "prompt")
     try:
         return tokenizer.encode(prompt, unknown)
     except UnknownPieces as error:
@@ -251,9 +258,76 @@ def stream_generate(
         yield held
 
 
-def generate(model: GPT, tokenizer: Tokenizer, prompt: str = "", **options: Any) -> str:
-    """The prompt and its continuation: the whole of what `stream_generate` yields."""
-    return "".join(stream_generate(model, tokenizer, prompt, **options))
+def generate(
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompt: Prompt = "",  # type: ignore[assignment]  # the default is of one of its types
+    *,
+    seed: int = 1337,
+    unknown: Unknown = "error",
+    use_cache: bool = True,
+    temperature: float = 0.8,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    typical_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    frequency_penalty: float = 0.0,
+    presence_penalty: float = 0.0,
+    max_new_tokens: int | None = 500,
+    min_new_tokens: int = 0,
+    stop: str | Sequence[str] = (),
+    ban: str | Sequence[str] = (),
+    force: str = "",
+) -> Prompt:
+    """The prompt and its continuation, up to the end of sequence if the tokenizer has one.
+
+    Several prompts are written in batches, with the same seed each: every text is the one that
+    its prompt gives alone (float32; exact ties aside).
+
+    Args:
+        model: The model that writes, on any device.
+        tokenizer: The one it was trained with.
+        prompt: The text to continue, or a list of texts. Of more than `block_size` tokens the
+            last are used.
+        seed: Of each text's own stream of random numbers, 0 or more.
+        unknown: What to do with characters or words outside the vocabulary: "error" or "skip".
+        use_cache: Keep keys and values; the text is the same either way.
+        temperature: Below 1 is safer, above 1 is wilder; 0 is greedy.
+        top_k: Draw from the k likeliest tokens only.
+        top_p: Draw from the likeliest tokens that have this share of the probability together.
+        min_p: Draw from tokens at least this many times as likely as the likeliest.
+        typical_p: Draw from the most typical that have this share of the probability together.
+        repetition_penalty: Above 1, makes tokens of prompt and text less likely; 1 is none.
+        frequency_penalty: Taken from a token's logit for each time that it was written.
+        presence_penalty: Taken from the logit of each token that was written.
+        max_new_tokens: The most tokens to write; None for no limit.
+        min_new_tokens: The end of sequence isn't drawn for so many tokens.
+        stop: A string, or several, that end a text where they first appear; not part of it.
+        ban: A string of one token, or several, that are never written.
+        force: What the continuation begins with.
+
+    Returns:
+        A text, or for a list of prompts the list of their texts, in order.
+
+    Raises:
+        UsageError: a setting that can't work, or characters outside the vocabulary.
+        TypeError: a prompt that is not a string.
+    """
+    given = locals()
+    settings = {each.name: given[each.name] for each in fields(Sampling)}
+    settings |= {"unknown": unknown, "use_cache": use_cache}
+    if isinstance(prompt, str):
+        return "".join(stream_generate(model, tokenizer, prompt, seed=seed, **settings))
+    if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
+        name = type(prompt).__name__
+        raise TypeError(f"prompt: must be a string or a list of strings, not a {name}")
+    texts: list[str] = []
+    for first in range(0, len(prompt), SAMPLES_AT_ONCE):
+        some = prompt[first : first + SAMPLES_AT_ONCE]
+        written = generate_many(model, tokenizer, some, [seed] * len(some), **settings)
+        texts += [each.whole for each in written]
+    return texts
 
 
 def generate_many(
@@ -283,6 +357,8 @@ def generate_many(
         sampling: The fields of `Sampling`.
     """
     settings = Sampling(**sampling)
+    if isinstance(prompts, str):
+        raise TypeError("prompts: must be a list of strings, not one string")
     encoded = {prompt: encode_prompt(tokenizer, prompt, unknown) for prompt in set(prompts)}
     rows = [encoded[prompt] for prompt in prompts]
     texts = [Draft(tokenizer, row.tolist(), settings.stop) for row in rows]

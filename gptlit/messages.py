@@ -105,6 +105,20 @@ class RunError(Exception):
         return _shown(super().__str__())
 
 
+def several(given: str | Iterable[str], option: str) -> list[str]:
+    """Strings as they may be given in Python: one, or several of them.
+
+    Raises:
+        UsageError: anything else.
+    """
+    if isinstance(given, str):
+        return [given]  # which as a sequence would be its letters
+    strings = list(given) if isinstance(given, Iterable) else [given]
+    if isinstance(given, bytes) or not all(isinstance(each, str) for each in strings):
+        raise UsageError("must be a string, or a list of strings", option, repr(given))
+    return strings
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory, of whichever device, is used up."""
     # torch's CPU allocator raises a plain RuntimeError

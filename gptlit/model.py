@@ -297,6 +297,14 @@ class Block(nn.Module):
 # ---------------------------------------------------------------------- the model
 
 
+def _as_ids(idx: Tensor) -> Tensor:
+    """Token ids of another integer type as those that embeddings take."""
+    if idx.is_floating_point() or idx.is_complex() or idx.dtype == torch.bool:
+        name = str(idx.dtype).removeprefix("torch.")
+        raise TypeError(f"idx: token ids must be integers, not {name}")
+    return idx.long()
+
+
 class GPT(nn.Module):
     """Token ids in, logits of the next token out."""
 
@@ -362,7 +370,8 @@ class GPT(nn.Module):
         """The logits of each next token.
 
         Args:
-            idx: (B, T) token ids; with a cache, those behind the positions it holds.
+            idx: (B, T) token ids of any integer type; with a cache, those behind the positions it
+                holds.
             cache: What is known of the positions seen so far; grows by T positions.
             last: Only the last position's logits, at a T-th of the head's cost.
 
@@ -370,10 +379,15 @@ class GPT(nn.Module):
             (B, T, V) logits, or (B, 1, V) if `last`.
 
         Raises:
-            ValueError: more positions than block_size.
+            ValueError: more positions than block_size, or not (B, T).
+            TypeError: the ids are not integers.
         """
+        if idx.dim() != 2:
+            raise ValueError(f"idx: must have the shape (B, T), not {tuple(idx.shape)}")
         T = idx.size(1)
         past = 0 if cache is None else cache.length
+        if idx.dtype != torch.int64:
+            idx = _as_ids(idx)
         if past + T > self.config.block_size:
             raise ValueError(f"{past + T} positions exceed block_size {self.config.block_size}")
         x = self.drop(self.wpe(self.wte(idx), past))  # (B, T, C)

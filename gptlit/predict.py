@@ -18,7 +18,7 @@ from gptlit import beams, checkpoint, modes, prompts
 from gptlit.assets import write_atomically, writing
 from gptlit.beams import Beams
 from gptlit.drafts import Written
-from gptlit.generation import Sampling, stream_generate
+from gptlit.generation import SAMPLES_AT_ONCE, Sampling, stream_generate
 from gptlit.messages import UsageError, note
 from gptlit.model import GPT
 from gptlit.modes import Format, Mode
@@ -27,7 +27,6 @@ from gptlit.shorthand import name_words, option_of_predict
 from gptlit.terminal import SEPARATOR, broken, columns, columns_of, in_colour, put_stream
 from gptlit.tokenizer import Tokenizer, Unknown
 
-SAMPLES_AT_ONCE = 64
 FILE_COLUMNS = 100
 MOST_STREAMED = 8
 ESCAPED = ("--stop", "--ban", "--force")

@@ -14,7 +14,7 @@ import numpy as np
 
 from gptlit import encodings
 from gptlit.cleaning import NUMBER
-from gptlit.messages import UsageError, did_you_mean
+from gptlit.messages import UsageError, did_you_mean, several
 from gptlit.plain import check, shown
 
 Unknown = Literal["error", "skip"]
@@ -51,6 +51,11 @@ class TokenizerOptions:
     eos: bool = False
 
     def __post_init__(self) -> None:
+        special = several(self.special_tokens, "data.tokenizer.special_tokens")
+        object.__setattr__(self, "special_tokens", special)
+        if "" in special:
+            reason = "an empty string is no token; name one such as <PAD>"
+            raise UsageError(reason, "data.tokenizer.special_tokens", special)
         if self.min_frequency < 1:
             option = "data.tokenizer.min_frequency"
             raise UsageError("must be 1 or more", option, self.min_frequency)

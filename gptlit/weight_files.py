@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gptlit import plain, tokenizer_files, torch_files
 from gptlit import tokenizer as tokenizers
+from gptlit.assets import give_usual_mode
 from gptlit.config import GPTConfig
 from gptlit.inputs import refuse_endless
 from gptlit.interchange import (
@@ -205,6 +206,7 @@ def _write_tensors(path: Path, tensors: State) -> None:
 
     # transformers read this to know that the tensors are PyTorch's
     safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
+    give_usual_mode(path)  # which safetensors makes for its owner alone
 
 
 @contextlib.contextmanager

@@ -91,7 +91,7 @@ def test_unknown_characters_are_told_or_dropped(gptlit: Call, run: Run) -> None:
 
 def test_what_stands_for_unknown_words_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     for tokenizer, prompt, told in (
-        (WordTokenizer([UNKNOWN_WORD, "the", "king"]), "the mad king, mad", "'mad', 'king,'"),
+        (WordTokenizer(["the", "king"], [UNKNOWN_WORD]), "the mad king, mad", "'mad', 'king,'"),
         (CharTokenizer("eht", [UNKNOWN_WORD]), "the ßß", "' ', 'ß'"),
     ):
         prompts.tell_dropped("the", "error", tokenizer)
