@@ -1,9 +1,9 @@
 """The verbs that need Lightning: fit, validate, test, and predict on several devices."""
 
 import contextlib
+import enum
 import functools
 import json
-import re
 import sys
 import tempfile
 import time
@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 import yaml
 from jsonargparse import Namespace
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.seed import isolate_rng
 
@@ -24,6 +23,7 @@ from gptlit import (
     __version__,
     checkpoint,
     endings,
+    figures,
     inputs,
     launching,
     origins,
@@ -34,6 +34,7 @@ from gptlit import (
     resuming,
     runs,
     summary,
+    trainer_parts,
     trusted_options,
     yaml_keys,
 )
@@ -47,7 +48,6 @@ from gptlit.own_modules import importable
 from gptlit.parser import OneLineErrors
 from gptlit.progress_bar import RunBar
 from gptlit.quiet import quiet
-from gptlit.saving import DurableCheckpointIO
 from gptlit.shorthand import full_names, name_words, option_of_run
 from gptlit.stopping import Patience, Stopping
 from gptlit.streams import only_shown
@@ -74,24 +74,17 @@ TRAINER_DEFAULTS = {
 }
 
 
+# what a class has as a default can be an Enum's member, as `interval` of Lightning's Timer
+yaml.SafeDumper.add_multi_representer(
+    enum.Enum, lambda dumper, each: dumper.represent_data(each.value)
+)
+
+
 class Parser(OneLineErrors, LightningArgumentParser):
     """Lightning's parser with errors of one line."""
 
 
 yaml_keys.check_what_is_parsed()
-
-
-def choose_precision(accelerator: str) -> tuple[str, str]:
-    """The default precision on the accelerator that will be used, and why."""
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return "bf16-mixed", "this GPU has bfloat16"
-        return "16-mixed", "this GPU has no bfloat16"
-    if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
-        return "32-true", "the safe choice on Apple's GPUs"
-    if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
-        return "32-true", "exact; for a larger model try bf16-mixed, this CPU has bfloat16"
-    return "32-true", "this CPU has no native bfloat16"
 
 
 def _trusted(options: dict[str, Any], path: Path, given: set[str]) -> dict[str, Any]:
@@ -234,17 +227,6 @@ class GptlitCLI(LightningCLI):
             raise UsageError(f"--seed_everything {seed}: must be 0 or more, and below 2^32")
         super()._set_seed()
 
-    def instantiate_classes(self) -> None:
-        # what the parser had no way to check: an option of an option that its own class refuses
-        try:
-            super().instantiate_classes()
-        except UsageError:
-            raise
-        except ValueError as error:
-            if own := re.search(r"^ +- (--.*)$", str(error), re.MULTILINE):
-                raise UsageError(own[1]) from error
-            raise
-
     def before_instantiate_classes(self) -> None:
         options, trainer = self.options, self.options.trainer
         if options.ckpt_path != (str(self.start.path) if self.start else None):
@@ -270,8 +252,6 @@ class GptlitCLI(LightningCLI):
             resuming.check_tokenizer(before["data"], now["data"], kind, self.given)
         if options.data.seed is None:
             options.data.seed = int(options.seed_everything)
-        if trainer.precision is None:
-            trainer.precision, self.precision_reason = choose_precision(trainer.accelerator)
         if isinstance(trainer.val_check_interval, float):
             # a share of an epoch: Lightning wants to be told that epochs are meant
             trainer.check_val_every_n_epoch = trainer.check_val_every_n_epoch or 1
@@ -358,9 +338,10 @@ class GptlitCLI(LightningCLI):
                 )
         return yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
 
-    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+    def instantiate_trainer(self, **settings: Any) -> L.Trainer:
         options = self.config_init[self.subcommand]
-        launching.check(options.trainer)
+        trainer = options.trainer
+        launching.check(trainer)
         if self.start is not None:
             described = self.start.described
             size = described["config"]["vocab_size"]
@@ -369,55 +350,81 @@ class GptlitCLI(LightningCLI):
         if self.origin is not None:
             self.datamodule.use_tokenizer(self.origin.tokenizer)
             self.model.first_weights = self.origin.state
-        with_bar = options.trainer.enable_progress_bar
-        if with_bar is None:
+        given = runs.as_list(trainer.callbacks)
+        trainer_parts.check_callbacks(given)
+        settings = {**trainer, **settings}
+        bar = trainer_parts.own_bar(given)
+        if trainer.enable_progress_bar is None:
             # in a log file a bar's every update is a line
-            with_bar = kwargs["enable_progress_bar"] = sys.stdout.isatty()
+            settings["enable_progress_bar"] = bar is not None or sys.stdout.isatty()
+        if trainer.precision is None and not trainer_parts.has_precision(trainer.plugins):
+            precision, self.precision_reason = trainer_parts.choose_precision(trainer.accelerator)
+            settings["precision"] = precision
+        # the guard looks at a validation before a text is written
+        own = [options.guard, options.samples]
         if self.subcommand != "fit":
             self._refuse_parts_of_a_split()
-            kwargs |= {"logger": False, "enable_checkpointing": False}
-            if with_bar:
-                kwargs["callbacks"] = [*runs.as_list(options.trainer.callbacks), RunBar()]
-            return runs.refusing(super().instantiate_trainer, **kwargs)
+            settings |= {"logger": trainer.logger or False, "enable_checkpointing": False}
+            bars = [RunBar()] if settings["enable_progress_bar"] and bar is None else []
+            return runs.new_trainer(**settings | {"callbacks": [*given, *own, *bars]})
         if self._only_looks:
-            kwargs |= {"logger": False, "enable_checkpointing": False, "callbacks": []}
-            return runs.refusing(super().instantiate_trainer, **kwargs)
-        callbacks = runs.as_list(options.trainer.callbacks)
-        self.model.tells_every_batch = bool(callbacks)  # of gptlit's own none asks for that
+            settings |= {"logger": False, "enable_checkpointing": False, "barebones": False}
+            return runs.new_trainer(**settings | {"callbacks": own})
+        self.stopping = runs.refusing(Stopping, trainer.max_time)
+        settings["max_time"] = None  # Lightning's Timer ends between two batches of a step
+        if trainer.barebones:
+            settings |= trainer_parts.barebones(trainer)
+            return self._checked(**settings | {"callbacks": [*given, self.stopping]})
+        self.model.tells_every_batch = bool(given)  # of gptlit's own none asks for that
         report = Report(self.precision_reason, options.samples)
-        callbacks += [report, Throughput()]
-        if with_bar:
+        callbacks = [*given, report, Throughput()]
+        if bar is not None:
+            trainer_parts.say_whose_bar(bar)
+        elif settings["enable_progress_bar"]:
             callbacks.append(RunBar())
         if patience := options.early_stopping.patience:
             self._check_validates(patience)
             callbacks.append(Patience(patience))
-        self.stopping = runs.refusing(Stopping, options.trainer.max_time)
-        kwargs["max_time"] = None  # Lightning's Timer ends between two batches of a step
-        kwargs["plugins"] = [*runs.as_list(options.trainer.plugins), DurableCheckpointIO()]
-        if not options.trainer.fast_dev_run:
-            self.folder = self._open_folder(Path(options.trainer.default_root_dir or "."))
-            options.samples.folder = self.folder.path
-            if options.trainer.enable_checkpointing is not False:
-                monitored = "val/loss" if self.datamodule.has_validation else "train/loss"
-                callbacks += self.folder.checkpoints(
-                    monitored, options.snapshot_every, options.keep_snapshots
-                )
-        kwargs["callbacks"] = callbacks
+        settings["callbacks"] = [*callbacks, *own]
+        settings["plugins"] = trainer_parts.plugins(trainer.plugins, trainer.strategy)
+        if not trainer.fast_dev_run:
+            self.folder = self._open_folder(Path(trainer.default_root_dir or "."))
         with self._undoing():
-            if self.folder and options.trainer.logger in (None, True):
-                kwargs["logger"] = self.folder.loggers()
-            if self.folder and runs.on_rank_zero():
-                config = self.folder.path / runs.CONFIG
-                config.write_text(self.options_as_yaml, encoding="utf-8")
-                if self.trial:
-                    chart = self.folder.path / "lr_find.svg"
-                    chart.write_text(self.trial.chart(), encoding="utf-8")
-            trainer = runs.refusing(super().instantiate_trainer, **kwargs)
+            if self.folder is not None:
+                options.samples.folder = self.folder.path
+                settings["callbacks"] += self._saving(self.folder, given)
+                settings |= trainer_parts.in_folder(trainer, self.folder)
+                self._describe_run(self.folder.path)
+            made = self._checked(**settings)
         # behind what works between two steps, before what saves
-        saves = [isinstance(each, Checkpoint) for each in [*trainer.callbacks, Checkpoint()]]
-        trainer.callbacks.insert(saves.index(True), self.stopping)
-        trainer.callbacks.remove(report)
-        trainer.callbacks.append(report)
+        saves = [isinstance(each, Checkpoint) for each in [*made.callbacks, Checkpoint()]]
+        made.callbacks.insert(saves.index(True), self.stopping)
+        made.callbacks.remove(report)
+        made.callbacks.append(report)
+        return made
+
+    def _saving(self, folder: runs.RunFolder, given: list[Callback]) -> list[Checkpoint]:
+        """What saves the run's checkpoints, if anything does."""
+        options = self.config_init[self.subcommand]
+        if options.trainer.enable_checkpointing is False:
+            return []
+        trainer_parts.keep_names_apart(given, folder.path / "checkpoints")
+        monitored = "val/loss" if self.datamodule.has_validation else "train/loss"
+        return folder.checkpoints(monitored, options.snapshot_every, options.keep_snapshots)
+
+    def _describe_run(self, folder: Path) -> None:
+        """Put config.yaml into the run's folder, and what chose its learning rate."""
+        if not runs.on_rank_zero():
+            return
+        (folder / runs.CONFIG).write_text(self.options_as_yaml, encoding="utf-8")
+        if self.trial:
+            (folder / "lr_find.svg").write_text(self.trial.chart(), encoding="utf-8")
+
+    def _checked(self, **settings: Any) -> L.Trainer:
+        """A Trainer to fit, none of whose callbacks waits for a figure that is never logged."""
+        trainer = runs.new_trainer(**settings)
+        names = figures.logged(trainer, self.datamodule.has_validation)
+        figures.check_monitored(trainer.callbacks, names)
         return trainer
 
     def _check_validates(self, patience: int) -> None:
@@ -429,6 +436,11 @@ class GptlitCLI(LightningCLI):
 
     def _refuse_parts_of_a_split(self) -> None:
         trainer = self.options.trainer
+        if trainer.barebones:
+            raise UsageError(
+                "--trainer.barebones true: computes no figures, and they are all that "
+                f"{self.subcommand} is for; leave the option out"
+            )
         for name, whole in (
             ("limit_val_batches", (None, 1.0)),
             ("limit_test_batches", (None, 1.0)),
@@ -539,6 +551,7 @@ class GptlitCLI(LightningCLI):
                     "nothing to train: --trainer.max_steps or max_epochs is reached already at "
                     f"step {trained_before}; give a larger one"
                 )
+        trainer_parts.say_where_profile(self.trainer.profiler)
         if runs.on_rank_zero():
             seconds = time.monotonic() - began
             note(endings.closing(self.trainer, self.stopping, folder, seconds))

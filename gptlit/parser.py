@@ -10,6 +10,7 @@ from typing import Any, NoReturn, get_args
 
 from jsonargparse import ArgumentParser, Namespace
 
+from gptlit import union_errors
 from gptlit.messages import UsageError, did_you_mean
 
 OF_FIT = ("config", "model", "data", "samples", "guard", "early_stopping")  # options, and groups
@@ -55,6 +56,23 @@ class OneLineErrors(ArgumentParser):
         members = {a: get_args(getattr(a, "_typehint", None)) for a in self._actions}
         found = [a for a, types in members.items() if NoneType in types and str not in types]
         return {name for action in found for name in action.option_strings}
+
+    def instantiate(self, *arguments: Any, **options: Any) -> Namespace:
+        """Make what the options say; of a class that can't be made one line says why."""
+        try:
+            return super().instantiate(*arguments, **options)
+        except UsageError:
+            raise
+        except ValueError as error:
+            report = str(error)
+            # what the parser had no way to check: an option that its own class refuses
+            if own := re.search(r"^ +- (--.*)$", report, re.MULTILINE):
+                raise UsageError(own[1]) from error
+            if union_errors.MARK not in report:
+                raise
+            parsed: Namespace = options.get("namespace") or arguments[0]
+            key = _key_of_class(parsed, union_errors.class_paths(report))
+            raise UsageError(union_errors.one_line(key, report)) from error
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise UsageError(self._reworded(message)) from ex
@@ -110,8 +128,8 @@ class OneLineErrors(ArgumentParser):
                 return f"--{match[1]}: is a group of options; give them as --{match[1]}.NAME VALUE"
             reason = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", match[2]).replace("typing.", "")
             reason = _one_line(reason).replace("Expected a ", "expected ")
-            if "Does not validate against any of the Union" in reason:
-                return _of_union(match[1], match[2])
+            if union_errors.MARK in reason:
+                return union_errors.one_line(match[1], match[2])
             reason = re.sub(r"Literal\[([^\]]*)\](?=\. Got)", _choices, reason)
             if value := re.fullmatch(r"(expected .*)\. Got value: (.*)", reason):
                 if re.fullmatch(r"[-+.]*(nan|inf|infinity)", value[2], re.IGNORECASE):
@@ -121,32 +139,13 @@ class OneLineErrors(ArgumentParser):
         return _one_line(message.replace("Problems parsing config: ", "--config: not YAML: "))
 
 
-def _of_union(key: str, report: str) -> str:
-    """`--key 7: expected one of a, b, int` from jsonargparse's report on a union's members.
-
-    What one member has against a part of the value says more than that the others want
-    something else.
-    """
-    errors = re.findall(r"^ +- (.*)$", report, re.MULTILINE)
-    for error in errors:
-        if error.startswith(f"--{key}."):
-            return error
-        if error.startswith("--"):
-            return f"--{key}.{error.removeprefix('--')}"
-        if option := re.match(r"Option '(.*)' is not accepted", error):
-            return f"--{key}.{option[1]}: unknown option"
-        if needed := re.match(r"the following arguments are required: (.*)", error):
-            return f"--{key}: needs {needed[1]}"
-    value = re.search(r"Given value: (.*)", report)
-    literals = [each for found in re.findall(r"Literal\[([^\]]*)\]", report) for each in
-                found.replace("'", "").split(", ")]  # fmt: skip
-    named = re.findall(r"Expected a (?:<class '(?:\w+\.)*(\w+)'>|(dot) import)", report)
-    types = ["a class's path" if dot else name for name, dot in named]
-    expected = [name for name in dict.fromkeys(literals + types) if name not in ("", "NoneType")]
-    one_of = "one of " if len(expected) > 1 else ""
-    or_null = " or null" if "NoneType" in types else ""
-    value_told = value[1] if value else ""
-    return f"--{key} {value_told}: expected {one_of}{', '.join(expected)}{or_null}"
+def _key_of_class(parsed: Namespace, class_paths: Sequence[str]) -> str:
+    """The option that holds one of the classes, of the verb if there is one."""
+    verb = parsed.get("subcommand")
+    for key, value in parsed.items():
+        if any(path in str(value) for path in class_paths):
+            return key.removesuffix(".class_path").removeprefix(f"{verb}.")
+    return "trainer"
 
 
 def _choices(literal: re.Match[str]) -> str:

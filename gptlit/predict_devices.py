@@ -77,7 +77,7 @@ def main(arguments: Sequence[str]) -> None:
     chosen["callbacks"] = [*runs.as_list(chosen["callbacks"]), _Writer(put)]
     chosen |= {"logger": False, "enable_progress_bar": False, "use_distributed_sampler": False}
     chosen |= {"enable_checkpointing": False, "enable_model_summary": False}
-    trainer = runs.refusing(L.Trainer, **chosen)
+    trainer = runs.new_trainer(**chosen)
     own = range(trainer.global_rank, len(work), trainer.world_size)
     batches: Any = torch.tensor(list(own), dtype=torch.int64).split(predict.SAMPLES_AT_ONCE)
     loader: Any = torch.utils.data.DataLoader(batches, batch_size=None)

@@ -2,23 +2,95 @@
 
 import contextlib
 import logging
+import re
+import sys
 import warnings
 from collections.abc import Iterator
+from typing import TextIO
+
+LOGGERS = ("lightning.pytorch", "lightning.fabric")
+# what Lightning logs unasked; reports of profilers, callbacks and loggers are no such thing
+ANNOUNCEMENTS = re.compile(
+    r"""\s*(
+    Seed\ set\ to
+    | (GPU|TPU|HPU|IPU)\ available:
+    | 💡\ Tip:
+    | You\ are\ using\ a\ CUDA\ device
+    | LOCAL_RANK:
+    | Using\ (16bit|bfloat16|16-bit)\ .*Automatic\ Mixed\ Precision
+    | `Trainer\(\w+=1(\.0)?\)`\ was\ configured\ so
+    | Running\ in\ `fast_dev_run`\ mode
+    | You\ are\ running\ in\ `Trainer\(barebones=True\)`\ mode
+    | `Trainer\(barebones=True\)`\ started\ running
+    | Trainer\ already\ configured\ with\ model\ summary\ callbacks
+    | Initializing\ distributed:
+    | -+\s+distributed_backend=
+    | Restoring\ states\ from\ the\ checkpoint
+    | Restored\ all\ states\ from\ the\ checkpoint
+    | Loaded\ model\ weights\ from\ the\ checkpoint
+    | `weights_only`\ was\ not\ set
+    | Lightning\ automatically\ upgraded\ your\ loaded\ checkpoint
+    | `Trainer\.\w+`\ stopped:
+    | Detected\ KeyboardInterrupt
+    | (\[rank:\ \d+\]\ )?(Received|Bypassing)\ SIGTERM
+    )""",
+    re.VERBOSE,
+)
+
+
+class _NoAnnouncements(logging.Filter):
+    """Passes every record but those of Lightning that announce what users see anyway."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        is_lightnings = record.name.startswith(LOGGERS)
+        return not (is_lightnings and ANNOUNCEMENTS.match(record.getMessage()))
+
+
+def _handlers() -> list[logging.Handler]:
+    """What the records of Lightning's modules come to; a filter of a logger is for its own."""
+    found: dict[logging.Handler, None] = {}
+    for name in LOGGERS:
+        logger: logging.Logger | None = logging.getLogger(name)
+        while logger is not None:
+            found |= dict.fromkeys(logger.handlers)
+            logger = logger.parent if logger.propagate else None
+    return list(found)
+
+
+@contextlib.contextmanager
+def _to_stderr(handler: logging.StreamHandler[TextIO]) -> Iterator[None]:
+    """Let a handler write to the standard error of now, not of when Lightning was imported."""
+    before = handler.setStream(sys.stderr)
+    try:
+        yield
+    finally:
+        if before is not None:
+            handler.setStream(before)
+
+
+@contextlib.contextmanager
+def _without_announcements() -> Iterator[None]:
+    with contextlib.ExitStack() as undone:
+        for handler in _handlers():
+            only = _NoAnnouncements()
+            handler.addFilter(only)
+            undone.callback(handler.removeFilter, only)
+            if type(handler) is logging.StreamHandler:
+                undone.enter_context(_to_stderr(handler))
+        yield
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Lightning's tips and announcements off: the start-up block tells what matters."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        for logger in loggers:
-            logger.setLevel(logging.WARNING)
+    with warnings.catch_warnings(), _without_announcements():
         for expected in (
             # a run that goes on finds its folder filled, as it should, or begins a new one
             r".*The dirpath has changed from.*",
             r".*Checkpoint directory .* exists and is not empty",
             r".*Experiment logs directory .* exists and is not empty",
+            # what --trainer.barebones is for
+            r".*You are trying to `self\.log(_dict)?\(\)` but `Trainer\(barebones=True\)`.*",
             # the metrics are summed over ranks before they are logged
             r".*sync_dist=True.*",
             # batches of a model this small need no workers, and the loaders have none
@@ -42,8 +114,4 @@ def quiet() -> Iterator[None]:
             r".*You're resuming from a checkpoint that ended before the epoch ended.*",
         ):
             warnings.filterwarnings("ignore", expected)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+        yield

@@ -103,6 +103,20 @@ def telling_of_lost_ranks() -> Iterator[None]:
         ) from error
 
 
+def new_trainer(**options: Any) -> L.Trainer:
+    """A Trainer; what Lightning refuses becomes a UsageError.
+
+    Raises:
+        UsageError: options or parts that don't go together.
+    """
+    try:
+        return refusing(L.Trainer, **options)
+    except RuntimeError as error:
+        if not _is_refusal(error):
+            raise
+        raise UsageError(f"--trainer: {textwrap.shorten(str(error), 240)}") from error
+
+
 def refusing(function: Callable[..., T], *arguments: Any, **options: Any) -> T:
     """Call a function of Lightning's, whose refusals of options become a UsageError."""
     try:

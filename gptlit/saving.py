@@ -46,8 +46,21 @@ class BestCheckpoint(ModelCheckpoint):
 
     @functools.cached_property  # every hook of every step asks for it
     def state_key(self) -> str:
-        # what checkpoints of earlier versions have it under
-        return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__)
+        return self._generate_state_key(monitor=self.monitor)
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take the state that earlier versions saved under Lightning's key of a ModelCheckpoint.
+
+        A ModelCheckpoint of the user's has that key now, and must not take it for its own: it
+        would remove best.ckpt when it finds a better one.
+        """
+        states = checkpoint["callbacks"]
+        if self.state_key not in states:
+            key = super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__)
+            if key in states:
+                states[self.state_key] = states.pop(key)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the lowest figure so far, also where the run's folder has been moved."""
@@ -143,6 +156,7 @@ class RunCheckpoint(Checkpoint):
 
     def _give_best(self, trainer: L.Trainer) -> None:
         best = self.last.with_name("best.ckpt")
+        trainer.strategy.checkpoint_io.teardown()  # waits for what AsyncCheckpointIO still writes
         if trainer.is_global_zero and self.last.exists() and not best.exists():
             with self.last.open("rb") as file, replacing(best) as copy:
                 shutil.copyfileobj(file, copy)

@@ -1,0 +1,123 @@
+"""jsonargparse's reports on a value that fits none of an option's types, in one line.
+
+Such a report has an entry for each type. What one entry knows of the cause (a module that is
+missing, an option of a class that has another name) says more than that the others want
+something else.
+"""
+
+import re
+import sys
+from typing import Any
+
+from gptlit.messages import did_you_mean
+
+MARK = "Does not validate against any of the Union"
+# entries which only say that the value is of another type
+OTHER_TYPES = ("Expected a", "Not a valid subclass", "Import path")
+
+
+def one_line(key: str, report: str) -> str:
+    """`--key 7: expected one of a, b, int`, or what is known of the cause.
+
+    Args:
+        key: The option, without dashes.
+        report: jsonargparse's.
+    """
+    value = re.search(r"Given value: (.*)", report)
+    given = value[1] if value else ""
+    entries = _entries(report)
+    for entry in entries:
+        if cause := _of_option(key, entry, given) or _of_class(key, entry):
+            return cause
+    shown = next(iter(class_paths(given)), given)
+    for entry in entries:
+        if not entry.startswith((*OTHER_TYPES, MARK)):
+            return f"--{key} {shown}: {' '.join(entry.split())}"
+    if foreign := [entry for entry in entries if entry.startswith("Import path")]:
+        return f"--{key} {shown}: {_wanted_class(foreign)}"
+    return f"--{key} {shown}: {_expected(report)}" + _nearest_class(shown, report)
+
+
+def class_paths(report: str) -> list[str]:
+    """The classes that a report's value names."""
+    return re.findall(r"class_path[=:'\s,]+(?:val=)?'([\w.]+)'", report)
+
+
+def _entries(report: str) -> list[str]:
+    """The text of each entry: the line behind its dash, and the indented lines below that.
+
+    The entry of a list whose members are of several types is a report itself, with its entries.
+    """
+    body = report.partition("Errors:")[2]
+    dash = re.match(r"\n *- ", body)
+    if not dash:
+        return []
+    end = re.search(rf"\n {{{len(dash[0]) - 5}}}Given value type:", body)
+    found = []
+    for entry in body[: end.start() if end else None].split(dash[0])[1:]:
+        found += _entries(entry) if entry.startswith(MARK) else [entry.strip()]
+    return found
+
+
+def _of_option(key: str, entry: str, given: str) -> str:
+    """What is wrong with an option of a class, if the entry knows that."""
+    first = entry.partition("\n")[0]
+    if first.startswith(f"--{key}."):
+        return first
+    if first.startswith("--"):
+        return f"--{key}.{first.removeprefix('--')}"
+    if option := re.match(r"Option '(.*)' is not accepted", first):
+        if option[1] == "class_path":
+            return (
+                f"--{key} {given}: the options of a class stand under init_args, as in "
+                "{class_path: NAME, init_args: {OPTION: VALUE}}"
+            )
+        return f"--{key}.{option[1]}: unknown option"
+    if needed := re.match(r"the following arguments are required: (.*)", first):
+        return f"--{key}: needs {needed[1]}"
+    return ""
+
+
+def _of_class(key: str, entry: str) -> str:
+    """Why a class can't be imported or made, if the entry knows that."""
+    found = re.match(r"Problem with given class_path '(.*)':\s+(.*)", entry, re.DOTALL)
+    if not found:
+        return ""
+    class_path, cause = found[1], " ".join(found[2].removeprefix("- ").split())
+    nearest = ""
+    if "has no attribute" in cause:
+        module, _, name = class_path.rpartition(".")
+        nearest = "." + did_you_mean(name, dir(sys.modules.get(module)))
+    return f"--{key} {class_path}: {cause.rstrip('.') if nearest else cause}{nearest}"
+
+
+def _wanted_class(entries: list[str]) -> str:
+    names = [match[1] for entry in entries if (match := re.search(r"subclass of (\w+)", entry))]
+    return f"is not a class derived from {' or '.join(dict.fromkeys(names))}"
+
+
+def _expected(report: str) -> str:
+    literals = [each for found in re.findall(r"Literal\[([^\]]*)\]", report) for each in
+                found.replace("'", "").split(", ")]  # fmt: skip
+    named = re.findall(r"Expected a (?:<class '(?:\w+\.)*(\w+)'>|(dot) import)", report)
+    types = ["a class's path" if dot else name for name, dot in named]
+    expected = [name for name in dict.fromkeys(literals + types) if name not in ("", "NoneType")]
+    one_of = "one of " if len(expected) > 1 else ""
+    or_null = " or null" if "NoneType" in types else ""
+    return f"expected {one_of}{', '.join(expected)}{or_null}"
+
+
+def _nearest_class(name: str, report: str) -> str:
+    """' Did you mean X?' among the classes that the option takes, which have short names."""
+    known: dict[str, type[Any]] = {}
+    for path in re.findall(r"(?:\w+\.)+\w+", report.partition("Errors:")[0]):
+        module, _, base = path.rpartition(".")
+        waiting = [getattr(sys.modules.get(module), base, None)]
+        while waiting:
+            each = waiting.pop()
+            if isinstance(each, type):
+                known[each.__name__] = each
+                waiting += each.__subclasses__() if each.__module__ != "builtins" else []
+    if name in known:
+        return f"; its path is {known[name].__module__}.{name}"
+    return (nearest := did_you_mean(name, known)) and f".{nearest}"
