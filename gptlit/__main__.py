@@ -7,12 +7,13 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 
-from gptlit import __version__, startup, streams
+from gptlit import __version__, signals, startup, streams
 from gptlit.messages import (
     MEMORY_ADVICE,
     RunError,
     UsageError,
     did_you_mean,
+    is_first_process,
     is_out_of_memory,
     naming_flags,
     note,
@@ -63,21 +64,24 @@ DEBUG = "--debug"
 @naming_flags()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `gptlit` with these arguments (default: the process's own); returns the exit code."""
-    if argv is not None:
-        with streams.usable(own_process=False):
-            return _exit_code(argv)
-    startup.leave_at_interrupt()
-    startup.use_utf8()
-    with streams.usable(own_process=True):
-        code = _exit_code(sys.argv[1:])
-    startup.leave_at_interrupt()  # nothing more is to be done
-    return code
+    own_process = argv is None
+    if own_process:
+        startup.use_utf8()
+    with signals.caught(own_process), streams.usable(own_process):
+        try:
+            return _exit_code(sys.argv[1:] if argv is None else argv)
+        except (KeyboardInterrupt, signals.Terminated) as stop:
+            signals.ending()
+            if is_first_process():
+                note(str(stop) or "stopped")
+            return signals.exit_code(stop)
 
 
 def _exit_code(given: Sequence[str]) -> int:
     arguments = [word for word in given if word != DEBUG]
     try:
-        with _traceback_shown() if DEBUG in given else contextlib.nullcontext():
+        shown = _traceback_shown() if DEBUG in given else contextlib.nullcontext()
+        with shown, signals.as_raised():
             return _run(arguments)
     except UsageError as error:
         note(f"error: {error}")
@@ -85,9 +89,6 @@ def _exit_code(given: Sequence[str]) -> int:
     except RunError as error:
         note(f"error: {error}")
         return 1
-    except KeyboardInterrupt as stop:
-        note(str(stop) or "stopped")
-        return 130
     except BrokenPipeError:
         return 141  # whoever read standard output has closed it
     except streams.OutputLost as error:
@@ -173,8 +174,8 @@ def _run(arguments: list[str]) -> int:
 
 
 def _dispatch(verb: str, arguments: list[str]) -> None:
-    command = _command(verb, arguments)
-    startup.raise_at_interrupt()
+    with signals.disposable():
+        command = _command(verb, arguments)
     command()
 
 

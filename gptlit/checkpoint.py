@@ -28,6 +28,8 @@ KEY = "gptlit"
 NET_PREFIX = "net."
 RUNS = Path("lightning_logs")
 ALIASES = ("best", "last")
+CHECKPOINTS = "checkpoints"  # the folder of a run's
+RUN_FILES = ("config.yaml", "metrics.csv", "hparams.yaml")
 PARTS = {"config", "tokenizer", "text", "run", "seed"}
 
 
@@ -68,7 +70,8 @@ class _Described(TypedDict):
 def resolve(name: str, runs: Path = RUNS) -> Path:
     """The checkpoint that `--ckpt_path` means: a file, or `best` or `last` of the newest run.
 
-    The newest run is the version_N with the greatest N that has such a checkpoint.
+    The newest run is the one that began last, under whatever name, of those that have such a
+    checkpoint.
 
     Raises:
         UsageError: there is no such file.
@@ -83,7 +86,7 @@ def resolve(name: str, runs: Path = RUNS) -> Path:
                 name,
             )
         return path
-    found = list(runs.glob(f"version_*/checkpoints/{name}.ckpt"))
+    found = list(runs.glob(f"*/{CHECKPOINTS}/{name}.ckpt"))
     if not found:
         raise UsageError(
             f"no run under {runs.absolute()} has a {name}.ckpt; train one by `gptlit fit`, or give "
@@ -91,7 +94,26 @@ def resolve(name: str, runs: Path = RUNS) -> Path:
             "ckpt_path",
             name,
         )
-    return max(found, key=lambda path: version_number(path.parent.parent))
+    return max(found, key=lambda path: _age(path.parent.parent))
+
+
+def _age(run: Path) -> tuple[float, int, str]:
+    """What orders runs by their beginning: the earliest time that their files tell, in seconds.
+
+    Copies of event files keep it in their names.
+    """
+    files = [path for path in [*run.iterdir(), *run.glob(f"{CHECKPOINTS}/*")] if path.is_file()]
+    times = [int(path.stat().st_mtime) for path in files]
+    named = [re.match(r"events\.out\.tfevents\.(\d+)", path.name) for path in files]
+    return min(times + [int(match[1]) for match in named if match]), version_number(run), run.name
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run, under whatever name: by what is in it."""
+    written = any((folder / name).is_file() for name in RUN_FILES)
+    # of earlier versions, or where somebody has cleared up
+    named = version_number(folder) >= 0
+    return (folder / CHECKPOINTS).is_dir() and (written or named)
 
 
 def version_number(run: Path) -> int:

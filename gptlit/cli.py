@@ -566,7 +566,8 @@ class GptlitCLI(LightningCLI):
         self._evaluate("test", self.trainer.test, model, **kwargs)
 
     def _evaluate(self, split: str, evaluate: Any, model: LitGPT, **kwargs: Any) -> None:
-        (figures,) = evaluate(model, verbose=False, **kwargs)
+        with endings.interruptible(self.trainer):
+            (figures,) = evaluate(model, verbose=False, **kwargs)
         if not self.trainer.is_global_zero:
             return
         tokens = self.datamodule.tokens

@@ -1,7 +1,9 @@
 """How a run ends: what is told of it, the commands that follow from it, and the exit code."""
 
+import contextlib
 import shlex
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,29 @@ import lightning as L
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from gptlit import checkpoint, runs
+from gptlit import checkpoint, runs, signals
 from gptlit.guard import NotFinite
 from gptlit.messages import RunError
-from gptlit.stopping import NAMES, Patience, Stopping
+from gptlit.stopping import NAMES, SIGNAL, Patience, Stopping
 from gptlit.terminal import duration
 from gptlit.training import LitGPT
+
+
+@contextlib.contextmanager
+def interruptible(trainer: L.Trainer) -> Iterator[None]:
+    """Let Ctrl-C arrive as such: Lightning makes a SystemExit of it, others make errors.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C.
+    """
+    try:
+        with signals.as_raised():
+            yield
+    except SystemExit as exit_:
+        by_signal = isinstance(exit_, SIGTERMException)  # after a step, as it should be
+        if by_signal or trainer.state.status != TrainerStatus.INTERRUPTED:
+            raise
+        raise KeyboardInterrupt from None
 
 
 def fit(
@@ -41,12 +60,11 @@ def fit(
         RunError: the loss is no number, or a disk is full; tells how to go on.
     """
     try:
-        runs.refusing(trainer.fit, model, **options)
+        with interruptible(trainer):
+            runs.refusing(trainer.fit, model, **options)
     except SIGTERMException:
-        stopping.cause = stopping.cause or signal.SIGTERM  # by SLURM, through Lightning
-    except SystemExit:
-        if trainer.state.status != TrainerStatus.INTERRUPTED:
-            raise
+        stopping.cause = stopping.cause or SIGNAL + signal.SIGTERM  # by SLURM, through Lightning
+    except KeyboardInterrupt:
         last = _go_on_hint(folder)
         raise KeyboardInterrupt(f"stopped in step {trainer.global_step + 1}{last}") from None
     except RunError as error:

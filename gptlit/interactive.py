@@ -10,7 +10,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from gptlit import prompts
+from gptlit import prompts, signals
 from gptlit.generation import Sampling, rules_by_id, stream_generate
 from gptlit.messages import UsageError, did_you_mean, note
 from gptlit.model import GPT
@@ -82,6 +82,7 @@ def talk(session: Session) -> None:
         except KeyboardInterrupt:
             if not by_hand:
                 raise
+            signals.forget()
             print(flush=True)
 
 

@@ -8,7 +8,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from gptlit import checkpoint, launching, modes, predict, prompts, runs
+from gptlit import checkpoint, endings, launching, modes, predict, prompts, runs
 from gptlit.drafts import Written
 from gptlit.messages import UsageError, note
 from gptlit.training import LitGPT
@@ -81,4 +81,5 @@ def main(arguments: Sequence[str]) -> None:
     own = range(trainer.global_rank, len(work), trainer.world_size)
     batches: Any = torch.tensor(list(own), dtype=torch.int64).split(predict.SAMPLES_AT_ONCE)
     loader: Any = torch.utils.data.DataLoader(batches, batch_size=None)
-    trainer.predict(model, loader, return_predictions=False)
+    with endings.interruptible(trainer):
+        trainer.predict(model, loader, return_predictions=False)

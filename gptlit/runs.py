@@ -158,9 +158,7 @@ def claim(root: Path) -> Path:
 def of_checkpoint(path: Path) -> Path | None:
     """The run's folder that a checkpoint lies in, or None if it lies elsewhere."""
     folder = path.absolute().parent
-    # a study's are named otherwise
-    is_run = checkpoint.version_number(folder.parent) >= 0 or (folder.parent / CONFIG).is_file()
-    if folder.name != "checkpoints" or not is_run:
+    if folder.name != checkpoint.CHECKPOINTS or not checkpoint.is_run(folder.parent):
         return None
     # as the user wrote it, where that names the folder
     return path.parent.parent if path.parent.name == folder.name else folder.parent

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 import yaml
 
-from gptlit import checkpoint, plans, runs, study_tables, terminal
+from gptlit import checkpoint, plans, runs, signals, study_tables, terminal
 from gptlit.arguments import find_study, shipped_studies, take
 from gptlit.assets import write_atomically
 from gptlit.cli import GptlitCLI, NothingToTrain
@@ -100,7 +100,8 @@ def _shipped() -> str:
 
 
 def _checked(name: str) -> str:
-    if name != Path(name).name or name in ("", "..") or checkpoint.version_number(Path(name)) >= 0:
+    is_run = checkpoint.version_number(Path(name)) >= 0 or checkpoint.is_run(checkpoint.RUNS / name)
+    if name != Path(name).name or name in ("", "..") or is_run:
         raise UsageError(f"--name {name}: must be a folder's name, and not that of a run")
     return name
 
@@ -161,10 +162,11 @@ def _make_all(
         began = time.perf_counter()
         try:
             failed = _make(each, place)
-        except (SystemExit, KeyboardInterrupt) as stop:
+        except (SystemExit, KeyboardInterrupt, signals.Terminated) as stop:
             print("stopped", file=sys.stderr)
             note(f"{len(outcomes) + is_result(place)} of {many} runs are done; {again} goes on")
-            raise SystemExit(stop.code if isinstance(stop, SystemExit) else 130) from None
+            code = stop.code if isinstance(stop, SystemExit) else signals.exit_code(stop)
+            raise SystemExit(code) from None
         taken.append(time.perf_counter() - began)
         outcomes[name] = outcome = _outcome(study, each, place, failed)
         value = outcome.figures.get(study.metric)
@@ -231,8 +233,9 @@ def _fit(planned: Planned, place: Path, last: Path) -> tuple[int, int]:
             words.append("--trust_checkpoint=true")  # the user's own study names them
     try:
         with quiet(), contextlib.ExitStack() as held:
+            held.callback(signals.take, None)  # what comes from then on stops the study
             cli = GptlitCLI("fit", words, held, place=place)
-            return cli.trainer.global_step, cli.stopping.asked
+        return cli.trainer.global_step, cli.stopping.asked
     except NothingToTrain:
         if step is None:
             raise

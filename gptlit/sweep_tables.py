@@ -48,7 +48,7 @@ def report(sweep: Sweep, rows: Iterable[Row], form: Format, room: int) -> Iterat
 def _claim(path: Path) -> Path:
     """A new folder sweep_N beside the run's that a checkpoint is of."""
     run = run_of(path)
-    root = run.parent if checkpoint.version_number(run) >= 0 else checkpoint.RUNS
+    root = run.parent if checkpoint.is_run(run) else checkpoint.RUNS
     if root.is_relative_to(Path.cwd()):
         root = root.relative_to(Path.cwd())
     for number in itertools.count():

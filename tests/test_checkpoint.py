@@ -94,3 +94,16 @@ def test_best_and_last_mean_those_of_the_newest_run_that_has_one(tmp_path: Path)
         checkpoint.resolve("best", tmp_path / "empty")
     with pytest.raises(UsageError, match="^ckpt_path nowhere.ckpt: no such file"):
         checkpoint.resolve("nowhere.ckpt", tmp_path)
+
+
+def test_a_renamed_run_is_one_among_others(tmp_path: Path) -> None:
+    """By what its files tell of its beginning: event files keep that through copying."""
+    for seconds, run in enumerate(["oldest", "version_0", "my best run", "version_1"]):
+        (folder := tmp_path / run / "checkpoints").mkdir(parents=True)
+        (folder / "last.ckpt").touch()
+        (folder.parent / f"events.out.tfevents.{1000 + seconds}.host.1.0").touch()
+    assert checkpoint.resolve("last", tmp_path).parts[-3] == "version_1"
+    (tmp_path / "version_1" / "checkpoints" / "last.ckpt").unlink()
+    assert checkpoint.resolve("last", tmp_path).parts[-3] == "my best run"
+    (tmp_path / "my best run").rename(tmp_path / "version_99")
+    assert checkpoint.resolve("last", tmp_path).parts[-3] == "version_99"

@@ -16,6 +16,7 @@ GROUND = {
     "messages",
     "plain",
     "torch_files",
+    "signals",
     "assets",
     "unpacking",
     "rows",

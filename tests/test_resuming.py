@@ -275,3 +275,24 @@ def test_a_checkpoint_moved_out_of_its_run_begins_a_folder_of_its_own(
     folder = Path("lightning_logs/version_1")
     assert [int(row["step"]) for row in read_metrics(folder) if row["train/loss"]] == [5]
     assert (folder / "checkpoints" / "best.ckpt").exists()
+
+
+def test_a_renamed_run_is_still_a_run(gptlit: Call, text_file: Path) -> None:
+    """Resumed in its folder, read by every verb, and named in tables."""
+    assert fit(gptlit, text_file).code == 0
+    renamed = Path("lightning_logs/my best run")
+    LAST.parent.parent.rename(renamed)
+    resumed = go_on(gptlit)
+    assert resumed.code == 0, resumed.err
+    assert checkpoint.read(renamed / "checkpoints" / "last.ckpt")["global_step"] == 6
+    assert [int(row["step"]) for row in read_metrics(renamed) if row["train/loss"]] == [1, 3, 5]
+    assert [path.name for path in Path("lightning_logs").iterdir()] == [renamed.name]
+    assert gptlit("predict", "--max_new_tokens=3").code == 0
+    assert f"{renamed}/checkpoints/best.ckpt" in gptlit("validate").out
+    last = renamed / "checkpoints" / "last.ckpt"
+    tensorboard = ["--sweep", "top_k=1", "--format=tensorboard", "--max_new_tokens=2"]
+    assert gptlit("predict", f"--ckpt_path={last}", *tensorboard).code == 0
+    assert Path("lightning_logs/sweep_0").is_dir()
+    # a new run takes a number, and is the newest
+    assert fit(gptlit, text_file).code == 0
+    assert checkpoint.resolve("last").parts[-3] == "version_0"

@@ -1,77 +1,17 @@
 """Locales, working folders and interrupts that a command meets before it begins."""
 
-import importlib
 import os
-import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from gptlit import startup
 from gptlit.__main__ import VERBS
 from tests.conftest import TINY, Result, launched
 
 Call = Callable[..., Result]
-
-
-@pytest.fixture
-def interrupts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Ctrl-C as in a process of gptlit's own whose modules are imported."""
-    before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    startup.leave_at_interrupt()
-    startup.raise_at_interrupt()
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-def wait_for_interrupt() -> None:
-    with pytest.raises(KeyboardInterrupt):
-        threading.Event().wait(50)
-
-
-@pytest.mark.usefixtures("interrupts")
-def test_an_interrupt_lets_an_import_be_completed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    code = "import signal\nsignal.raise_signal(signal.SIGINT)\nwhole = True\n"
-    (tmp_path / "interrupted_module.py").write_text(code)
-    monkeypatch.syspath_prepend(tmp_path)
-    module = importlib.import_module("interrupted_module")
-    assert module.whole
-    wait_for_interrupt()
-
-
-@pytest.mark.usefixtures("interrupts")
-def test_an_interrupt_that_python_ignores_is_raised_again() -> None:
-    class Closing:
-        def __del__(self) -> None:
-            signal.raise_signal(signal.SIGINT)
-
-    closing = Closing()
-    del closing
-    wait_for_interrupt()
-
-
-@pytest.mark.usefixtures("interrupts")
-def test_elsewhere_an_interrupt_is_raised_at_once() -> None:
-    with pytest.raises(KeyboardInterrupt):
-        signal.raise_signal(signal.SIGINT)
-
-
-def test_an_ignored_interrupt_stays_ignored() -> None:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as nohup has it
-    try:
-        startup.leave_at_interrupt()
-        startup.raise_at_interrupt()
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(

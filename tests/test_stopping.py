@@ -84,7 +84,8 @@ def command_in(told: str) -> list[str]:
     return shlex.split(found[1])
 
 
-CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
+NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "SIGHUP"}
 
 
 def stopped_and_gone_on(gptlit: Call, text: Path, accumulated: int, *asked: Any, step: int) -> int:
@@ -95,8 +96,7 @@ def stopped_and_gone_on(gptlit: Call, text: Path, accumulated: int, *asked: Any,
     assert stopped.code == CODES[number], stopped.err
     assert "Traceback" not in stopped.err
     saved = checkpoint.read("lightning_logs/version_0/checkpoints/last.ckpt")["global_step"]
-    by = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}[number]
-    assert f"gptlit: stopped by {by} after step {saved}\n" in stopped.err
+    assert f"gptlit: stopped by {NAMES[number]} after step {saved}\n" in stopped.err
     assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
     some_time_passes(RUN)
     gone_on = gptlit(*command_in(stopped.err))
@@ -110,6 +110,7 @@ def stopped_and_gone_on(gptlit: Call, text: Path, accumulated: int, *asked: Any,
         (signal.SIGINT, 1, 0),
         (signal.SIGINT, 1, 4),  # step 5 ends an epoch
         (signal.SIGTERM, 1, 6),  # step 7 lies between two validations
+        (signal.SIGHUP, 1, 3),  # a validation follows
         (signal.SIGINT, 2, 2),
         (signal.SIGTERM, 2, 4),
     ],
@@ -364,6 +365,16 @@ def test_a_second_ctrl_c_ends_at_once(gptlit: Call, text_file: Path) -> None:
         f"gptlit: stopped in step 5; gptlit fit --ckpt_path {last} goes on from step 4\n"
     )
     assert checkpoint.read(last)["global_step"] == 4
+
+
+def test_a_second_sigterm_loses_nothing(gptlit: Call, text_file: Path) -> None:
+    """`timeout`, for one, sends it twice."""
+    asked = (signal.SIGTERM, LitGPT, "training_step")
+    with asking(*asked, step=4), asking(*asked, step=4):
+        result = gptlit("fit", *OPTIONS, f"--data.path={text_file}")
+    assert result.code == 143
+    assert "gptlit: stopped by SIGTERM after step 5\n" in result.err
+    assert checkpoint.read(RUN / "checkpoints" / "last.ckpt")["global_step"] == 5
 
 
 # ---------------------------------------------------------------------- real processes

@@ -1,0 +1,157 @@
+"""The file operations of a run, counted, and a signal sent at a chosen one."""
+
+import atexit
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from gptlit.__main__ import main
+from tests.conftest import TINY
+
+LIMIT_S = 120
+GAP_S = 0.05
+RUN = Path("lightning_logs", "version_0")
+FIT = ["fit", *TINY, "--data.path=t.txt", "--trainer.max_steps=6", "--trainer.val_check_interval=3"]
+AUDITED = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree"}
+CALLED = {"write", "writelines", "flush", "fsync", "truncate"}  # of which no audit event tells
+
+
+class Operations:
+    """Counts opens, renames, removals, writes, flushes and syncs under a folder, in all threads.
+
+    Equal ones in a row count once. It lasts as long as the process, which should be a forked one.
+
+    Args:
+        folder: Whose files count.
+        do: Called with each operation's number, from 0, and name, ahead of it.
+    """
+
+    def __init__(self, folder: Path, do: Callable[[int, str], None]) -> None:
+        self.n = 0
+        self._last = ""
+        self._folder = str(folder.resolve())
+        self._do = do
+        self._inside = threading.local()  # what is done may be an operation, too
+        sys.addaudithook(self._audited)
+        threading.setprofile(self._called)
+        sys.setprofile(self._called)
+
+    def _counted(self, name: str, path: object) -> None:
+        if getattr(self._inside, "now", False):
+            return
+        self._inside.now = True
+        try:
+            told = f"{name} {path!r}"
+            if self._is_within(path) and told != self._last:
+                number, self.n, self._last = self.n, self.n + 1, told
+                self._do(number, told)
+        finally:
+            self._inside.now = False
+
+    def _is_within(self, path: object) -> bool:
+        if not isinstance(path, str | bytes | os.PathLike):
+            return False
+        return os.path.realpath(os.fsdecode(path)).startswith(self._folder)
+
+    def _audited(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and not (isinstance(arguments[2], int) and arguments[2] & 3):
+            return  # to read
+        if event in AUDITED:
+            self._counted(event, arguments[0])
+
+    def _called(self, frame: FrameType, event: str, argument: Any) -> None:
+        if event == "c_call" and argument.__name__ in CALLED:
+            file = argument.__self__
+            name = getattr(file, "name", None)
+            if argument.__name__ == "fsync":
+                name = self._folder
+            self._counted(argument.__name__, name)
+
+
+def start(folder: Path, arguments: list[str], number: int = 0, at: int = -1) -> int:
+    """A process that runs gptlit there as its own command, and gets a signal twice."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which there are none of
+        child = os.fork()
+    if child:
+        return child
+    code = 1
+    atexit._clear()  # of this process
+    try:
+        os.chdir(folder)
+        with Path("told.txt").open("a") as told:
+            os.dup2(told.fileno(), 1)
+            os.dup2(told.fileno(), 2)
+        # in the place of a test's captured ones
+        sys.stdout, sys.stderr = (os.fdopen(each, "w", closefd=False) for each in (1, 2))
+        sys.argv = ["gptlit", *arguments]
+
+        def do(operation: int, name: str) -> None:
+            if operation == at:
+                Path("../operation.txt").write_text(name)
+                os.kill(os.getpid(), number)
+                if at % 2:
+                    threading.Timer(GAP_S, os.kill, (os.getpid(), number)).start()
+            elif operation == at + 1 and at % 2 == 0:
+                os.kill(os.getpid(), number)
+
+        counted = Operations(folder, do)
+        code = main()
+        (folder.parent / "counted.txt").write_text(str(counted.n))
+        # what the interpreter does at its end
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+    except BaseException:
+        code = 99
+        traceback.print_exc()
+        sys.stderr.flush()
+    os._exit(code)
+
+
+def ended(child: int) -> int | None:
+    """The wait status of a process, None where it didn't end in time."""
+    limit = time.monotonic() + LIMIT_S
+    while time.monotonic() < limit:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            return status
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return None
+
+
+def judged(folder: Path, number: int, status: int | None) -> str:
+    """How a run ended that was asked to stop; begins with BAD where it should not have.
+
+    It has to end in time, by the exit code of the signal, or by 0 where all was done, with a line
+    that says so and without a traceback. What it leaves has to be no run, or one that resumes.
+    """
+    told = (folder / "told.txt").read_text()
+    if status is None:
+        return f"BAD: hangs: {told[-300:]!r}"
+    if os.WIFSIGNALED(status):
+        return f"BAD: ended by the raw signal {os.WTERMSIG(status)}: {told[-300:]!r}"
+    code = os.WEXITSTATUS(status)
+    lines = [line for line in told.splitlines() if line.startswith("gptlit: ")]
+    said = any(word in line for line in lines for word in ("stopped", "ended by", "done at step"))
+    if code not in (0, 128 + number) or not said or "Traceback" in told or "ignored in" in told:
+        return f"BAD: code {code}: {told[-1500:]}"
+    kind = "by its limit" if "did not end" in told else f"code {code}"
+    if not (folder / RUN).exists():
+        return f"{kind}, no run left"
+    if not (folder / RUN / "checkpoints" / "last.ckpt").exists():
+        return f"{kind}, nothing saved"
+    resumed = ended(start(folder, ["fit", "--ckpt_path=last", "--trainer.max_steps=7"]))
+    if resumed != 0:
+        return f"BAD: not resumed: {(folder / 'told.txt').read_text()[-1500:]}"
+    return f"{kind}, resumes"
