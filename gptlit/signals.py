@@ -164,6 +164,7 @@ def caught(own_process: bool) -> Iterator[None]:
         yield
         return
     before = {number: signal.getsignal(number) for number in NAMES}
+    forget()
     install()
     if own_process and os.name == "posix" and not state.watched:
         _start_watching()
