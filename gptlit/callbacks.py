@@ -18,6 +18,7 @@ from gptlit.generation import Sampling, generate
 from gptlit.loaders import IGNORED
 from gptlit.messages import UsageError, several
 from gptlit.progress import ends_epoch
+from gptlit.records import SAMPLES, as_markdown
 from gptlit.streams import only_shown
 from gptlit.terminal import duration, from_here, printable
 from gptlit.training import LitGPT
@@ -78,10 +79,10 @@ class SampleText(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # what a run wrote after the checkpoint that it goes on from will be written again, but
         # for what belongs to the checkpoint's own step
-        file = self.folder and self.folder / "samples.txt"
+        file = self.folder and self.folder / SAMPLES
         if not file or not file.exists() or not trainer.is_global_zero:
             return
-        told = file.read_text(encoding="utf-8")
+        told = file.read_bytes().decode(errors="replace")
         for head in re.finditer(r"^=== step (\d+), ", told, re.MULTILINE):
             if int(head[1]) > trainer.global_step:
                 write_atomically(file, told[: head.start()].encode())
@@ -122,16 +123,15 @@ class SampleText(Callback):
             ]
         head = f"step {step}, {figure} {trainer.callback_metrics.get(figure, math.nan):.4f}"
         if self.folder is not None:
-            with (self.folder / "samples.txt").open("a", encoding="utf-8") as file:
-                for text in texts:
-                    file.write(f"=== {head}\n{text}\n\n")
+            file = self.folder / SAMPLES
+            before = file.read_bytes() if file.is_file() else b""
+            added = "".join(f"=== {head}\n{text}\n\n" for text in texts)
+            write_atomically(file, before + added.encode())  # whole samples only
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 for index, text in enumerate(texts):
-                    # indented by four, Markdown keeps lines and spaces
-                    body = "\n".join(f"    {line}" for line in text.split("\n"))
                     # beside the figures: Lightning counts steps from 0
-                    logger.experiment.add_text(f"sample/{index}", body, step - 1)
+                    logger.experiment.add_text(f"sample/{index}", as_markdown(text), step - 1)
                 logger.save()  # before a checkpoint says that it is there
         if texts:
             lines = texts[0].strip("\n").split("\n")[: self.CONSOLE_LINES]

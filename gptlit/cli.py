@@ -31,6 +31,7 @@ from gptlit import (
     prompts,
     rates,
     readable,
+    records,
     resuming,
     runs,
     summary,
@@ -40,6 +41,7 @@ from gptlit import (
 )
 from gptlit import tokenizer as tokenizers
 from gptlit.arguments import HELP, CommandLine, expand, given_by_user
+from gptlit.assets import write_atomically
 from gptlit.callbacks import Report, SampleText, Throughput
 from gptlit.data import TextDataModule
 from gptlit.guard import Guard
@@ -403,7 +405,7 @@ class GptlitCLI(LightningCLI):
         made.callbacks.append(report)
         return made
 
-    def _saving(self, folder: runs.RunFolder, given: list[Callback]) -> list[Checkpoint]:
+    def _saving(self, folder: runs.RunFolder, given: list[Callback]) -> list[Callback]:
         """What saves the run's checkpoints, if anything does."""
         options = self.config_init[self.subcommand]
         if options.trainer.enable_checkpointing is False:
@@ -416,9 +418,9 @@ class GptlitCLI(LightningCLI):
         """Put config.yaml into the run's folder, and what chose its learning rate."""
         if not runs.on_rank_zero():
             return
-        (folder / runs.CONFIG).write_text(self.options_as_yaml, encoding="utf-8")
+        write_atomically(folder / runs.CONFIG, self.options_as_yaml.encode())
         if self.trial:
-            (folder / "lr_find.svg").write_text(self.trial.chart(), encoding="utf-8")
+            write_atomically(folder / "lr_find.svg", self.trial.chart().encode())
 
     def _checked(self, **settings: Any) -> L.Trainer:
         """A Trainer to fit, none of whose callbacks waits for a figure that is never logged."""
@@ -479,7 +481,9 @@ class GptlitCLI(LightningCLI):
             now = yaml.safe_load(self.options_as_yaml)
             for name, old, new in resuming.changed(self._options_of_start, now):
                 note(f"--{name}: {json.dumps(old)} -> {json.dumps(new)}")
-        return self._held(lambda: runs.RunFolder(root / checkpoint.RUNS, path, step), root)
+        folder = self._held(lambda: runs.RunFolder(root / checkpoint.RUNS, path, step), root)
+        folder.records = self.start.content.get(records.KEY)
+        return folder
 
     def _held(self, open_folder: Callable[[], runs.RunFolder], root: Path) -> runs.RunFolder:
         """The run's folder, which is this process's alone until the command ends."""

@@ -20,13 +20,13 @@ import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
 from gptlit import checkpoint
 from gptlit.assets import leftovers, write_atomically
 from gptlit.messages import RunError, UsageError
-from gptlit.records import Curves, Table, cut, logs_from
+from gptlit.records import Curves, Records, Table, cut, logs_from, restore
 from gptlit.saving import BestCheckpoint, RunCheckpoint
 
 T = TypeVar("T")
@@ -219,6 +219,8 @@ class RunFolder:
             place.mkdir(parents=True, exist_ok=True)
         self.path = own or place or claim(root)
         self.resumed_step = None if own is None else step
+        # what the checkpoint has kept of the files, of which a crash can have left a part
+        self.records: dict[str, Any] | None = None
         kept = [self.path / name for name in self.KEPT]
         self._before = {path: path.read_bytes() for path in kept if path.is_file()}
         self._saved_before = self._checkpoints()
@@ -262,19 +264,20 @@ class RunFolder:
         root = self.path.parent.parent
         table, curves = Table(root, **place), Curves(root, self.resumed_step or 0, **place)
         if self.resumed_step is not None and on_rank_zero():
+            if self.records is not None:
+                restore(self.path, self.records, self.resumed_step)
             names = cut(self.path / "metrics.csv", self.resumed_step)
             for once in (table.once, curves.once):
                 once.step, once.names = self.resumed_step - 1, set(names)
         return [table, curves]
 
-    def checkpoints(
-        self, monitor: str, snapshot_every: int, keep_snapshots: int
-    ) -> list[Checkpoint]:
+    def checkpoints(self, monitor: str, snapshot_every: int, keep_snapshots: int) -> list[Callback]:
         """What saves best.ckpt by `monitor`, last.ckpt, and step_N.ckpt if asked for."""
         folder = self.path / "checkpoints"
         for left in leftovers(folder, ".ckpt") if on_rank_zero() else []:
             left.unlink()
         return [
+            Records(self.path),
             BestCheckpoint(folder, monitor),
             RunCheckpoint(folder, snapshot_every, keep_snapshots),
         ]

@@ -1,6 +1,5 @@
 """Checkpoints side by side: which are meant, in which order, and how far each was trained."""
 
-import csv
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from typing import Any
 
 import torch
 
-from gptlit import checkpoint
+from gptlit import checkpoint, metrics_file
 from gptlit.messages import UsageError
 
 
@@ -102,9 +101,6 @@ def _stage(path: Path, content: dict[str, Any]) -> Stage:
 
 def logged(metrics: Path, figure: str = "val/loss") -> dict[int, float]:
     """A figure by the step after which it was logged, for each row that has it."""
-    if not metrics.is_file():
-        return {}
-    with metrics.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row.get(figure)]
+    rows = [row for row in metrics_file.read(metrics)[1] if row.get(figure)]
     # steps are logged from 0, an evaluation under the step that went before it
     return {int(row["step"]) + 1: float(row[figure]) for row in rows}

@@ -45,6 +45,7 @@ GROUND = {
     "readable",
 }
 FIRST = {
+    "metrics_file",
     "corpora",
     "inputs",
     "markup",
@@ -100,6 +101,7 @@ SECOND = {
     "callbacks",
     "guard",
     "stopping",
+    "event_files",
     "records",
     "saving",
     "runs",

@@ -1,0 +1,61 @@
+"""metrics.csv, read as far as it is whole: a full disk or a crash can have cut it anywhere."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from gptlit.assets import write_atomically
+
+Row = dict[str, str]
+
+
+def read(path: Path) -> tuple[list[str], list[Row]]:
+    """The columns and rows of a file; of one that isn't there, none."""
+    return parse(path.read_bytes() if path.is_file() else b"")
+
+
+def parse(content: bytes) -> tuple[list[str], list[Row]]:
+    """The columns of a table and its rows up to the first that isn't whole.
+
+    If the header isn't whole, there are none.
+    """
+    # what follows the last line end is a part of a line
+    lines_ended = content.rpartition(b"\n")[0].decode(errors="replace")
+    header, *lines = csv.reader(io.StringIO(lines_ended, newline="")) if lines_ended else [[]]
+    if "step" not in header:
+        return [], []
+    rows = []
+    for line in lines:
+        row = dict(zip(header, line, strict=False))
+        if len(line) != len(header) or not row["step"].isdigit():
+            break
+        rows.append(row)
+    return header, rows
+
+
+def is_cut(path: Path) -> bool:
+    """Whether a file's last line isn't whole."""
+    if not path.is_file() or not path.stat().st_size:
+        return path.is_file()
+    with path.open("rb") as file:
+        file.seek(-1, 2)
+        return file.read() != b"\n"
+
+
+def write(path: Path, header: Sequence[str], rows: Sequence[Row]) -> None:
+    """Replace a table as a whole, if it is another; one without columns is no file."""
+    content = as_csv(header, rows)
+    if not header:
+        path.unlink(missing_ok=True)
+    elif not path.is_file() or path.read_bytes() != content:
+        write_atomically(path, content)
+
+
+def as_csv(header: Sequence[str], rows: Sequence[Row]) -> bytes:
+    """A table as the content of a file."""
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, header)
+    writer.writeheader()
+    writer.writerows(rows)
+    return table.getvalue().encode()
