@@ -11,6 +11,7 @@ import yaml
 from gptlit import checkpoint, inputs
 from gptlit.messages import UsageError, did_you_mean
 from gptlit.parser import from_environment
+from gptlit.text_encodings import not_utf8
 from gptlit.yaml_keys import refuse_duplicates
 
 STUDIES = "studies/"  # among the configs, and none
@@ -156,7 +157,7 @@ def _check_config(name: str) -> None:
         text = Path(name).read_text(encoding="utf-8")
         content = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        reason = error.strerror if isinstance(error, OSError) else not_utf8(error)
         raise UsageError(f"--config {name}: {reason}") from error
     except yaml.YAMLError as error:
         raise UsageError(f"--config {name}: not YAML: {' '.join(str(error).split())}") from error

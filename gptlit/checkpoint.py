@@ -167,6 +167,7 @@ def read(path: str | Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    inputs.refuse_endless(path, "--ckpt_path")
     try:
         damaged = _is_damaged(path)
         if damaged:
@@ -259,7 +260,7 @@ def _is_damaged(path: Path) -> bool:
 def newest_whole(path: Path) -> tuple[Path, dict[str, Any]] | None:
     """The whole checkpoint of the most steps that lies beside another one."""
     steps: dict[Path, int] = {}
-    for neighbour in set(path.parent.glob("*.ckpt")) - {path}:
+    for neighbour in filter(Path.is_file, set(path.parent.glob("*.ckpt")) - {path}):
         with contextlib.suppress(Exception):  # the step alone says little: read below
             content = torch_files.load(neighbour)
             if isinstance(content, dict):

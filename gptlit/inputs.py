@@ -16,6 +16,7 @@ from pathlib import Path
 
 from gptlit.assets import leftovers, replacing, writing
 from gptlit.messages import UsageError, is_first_process, note, opt, progress
+from gptlit.text_encodings import by_mark
 
 PIPE_BYTES = 4 << 30  # of a text; what a pipe gives without an end must not fill the disk
 TEXT_BYTES = 64 << 20  # of prompts and configs, which are held in memory
@@ -103,7 +104,7 @@ def read_text(path: str, option: str) -> str:
     Raises:
         UsageError: a device or a socket, or too large.
         OSError: it can't be read.
-        UnicodeDecodeError: not UTF-8.
+        UnicodeDecodeError: not UTF-8, nor what its byte order mark says.
     """
     given = Path(path).expanduser()
     if not _is_terminal(given):
@@ -115,7 +116,7 @@ def read_text(path: str, option: str) -> str:
             f"{option} {path}: is larger than {TEXT_BYTES >> 20} MiB, the most that is read of it; "
             "give a part of it"
         )
-    return raw.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    return raw.decode(by_mark(raw) or "utf-8").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def refuse_endless_standard_input(option: str) -> None:

@@ -25,6 +25,7 @@ import yaml
 
 from gptlit.arguments import GROUPS
 from gptlit.messages import UsageError, did_you_mean
+from gptlit.text_encodings import not_utf8
 from gptlit.yaml_keys import refuse_duplicates
 
 Settings = dict[str, Any]
@@ -291,7 +292,7 @@ def _content(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         content = yaml.load(text, _Loader)
     except UnicodeDecodeError as error:
-        raise UsageError("not UTF-8 text") from error
+        raise UsageError(not_utf8(error)) from error
     except yaml.YAMLError as error:
         raise UsageError(f"not YAML: {' '.join(str(error).split())}") from error
     refuse_duplicates(text)

@@ -79,6 +79,13 @@ def by_mark(head: bytes) -> str | None:
     return next((name for mark, name in MARKS if head.startswith(mark)), None)
 
 
+def not_utf8(error: UnicodeDecodeError) -> str:
+    """What to say of a small text of the user's that has to be UTF-8 and is not."""
+    if marked := by_mark(error.object):
+        return f"{marked.upper()} text, by its byte order mark; save it as UTF-8"
+    return "not UTF-8 text"
+
+
 def declared(head: bytes) -> str | None:
     """The encoding that a page of HTML or XHTML declares at its beginning, if it is a known one."""
     if not (match := _DECLARED.search(head)):

@@ -80,6 +80,12 @@ def test_files_beside_weights_have_an_end_too(tmp_path: Path) -> None:
         weight_files.read_tensors(tmp_path)
     with pytest.raises(UsageError, match="/dev/zero: is a device"):
         nanogpt.read_meta(Path("/dev/zero"))
+    os.mkfifo(tmp_path / "step_1.ckpt")
+    (tmp_path / "last.ckpt").write_bytes(b"torn")
+    with pytest.raises(UsageError, match="torn, altered.*no whole one lies beside it"):
+        checkpoint.read(tmp_path / "last.ckpt")
+    with pytest.raises(UsageError, match="step_1.ckpt: is a pipe"):
+        checkpoint.read(tmp_path / "step_1.ckpt")
 
 
 def test_a_pipe_is_a_checkpoint_of_nobody(gptlit: Gptlit, tmp_path: Path) -> None:
@@ -192,6 +198,16 @@ def test_prompts_and_configs_through_pipes(gptlit: Gptlit, run: Run) -> None:
     assert "n_head: 2" in found.out
     with pipe(b"no options") as path:
         assert "holds no options by name" in gptlit("fit", f"--config={path}").err
+
+
+def test_marks_of_byte_order_are_named(gptlit: Gptlit, tmp_path: Path) -> None:
+    (tmp_path / "prompt.txt").write_text("thé", encoding="utf-16")
+    assert inputs.read_text("prompt.txt", "--prompt_file") == "thé"
+    (tmp_path / "utf16.yaml").write_text("model: {n_layer: 1}", encoding="utf-16")
+    for words in (("fit", "--config=utf16.yaml"), ("study", "utf16.yaml")):
+        found = gptlit(*words)
+        assert found.code == 2
+        assert "utf16.yaml: UTF-16 text, by its byte order mark; save it as UTF-8" in found.err
 
 
 READ = "from gptlit import inputs; print(inputs.read_text('/dev/stdin', '--prompt_file'))"
