@@ -40,7 +40,8 @@ def naming_flags() -> Iterator[None]:
         _as_flags.reset(token)
 
 
-def _shown(message: str) -> str:
+def shown(message: str) -> str:
+    """A message as it is shown, with each option as a flag or an argument."""
     return re.sub(f"{_OPEN}(.*?){_CLOSE}", _shown_option, message)
 
 
@@ -76,7 +77,7 @@ class UsageError(ValueError):
     def __str__(self) -> str:
         given = opt(self.option) if self.option else ""
         given += "" if self.value is ... else f" {_shown_value(self.value)}"
-        return _shown(f"{given}: {self.reason}" if given else self.reason)
+        return shown(f"{given}: {self.reason}" if given else self.reason)
 
     def renamed(self, name: str, other: str) -> Self:
         """The same error of an option that has another name here."""
@@ -102,7 +103,7 @@ class RunError(Exception):
     """
 
     def __str__(self) -> str:
-        return _shown(super().__str__())
+        return shown(super().__str__())
 
 
 def several(given: str | Iterable[str], option: str) -> list[str]:
@@ -145,7 +146,7 @@ def note(message: str) -> None:
     if sys.stderr is None:
         return  # print would write to standard output instead
     with contextlib.suppress(OSError, ValueError):  # there is no other place to report it
-        tell(f"gptlit: {_shown(message)}", sys.stderr)
+        tell(f"gptlit: {shown(message)}", sys.stderr)
 
 
 def tell(text: str, file: IO[str]) -> None:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from gptlit.messages import UsageError, did_you_mean
+from gptlit.messages import UsageError, did_you_mean, opt
 
 RECORD_CHARS = 1 << 25
 LISTED = 20  # fields or columns that a message names at most
@@ -126,8 +126,8 @@ def _column(header: list[str], column: str | None) -> int:
     if wanted in header:
         return header.index(wanted)
     raise UsageError(
-        f"has no column {wanted!r}, but {_listed(header)}; --data.column names the one that holds "
-        f"the text.{did_you_mean(wanted, header)}"
+        f"has no column {wanted!r}, but {_listed(header)}; {opt('data.column')} names the one that "
+        f"holds the text.{did_you_mean(wanted, header)}"
     )
 
 
@@ -163,8 +163,8 @@ def _too_long(where: str) -> UsageError:
 def _no_record(where: str, field: str, record: Any = None) -> UsageError:
     fields = f" (its fields are {_listed(record)})" if isinstance(record, dict) else ""
     return UsageError(
-        f"{where} is no JSON object with a text as its {field!r}{fields}; --data.jsonl_field "
-        "names another field"
+        f"{where} is no JSON object with a text as its {field!r}{fields}; "
+        f"{opt('data.jsonl_field')} names another field"
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from gptlit import corpora, preparing
 from gptlit.cleaning import CleaningOptions
 from gptlit.corpora import CORPORA
-from gptlit.messages import UsageError, note
+from gptlit.messages import UsageError, note, shown
 from gptlit.parser import OneLineErrors, from_environment
 from gptlit.splits import SPLITS, Splitting
 from gptlit.terminal import visible
@@ -165,7 +165,7 @@ def known_corpora(folder: Path) -> str:
 
 def _as_own(message: str) -> str:
     """A message with this verb's options, which have the names of fit's, but no group."""
-    return message.replace("--data.", "--")
+    return shown(message).replace("--data.", "--")
 
 
 def main(argv: Sequence[str]) -> None:

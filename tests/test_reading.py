@@ -93,7 +93,7 @@ def test_the_field_of_jsonl_can_be_named(tmp_path: Path) -> None:
         ("x.gz", gzip.compress(b"a" * 1000, mtime=0)[:-9], "x.gz: not a whole .gz file"),
         ("x.zst", b"nothing packed", "x.zst: not a whole .zst file"),
         ("x.zst", zstandard.compress(b"a b c" * 999)[:-3], "x.zst: not a whole .zst file"),
-        ("x.jsonl", b'{"text": "a"}\n{"body": "b"}', "line 2 .*'text'.*--data.jsonl_field"),
+        ("x.jsonl", b'{"text": "a"}\n{"body": "b"}', "line 2 .*'text'.*jsonl_field"),
         ("x.jsonl", b"[1]\n", "line 1 .*'text'"),
         ("x.jsonl", b'{"text": null}\n', "line 1 .*'text'"),
         ("x.jsonl", b"[" * 50_000, "line 1 .*'text'"),

@@ -82,7 +82,7 @@ def test_what_is_written_as_json_is_read_back(
         ),
         (
             '[{"text": "a"}, "b"]',
-            "record 2 is no JSON object with a text as its 'text'; --data.json",
+            "record 2 is no JSON object with a text as its 'text'; jsonl_field",
         ),
         ('[{"text": 3}]', "record 1 is no JSON object with a text"),
         ('{"data": [{"text": "a"}]}', "record 1 .*its fields are 'data'"),
@@ -132,7 +132,7 @@ def test_the_only_column_and_other_separators(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "column", "told"),
     [
-        ("id,body\n1,a\n", None, "no column 'text', but 'id', 'body'; --data.column names the one"),
+        ("id,body\n1,a\n", None, "no column 'text', but 'id', 'body'; column names the one"),
         ("id,body\n1,a\n", "bodi", "no column 'bodi', but 'id', 'body'.*Did you mean body?"),
         ("id,text\n1,a\n2\n", None, "line 3 has 1 columns, and the first row has 2"),
         ('id,text\n1,"a\n', None, "line 3 is not a row of a table"),

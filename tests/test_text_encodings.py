@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gptlit import unpacking
-from gptlit.messages import UsageError
+from gptlit.messages import UsageError, shown
 from gptlit.reading import Documents, find_files
 from tests.conftest import TINY, Result, made_up_text
 
@@ -36,7 +36,7 @@ POLISH = (
 def read(path: Path, encoding: str = "auto") -> tuple[str, list[str]]:
     """A file's text, and what is said of it."""
     found = Documents(find_files(str(path), "--data.path"), "--data.path", encoding=encoding)
-    return "".join("".join(blocks) for blocks in found), found.notes
+    return "".join("".join(blocks) for blocks in found), [shown(note) for note in found.notes]
 
 
 @pytest.mark.parametrize("block", [1, 3, 1 << 20])
@@ -80,7 +80,7 @@ def test_what_is_assumed_is_said(
     offset = next(index for index, byte in enumerate(raw) if byte > 127)
     assert note.startswith(f"{path}: not UTF-8 (byte 0x{raw[offset]:02x} at offset {offset}); ")
     assert f"assumed to be {assumed}" in note
-    assert note.endswith("; --data.encoding names another")
+    assert note.endswith("; encoding names another")
 
 
 def test_a_text_in_utf8_is_assumed_nothing_of(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_hints_work_as_they_are_typed(gptlit: Gptlit, tmp_path: Path, name: str)
 def test_an_encoding_is_an_option_of_fit_too(gptlit: Gptlit, tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_bytes(made_up_text().encode("utf-16-le"))
     words = ("--data.path=x.txt", "--trainer.max_steps=1")
-    with pytest.raises(UsageError, match="--data.encoding utf-16-le reads it"):
+    with pytest.raises(UsageError, match="encoding utf-16-le reads it"):
         read(tmp_path / "x.txt")
     assert gptlit("fit", *TINY, *words, "--data.encoding", "utf-16-le").code == 0
     # the same reading is a checkpoint's own
