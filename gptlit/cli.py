@@ -372,11 +372,13 @@ class GptlitCLI(LightningCLI):
         if self._only_looks:
             settings |= {"logger": False, "enable_checkpointing": False, "barebones": False}
             return runs.new_trainer(**settings | {"callbacks": own})
+        names = figures.logged(trainer, self.datamodule.has_validation)
+        figures.check_monitored(given, names)
         self.stopping = runs.refusing(Stopping, trainer.max_time)
         settings["max_time"] = None  # Lightning's Timer ends between two batches of a step
         if trainer.barebones:
             settings |= trainer_parts.barebones(trainer)
-            return self._checked(**settings | {"callbacks": [*given, self.stopping]})
+            return runs.new_trainer(**settings | {"callbacks": [*given, self.stopping]})
         self.model.tells_every_batch = bool(given)  # of gptlit's own none asks for that
         report = Report(self.precision_reason, options.samples)
         callbacks = [*given, report, Throughput()]
@@ -397,7 +399,7 @@ class GptlitCLI(LightningCLI):
                 settings["callbacks"] += self._saving(self.folder, given)
                 settings |= trainer_parts.in_folder(trainer, self.folder)
                 self._describe_run(self.folder.path)
-            made = self._checked(**settings)
+            made = runs.new_trainer(**settings)
         # behind what works between two steps, before what saves
         saves = [isinstance(each, Checkpoint) for each in [*made.callbacks, Checkpoint()]]
         made.callbacks.insert(saves.index(True), self.stopping)
@@ -421,13 +423,6 @@ class GptlitCLI(LightningCLI):
         write_atomically(folder / runs.CONFIG, self.options_as_yaml.encode())
         if self.trial:
             write_atomically(folder / "lr_find.svg", self.trial.chart().encode())
-
-    def _checked(self, **settings: Any) -> L.Trainer:
-        """A Trainer to fit, none of whose callbacks waits for a figure that is never logged."""
-        trainer = runs.new_trainer(**settings)
-        names = figures.logged(trainer, self.datamodule.has_validation)
-        figures.check_monitored(trainer.callbacks, names)
-        return trainer
 
     def _check_validates(self, patience: int) -> None:
         if not self.datamodule.has_validation or self.options.trainer.limit_val_batches == 0:

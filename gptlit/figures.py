@@ -3,7 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lightning.pytorch.callbacks import Callback, LambdaCallback, LearningRateMonitor
+from lightning.pytorch.callbacks import (
+    Callback,
+    EarlyStopping,
+    LambdaCallback,
+    LearningRateMonitor,
+)
 
 from gptlit import runs
 from gptlit.messages import UsageError, did_you_mean, note
@@ -16,7 +21,7 @@ def logged(trainer: Any, has_validation: bool) -> list[str]:
     """Names of the figures that a fit logs, where it is long enough to come to them.
 
     Args:
-        trainer: Lightning's, of the run.
+        trainer: Lightning's, or its options.
         has_validation: Whether the text has a validation split.
     """
     if trainer.barebones:
@@ -24,7 +29,7 @@ def logged(trainer: Any, has_validation: bool) -> list[str]:
     names = ["train/loss", "train/loss_epoch"]
     if trainer.log_every_n_steps:
         names += OF_STEPS
-    if trainer.limit_val_batches:
+    if trainer.limit_val_batches != 0 or trainer.overfit_batches:
         names += ["train/loss_eval", *(OF_VALIDATIONS if has_validation else ())]
     return names
 
@@ -55,6 +60,51 @@ def check_monitored(callbacks: Sequence[Callback], names: Sequence[str]) -> None
             raise UsageError(message)
         if runs.on_rank_zero():
             note(f"warning: {message}")
+
+
+def check_in_time(trainer: Any, steps_per_epoch: int, run_length: int | None) -> None:
+    """Find an EarlyStopping that looks at its figure before that is logged for the first time.
+
+    Args:
+        trainer: Lightning's, about to fit.
+        steps_per_epoch: Optimizer steps of an epoch.
+        run_length: Optimizer steps of the whole run; None if it has no end.
+
+    Raises:
+        UsageError: names the figure, and the steps at which it is logged and looked at.
+    """
+    if trainer.fast_dev_run:
+        return  # nothing stops early
+    every: dict[str, int] = dict.fromkeys(OF_STEPS, trainer.log_every_n_steps)
+    every["train/loss_epoch"] = steps_per_epoch
+    for callback in trainer.callbacks:
+        if not isinstance(callback, EarlyStopping) or not every.get(callback.monitor):
+            continue  # what is never logged was found before
+        of_epochs = callback.monitor == "train/loss_epoch"
+        logged_at = _next(trainer.global_step, every[callback.monitor])
+        looked_at, too_late = run_length or logged_at, False
+        if not callback._check_on_train_epoch_end and (interval := _steps_to_validation(trainer)):
+            looked_at = min(looked_at, _next(trainer.global_step, interval))
+            # a validation after an epoch's last step comes before the figures of the epoch
+            too_late = of_epochs and looked_at == logged_at
+        if callback.strict and (logged_at > looked_at or too_late):
+            raise UsageError(
+                f"--trainer.callbacks.monitor {callback.monitor}: EarlyStopping looks at it at "
+                f"step {looked_at}, and it is first logged at step {logged_at}; "
+                + ("give check_on_train_epoch_end true and a run of whole epochs, or " * of_epochs)
+                + "monitor val/loss or train/loss_eval"
+            )
+
+
+def _next(step: int, every: int) -> int:
+    return (step // every + 1) * every
+
+
+def _steps_to_validation(trainer: Any) -> int:
+    """Optimizer steps between two validations by steps; 0 where they go by epochs or time."""
+    interval = trainer.val_check_interval
+    by_steps = trainer.check_val_every_n_epoch is None and isinstance(interval, int)
+    return interval // trainer.accumulate_grad_batches if by_steps else 0
 
 
 def _is_gptlits(callback: Callback) -> bool:

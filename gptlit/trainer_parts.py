@@ -150,6 +150,7 @@ def keep_names_apart(callbacks: Sequence[Callback], folder: Path) -> None:
                 f"--trainer.callbacks.filename {name}: is the name of a checkpoint that gptlit "
                 f"saves in {folder}; give another one, or a dirpath"
             )
+        _say(f"--trainer.callbacks {_name(callback)}: saves beside best.ckpt and last.ckpt")
         if callback.CHECKPOINT_NAME_LAST == ModelCheckpoint.CHECKPOINT_NAME_LAST:
             callback.CHECKPOINT_NAME_LAST = "{epoch}-{step}-last"
 

@@ -19,6 +19,7 @@ from gptlit import (
     accounting,
     beams,
     compiling,
+    figures,
     losses,
     optim,
     plain,
@@ -234,6 +235,7 @@ class LitGPT(L.LightningModule):
                 "model.init_from",
                 self.init_from,
             )
+        figures.check_in_time(self.trainer, self._steps_per_epoch(), self.run_length())
         self.seed = self.seed or torch.initial_seed() % 2**63
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:

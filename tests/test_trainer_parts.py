@@ -233,7 +233,8 @@ def test_no_class_is_stated_that_is_stated_is_there() -> None:
 def test_a_model_checkpoint_stands_beside_gptlits(fit: Call, gptlit: Call) -> None:
     own = {"monitor": "val/loss", "mode": "min", "save_last": True}
     callback = part("callbacks", "ModelCheckpoint", **own)
-    assert fit(callback, "--trainer.max_steps=5").code == 0
+    result = fit(callback, "--trainer.max_steps=5")
+    assert "ModelCheckpoint: saves beside best.ckpt and last.ckpt" in result.err
     names = {path.name for path in (RUN / "checkpoints").iterdir()}
     theirs = {"epoch=0-step=5.ckpt", "epoch=0-step=5-last.ckpt"}
     assert names == {"best.ckpt", "last.ckpt", *theirs}
@@ -430,6 +431,23 @@ def test_a_figure_that_is_never_logged_is_found_before(fit: Call, callback: str)
     assert len(result.err.splitlines()) == 1
     without = fit(part("callbacks", callback, monitor="val/loss"), "--data.val_fraction=0")
     assert_refused(without, "train/loss_eval")
+
+
+def test_a_figure_that_comes_too_late_is_found_before(fit: Call) -> None:
+    def stopping(**options: Any) -> str:
+        return part("callbacks", "EarlyStopping", monitor="train/loss_epoch", **options)
+
+    assert_refused(fit(stopping()), "at step 5", "first logged at step 345", "monitor val/loss")
+    at_its_end = stopping(check_on_train_epoch_end=True)
+    assert_refused(fit(at_its_end), "at step 10", "first logged at step 345")
+    four_steps = "--data.batch_size=300"
+    assert_refused(fit(stopping(), four_steps, "--trainer.val_check_interval=4"), "at step 4")
+    assert fit(stopping(), four_steps).code == 0
+    assert fit(at_its_end, four_steps).code == 0
+    rate = part("callbacks", "EarlyStopping", monitor="optim/lr")
+    late = fit(rate, "--trainer.log_every_n_steps=7")
+    assert late.code == 2
+    assert "at step 5, and it is first logged at step 7" in late.err
 
 
 def test_a_figure_of_a_callback_of_the_users_is_only_noted(
