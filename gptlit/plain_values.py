@@ -106,7 +106,8 @@ def _is_plain_string(value: str, members: Sequence[Any]) -> bool:
     if not any(map(_may_become_an_object, members)):
         return takes_strings or _is_number(value)
     # as one of several names, or as the name of a setting
-    return bool(_NAME.fullmatch(value)) and takes_strings and not (value and Path(value).exists())
+    is_file = bool(value) and Path(value).exists() and not Path(value).is_dir()
+    return bool(_NAME.fullmatch(value)) and takes_strings and not is_file
 
 
 def _is_number(value: str) -> bool:

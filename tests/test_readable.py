@@ -7,7 +7,7 @@ import pytest
 import yaml
 from lightning.pytorch.callbacks import Callback
 
-from tests.conftest import TINY, Result
+from tests.conftest import TINY, Result, read_metrics
 
 # Lightning's callbacks warn of this and that
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -65,6 +65,21 @@ def test_an_argument_that_cant_be_read_back_is_left_out(
     assert isinstance(arguments, dict)
     assert unreadable not in arguments
     assert options[0].split("=")[0] in arguments
+
+
+def test_the_learning_rate_of_weight_averaging_goes_on(gptlit: Call, text_file: Path) -> None:
+    """Its scheduler, which has taken the place of the run's own at the second epoch."""
+    swa = ["--trainer.callbacks+=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs=0.1"]
+    swa += ["--trainer.callbacks.swa_epoch_start=1", "--trainer.limit_train_batches=3"]
+    words = [*TINY, f"--data.path={text_file}", "--trainer.max_steps=6", "--snapshot_every=4"]
+    words += ["--trainer.log_every_n_steps=1", "--model.warmup_steps=0"]
+    assert gptlit("fit", *words, *swa).code == 0
+    whole = [row["optim/lr"] for row in read_metrics(FOLDER) if row["optim/lr"]]
+    result = gptlit("fit", f"--ckpt_path={FOLDER}/checkpoints/step_4.ckpt")
+    assert result.code == 0, result.err
+    assert "the learning rate goes on" not in result.err
+    assert [row["optim/lr"] for row in read_metrics(FOLDER) if row["optim/lr"]] == whole
+    assert len(set(whole)) > 1
 
 
 def test_a_class_that_cant_be_read_back_is_left_out_of_its_list(
