@@ -325,7 +325,7 @@ REFUSED: list[tuple[str, list[str]]] = [
     ("predict --config tiny.yaml", ["--config: unknown option", "gptlit fit has it"]),
     ("validate --config number.yaml", ["--config number.yaml"]),
     # texts
-    ("fit TINY --data.path binary.txt", ["--data.path binary.txt", "not UTF-8", "128"]),
+    ("fit TINY --data.path binary.txt", ["--data.path binary.txt: a binary file"]),
     ("fit TINY --data.path nul.txt", ["--data.path nul.txt: a binary file"]),
     ("fit TINY --data.path space.txt", ["--data.path space.txt", "empty"]),
     ("fit TINY --data.path utf16.txt", ["utf16.txt: not utf-16 text", "by its byte order mark"]),
@@ -336,7 +336,7 @@ REFUSED: list[tuple[str, list[str]]] = [
     ("fit TINY --data.val_path empty.txt", ["--data.val_path empty.txt", "empty"]),
     ("fit TINY --model.block_size 100000", ["--model.block_size 100000", "5526"]),
     ("summary TINY --data.path nowhere.txt", ["--data.path nowhere.txt"]),
-    ("data binary.txt", ["binary.txt", "not UTF-8"]),
+    ("data binary.txt", ["binary.txt: a binary file"]),
     ("data bad.jsonl", ["bad.jsonl: line 2"]),
     # numbers and names
     ("fit TINY --seed_everything -1", ["--seed_everything -1", "2^32"]),
