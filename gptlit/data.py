@@ -9,7 +9,8 @@ from typing import Any
 import lightning as L
 import numpy as np
 
-from gptlit import corpora, preparing, trusted_options
+from gptlit import checkpoint, corpora, preparing, trusted_options
+from gptlit import tokenizer as tokenizers
 from gptlit.cleaning import AS_IT_IS, CleaningOptions
 from gptlit.loaders import EvalLoader, TrainLoader
 from gptlit.messages import UsageError, note, opt
@@ -90,7 +91,10 @@ class TextDataModule(L.LightningDataModule):
         options = parse_options(tokenizer)
         options = dataclasses.replace(options, eos=eos or options.eos)
         # plain data: a checkpoint that holds an object of ours would not load safely
-        plain = {"tokenizer": asdict(options), "cleaning": asdict(cleaning)}
+        plain: dict[str, Any] = {"tokenizer": asdict(options), "cleaning": asdict(cleaning)}
+        # who loads the checkpoint may be in another folder
+        paths = {"path": path, "val_path": val_path, "test_path": test_path}
+        plain |= {n: str(Path(p).expanduser().absolute()) for n, p in paths.items() if p}
         self.save_hyperparameters(plain)
         if batch_size < 1:
             raise UsageError("must be 1 or more", "data.batch_size", batch_size)
@@ -126,6 +130,9 @@ class TextDataModule(L.LightningDataModule):
     ) -> "TextDataModule":
         """As Lightning's, of plain data unless asked otherwise; nothing that it names is called.
 
+        The text is read by the checkpoint's tokenizer, and refused where it has changed since,
+        unless options name others.
+
         Raises:
             UsageError: the checkpoint names a folder for texts that is not one of gptlit's.
         """
@@ -133,6 +140,18 @@ class TextDataModule(L.LightningDataModule):
         made = super().load_from_checkpoint(checkpoint_path, *arguments, **options)
         if "data_dir" not in options:
             trusted_options.check_data_dir(checkpoint_path, made.folder)
+        described = checkpoint.read(checkpoint_path)[checkpoint.KEY]
+        if not {"tokenizer", "eos"} & options.keys():
+            size = described["config"]["vocab_size"]
+            made.use_tokenizer(tokenizers.from_state(described["tokenizer"], size))
+        trained = {"": described["text"]["sha256"]}
+        trained |= {name: sha256 for name, (_, sha256) in described["text"]["own_texts"].items()}
+        given = {"": {"corpus", "path"}, "val": {"val_path"}, "test": {"test_path"}}
+        made.expected_sha256 = {
+            name: sha256
+            for name, sha256 in trained.items()
+            if sha256 and not given[name] & options.keys()  # imported weights have no text
+        }
         return made
 
     def use_tokenizer(self, tokenizer: Tokenizer) -> None:

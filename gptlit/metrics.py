@@ -32,16 +32,15 @@ class TextLoss(Metric):
         return self.nats / self.tokens
 
 
-def text_figures(loss: Tensor, bytes_per_token: float) -> dict[str, Tensor]:
+def text_figures(loss: Tensor, bytes_per_token: float | None) -> dict[str, Tensor]:
     """What a mean loss means: `loss`, `perplexity` and `bits_per_byte`.
 
     Args:
         loss: Nats per token.
         bytes_per_token: UTF-8 bytes of the text scored per token of it, which makes the
-            figure one that compares models across tokenizers.
+            figure one that compares models across tokenizers; None leaves it out.
     """
-    return {
-        "loss": loss,
-        "perplexity": loss.exp(),
-        "bits_per_byte": loss / math.log(2) / bytes_per_token,
-    }
+    figures = {"loss": loss, "perplexity": loss.exp()}
+    if bytes_per_token is not None:
+        figures["bits_per_byte"] = loss / math.log(2) / bytes_per_token
+    return figures

@@ -39,6 +39,7 @@ from gptlit.messages import UsageError, note, opt
 from gptlit.metrics import TextLoss, text_figures
 from gptlit.model import GPT, GPTConfig
 from gptlit.order import hashed
+from gptlit.own_batches import OwnBatches, as_batch
 from gptlit.progress import ends_epoch, validation_follows
 from gptlit.tokenizer import Tokenizer
 
@@ -54,6 +55,8 @@ class LitGPT(L.LightningModule):
     """Trains a GPT on the windows of a `TextDataModule`.
 
     The net itself is built in `configure_model`, when the text and so the vocabulary is known.
+    Loaders of one's own are trained on after `use_tokenizer`; `own_batches.as_batch` says what
+    batches they may give. Their figures are without bits per byte.
 
     Args:
         lr: Peak learning rate; of sgd 0.1 and more is usual.
@@ -150,8 +153,14 @@ class LitGPT(L.LightningModule):
 
     # ------------------------------------------------------------------ the net
 
+    def use_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Build the net for a tokenizer's vocabulary, to train on loaders of one's own."""
+        self._build(tokenizer)
+
     def configure_model(self) -> None:
-        if self.tokenizer is None and self._trainer is not None and self._datamodule is not None:
+        if self._trainer is not None and self._datamodule is None:
+            self._prepare_for_own_batches()
+        elif self.tokenizer is None and self._trainer is not None and self._datamodule is not None:
             self._build(self._datamodule.tokenizer)
             if self.first_weights is not None:
                 self.net.load_state_dict(self.first_weights)
@@ -160,6 +169,23 @@ class LitGPT(L.LightningModule):
             self._choose_compiling()
             if self.device_mesh is not None:
                 sharding.shard(self.net, self.device_mesh["data_parallel"])
+
+    def _prepare_for_own_batches(self) -> None:
+        if self.trainer.state.fn == "predict":
+            return
+        if self.tokenizer is None:
+            raise UsageError(
+                "LitGPT has no vocabulary yet; give a TextDataModule, or call "
+                "use_tokenizer(tokenizer) before training on loaders of your own"
+            )
+        if isinstance(self.trainer.strategy, SHARDING):
+            raise UsageError(
+                "shards the weights, which needs a TextDataModule; loaders of your own train under "
+                f"{opt('trainer.strategy')} ddp",
+                "trainer.strategy",
+                type(self.trainer.strategy).__name__,
+            )
+        self._choose_compiling()
 
     def _build(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
@@ -171,7 +197,7 @@ class LitGPT(L.LightningModule):
         if self.trainer.state.fn != "fit":
             return
         if self.compile_option == "auto":
-            windows = self.text.batch_size * self.trainer.accumulate_grad_batches
+            windows = self.batches.batch_size * self.trainer.accumulate_grad_batches
             per_window = accounting.training_flops_per_token(self.net) * self.config.block_size
             self.compiling = compiling.choose(
                 self.trainer.strategy.root_device.type,
@@ -202,14 +228,22 @@ class LitGPT(L.LightningModule):
 
     @property
     def _datamodule(self) -> TextDataModule | None:
-        return self.trainer.datamodule
+        module = self.trainer.datamodule
+        return module if isinstance(module, TextDataModule) else None
 
     @property
     def text(self) -> TextDataModule:
         """The data module being trained or evaluated on."""
         if self._datamodule is None:
-            raise RuntimeError("LitGPT trains on a TextDataModule: trainer.fit(model, datamodule)")
+            raise UsageError(
+                "this part of gptlit needs a TextDataModule; call trainer.fit(model, datamodule)"
+            )
         return self._datamodule
+
+    @property
+    def batches(self) -> TextDataModule | OwnBatches:
+        """Where batches come from: the data module, or loaders of the user's own."""
+        return self._datamodule or OwnBatches(self.trainer)
 
     def forward(self, idx: Tensor) -> Tensor:
         """(B, T) token ids to (B, T, V) logits."""
@@ -222,7 +256,7 @@ class LitGPT(L.LightningModule):
     def setup(self, stage: str) -> None:
         # a run shorter than its interval between validations is validated at its end
         trainer = self.trainer
-        by_batches = trainer.check_val_every_n_epoch is None
+        by_batches = self._datamodule and trainer.check_val_every_n_epoch is None
         if stage == "fit" and by_batches and isinstance(trainer.val_check_interval, int):
             batches = (self.run_length() or sys.maxsize) * trainer.accumulate_grad_batches
             trainer.val_check_interval = min(trainer.val_check_interval, batches)
@@ -247,7 +281,7 @@ class LitGPT(L.LightningModule):
             torch.manual_seed(hashed(*place) % 2**63)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        inputs, targets = batch  # (B, T), (B, T)
+        inputs, targets = as_batch(batch)  # (B, T), (B, T)
         logits = self(inputs)  # (B, T, V)
         minimised, loss = losses.objective(logits, targets, self.label_smoothing, self.z_loss)
         # a step that is skipped, its loss being no number, is none of the epoch's
@@ -274,7 +308,7 @@ class LitGPT(L.LightningModule):
             or (every and not (self.global_step + 1) % every)
             or now - self._told_at > TELL_AFTER_SECONDS
             or ends_epoch(self.trainer)
-            or (not self.text.has_validation and validation_follows(self.trainer))
+            or (not self.batches.has_validation and validation_follows(self.trainer))
         )
         if is_told:
             self._told_at = now
@@ -337,14 +371,17 @@ class LitGPT(L.LightningModule):
             self.average.end()
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        on_validation_split = self.text.has_validation and dataloader_idx == 0
+        # the slice of the training split is the data module's alone
+        on_validation_split = self.batches.has_validation and (
+            dataloader_idx == 0 or self._datamodule is None
+        )
         self._score(batch, self.val_loss if on_validation_split else self.slice_loss)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._score(batch, self.val_loss)
 
     def _score(self, batch: Batch, metric: TextLoss) -> None:
-        inputs, targets = batch  # (B, T), (B, T)
+        inputs, targets = as_batch(batch)  # (B, T), (B, T)
         logits = self(inputs)  # (B, T, V)
         losses = F.cross_entropy(
             logits.flatten(0, 1).float(),
@@ -371,7 +408,8 @@ class LitGPT(L.LightningModule):
         self._log_figures(self._split_figures("test"))
 
     def _split_figures(self, split: str) -> dict[str, Tensor]:
-        figures = text_figures(self.val_loss.compute(), self.text.tokens.bytes_per_token(split))
+        per_token = self._datamodule.tokens.bytes_per_token(split) if self._datamodule else None
+        figures = text_figures(self.val_loss.compute(), per_token)
         return {f"{split}/{name}": value for name, value in figures.items()}
 
     def _log_figures(self, figures: dict[str, Tensor]) -> None:
@@ -454,6 +492,9 @@ class LitGPT(L.LightningModule):
         """Optimizer steps of the whole run; None if only time or the user ends it."""
         # trainer.estimated_stepping_batches would make the loaders before a resume restores
         # them, which loses their position
+        if self._datamodule is None:
+            steps = self.trainer.estimated_stepping_batches
+            return None if math.isinf(steps) else int(steps)
         ends = []
         if self.trainer.max_steps >= 0:
             ends.append(self.trainer.max_steps)
@@ -464,6 +505,9 @@ class LitGPT(L.LightningModule):
     def _steps_per_epoch(self) -> int:
         """Of the text's, those that limit_train_batches and overfit_batches leave."""
         accumulated = self.trainer.accumulate_grad_batches
+        if self._datamodule is None:
+            n_batches = self.trainer.num_training_batches  # infinite for a loader without a length
+            return sys.maxsize if math.isinf(n_batches) else math.ceil(n_batches / accumulated)
         whole, limit = self.text.steps_per_epoch, self.trainer.limit_train_batches
         batches = limit if isinstance(limit, int) else int(limit * whole * accumulated)
         return min(whole, math.ceil(batches / accumulated))  # Lightning steps on a rest, too
@@ -484,7 +528,7 @@ class LitGPT(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.tokenizer is None:
             raise RuntimeError("there is no net to save yet")
-        text = self.text.describe_text()
+        text = self.batches.describe_text()
         checkpoint[checkpoints.KEY] = checkpoints.describe(
             self.config, self.tokenizer, text, self.run_config, self.seed, self.evaluated
         )
@@ -535,6 +579,8 @@ class LitGPT(L.LightningModule):
                 for name in ("nats", "tokens"):
                     getattr(self.train_loss, name).copy_(sums[name])
             self._apply_own_options(checkpoint)
+            if self._datamodule is None:
+                return
             accumulated = self.trainer.accumulate_grad_batches
             per_step, per_epoch = self.text.windows_per_step, self.text.steps_per_epoch
             resuming.recount(checkpoint, per_step, accumulated, per_epoch)
@@ -546,7 +592,8 @@ class LitGPT(L.LightningModule):
         assert self.trainer.state.fn is not None
         fn, has_place = self.trainer.state.fn.value, bool(checkpoint["global_step"])
         loop = getattr(self.trainer, f"{fn}_loop").state_dict()
-        states.check_loop(checkpoint, f"{fn}_loop", loop, has_place and fn == "fit")
+        own_place = self._datamodule is not None  # which a user's loaders need not have
+        states.check_loop(checkpoint, f"{fn}_loop", loop, has_place and fn == "fit" and own_place)
         if fn == "fit" and "state_dict" in checkpoint:
             callbacks = [(each.state_key, each.state_dict()) for each in self.trainer.callbacks]
             states.check_training(checkpoint, self._new_optimizer(), callbacks)

@@ -97,6 +97,7 @@ SECOND = {
     "sharding",
     "training",
     "progress",
+    "own_batches",
     "progress_bar",
     "callbacks",
     "guard",
