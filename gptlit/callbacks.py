@@ -17,7 +17,9 @@ from gptlit.assets import write_atomically
 from gptlit.generation import Sampling, generate
 from gptlit.loaders import IGNORED
 from gptlit.messages import UsageError, several
+from gptlit.overfitting import Overfitting
 from gptlit.progress import ends_epoch
+from gptlit.prompts import tell_dropped
 from gptlit.records import SAMPLES, as_markdown
 from gptlit.streams import only_shown
 from gptlit.terminal import duration, from_here, printable
@@ -31,19 +33,22 @@ def say(module: L.LightningModule, text: str) -> None:
 
 
 class SampleText(Callback):
-    """Writes sample text after each validation and each whole epoch, always the same way.
+    """Writes sample text after each validation and each longer epoch, always the same way.
 
     To the console (short), to TensorBoard's text tab and to samples.txt in the run's folder.
 
     Args:
-        prompts: What to continue; characters that the text hasn't got are left out.
+        prompts: What to continue; characters that the text hasn't got are left out, with a warning.
         max_new_tokens: Length of each sample.
         temperature: As for `gptlit predict`.
         top_k: As for `gptlit predict`.
         seed: As for `gptlit predict`.
+        min_interval: Steps from one sample to the next, at least; at the end of an epoch there
+            are never fewer than 100.
     """
 
     CONSOLE_LINES = 4
+    EPOCH_STEPS = 100  # a small text's epoch can be a step
 
     def __init__(
         self,
@@ -52,6 +57,7 @@ class SampleText(Callback):
         temperature: float = 0.8,
         top_k: int | None = None,
         seed: int = 1337,
+        min_interval: int = 0,
     ) -> None:
         self.prompts = several(prompts, "samples.prompts")
         self.settings: dict[str, Any] = {
@@ -65,7 +71,10 @@ class SampleText(Callback):
             raise error.within("samples") from error
         if not 0 <= seed < 2**63:
             raise UsageError("must be 0 or more, and below 2^63", "samples.seed", seed)
+        if min_interval < 0:
+            raise UsageError("must be 0 or more", "samples.min_interval", min_interval)
         self.seed = seed
+        self.min_interval = min_interval
         self.folder: Path | None = None  # the run's, set by whoever makes the run
         self._written_at = -1
         self._excerpt = ""  # to be shown
@@ -77,6 +86,11 @@ class SampleText(Callback):
         self._written_at = state_dict["written_at"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, LitGPT)
+        assert pl_module.tokenizer is not None
+        if trainer.is_global_zero:
+            for prompt in self.prompts:
+                tell_dropped(prompt, "skip", pl_module.tokenizer, "--samples.prompts")
         # what a run wrote after the checkpoint that it goes on from will be written again, but
         # for what belongs to the checkpoint's own step
         file = self.folder and self.folder / SAMPLES
@@ -92,16 +106,20 @@ class SampleText(Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             evaluated = "val/loss" if "val/loss" in trainer.callback_metrics else "train/loss_eval"
-            self._write(trainer, pl_module, evaluated)
+            self._write(trainer, pl_module, evaluated, self.min_interval)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if ends_epoch(trainer):
-            self._write(trainer, pl_module, "train/loss")
+            least = max(self.min_interval, self.EPOCH_STEPS)
+            self._write(trainer, pl_module, "train/loss", least)
 
-    def _write(self, trainer: L.Trainer, module: L.LightningModule, figure: str) -> None:
+    def _write(
+        self, trainer: L.Trainer, module: L.LightningModule, figure: str, least: int
+    ) -> None:
         step = trainer.global_step
+        is_due = step - max(self._written_at, 0) >= max(least, 1)
         # all ranks gather a sharded net's weights, or none does
-        if trainer.fast_dev_run or trainer.strategy.broadcast(step == self._written_at):
+        if trainer.fast_dev_run or not trainer.strategy.broadcast(is_due):
             return
         self._written_at = step
         assert isinstance(module, LitGPT)
@@ -184,13 +202,23 @@ class Report(Callback):
     Args:
         precision_reason: Why the precision is what it is.
         samples: Writes the samples, whose beginnings are shown.
+        overfitting: Has the warning that is shown after a validation.
+        more: Names and values that stand at the end of the start-up block.
     """
 
     ETA_AFTER_STEPS = 20
 
-    def __init__(self, precision_reason: str = "", samples: SampleText | None = None) -> None:
+    def __init__(
+        self,
+        precision_reason: str = "",
+        samples: SampleText | None = None,
+        overfitting: Overfitting | None = None,
+        more: Sequence[tuple[str, str]] = (),
+    ) -> None:
         self.precision_reason = precision_reason
         self.samples = samples
+        self.overfitting = overfitting
+        self.more = more
         self._told_eta = False
         self._began = 0.0
         self._from_step = 0
@@ -199,7 +227,7 @@ class Report(Callback):
         assert isinstance(pl_module, LitGPT)
         self._began, self._from_step = time.perf_counter(), trainer.global_step
         if trainer.is_global_zero:
-            say(pl_module, start_block(trainer, pl_module, self.precision_reason))
+            say(pl_module, start_block(trainer, pl_module, self.precision_reason, self.more))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any
@@ -233,6 +261,8 @@ class Report(Callback):
         else:
             told = f"train/loss_eval {figures['train/loss_eval']:.4f}"
         say(pl_module, f"step {trainer.global_step}: {told}")
+        if self.overfitting is not None and self.overfitting.warning:
+            say(pl_module, self.overfitting.warning)
         self._show_sample(pl_module)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -243,8 +273,13 @@ class Report(Callback):
             self.samples.show(module)
 
 
-def start_block(trainer: L.Trainer, module: LitGPT, precision_reason: str) -> str:
-    """What is about to be trained on what and where, a line each."""
+def start_block(
+    trainer: L.Trainer,
+    module: LitGPT,
+    precision_reason: str,
+    more: Sequence[tuple[str, str]] = (),
+) -> str:
+    """What is about to be trained on what and where, a line each, and `more` lines."""
     text = module.text
     tokens = text.tokens
     x, y = next(iter(text.train_slice()))
@@ -274,4 +309,4 @@ def start_block(trainer: L.Trainer, module: LitGPT, precision_reason: str) -> st
     if trainer.max_steps > 0:
         epochs = trainer.max_steps / text.steps_per_epoch
         rows["step"] += f"; {trainer.max_steps:,} steps are {epochs:.2f} epochs"
-    return "\n".join(f"  {name:<11}{value}" for name, value in rows.items())
+    return "\n".join(f"  {name:<11}{value}" for name, value in [*rows.items(), *more])

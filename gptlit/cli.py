@@ -1,6 +1,7 @@
 """The verbs that need Lightning: fit, validate, test, and predict on several devices."""
 
 import contextlib
+import dataclasses
 import enum
 import functools
 import json
@@ -40,12 +41,14 @@ from gptlit import (
     yaml_keys,
 )
 from gptlit import tokenizer as tokenizers
+from gptlit.adapting import Adapted, adapt
 from gptlit.arguments import HELP, CommandLine, expand, given_by_user
 from gptlit.assets import write_atomically
 from gptlit.callbacks import Report, SampleText, Throughput
 from gptlit.data import TextDataModule
 from gptlit.guard import Guard
 from gptlit.messages import UsageError, note, tell
+from gptlit.overfitting import Overfitting
 from gptlit.own_modules import importable
 from gptlit.parser import OneLineErrors
 from gptlit.progress_bar import RunBar
@@ -128,6 +131,7 @@ class GptlitCLI(LightningCLI):
         self.precision_reason = "as asked"
         self.folder: runs.RunFolder | None = None
         self.trial: rates.Trial | None = None
+        self.adapted = Adapted()
         super().__init__(
             LitGPT,
             TextDataModule,
@@ -246,6 +250,8 @@ class GptlitCLI(LightningCLI):
                 # whoever goes on finds the copy of a pipe, and not the pipe
                 options.data[name] = inputs.kept(path, f"--data.{name}", folder)
         self._take_origin()
+        if self.subcommand == "fit" and self.start is None:
+            self._adapt_to_text()
         # the options as given: what is chosen below is chosen again by whoever goes on
         self.options_as_yaml = self._dump_options()
         if self.start is not None:
@@ -301,16 +307,20 @@ class GptlitCLI(LightningCLI):
             # a shipped config's block size is for weights that it names itself
             stands = "model.block_size" in self.chosen or "model.init_from" not in self.chosen
             self.origin = origins.take(model, self.options.data, NOT_IN_WEIGHTS, stands)
-            self._link_block_size()
+            self.options.data.block_size = model.block_size
         elif self.start is not None and "model.init_from" in self.given:
             raise UsageError(
                 f"--model.init_from {model.init_from}: begins a new run, and --ckpt_path goes on "
                 "with one; give one of them"
             )
 
-    def _link_block_size(self) -> None:
-        """Repeat what the parser has done, for a block size that was changed since."""
-        self.options.data.block_size = self.options.model.block_size
+    def _adapt_to_text(self) -> None:
+        options, origin = self.options, self.origin
+        self.adapted = adapt(options, self.chosen, origin.tokenizer if origin else None)
+        if origin:
+            size = options.model.block_size
+            state = origins.crop_block_size(origin.state, origin.config, size)
+            self.origin = dataclasses.replace(origin, state=state)
 
     @property
     def _options_of_start(self) -> dict[str, Any]:
@@ -380,8 +390,10 @@ class GptlitCLI(LightningCLI):
             settings |= trainer_parts.barebones(trainer)
             return runs.new_trainer(**settings | {"callbacks": [*given, self.stopping]})
         self.model.tells_every_batch = bool(given)  # of gptlit's own none asks for that
-        report = Report(self.precision_reason, options.samples)
-        callbacks = [*given, report, Throughput()]
+        overfitting = Overfitting()
+        rows = self.adapted.rows
+        report = Report(self.precision_reason, options.samples, overfitting, rows)
+        callbacks = [*given, report, overfitting, Throughput()]
         if bar is not None:
             trainer_parts.say_whose_bar(bar)
         elif settings["enable_progress_bar"]:
@@ -516,12 +528,18 @@ class GptlitCLI(LightningCLI):
         data.prepare_data()
         data.setup("fit")
 
+    def tell_adapted(self) -> None:
+        """Tell what a run would tell in its start-up block."""
+        for change in self.adapted.changes:
+            note(f"adapted to this text: {change}")
+
     def _preflight(self, model: LitGPT) -> None:
         """Make the checks ahead of a run.
 
         Raises:
             SystemExit: one failed.
         """
+        self.tell_adapted()
         self.prepare()
         trainer, data = self.trainer, self.datamodule
         model.configure_model()
@@ -611,6 +629,7 @@ def _check_counts(options: Namespace) -> None:
 
 
 def _summarize(cli: GptlitCLI) -> None:
+    cli.tell_adapted()
     cli.prepare()
     cli.model.configure_model()
     print(summary.report(cli.trainer, cli.model, cli.precision_reason))

@@ -193,8 +193,16 @@ class TextDataModule(L.LightningDataModule):
         if stage == "fit":
             self._check_size()
 
+    def load_text(self) -> corpora.Text:
+        """The text that is trained on, and split."""
+        return corpora.load(self.corpus, self.path, self.folder, **self.reading)
+
+    def prepare_quietly(self) -> None:
+        """Make the token file, so that `tokens` is known; `prepare_data` repeats nothing of it."""
+        self._tokens = self._prepare()
+
     def _prepare(self) -> TokenFile:
-        text = corpora.load(self.corpus, self.path, self.folder, **self.reading)
+        text = self.load_text()
         own_texts = {
             name: corpora.load(
                 "", path, self.folder, path_option=opt(f"data.{name}_path"), **self.reading
@@ -222,8 +230,11 @@ class TextDataModule(L.LightningDataModule):
     @functools.cached_property
     def order(self) -> WindowOrder:
         """The order of the training windows."""
-        pieces = self._pieces("train")
-        return WindowOrder(pieces, self.block_size, self.seed, self.windows)
+        return self.order_of(self.block_size)
+
+    def order_of(self, block_size: int) -> WindowOrder:
+        """The order of the training windows of a block size."""
+        return WindowOrder(self._pieces("train"), block_size, self.seed, self.windows)
 
     def _before(self, positions: np.ndarray) -> np.ndarray:
         return self.tokens.inputs_before(positions, by_document=self.windows == "documents")

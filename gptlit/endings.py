@@ -11,9 +11,10 @@ import lightning as L
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from gptlit import checkpoint, runs, signals
+from gptlit import checkpoint, overfitting, runs, signals
 from gptlit.guard import NotFinite
 from gptlit.messages import RunError
+from gptlit.overfitting import Overfitting
 from gptlit.stopping import NAMES, SIGNAL, Patience, Stopping
 from gptlit.terminal import duration
 from gptlit.training import LitGPT
@@ -121,5 +122,8 @@ def closing(trainer: L.Trainer, stopping: Stopping, folder: Path | None, seconds
     if saved:
         rows["resume"] = _command("fit", saved[-1], more)
         rows["write"] = _command("predict", saved[0])
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by a connector
+        if isinstance(callback, Overfitting) and (finding := callback.seen.finding):
+            rows["note"] = f"{finding}; {overfitting.ADVICE}"
     rows["time"] = duration(seconds)
     return "\n".join([head, *(f"  {name:<8}{value}" for name, value in rows.items())])

@@ -101,21 +101,23 @@ def with_unescaped(words: Sequence[str], names: Collection[str]) -> list[str]:
     return found
 
 
-def tell_dropped(prompt: str, unknown: Unknown, tokenizer: Tokenizer) -> None:
+def tell_dropped(
+    prompt: str, unknown: Unknown, tokenizer: Tokenizer, option: str = "--prompt"
+) -> None:
     """Warn of pieces of a prompt that the model doesn't know, where it is told to skip them or
     has a token that stands for any."""
     try:
         ids = tokenizer.encode(prompt)
     except UnknownPieces as error:
         if unknown == "skip":
-            note(f"warning: --prompt: dropped {', '.join(map(repr, error.pieces))}")
+            note(f"warning: {option}: dropped {', '.join(map(repr, error.pieces))}")
         return
     if tokenizer.unknown_id is None or tokenizer.unknown_id not in ids:
         return
     pieces = dict.fromkeys(prompt.split() if tokenizer.kind == "word" else prompt)
     strange = [repr(each) for each in pieces if tokenizer.unknown_id in tokenizer.encode(each)]
     token = tokenizer.piece(tokenizer.unknown_id).decode()
-    note(f"warning: --prompt: the model reads {token} for {', '.join(strange) or 'white space'}")
+    note(f"warning: {option}: the model reads {token} for {', '.join(strange) or 'white space'}")
 
 
 def tell_about(

@@ -69,10 +69,10 @@ def assert_one_line(result: Result, *told: str) -> None:
         ("fit --data.path empty.txt", ["--data.path empty.txt", "empty"]),
         ("fit --data.path torn.txt", ["--data.path torn.txt", "UTF-8 but for", "offset 6"]),
         ("fit --data.path nothing", ["--data.path nothing", "a folder without .txt"]),
-        ("fit --data.path short.txt", ["--model.block_size 64", "largest block that fits is 49"]),
-        ("fit --data.path mid.txt --data.val_fraction 0", ["--data.batch_size 12", "lower"]),
+        ("fit --data.path short.txt --model.block_size 64", ["block_size 64", "that fits is 45"]),
+        ("fit --data.path mid.txt --data.batch_size 99", ["--data.batch_size 99", "lower"]),
         (
-            "fit --data.path mid.txt --data.batch_size 1",
+            "fit --data.path mid.txt --model.block_size 64 --data.batch_size 1",
             ["--data.val_fraction: the val split has", "64"],
         ),
         ("fit --data.val_fraction 1.5 --data.path mid.txt", ["--data.val_fraction 1.5"]),

@@ -36,6 +36,7 @@ GROUND = {
     "metrics",
     "charts",
     "scaling",
+    "small_texts",
     "packing",
     "order",
     "compiling",
@@ -94,6 +95,8 @@ FIRST = {
 SECOND = {
     "data",
     "figures",
+    "adapting",
+    "overfitting",
     "sharding",
     "training",
     "progress",
