@@ -197,6 +197,7 @@ def check(content: dict[str, Any]) -> None:
     """
     plain.check(_Content, content, "")
     plain.check(_Described, content[KEY], KEY)
+    plain.check(dict[str, Any], content.get("hyper_parameters", {}), "hyper_parameters")
     version = content["pytorch-lightning_version"]
     if content["global_step"] < 0 or not re.fullmatch(LIGHTNINGS, version):
         raise UsageError(

@@ -122,8 +122,10 @@ def like(example: Any, value: Any, name: str) -> Any:
     if example is None or (kind in (dict, list, tuple) and not example):
         return value
     if kind not in NAMES:
-        if type(value) is not kind or getattr(value, "shape", ()) != getattr(example, "shape", ()):
-            raise UsageError(f"{name} {shown(value)}: must be {_described(kind)}")
+        shape = tuple(getattr(example, "shape", ()))
+        if type(value) is not kind or tuple(getattr(value, "shape", ())) != shape:
+            of_shape = f" of shape {shape}" if hasattr(example, "shape") else ""
+            raise UsageError(f"{name} {shown(value)}: must be {_described(kind)}{of_shape}")
         return value
     check(kind, value, name)
     if kind is dict:

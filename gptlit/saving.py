@@ -64,11 +64,11 @@ class BestCheckpoint(ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the lowest figure so far, also where the run's folder has been moved."""
-        plain.check(_BestState, state_dict, "callbacks.ModelCheckpoint")
+        plain.check(_BestState, state_dict, "callbacks.BestCheckpoint")
         scores = [state_dict["best_model_score"], state_dict["kth_value"]]
         for score in (*scores, state_dict["current_score"], *state_dict["best_k_models"].values()):
             if isinstance(score, Tensor) and (score.shape or score.layout != strided):
-                raise UsageError("callbacks.ModelCheckpoint: a score is not a number")
+                raise UsageError("callbacks.BestCheckpoint: a score is not a number")
         best = Path(self.dirpath or "") / "best.ckpt"
         if best.exists():
             score = state_dict["best_model_score"]

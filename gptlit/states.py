@@ -52,8 +52,6 @@ class _Training(TypedDict):
     optimizer_states: list[_Optimizer]
     lr_schedulers: list[_Scheduler]
     loops: dict[str, dict[str, Any]]
-    callbacks: dict[str, dict[str, Any]]
-    hyper_parameters: NotRequired[dict[str, Any]]
 
 
 class _Average(TypedDict):
@@ -61,17 +59,30 @@ class _Average(TypedDict):
     weights: dict[str, Any]
 
 
-def check_training(
-    content: dict[str, Any],
-    optimizer: torch.optim.Optimizer,
-    callbacks: Iterable[tuple[str, Mapping[str, Any]]],
+def check_callbacks(
+    content: Mapping[str, Any], callbacks: Iterable[tuple[str, Mapping[str, Any]]]
 ) -> None:
+    """Refuse states of callbacks that aren't made like those they have now.
+
+    Args:
+        content: Of the checkpoint.
+        callbacks: The key and the state of each.
+
+    Raises:
+        UsageError: names the part that can't be restored.
+    """
+    plain.check(dict[str, dict[str, Any]], content.get("callbacks", {}), "callbacks")
+    for key, state in callbacks:
+        if found := content.get("callbacks", {}).get(key):
+            plain.like(dict(state), found, f"callbacks.{key.partition('{')[0]}")
+
+
+def check_training(content: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
     """Make what a checkpoint has for a run's training fit for being restored.
 
     Args:
         content: Of the checkpoint, changed in place.
         optimizer: A new one of the run's.
-        callbacks: The key and the state of each as it is now.
 
     Raises:
         UsageError: names the part that can't be restored.
@@ -82,9 +93,6 @@ def check_training(
             raise UsageError(f"{name} has {len(content[name])} of them, and a run one")
     content["optimizer_states"] = [_optimizer(content["optimizer_states"][0], optimizer)]
     content["lr_schedulers"] = [_scheduler(content["lr_schedulers"][0], optimizer)]
-    for key, state in callbacks:
-        if found := content["callbacks"].get(key):
-            plain.like(dict(state), found, f"callbacks.{key.partition('{')[0]}")
 
 
 def _optimizer(saved: Any, new: torch.optim.Optimizer) -> dict[str, Any]:

@@ -22,7 +22,6 @@ from gptlit import (
     figures,
     losses,
     optim,
-    plain,
     resuming,
     sharding,
     states,
@@ -566,7 +565,6 @@ class LitGPT(L.LightningModule):
             )
         self.average = None
         if self.trainer.state.fn == "fit":
-            plain.check(dict[str, Any], checkpoint.get("hyper_parameters", {}), "hyper_parameters")
             resuming.check_optimizer(checkpoint, self.optimizer)
         try:
             self._check_states(checkpoint)
@@ -594,9 +592,10 @@ class LitGPT(L.LightningModule):
         loop = getattr(self.trainer, f"{fn}_loop").state_dict()
         own_place = self._datamodule is not None  # which a user's loaders need not have
         states.check_loop(checkpoint, f"{fn}_loop", loop, has_place and fn == "fit" and own_place)
+        callbacks = [(each.state_key, each.state_dict()) for each in self.trainer.callbacks]
+        states.check_callbacks(checkpoint, callbacks)
         if fn == "fit" and "state_dict" in checkpoint:
-            callbacks = [(each.state_key, each.state_dict()) for each in self.trainer.callbacks]
-            states.check_training(checkpoint, self._new_optimizer(), callbacks)
+            states.check_training(checkpoint, self._new_optimizer())
             if (kept := checkpoint.get(AVERAGED)) is not None:
                 states.check_average(kept)
                 weights.checked(kept["weights"], self.config, f"{AVERAGED}.weights.")

@@ -1,5 +1,6 @@
 """Going on with a run under other options: what wins, what is told, what is refused."""
 
+import functools
 import math
 import re
 import shutil
@@ -14,7 +15,7 @@ import yaml
 from gptlit import checkpoint, resuming
 from gptlit.messages import UsageError
 from gptlit.training import LitGPT
-from tests.conftest import TINY, Result, made_up_text, read_metrics
+from tests.conftest import TINY, Result, Run, made_up_text, read_metrics
 
 Call = Callable[..., Result]
 LAST = Path("lightning_logs/version_0/checkpoints/last.ckpt")
@@ -296,3 +297,95 @@ def test_a_renamed_run_is_still_a_run(gptlit: Call, text_file: Path) -> None:
     # a new run takes a number, and is the newest
     assert fit(gptlit, text_file).code == 0
     assert checkpoint.resolve("last").parts[-3] == "version_0"
+
+
+# ---------------------------------------------------------------------- states of unknown origin
+
+COUNTS = ("loops", "fit_loop", "epoch_loop.batch_progress")
+BEST = "BestCheckpoint{'monitor': 'val/loss'}"
+ADAM = ("optimizer_states", 0, "state", 0)
+MISSING = object()
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "told"),
+    [
+        (("loops",), [], "loops of type list: must be a table"),
+        (("loops", "fit_loop"), MISSING, "loops.fit_loop has no "),
+        ((*COUNTS, "total"), MISSING, "batch_progress has no total"),
+        ((*COUNTS, "total", "ready"), "x", "total.ready 'x': must be a whole number"),
+        ((*COUNTS, "total", "ready"), -3, "total.ready -3: must be 0 or more"),
+        (("loops", "fit_loop", "state_dict"), {}, "loops.fit_loop has no combined_loader"),
+        (
+            ("loops", "fit_loop", "state_dict", "combined_loader", 0, "position"),
+            None,
+            "combined_loader[0].position None: must be a whole number",
+        ),
+        (("optimizer_states",), {}, "optimizer_states of type dict: must be a list"),
+        (("optimizer_states",), [], "optimizer_states has 0 of them"),
+        ((*ADAM, "exp_avg"), torch.ones(1).expand(10**5, 10**5), "state.0.exp_avg: takes 40,000,"),
+        ((*ADAM, "exp_avg"), torch.ones(3), "state.0.exp_avg is of shape (3,), and should be"),
+        ((*ADAM, "exp_avg_sq"), "x", "state.0.exp_avg_sq is a str, not a tensor"),
+        ((*ADAM, "step"), torch.ones(2), "state.0.step is of shape (2,), and should be ()"),
+        ((*ADAM, "step"), MISSING, "state.0 must have exp_avg, exp_avg_sq, step"),
+        (("optimizer_states", 0, "param_groups", 1, "params"), [6], "have [6, 1] parameters"),
+        (("optimizer_states", 0, "param_groups", 0, "params", 0), 1, "have a parameter twice"),
+        (("lr_schedulers", 0, "last_epoch"), 1.5, "last_epoch 1.5: must be a whole number"),
+        (("lr_schedulers", 0, "_last_lr"), [], "must have a rate for each group"),
+        (("callbacks",), 3, "callbacks 3: must be a table"),
+        (("callbacks", "Guard", "losses"), ["x"], "Guard.losses[0] 'x': must be a number"),
+        (("callbacks", "Guard", "told"), 1, "callbacks.Guard.told 1: must be true or false"),
+        (("callbacks", "SampleText"), {"x": 1}, "callbacks.SampleText has no written_at"),
+        (("callbacks", BEST, "best_model_score"), "low", "BestCheckpoint.best_model_score 'low'"),
+        (
+            ("callbacks", BEST, "kth_value"),
+            torch.ones(2),
+            "must be a tensor of shape ()",
+        ),
+        (("gptlit", "epoch_loss", "nats"), torch.ones(2), "epoch_loss.nats is not a number"),
+        (("gptlit", "evaluated", "step"), MISSING, "gptlit.evaluated has no step"),
+        (("gptlit", "text", "spans"), [], "gptlit.text.spans of type list: must be a table"),
+        (("gptlit", "seed"), "x", "gptlit.seed 'x': must be a whole number"),
+        (("hyper_parameters",), 5, "hyper_parameters 5: must be a table"),
+        (("pytorch-lightning_version",), "1.0", "Lightning 1.0, which no version of gptlit does"),
+        (("averaged",), {"updates": 0}, "averaged has no weights"),
+        (("averaged",), {"updates": 0, "weights": {}}, "the weights lack averaged.weights.wte.wei"),
+    ],
+    ids=range(32),
+)
+def test_states_that_no_run_has_saved(
+    gptlit: Call, run: Run, tmp_path: Path, place: tuple[Any, ...], value: Any, told: str
+) -> None:
+    content = torch.load(run.folder / "checkpoints" / "last.ckpt", weights_only=True)
+    part = functools.reduce(lambda data, key: data[key], place[:-1], content)
+    if value is MISSING:
+        del part[place[-1]]
+    else:
+        part[place[-1]] = value
+    torch.save(content, tmp_path / "x.ckpt")
+    result = gptlit("fit", "--ckpt_path=x.ckpt", "--trainer.max_steps=44")
+    assert result.code == 2
+    last = result.err.splitlines()[-1]
+    assert last.startswith("gptlit: error: --ckpt_path x.ckpt: ") or "callbacks." in last, last
+    assert told in last
+
+
+def test_what_a_state_has_besides_is_not_taken(gptlit: Call, run: Run, tmp_path: Path) -> None:
+    content = torch.load(run.folder / "checkpoints" / "step_30.ckpt", weights_only=True)
+    content["lr_schedulers"][0] |= {"step": 5, "optimizer": None, "lr_lambdas": [{"x": 1}, None]}
+    content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["reset"] = 5
+    groups = content["optimizer_states"][0]["param_groups"]
+    groups[0] |= {"foreach": True, "capturable": True, "maximize": True, "differentiable": True}
+    torch.save(content, tmp_path / "x.ckpt")
+    options = [
+        f"--data.path={run.text}",
+        "--trainer.max_steps=40",
+        "--trainer.val_check_interval=20",
+    ]
+    assert gptlit("fit", "--ckpt_path=x.ckpt", *options).code == 0
+    ours, theirs = (
+        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for folder in (tmp_path / "lightning_logs" / "version_0", run.folder)
+    )
+    for name, tensor in theirs.items():
+        assert torch.equal(ours[name], tensor)
