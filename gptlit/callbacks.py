@@ -22,7 +22,7 @@ from gptlit.progress import ends_epoch
 from gptlit.prompts import tell_dropped
 from gptlit.records import SAMPLES, as_markdown
 from gptlit.streams import only_shown
-from gptlit.terminal import duration, from_here, printable
+from gptlit.terminal import duration, printable
 from gptlit.training import LitGPT
 
 
@@ -285,7 +285,7 @@ def start_block(
     x, y = next(iter(text.train_slice()))
     scored = int((y[0, :24] != IGNORED).sum())  # a document may be shorter
     pair = [text.tokenizer.decode(row[0, :scored].tolist()) for row in (x, y)]
-    name, n_validation = from_here(tokens.provenance["name"]), tokens.size("val")
+    name, n_validation = tokens.provenance["name"], tokens.size("val")
     per_step = text.windows_per_step * text.block_size
     device = trainer.strategy.root_device.type
     if device == "cuda":

@@ -266,10 +266,11 @@ class _Preparation:
         for task in done:
             unknown[self._parts[task.part].split] += task.n_unknown
         return {
-            "name": self._texts[""].name,
+            # a path would depend on the folder that a run is resumed in
+            "name": Path(self._texts[""].name).name,
             "sha256": self._texts[""].sha256,
             "own_texts": {
-                name: [own.name, own.sha256] for name, own in self._texts.items() if name
+                name: [Path(own.name).name, own.sha256] for name, own in self._texts.items() if name
             },
             "distinct": len(self._characters),
             "sizes": {

@@ -77,6 +77,7 @@ class BestCheckpoint(ModelCheckpoint):
             state_dict = {**state_dict, "dirpath": self.dirpath, "best_k_models": paths}
             state_dict |= {"best_model_path": path, "kth_best_model_path": path}
         super().load_state_dict(state_dict)
+        self.current_score = state_dict["current_score"]  # which Lightning's leaves out
 
 
 class RunCheckpoint(Checkpoint):

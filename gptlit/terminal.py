@@ -1,6 +1,5 @@
 """What a terminal can show: widths, visible white space, colours, text piece by piece."""
 
-import contextlib
 import itertools
 import os
 import re
@@ -9,7 +8,6 @@ import sys
 import textwrap
 import unicodedata
 from collections.abc import Iterable
-from pathlib import Path
 from typing import IO
 
 SEPARATOR = "---\n"  # between texts
@@ -97,7 +95,8 @@ class Folder:
         if not self._word:
             return ""
         given, size = self._blanks + self._word, width(self._word)
-        if self._at and self._at + len(self._blanks) + size > self._columns:
+        # without blanks it is the rest of a word that fills more than a line
+        if self._at and self._blanks and self._at + len(self._blanks) + size > self._columns:
             given, self._at = f"\n{self._word}", size
         else:
             # a full line is not the same as an empty one: what comes next needs a new line
@@ -152,9 +151,9 @@ def shortened(text: str, columns: int) -> str:
 
 
 def _fitting(line: str, columns: int) -> int:
-    """How many characters of a line fit, at least one."""
+    """How many characters of a line fit."""
     ends = itertools.accumulate(map(_width, line))
-    return max(1, sum(1 for _ in itertools.takewhile(lambda end: end <= columns, ends)))
+    return sum(1 for _ in itertools.takewhile(lambda end: end <= columns, ends))
 
 
 def wrapped(text: str, columns: int) -> list[str]:
@@ -163,20 +162,13 @@ def wrapped(text: str, columns: int) -> list[str]:
     for line in printable(text.expandtabs(4)).split("\n"):
         rest = line
         while width(rest) > columns:
-            end = _fitting(rest, columns)
+            end = max(1, _fitting(rest, columns))
             blank = rest.rfind(" ", 0, end + 1)
             end = blank if rest[: max(blank, 0)].strip() else end
             lines.append(rest[:end].rstrip(" "))
             rest = rest[end:].lstrip(" ")
         lines.append(rest)
     return lines
-
-
-def from_here(path: str) -> str:
-    """An absolute path below the working folder as it is from there; any other as it is."""
-    with contextlib.suppress(OSError, ValueError):  # there may be no such folder any more
-        return str(Path(path).relative_to(Path.cwd()))
-    return path
 
 
 def duration(seconds: float) -> str:

@@ -39,7 +39,7 @@ def test_predict_gives_text_and_nothing_else(gptlit: Call, run: Run) -> None:
     assert result.out == (text if text.endswith("\n") else text + "\n")
     losses = r"val/loss \d\.\d{4}, val/gap [+-]\d\.\d{4}"
     path = re.escape(str(run.folder / "checkpoints" / "last.ckpt"))
-    which = rf"gptlit: model {path}: step 40, {losses}, text: {re.escape(str(run.text))}\n"
+    which = rf"gptlit: model {path}: step 40, {losses}, text: {re.escape(run.text.name)}\n"
     assert re.fullmatch(which, result.err)
     assert result.code == 0
 

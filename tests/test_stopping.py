@@ -282,7 +282,7 @@ def test_time_that_is_over_ends_a_run_exactly(
     assert f"stopped by --trainer.max_time after step {step}" in stopped.err
     some_time_passes(RUN)
     assert gptlit(*command_in(stopped.err)).code == 0
-    assert_same_run(RUN, whole[2])
+    assert_same_run(RUN, whole[2], but="max_time")
 
 
 def test_a_time_that_is_none(gptlit: Call, text_file: Path) -> None:
