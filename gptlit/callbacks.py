@@ -155,6 +155,14 @@ class SampleText(Callback):
             lines = texts[0].strip("\n").split("\n")[: self.CONSOLE_LINES]
             self._excerpt = "\n".join(f"    {printable(line)}" for line in lines)
 
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any
+    ) -> None:
+        self.show(pl_module)  # what no Report has shown, in a Trainer of the user's own
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.show(pl_module)
+
     def show(self, module: L.LightningModule) -> None:
         """Print the beginning of a sample that was not shown yet."""
         if self._excerpt:

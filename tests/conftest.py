@@ -187,7 +187,8 @@ def moved(content: Any, but: str) -> Any:
         return content
     # which version_N it was made as, since it may have been copied
     content = re.sub(r"\S*/lightning_logs/version_\d+", "/run", content)
-    content = re.sub(rf"^ *{but}: .*\n", "", content, flags=re.MULTILINE)
+    option = rf"^( *){but}:.*\n(?:\1[ -].*\n)*"  # and the lines of its list or block
+    content = re.sub(option, "", content, flags=re.MULTILINE)
     return re.sub(r"/\S*/(?=\w+\.txt)", "/", content)  # the text's folder
 
 

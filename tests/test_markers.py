@@ -167,7 +167,7 @@ def test_a_run_on_a_text_of_markers(gptlit: Callable[..., Any], tmp_path: Path) 
     options = ["--max_new_tokens=2", "--min_new_tokens=2"]
     done = gptlit("predict", "--prompt=the", "--force=<EOS> <UNK>", *options)
     assert done.out == "the <EOS> <UNK>\n"
-    assert done.err == ""  # nothing was read as unknown
+    assert "warning" not in done.err  # nothing was read as unknown
     done = gptlit("export", "best", "out", "--format=safetensors")
     assert done.code == 0
     done = gptlit("predict", "--prompt=the <EOS> of", "--stop=<EOS>", *options)
