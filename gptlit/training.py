@@ -589,7 +589,8 @@ class LitGPT(L.LightningModule):
         """Refuse what Lightning would fail to restore, now or later."""
         assert self.trainer.state.fn is not None
         fn, has_place = self.trainer.state.fn.value, bool(checkpoint["global_step"])
-        loop = getattr(self.trainer, f"{fn}_loop").state_dict()
+        # without the place of a loader that was in use before, as in Lightning's tuner
+        loop = {**getattr(self.trainer, f"{fn}_loop").state_dict(), "state_dict": {}}
         own_place = self._datamodule is not None  # which a user's loaders need not have
         states.check_loop(checkpoint, f"{fn}_loop", loop, has_place and fn == "fit" and own_place)
         callbacks = [(each.state_key, each.state_dict()) for each in self.trainer.callbacks]

@@ -190,7 +190,7 @@ def test_tokenizers_are_compared_by_what_they_are(
 
 def best_score() -> float:
     callbacks = checkpoint.read(LAST)["callbacks"]
-    (state,) = (each for name, each in callbacks.items() if name.startswith("ModelCheckpoint{"))
+    (state,) = (each for name, each in callbacks.items() if name.startswith("BestCheckpoint{"))
     return float(state["best_model_score"])
 
 
