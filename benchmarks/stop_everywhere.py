@@ -33,7 +33,6 @@ def main() -> None:
     found: collections.Counter[str] = collections.Counter()
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
-        import gptlit.cli  # noqa: F401  # before forking, so that it is paid for once
 
         def fresh() -> Path:
             shutil.rmtree(root / "run", ignore_errors=True)

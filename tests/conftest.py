@@ -180,7 +180,7 @@ def assert_same_run(one: Path, other: Path, but: str = "-") -> None:
 def moved(content: Any, but: str) -> Any:
     """What a run has saved, as if it were the folder /run, started in /; without option `but`."""
     if isinstance(content, dict):
-        return {moved(name, but): moved(value, but) for name, value in content.items()}
+        return {moved(key, but): moved(value, but) for key, value in content.items() if key != but}
     if isinstance(content, list | tuple):
         return type(content)(moved(each, but) for each in content)
     if not isinstance(content, str):

@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -13,13 +14,38 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
+
+import gptlit.cli  # noqa: F401  # before forking, so that it is paid for once
 from gptlit.__main__ import main
-from tests.conftest import TINY
+from tests.conftest import TINY, assert_same_run, some_time_passes
 
 LIMIT_S = 120
 GAP_S = 0.05
 RUN = Path("lightning_logs", "version_0")
 FIT = ["fit", *TINY, "--data.path=t.txt", "--trainer.max_steps=6", "--trainer.val_check_interval=3"]
+N_STEPS = 9
+EACH = [
+    *TINY,
+    "--data.path=t.txt",
+    f"--trainer.max_steps={N_STEPS}",
+    "--trainer.val_check_interval=3",
+]
+# runs to kill, with all that a run may have to keep
+KILLED = {
+    "plain": [*EACH, "--model.dropout=0.1"],
+    "rich": [
+        *EACH,
+        "--data.batch_size=2",
+        "--trainer.accumulate_grad_batches=2",
+        "--trainer.limit_train_batches=10",  # an epoch of five steps
+        "--snapshot_every=2",
+        "--keep_snapshots=2",
+        "--early_stopping.patience=2",
+        "--model.ema=0.9",
+        "--model.optimizer=muon",
+    ],
+}
 AUDITED = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree"}
 CALLED = {"write", "writelines", "flush", "fsync", "truncate"}  # of which no audit event tells
 
@@ -32,17 +58,20 @@ class Operations:
     Args:
         folder: Whose files count.
         do: Called with each operation's number, from 0, and name, ahead of it.
+        writes: Whether writes, flushes and syncs count, which takes a look at each call of the
+            process, and ten times as long.
     """
 
-    def __init__(self, folder: Path, do: Callable[[int, str], None]) -> None:
+    def __init__(self, folder: Path, do: Callable[[int, str], None], writes: bool = True) -> None:
         self.n = 0
         self._last = ""
         self._folder = str(folder.resolve())
         self._do = do
         self._inside = threading.local()  # what is done may be an operation, too
         sys.addaudithook(self._audited)
-        threading.setprofile(self._called)
-        sys.setprofile(self._called)
+        if writes:
+            threading.setprofile(self._called)
+            sys.setprofile(self._called)
 
     def _counted(self, name: str, path: object) -> None:
         if getattr(self._inside, "now", False):
@@ -76,7 +105,9 @@ class Operations:
             self._counted(argument.__name__, name)
 
 
-def start(folder: Path, arguments: list[str], number: int = 0, at: int = -1) -> int:
+def start(
+    folder: Path, arguments: list[str], number: int = 0, at: int = -1, writes: bool = True
+) -> int:
     """A process that runs gptlit there as its own command, and gets a signal twice."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which there are none of
@@ -103,7 +134,7 @@ def start(folder: Path, arguments: list[str], number: int = 0, at: int = -1) -> 
             elif operation == at + 1 and at % 2 == 0:
                 os.kill(os.getpid(), number)
 
-        counted = Operations(folder, do)
+        counted = Operations(folder, do, writes)
         code = main()
         (folder.parent / "counted.txt").write_text(str(counted.n))
         # what the interpreter does at its end
@@ -151,7 +182,33 @@ def judged(folder: Path, number: int, status: int | None) -> str:
         return f"{kind}, no run left"
     if not (folder / RUN / "checkpoints" / "last.ckpt").exists():
         return f"{kind}, nothing saved"
-    resumed = ended(start(folder, ["fit", "--ckpt_path=last", "--trainer.max_steps=7"]))
+    again = ["fit", "--ckpt_path=last"]
+    resumed = ended(start(folder, [*again, "--trainer.max_steps=7"], writes=False))
     if resumed != 0:
         return f"BAD: not resumed: {(folder / 'told.txt').read_text()[-1500:]}"
     return f"{kind}, resumes"
+
+
+def killed(folder: Path, whole: Path, options: list[str], at: int, writes: bool = True) -> str:
+    """What comes of a run that is killed ahead of an operation and resumed.
+
+    It begins with BAD where that isn't a run like the one in `whole`, which nobody killed.
+    """
+    told = folder / "told.txt"
+    if ended(start(folder, ["fit", *options], signal.SIGKILL, at, writes)) != signal.SIGKILL:
+        return f"BAD: not killed: {told.read_text()[-500:]}"
+    last = folder / RUN / "checkpoints" / "last.ckpt"
+    again = ["fit", "--ckpt_path=last"]
+    if not last.exists():
+        shutil.rmtree(folder / "lightning_logs", ignore_errors=True)
+        again = ["fit", *options]
+    elif torch.load(last, mmap=True)["global_step"] == N_STEPS:
+        again = []
+    some_time_passes(folder / RUN)
+    if again and ended(start(folder, again, writes=False)) != 0:
+        return f"BAD: not resumed: {told.read_text()[-500:]}"
+    try:
+        assert_same_run(folder / RUN, whole / RUN)
+    except AssertionError as error:
+        return f"BAD: differs: {' '.join(str(error).split())[:300]}"
+    return "the same" if again else "at its end"
