@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
 from gptlit.messages import tell
+from gptlit.streams import for_bars
 from gptlit.training import LitGPT
 
 SECONDS = 0.1  # between two drawings: small models make more steps than eyes can follow
@@ -116,7 +117,7 @@ class RunBar(ProgressBar):
             total=total,
             initial=initial,
             disable=not self._enabled,
-            file=sys.stdout,
+            file=for_bars(sys.stdout),
             dynamic_ncols=True,
             smoothing=0,  # the time to go is that of the mean step, validations included
             bar_format=" ",  # nothing yet: what fits is chosen when it is drawn

@@ -3,7 +3,8 @@
 `usable` prepares them once, at the entry: a stream that is missing is replaced, and a character
 that a stream's encoding lacks is written as an escape. A result that standard output doesn't take
 raises `OutputLost`. What a run merely shows while it trains (`only_shown`) is dropped instead, with
-one line on stderr.
+one line on stderr. While a progress bar is drawn, whole lines are written above it, whoever writes
+them: warnings, logging and print() alike.
 """
 
 import contextlib
@@ -39,21 +40,29 @@ class Stream:
         beneath: The stream that is written to.
         drops: Whether text that can't be written is dropped, rather than `OutputLost` raised.
         reports: Whether one line on stderr reports that text is dropped or escaped.
+        is_for_bars: Whether progress bars are drawn on it, which other text stands above.
     """
 
-    def __init__(self, beneath: Any, drops: bool, reports: bool = True) -> None:
+    def __init__(
+        self, beneath: Any, drops: bool, reports: bool = True, is_for_bars: bool = False
+    ) -> None:
         self.beneath = beneath
         self.drops = drops
         self.reports = reports
+        self.is_for_bars = is_for_bars
         self.failed = False
         self._escapes = False
+        self._held = ""  # the beginning of a line that will stand above a bar
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.beneath, name)
 
     # a progress bar has to recognise the stream that it is drawn on
     def __eq__(self, other: object) -> bool:
-        return self.beneath is (other.beneath if isinstance(other, Stream) else other)
+        if isinstance(other, Stream):
+            return self.beneath is other.beneath
+        # tqdm compares with a wrapper of its own, which knows what it wraps
+        return True if self.beneath is other else NotImplemented
 
     def __hash__(self) -> int:
         return hash(self.beneath)
@@ -62,7 +71,7 @@ class Stream:
         """Write a text; returns its length."""
         if not (self.failed and self.drops):
             with self._failing():
-                self._put(text)
+                self._put_above_bars(text)
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -74,7 +83,28 @@ class Stream:
         """Let the stream beneath deliver what was written."""
         if not (self.failed and self.drops):
             with self._failing():
+                self._put_above_bars("")
                 self.beneath.flush()
+
+    def end(self) -> None:
+        """Deliver also a line that has no end yet; what can't be delivered is dropped."""
+        self.drops, self.reports = True, False
+        held, self._held = self._held, ""
+        if held and not self.failed:
+            with self._failing():
+                self._put(held)
+        self.flush()
+
+    def _put_above_bars(self, text: str) -> None:
+        text, self._held = self._held + text, ""
+        bars = None if self.is_for_bars else _drawn_bars()
+        if bars is None:
+            self._put(text)
+            return
+        whole, end, self._held = text.rpartition("\n")
+        if end:
+            with bars.external_write_mode(self):
+                self._put(whole + end)
 
     def _put(self, text: str) -> None:
         try:
@@ -105,6 +135,22 @@ class Stream:
                 note(f"{STANDARD_OUTPUT}: {reason}; the run continues without it")
 
 
+def for_bars(stream: Any) -> Any:
+    """The same stream for progress bars, one of which that can't be drawn is dropped."""
+    if not isinstance(stream, Stream):
+        return stream
+    return Stream(stream.beneath, drops=True, reports=False, is_for_bars=True)
+
+
+def _drawn_bars() -> Any:
+    """tqdm's class where one of its bars is drawn on a stream `for_bars`, else None."""
+    # only who has imported it can have drawn a bar
+    tqdm = getattr(sys.modules.get("tqdm"), "tqdm", None)
+    bars = list(getattr(tqdm, "_instances", ()))
+    files = [getattr(bar, "fp", None) for bar in bars]
+    return tqdm if any(getattr(file, "is_for_bars", False) for file in files) else None
+
+
 @contextlib.contextmanager
 def usable(own_process: bool) -> Iterator[None]:
     """Replace the standard streams by ones that can be relied on.
@@ -130,8 +176,7 @@ def usable(own_process: bool) -> Iterator[None]:
             yield
         finally:
             for stream in (out, err):
-                stream.drops, stream.reports = True, False
-                stream.flush()
+                stream.end()
                 if own_process and stream.failed:
                     _discard(stream.beneath)
 

@@ -56,9 +56,14 @@ def attached(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     chunks: list[bytes] = []
     reader = threading.Thread(target=read_to_end, args=(ours, chunks))
     reader.start()
-    with monkeypatch.context() as patch, open(theirs, "w", encoding="utf-8") as stream:
-        patch.setattr(sys, "stdout", stream)
-        patch.setattr(sys, "stderr", stream)
+    with (
+        monkeypatch.context() as patch,
+        open(theirs, "w", encoding="utf-8") as out,
+        # two streams to one place, as in a process of its own
+        open(os.dup(theirs), "w", encoding="utf-8") as err,
+    ):
+        patch.setattr(sys, "stdout", out)
+        patch.setattr(sys, "stderr", err)
         patch.delenv("COLUMNS", raising=False)
         patch.setenv("TERM", "xterm")
         yield

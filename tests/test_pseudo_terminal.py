@@ -1,11 +1,20 @@
 """What a terminal shows of each command, at 80 and at 60 columns."""
 
+import logging
 import re
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
+import lightning as L
 import pytest
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from gptlit.messages import note
+from gptlit.progress_bar import SECONDS
 from tests.conftest import TINY, Result, Run
 from tests.pseudo_terminal import Terminal, seen
 
@@ -99,3 +108,38 @@ def test_a_message_under_way_stands_above_the_bar(inside: Callable[..., Terminal
     warned = [line for line in fit.lines if "warning" in line]
     assert warned
     assert all(line.startswith("gptlit: warning: step ") for line in warned)
+
+
+class Loud(Callback):
+    """Says something by each way there is, and the beginning of a line by itself."""
+
+    SAYS: ClassVar[list[Callable[[], object]]] = [
+        # what warnings.warn and logging do where pytest does not capture them
+        lambda: logging.StreamHandler().handle(logging.makeLogRecord({"msg": "said by logging"})),
+        lambda: rank_zero_info("said by Lightning"),
+        lambda: print("said by print"),
+        lambda: print("said by print, to stderr", file=sys.stderr),
+        lambda: (sys.stderr.write("said in "), sys.stderr.write("two parts\n")),
+        lambda: note("said by gptlit"),
+    ]
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: object, **__: object) -> None:
+        time.sleep(SECONDS)  # so that a bar is drawn each time
+        if trainer.global_step > 1 and self.SAYS[trainer.global_step - 2 :]:
+            self.SAYS[trainer.global_step - 2]()
+
+
+def test_lines_of_others_stand_above_the_bar(inside: Callable[..., Terminal]) -> None:
+    more = [f"--trainer.callbacks={__name__}.Loud", "--trainer.max_steps=8"]
+    fit = inside(60, "fit", *TINY, *QUIET, *more, "--data.path=text.txt")
+    assert_well_set(fit)
+    said = [line.removeprefix("INFO: ") for line in fit.lines if "said " in line]
+    assert said == [
+        "said by logging",
+        "said by Lightning",
+        "said by print",
+        "said by print, to stderr",
+        "said in two parts",
+        "gptlit: said by gptlit",
+    ]
+    assert len([line for line in fit.lines if "%|" in line]) == 1
