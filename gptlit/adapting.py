@@ -114,16 +114,17 @@ def _adapt_sizes(
         size = small_texts.batch_size(data.batch_size, n_windows, batches)
         change(data, "data.batch_size", size)
     steps_per_epoch = max(1, n_windows // (batches * data.batch_size))
+    ends = (trainer.max_steps, (trainer.max_epochs or 0) * steps_per_epoch)
+    n_steps = min((end for end in ends if end > 0), default=0)
     every = trainer.val_check_interval
     by_steps = isinstance(every, int) and trainer.check_val_every_n_epoch is None
     if by_steps and "trainer.val_check_interval" not in chosen:
-        every = small_texts.val_check_interval(every, trainer.max_steps, steps_per_epoch)
+        every = small_texts.val_check_interval(every, n_steps, steps_per_epoch)
         change(trainer, "trainer.val_check_interval", every)
         if "samples.min_interval" not in chosen:
-            between = small_texts.sample_interval(samples.min_interval, trainer.max_steps, every)
+            between = small_texts.sample_interval(samples.min_interval, n_steps, every)
             change(samples, "samples.min_interval", between)
-    ends = (trainer.max_steps / steps_per_epoch, trainer.max_epochs)
-    passes = min((end for end in ends if end and end > 0), default=None)
+    passes = n_steps / steps_per_epoch if n_steps else None
     n_bytes = sum(sizes["bytes"] for sizes in module.tokens.provenance["sizes"].values())
     adapted.expectation = small_texts.expectation(n_bytes, passes)
 

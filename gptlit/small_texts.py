@@ -13,6 +13,7 @@ LEAST_WINDOWS = 8
 LEAST_CHARS = 80  # whose last tenth is a window of LEAST_BLOCK characters
 PASSES = 10  # over the text between two validations, at most
 VALIDATIONS = 40
+LEAST_INTERVAL = 5  # steps between validations, which take longer than a step of a small text
 SAMPLES = 10
 PROMPT_CHARS = 24
 
@@ -64,29 +65,35 @@ def batch_size(given: int, n_windows: int, batches_per_step: int) -> int:
     return max(1, min(given, n_windows // batches_per_step))
 
 
-def val_check_interval(given: int, max_steps: int, steps_per_epoch: int) -> int:
+def val_check_interval(given: int, n_steps: int, steps_per_epoch: int) -> int:
     """Steps between validations, so that the best of a text seen many times isn't missed.
 
     Where more than PASSES passes over the text lie between two validations, there are
-    VALIDATIONS of them in a run, or more where those are needed to divide it.
+    VALIDATIONS of them in a run, or more where those are needed to divide it; of a short run,
+    one in LEAST_INTERVAL steps.
+
+    Args:
+        given: The config's interval.
+        n_steps: Of the run; 0 or less if it has no end.
+        steps_per_epoch: Steps in a pass over the text.
     """
-    if max_steps <= 0 or given <= PASSES * steps_per_epoch or given * VALIDATIONS <= max_steps:
+    if n_steps <= 0 or given <= PASSES * steps_per_epoch or given * VALIDATIONS <= n_steps:
         return given
-    most = max(1, max_steps // VALIDATIONS)
-    return next((n for n in range(most, most // 2, -1) if max_steps % n == 0), most)
+    most = min(n_steps, max(LEAST_INTERVAL, n_steps // VALIDATIONS))
+    return next((n for n in range(most, most // 2, -1) if n_steps % n == 0), most)
 
 
-def sample_interval(given: int, max_steps: int, interval: int) -> int:
+def sample_interval(given: int, n_steps: int, interval: int) -> int:
     """Steps between samples, at least: SAMPLES in a run of more than twice as many validations.
 
     Args:
         given: The config's.
-        max_steps: Of the run; 0 or less if it has no end.
+        n_steps: Of the run; 0 or less if it has no end.
         interval: Steps between validations.
     """
-    if max_steps <= 2 * SAMPLES * interval:
+    if n_steps <= 2 * SAMPLES * interval:
         return given
-    return max(given, max_steps // SAMPLES)
+    return max(given, n_steps // SAMPLES)
 
 
 def opening(text: str) -> str:

@@ -64,7 +64,7 @@ def test_the_batch_size() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "max_steps", "steps_per_epoch", "interval"),
+    ("given", "n_steps", "steps_per_epoch", "interval"),
     [
         (850, 3_400, 3, 85),
         (850, 3_400, 85, 850),  # ten passes
@@ -73,13 +73,16 @@ def test_the_batch_size() -> None:
         (250, 997, 1, 24),  # none does
         (850, -1, 1, 850),
         (20, 3_400, 1, 20),
-        (850, 7, 1, 1),
+        (850, 60, 1, 5),  # validations would take longer than the run
+        (850, 24, 1, 4),
+        (850, 7, 1, 5),
+        (850, 1, 1, 1),
     ],
 )
 def test_the_interval_between_validations(
-    given: int, max_steps: int, steps_per_epoch: int, interval: int
+    given: int, n_steps: int, steps_per_epoch: int, interval: int
 ) -> None:
-    assert small_texts.val_check_interval(given, max_steps, steps_per_epoch) == interval
+    assert small_texts.val_check_interval(given, n_steps, steps_per_epoch) == interval
 
 
 def test_the_interval_between_samples() -> None:
@@ -142,24 +145,32 @@ def test_a_small_text_at_the_first_attempt(gptlit: Call) -> None:
         "adapted *data.val_fraction 0.02 -> 0.1",
         "model.block_size 64 -> 32",
         "data.batch_size 12 -> 10",
-        "trainer.val_check_interval 850 -> 1",
-        "samples.min_interval 0 -> 2",
+        "trainer.val_check_interval 850 -> 4",
         r'samples.prompts \["ROMEO:"\] -> \["a quiet sea, a grey sky;"\]',
         "expect *400 bytes of text, seen 24 times, will be recited",
     ):
         assert re.search(line, result.out), line
     saved = options_of()
     assert (saved["data"]["val_fraction"], saved["model"]["block_size"]) == (0.1, 32)
-    assert (saved["data"]["batch_size"], saved["trainer"]["val_check_interval"]) == (10, 1)
+    assert (saved["data"]["batch_size"], saved["trainer"]["val_check_interval"]) == (10, 4)
     samples = Path("lightning_logs/version_0/samples.txt").read_text()
-    assert re.findall(r"=== step (\d+)", samples) == [str(step) for step in range(2, 25, 2)]
-    assert samples.count("a quiet sea, a grey sky;") == 12
+    assert re.findall(r"=== step (\d+)", samples) == [str(step) for step in range(4, 25, 4)]
+    assert samples.count("a quiet sea, a grey sky;") == 6
     rows = read_metrics(Path("lightning_logs/version_0"))
-    assert sum(bool(row["val/loss"]) for row in rows) == 24
+    assert sum(bool(row["val/loss"]) for row in rows) == 6
     longer = gptlit("fit", "--ckpt_path=last", "--trainer.max_steps=25")
     assert longer.code == 0, longer.err
     assert "adapted" not in longer.out
     assert options_of()["data"] == saved["data"]
+
+
+@pytest.mark.parametrize("max_steps", [-1, 3_400])
+def test_epochs_end_a_run_as_well(gptlit: Call, max_steps: int) -> None:
+    Path("my.txt").write_text("a quiet sea, a grey sky; " * 16)
+    ends = ("--trainer.max_epochs=400", f"--trainer.max_steps={max_steps}")
+    result = gptlit("summary", "my.txt", *SMALLER, *ends)
+    assert "trainer.val_check_interval 850 -> 10" in result.err
+    assert "samples.min_interval 0 -> 40" in result.err
 
 
 @pytest.mark.parametrize("n_chars", [80, 1_000, 3_000])
