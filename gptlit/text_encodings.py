@@ -193,8 +193,13 @@ def _detected(scan: _Scan, head: bytes, surely_utf8: bool) -> Found:
         if match.chaos <= matches[0].chaos + _NEAR_CHAOS
         and match.coherence >= matches[0].coherence - _NEAR_COHERENCE
     }
+    commonest = [m.coherence for m in matches if _common_name(m) == _COMMON[0]]
+    # what is rarely met is not assumed where the commonest would do, if less well
+    is_rival = bool(commonest) and not near.keys() & set(_COMMON)
+    if is_rival:
+        near[_COMMON[0]] = commonest[0]
     names = sorted(near, key=lambda name: (name not in _COMMON, name != _COMMON[0], name))
-    is_likely = near[names[0]] >= max(near.values()) - _NEAREST_COHERENCE
+    is_likely = not is_rival and near[names[0]] >= max(near.values()) - _NEAREST_COHERENCE
     if len(names) > 1 and not (names[0] == _COMMON[0] and is_likely):
         raise UsageError(
             f"not UTF-8 text ({scan.error}), and its encoding is not certain: it can be "
