@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from gptlit.assets import leftovers, replacing, writing
@@ -117,6 +117,27 @@ def read_text(path: str, option: str) -> str:
             "give a part of it"
         )
     return raw.decode(by_mark(raw) or "utf-8").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def in_all_processes(name: str, make: Callable[[], list[str]]) -> list[str]:
+    """Texts that the first process makes, here and in the processes that it starts.
+
+    Standard input, for one, can be read by one of them only.
+
+    Args:
+        name: Of the texts, to find them again by.
+        make: Makes the texts.
+    """
+    copies = json.loads(os.environ.get(COPIES, "{}"))
+    if is_first_process():
+        texts = make()
+        copy = _folder_of_process() / name
+        copy.write_text(json.dumps(texts), encoding="utf-8")
+        os.environ[COPIES] = json.dumps({**copies, name: [str(copy)]})
+        return texts
+    if name in copies:
+        return list(json.loads(Path(copies[name][-1]).read_text(encoding="utf-8")))
+    return make()  # a launcher outside has started this process, and not the first one
 
 
 def refuse_endless_standard_input(option: str) -> None:

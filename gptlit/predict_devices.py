@@ -8,7 +8,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from gptlit import checkpoint, endings, launching, modes, predict, prompts, runs
+from gptlit import checkpoint, endings, inputs, launching, modes, predict, prompts, runs
 from gptlit.drafts import Written
 from gptlit.messages import UsageError, note
 from gptlit.training import LitGPT
@@ -51,7 +51,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_class_arguments(L.Trainer, "trainer", instantiate=False)
     options, mode = predict.understood(parser, arguments)
     modes.refuse_on_devices(options, mode)
-    settings, given = predict.sampling(options), prompts.given(options)
+    settings = predict.sampling(options)
+    given = inputs.in_all_processes("prompts", lambda: prompts.given(options))
     if settings["max_new_tokens"] is None:
         raise UsageError("--max_new_tokens null: needs one device, without --trainer options")
     chosen = parser.instantiate(options).trainer.as_dict()

@@ -8,7 +8,7 @@ from typing import IO, Any
 from jsonargparse import Namespace
 
 from gptlit import inputs
-from gptlit.messages import UsageError, note
+from gptlit.messages import UsageError, is_first_process, note
 from gptlit.tokenizer import Tokenizer, Unknown, UnknownPieces
 
 STANDARD_INPUT = "-"
@@ -32,6 +32,11 @@ def given(options: Namespace) -> list[str]:
     if options.prompt_file is not None:
         try:
             if options.prompt_file == STANDARD_INPUT:
+                if not is_first_process():
+                    raise UsageError(
+                        "--prompt_file -: standard input can be read by one process alone; save "
+                        "what comes through it to a file and name that"
+                    )
                 content = standard_input("--prompt_file -").read(inputs.TEXT_BYTES + 1)
                 if len(content) > inputs.TEXT_BYTES:
                     raise UsageError(

@@ -101,18 +101,25 @@ def after_introduction(err: str) -> str:
     return rest
 
 
-def launched(cwd: Path, *arguments: str) -> Result:
-    """Call `gptlit` in a process of its own, none of whose processes outlives the call."""
+def launched(cwd: Path, *arguments: str, stdin: str | None = None) -> Result:
+    """Call `gptlit` in a process of its own, none of whose processes outlives the call.
+
+    Args:
+        cwd: Its working folder.
+        arguments: Of `gptlit`.
+        stdin: What comes through its standard input; None leaves it that of the tests.
+    """
     process = subprocess.Popen(
         [sys.executable, "-m", "gptlit", *arguments],
         cwd=cwd,
+        stdin=None if stdin is None else subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
     try:
-        out, err = process.communicate(timeout=50)
+        out, err = process.communicate(stdin, timeout=50)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gptlit import checkpoint, inputs, nanogpt, weight_files
+from gptlit import checkpoint, inputs, nanogpt, predict, prompts, weight_files
 from gptlit.messages import UsageError
 from tests.conftest import TINY, Result, Run, made_up_text
 
@@ -155,6 +155,17 @@ def test_other_processes_of_a_run_get_the_copy(
     monkeypatch.delenv(inputs.COPIES)
     with pipe(b"the king") as path, pytest.raises(UsageError, match="one process alone can read"):
         inputs.kept(path, "--data.path", tmp_path)
+
+
+def test_other_processes_get_the_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Standard input is empty in them, once the first has read it."""
+    assert inputs.in_all_processes("prompts", lambda: ["the king\n", "é"]) == ["the king\n", "é"]
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert inputs.in_all_processes("prompts", lambda: [""]) == ["the king\n", "é"]
+    monkeypatch.delenv(inputs.COPIES)  # as where the processes are started from outside
+    options = predict.parser().parse_args(["--prompt_file=-"])
+    with pytest.raises(UsageError, match="--prompt_file -: .* by one process alone"):
+        inputs.in_all_processes("prompts", lambda: prompts.given(options))
 
 
 def test_a_pipe_that_gives_too_much(tmp_path: Path) -> None:

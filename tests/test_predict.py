@@ -62,9 +62,9 @@ def test_two_devices_write_the_same(gptlit: Call, run: Run, tmp_path: Path) -> N
     path = run.folder / "checkpoints" / "last.ckpt"
     command = ["predict", f"--ckpt_path={path}", "--max_new_tokens=15", "--num_samples=3"]
     devices = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
-    both = launched(tmp_path, *command, *devices)
+    both = launched(tmp_path, *command, *devices, "--prompt_file=-", stdin="the king\n")
     assert both.code == 0, both.err
-    assert both.out == gptlit(*command).out
+    assert both.out == gptlit(*command, "--prompt=the king").out
 
 
 def test_greedy_is_temperature_zero_is_top_1(gptlit: Call, run: Run) -> None:
