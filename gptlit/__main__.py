@@ -160,7 +160,8 @@ def _run(arguments: list[str]) -> int:
         raise UsageError(f"{verb}: unknown verb; use {ELSEWHERE[verb]}")
     elif verb not in VERBS:
         raise UsageError(
-            f"{verb}: unknown verb; choose from {', '.join(VERBS)}.{did_you_mean(verb, VERBS)}"
+            f"{verb}: unknown verb; choose from {', '.join(VERBS)}."
+            + did_you_mean(verb, [*VERBS, *ALIASES])
         )
     else:
         _check_environment()

@@ -53,7 +53,7 @@ from gptlit.own_modules import importable
 from gptlit.parser import OneLineErrors
 from gptlit.progress_bar import RunBar
 from gptlit.quiet import quiet
-from gptlit.shorthand import full_names, name_words, option_of_run
+from gptlit.shorthand import ONE_OF_A_RUN, full_names, name_words, option_of_run
 from gptlit.stopping import Patience, Stopping
 from gptlit.streams import only_shown
 from gptlit.training import NOT_IN_WEIGHTS, LitGPT
@@ -203,7 +203,7 @@ class GptlitCLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        words = name_words(self.arguments, option_of_run, switches=SWITCHES)
+        words = name_words(self.arguments, option_of_run, switches=SWITCHES, one_of=ONE_OF_A_RUN)
         words = full_names(words, self._parser(self.verb).option_names())
         line = expand(self.verb, words, _trusted)
         words, self.start, self.trusts = line.words, line.start, line.trusts

@@ -13,6 +13,16 @@ from jsonargparse import ArgumentParser, Namespace
 from gptlit import union_errors
 from gptlit.messages import UsageError, did_you_mean
 
+# what other programs call these options
+ELSEWHERE = {
+    **dict.fromkeys(("epochs", "num_epochs", "num_train_epochs"), "trainer.max_epochs"),
+    **dict.fromkeys(("steps", "iters", "max_iters", "num_steps"), "trainer.max_steps"),
+    **dict.fromkeys(("text", "file", "input", "dataset", "train_file"), "data.path"),
+    **dict.fromkeys(("context", "context_length", "seq_len", "max_seq_len"), "model.block_size"),
+    **dict.fromkeys(("learning_rate", "learning-rate"), "model.lr"),
+    **dict.fromkeys(("length", "max_tokens", "max_length"), "max_new_tokens"),
+    **dict.fromkeys(("model", "checkpoint", "ckpt"), "ckpt_path"),
+}
 OF_FIT = ("config", "model", "data", "samples", "guard", "early_stopping")  # options, and groups
 
 
@@ -101,8 +111,10 @@ class OneLineErrors(ArgumentParser):
         group = key.partition(".")[0]
         if group in OF_FIT and not any(k.partition(".")[0] == group for k in self._known_keys()):
             return " gptlit fit has it; a checkpoint brings what its run was given."
+        if (known := ELSEWHERE.get(key)) and known in self._known_keys():
+            return f" Did you mean {known}?"
         nearest = did_you_mean(key, sorted(self._known_keys()))
-        if not nearest and "." in key:
+        if not nearest:
             # a wrong group or none: compare the last part of the name
             by_leaf = {known.rsplit(".", 1)[-1]: known for known in self._known_keys()}
             leaf = did_you_mean(key.rsplit(".", 1)[-1], by_leaf)

@@ -1,7 +1,7 @@
 """Short forms of the command line: words without an option, and options without their group."""
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from gptlit.arguments import shipped_configs
@@ -11,6 +11,12 @@ from gptlit.messages import UsageError, did_you_mean, is_first_process, note
 
 # what is meant as true or false, also where the parser knows it by another word only
 BOOLEANS = {"true", "false", "yes", "no", "on", "off", "1", "0", "none", "null"}
+# what a run has one of, by the options that name it, and how to give more
+ONE_OF_A_RUN = {
+    "--data.path": "text (a folder, or a glob in quotes, takes many files)",
+    "--data.corpus": "text (a folder, or a glob in quotes, takes many files)",
+    "--ckpt_path": "checkpoint",
+}
 
 
 def name_words(
@@ -18,6 +24,7 @@ def name_words(
     option_for: Callable[[str], str],
     switches: Collection[str] = (),
     lists: Collection[str] = (),
+    one_of: Mapping[str, str] = {},
 ) -> list[str]:
     """The same words, each that stands alone as the value of the option that it means.
 
@@ -26,19 +33,42 @@ def name_words(
         option_for: Gives the option, such as --prompt, that a word means.
         switches: Options whose value, true or false, may be left out.
         lists: Options that take all values up to the next option.
+        one_of: What there is one of, by options; a word may not name a second one, since an
+            option that is given again replaces the first without notice.
+
+    Raises:
+        UsageError: a word names a second one.
     """
     named: list[str] = []
+    found: dict[str, list[str]] = {}  # by what there is one of: what is given
+    from_words: set[str] = set()
     waiting = ""  # the option whose value may come next
+
+    def take(option: str, value: str) -> None:
+        if kind := one_of.get(option):
+            found.setdefault(kind, []).append(value)
+
     for word in words:
         if word.startswith("--") or (not waiting and re.match("-[A-Za-z]", word)):
-            waiting = "" if "=" in word else word
+            option, equals, value = word.partition("=")
+            waiting = "" if equals else word
+            if equals:
+                take(option, value)
             named.append(word)
         elif waiting and (waiting not in switches or word.lower() in BOOLEANS):
+            take(waiting, word)
             waiting = waiting if waiting in lists else ""
             named.append(word)
         else:
             waiting = ""
-            named.append(f"{option_for(word)}={word}")
+            option = option_for(word)
+            take(option, word)
+            from_words |= {one_of.get(option, "")}
+            named.append(f"{option}={word}")
+    for kind, values in found.items():
+        if len(values) > 1 and kind in from_words:
+            listed = ", ".join(values[:3]) + ", ..." * (len(values) > 3)
+            raise UsageError(f"{listed}: are {len(values)} values where a run takes one {kind}")
     return named
 
 

@@ -34,6 +34,42 @@ def test_words_that_are_no_values(typed: str, named: str) -> None:
     assert words == named.split()
 
 
+@pytest.mark.parametrize(
+    ("typed", "refused"),
+    [
+        ("fit tiny {t} {t}", "are 2 values where a run takes one text (a folder, or a glob in"),
+        ("fit --data.path {t} {t} {t} {t}", "{t}, {t}, {t}, ...: are 4 values"),  # a shell's glob
+        ("summary {t} --data.path={t}", "{t}, {t}: are 2 values"),
+        ("fit {t} tinyshakespeare", "{t}, tinyshakespeare: are 2 values"),
+        ("validate best last", "best, last: are 2 values where a run takes one checkpoint"),
+    ],
+)
+def test_a_word_replaces_nothing(gptlit: Call, text_file: Path, typed: str, refused: str) -> None:
+    result = gptlit(*typed.format(t=text_file.name).split())
+    assert result.code == 2
+    (line,) = result.err.splitlines()
+    assert refused.format(t=text_file.name) in line
+
+
+@pytest.mark.parametrize(
+    ("typed", "suggested"),
+    [
+        ("generat", "Did you mean generate?"),
+        ("fit --epochs 3", "--epochs: unknown option. Did you mean --trainer.max_epochs?"),
+        ("fit --steps 3", "Did you mean --trainer.max_steps?"),
+        ("fit --text a.txt", "Did you mean --data.path?"),
+        ("fit --learning_rate 3", "Did you mean --model.lr?"),
+        ("fit --n_heads 3", "Did you mean --model.n_head?"),
+        ("predict --max_tokens 3", "Did you mean --max_new_tokens?"),
+        ("predict --checkpoint a.ckpt", "Did you mean --ckpt_path?"),
+    ],
+)
+def test_names_of_other_programs_are_suggested(gptlit: Call, typed: str, suggested: str) -> None:
+    result = gptlit(*typed.split())
+    assert (result.code, result.out) == (2, "")
+    assert suggested in result.err
+
+
 def test_what_a_word_means_to_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("mine.txt").touch()
