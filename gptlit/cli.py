@@ -131,6 +131,7 @@ class GptlitCLI(LightningCLI):
         self.precision_reason = "as asked"
         self.folder: runs.RunFolder | None = None
         self.trial: rates.Trial | None = None
+        self.left_out: list[str] = []  # of the options as they are written
         self.adapted = Adapted()
         super().__init__(
             LitGPT,
@@ -342,12 +343,7 @@ class GptlitCLI(LightningCLI):
                 # whoever goes on may do so from another folder
                 options["data"][key] = str(Path(path).expanduser().absolute())
         left_out += readable.leave_out(options, self.options, parser.parse_object)
-        for name in left_out:
-            if self.subcommand == "fit" and not self._only_looks and runs.on_rank_zero():
-                note(
-                    f"--{name}: can't be read back from {runs.CONFIG} and is left out there; give "
-                    "it again beside --ckpt_path to resume, unless it is the default"
-                )
+        self.left_out = left_out
         return yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
 
     def instantiate_trainer(self, **settings: Any) -> L.Trainer:
@@ -433,6 +429,11 @@ class GptlitCLI(LightningCLI):
         if not runs.on_rank_zero():
             return
         write_atomically(folder / runs.CONFIG, self.options_as_yaml.encode())
+        for name in self.left_out:
+            note(
+                f"--{name}: can't be read back from {runs.CONFIG} and is left out there; give "
+                "it again beside --ckpt_path to resume, unless it is the default"
+            )
         if self.trial:
             write_atomically(folder / "lr_find.svg", self.trial.chart().encode())
 

@@ -178,9 +178,6 @@ def take_recipe(
     (scheduler,) = checkpoint["lr_schedulers"]
     (optimizer,) = checkpoint["optimizer_states"]
     before = scheduler["_last_lr"][-1]
-    if "lr_lambdas" not in scheduler:
-        # StochasticWeightAveraging has put its own in the place of the recipe's
-        return before, before
     rates = [group["lr"] * factor(scheduler["last_epoch"]) for group in groups]
     scheduler |= {"base_lrs": [group["lr"] for group in groups], "_last_lr": rates}
     for old, new, rate in zip(optimizer["param_groups"], groups, rates, strict=True):

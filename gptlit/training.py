@@ -593,7 +593,9 @@ class LitGPT(L.LightningModule):
         loop = {**getattr(self.trainer, f"{fn}_loop").state_dict(), "state_dict": {}}
         own_place = self._datamodule is not None  # which a user's loaders need not have
         states.check_loop(checkpoint, f"{fn}_loop", loop, has_place and fn == "fit" and own_place)
-        callbacks = [(each.state_key, each.state_dict()) for each in self.trainer.callbacks]
+        # of a user's own class nobody but its author knows what its state can become
+        known = [each for each in self.trainer.callbacks if _is_known(type(each))]
+        callbacks = [(each.state_key, each.state_dict()) for each in known]
         states.check_callbacks(checkpoint, callbacks)
         if fn == "fit" and "state_dict" in checkpoint:
             states.check_training(checkpoint, self._new_optimizer())
@@ -648,6 +650,10 @@ class LitGPT(L.LightningModule):
         if before != now and self.trainer.is_global_zero:
             step = checkpoint["global_step"]
             note(f"the learning rate goes on at step {step}: {before:.4g} -> {now:.4g}")
+
+
+def _is_known(made: type) -> bool:
+    return made.__module__.partition(".")[0] in ("lightning", "gptlit")
 
 
 def _check_additions(ema: float, label_smoothing: float, z_loss: float) -> None:

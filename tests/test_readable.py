@@ -2,24 +2,40 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 from lightning.pytorch.callbacks import Callback
 
-from tests.conftest import TINY, Result, read_metrics
+from tests.conftest import TINY, Result, Run
+from tests.test_trusted_options import crafted, of_lightning
 
 # Lightning's callbacks warn of this and that
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 Call = Callable[..., Result]
 FOLDER = Path("lightning_logs/version_0")
+CPU = torch.device("cpu")
 
 
 class Named(Callback):
     """Does what is named, by a function or a word; jsonargparse can't write the word."""
 
     def __init__(self, how: Callable[[], None] | str) -> None: ...
+
+
+class Placed(Callback):
+    """Has an object as its default, which is read as the string that describes it."""
+
+    def __init__(self, times: int, device: torch.device | str | None = CPU) -> None: ...
+
+
+class Untyped(Callback):
+    """Has an object as its default and no type for it, which can't even be written."""
+
+    def __init__(self, times: int, device: Any = CPU) -> None: ...
 
 
 def written() -> list[dict[str, object]]:
@@ -31,7 +47,8 @@ def went_on(gptlit: Call, text: Path, *options: str) -> tuple[Result, Result]:
     words = [*TINY, f"--data.path={text}", "--trainer.max_steps=4", *options]
     first = gptlit("fit", *words)
     assert first.code == 0, first.err
-    second = gptlit("fit", "--ckpt_path=last", "--trainer.max_steps=6")
+    trusted = "--trust_checkpoint=true"  # classes of this file
+    second = gptlit("fit", "--ckpt_path=last", "--trainer.max_steps=6", trusted)
     assert second.code == 0, second.err
     return first, second
 
@@ -44,42 +61,33 @@ def left_out(result: Result) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "unreadable"),
-    [
-        # whose device is an object
-        ("StochasticWeightAveraging", ["swa_lrs=0.1", "swa_epoch_start=1"], "device"),
-        # whose interval is an Enum, which can't even be written
-        ("Timer", ["duration=00:01:00:00"], "interval"),
-    ],
-)
+@pytest.mark.parametrize("made", [Placed, Untyped])
 def test_an_argument_that_cant_be_read_back_is_left_out(
-    gptlit: Call, text_file: Path, name: str, options: list[str], unreadable: str
+    gptlit: Call, text_file: Path, made: type
 ) -> None:
-    given = [f"--trainer.callbacks.{option}" for option in options]
-    first, second = went_on(gptlit, text_file, f"--trainer.callbacks+={name}", *given)
-    assert left_out(first) == left_out(second) == [f"--trainer.callbacks.{unreadable}"]
+    class_path = f"tests.test_readable.{made.__name__}"
+    words = [f"--trainer.callbacks+={class_path}", "--trainer.callbacks.times=2"]
+    first, second = went_on(gptlit, text_file, *words)
+    assert left_out(first) == left_out(second) == ["--trainer.callbacks.device"]
     (callback,) = written()
-    assert callback["class_path"] == f"lightning.pytorch.callbacks.{name}"
-    arguments = callback["init_args"]
-    assert isinstance(arguments, dict)
-    assert unreadable not in arguments
-    assert options[0].split("=")[0] in arguments
+    assert callback == {"class_path": class_path, "init_args": {"times": 2}}
 
 
-def test_the_learning_rate_of_weight_averaging_goes_on(gptlit: Call, text_file: Path) -> None:
-    """Its scheduler, which has taken the place of the run's own at the second epoch."""
-    swa = ["--trainer.callbacks+=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs=0.1"]
-    swa += ["--trainer.callbacks.swa_epoch_start=1", "--trainer.limit_train_batches=3"]
-    words = [*TINY, f"--data.path={text_file}", "--trainer.max_steps=6", "--snapshot_every=4"]
-    words += ["--trainer.log_every_n_steps=1", "--model.warmup_steps=0"]
-    assert gptlit("fit", *words, *swa).code == 0
-    whole = [row["optim/lr"] for row in read_metrics(FOLDER) if row["optim/lr"]]
-    result = gptlit("fit", f"--ckpt_path={FOLDER}/checkpoints/step_4.ckpt")
-    assert result.code == 0, result.err
-    assert "the learning rate goes on" not in result.err
-    assert [row["optim/lr"] for row in read_metrics(FOLDER) if row["optim/lr"]] == whole
-    assert len(set(whole)) > 1
+@pytest.mark.parametrize("device", [{}, {"device": "cpu"}, {"device": "device(type='cpu')"}])
+def test_a_run_of_a_class_that_is_refused_now_ends_in_one_line(
+    gptlit: Call, run: Run, device: dict[str, str]
+) -> None:
+    """As earlier versions saved it; with the callback given anew the run can be resumed."""
+    swa = of_lightning("callbacks.StochasticWeightAveraging", swa_lrs=0.1, **device)
+    path = crafted(run, Path("a.ckpt"), {"trainer.callbacks": [swa]})
+    words = ["fit", f"--ckpt_path={path}", "--trainer.max_steps=41"]
+    for trust in ("false", "true"):
+        result = gptlit(*words, f"--trust_checkpoint={trust}")
+        assert result.code == 2
+        (line,) = result.err.splitlines()
+        assert "StochasticWeightAveraging" in line
+        assert not Path("lightning_logs").exists()
+    assert gptlit(*words, "--trainer.callbacks=[]").code == 0
 
 
 def test_a_class_that_cant_be_read_back_is_left_out_of_its_list(
@@ -108,13 +116,12 @@ def test_what_can_be_read_back_is_written_as_it_is(gptlit: Call, text_file: Path
         "--trainer.callbacks.decay=0.5",
         "--trainer.callbacks+=ModelCheckpoint",
         "--trainer.callbacks.train_time_interval=00:30:00",
-        "--trainer.callbacks+=GradientAccumulationScheduler",
-        "--trainer.callbacks.scheduling={0: 1}",
+        "--trainer.callbacks+=Timer",
+        "--trainer.callbacks.duration=00:01:00:00",
     )
     assert left_out(first) == []
-    ema, saving, accumulation = (each["init_args"] for each in written())
+    ema, saving, timer = (each["init_args"] for each in written())
     assert isinstance(ema, dict)
     assert isinstance(saving, dict)
-    assert isinstance(accumulation, dict)
+    assert timer == {"duration": "00:01:00:00", "interval": "step", "verbose": True}
     assert (ema["decay"], saving["train_time_interval"]) == (0.5, "0:30:00")
-    assert list(accumulation["scheduling"].values()) == [1]

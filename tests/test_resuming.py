@@ -389,3 +389,27 @@ def test_what_a_state_has_besides_is_not_taken(gptlit: Call, run: Run, tmp_path:
     )
     for name, tensor in theirs.items():
         assert torch.equal(ours[name], tensor)
+
+
+COUNTER = """
+import torch
+from lightning.pytorch import Callback
+class Counter(Callback):
+    def __init__(self): self.seen = {"steps": torch.zeros(0), "best": "none"}
+    def on_train_batch_end(self, *_): self.seen = {"steps": torch.ones(2), "best": 0.5}
+    def state_dict(self): return self.seen
+    def load_state_dict(self, state): print(f"restored {state['best']}")
+"""
+
+
+def test_a_callback_of_ones_own_restores_whatever_it_has_saved(
+    gptlit: Call, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its state can have become another than it is at first, in types and in shapes."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "countermod.py").write_text(COUNTER)
+    own = "--trainer.callbacks=[{class_path: countermod.Counter}]"
+    assert fit(gptlit, text_file, own).code == 0
+    resumed = go_on(gptlit, own)
+    assert resumed.code == 0, resumed.err
+    assert "restored 0.5" in resumed.out
