@@ -17,6 +17,9 @@ from gptlit.yaml_keys import refuse_duplicates
 STUDIES = "studies/"  # among the configs, and none
 DEFAULT_CONFIG = "small.yaml"
 GROUPS = {"model", "data", "trainer", "samples", "guard", "early_stopping"}
+# a comment ahead of YAML: the parser reads a file whose name is the text, if there is one
+NO_PATH = f"#{'-' * 5000}\n"
+MOST_CHARACTERS = 1 << 17  # of a run's options; a run has some 3,000
 HELP = {"-h", "--help", "--print_config"}
 
 
@@ -180,6 +183,8 @@ def _check_config(name: str) -> None:
 def _options_of(start: Start) -> dict[str, Any]:
     """The options of the run that saved a checkpoint."""
     try:
+        if len(start.described["run"]) > MOST_CHARACTERS:
+            raise TypeError("no options of a run")
         options = yaml.safe_load(start.described["run"])
         if isinstance(options["model"], dict) and isinstance(options["data"], dict):
             return options
@@ -263,6 +268,6 @@ def expand(
     if take(words, "--data.corpus")[0] and not take(words, "--data.path")[0]:
         # the corpus named now is meant, not the file of then, which would win
         options["data"]["path"] = None
-    configs = [yaml.safe_dump(options), *files]
+    configs = [NO_PATH + yaml.safe_dump(options), *files]
     own = [*(f"--config={each}" for each in configs), *words, f"--ckpt_path={start.path}"]
     return CommandLine(own, start, files, trusts)

@@ -20,7 +20,7 @@ from gptlit import tokenizer as tokenizers
 from gptlit.assets import replacing
 from gptlit.messages import UsageError, is_first_process, note, opt
 from gptlit.model import GPT, GPTConfig
-from gptlit.plain import in_short
+from gptlit.plain import in_short, printable
 from gptlit.tokenizer import Tokenizer
 from gptlit.weights import NotFinite, checked
 
@@ -336,7 +336,7 @@ def evaluation(content: dict[str, Any]) -> str:
 
 def introduction(path: Path, content: dict[str, Any]) -> str:
     """Which model a checkpoint holds: its file, how far it was trained, and on which text."""
-    name = content[KEY]["text"].get("name", "unknown")
+    name = printable(content[KEY]["text"].get("name", "unknown"))
     trained = evaluation(content) if content["global_step"] else "imported weights"
     return f"model {path}: {trained}, text: {name}"
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,16 +23,29 @@ def parse(content: bytes) -> tuple[list[str], list[Row]]:
     """
     # what follows the last line end is a part of a line
     lines_ended = content.rpartition(b"\n")[0].decode(errors="replace")
-    header, *lines = csv.reader(io.StringIO(lines_ended, newline="")) if lines_ended else [[]]
+    try:
+        header, *lines = csv.reader(io.StringIO(lines_ended, newline="")) if lines_ended else [[]]
+    except csv.Error:  # of a field beyond any size
+        return [], []
     if "step" not in header:
         return [], []
     rows = []
     for line in lines:
         row = dict(zip(header, line, strict=False))
-        if len(line) != len(header) or not row["step"].isdigit():
+        if len(line) != len(header) or not _is_whole(row):
             break
         rows.append(row)
     return header, rows
+
+
+def _is_whole(row: Row) -> bool:
+    """Whether a row has a step, and beside it numbers or nothing."""
+    try:
+        for value in filter(None, row.values()):
+            float(value)
+    except ValueError:
+        return False
+    return bool(re.fullmatch("[0-9]{1,18}", row["step"]))
 
 
 def is_cut(path: Path) -> bool:

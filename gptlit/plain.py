@@ -189,9 +189,14 @@ def shown(value: Any) -> str:
     return f"of type {type(value).__name__}"
 
 
+def printable(text: str) -> str:
+    """A text on one line, in which nothing commands a terminal."""
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
+
+
 def in_short(text: str) -> str:
     """A text for a message: its first characters, on one line."""
-    plain = text if text.isprintable() else text[:SHOWN].encode("unicode_escape").decode()
+    plain = printable(text[: SHOWN + 1])
     return plain if len(plain) <= SHOWN else f"{plain[:SHOWN]}..."
 
 

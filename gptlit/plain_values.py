@@ -9,6 +9,7 @@ import collections.abc
 import dataclasses
 import datetime
 import inspect
+import os
 import re
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -103,11 +104,16 @@ def _is_plain_string(value: str, members: Sequence[Any]) -> bool:
     if any(value in get_args(each) for each in members if get_origin(each) is Literal):
         return True
     takes_strings = any(each in (str, Path, datetime.timedelta, Any) for each in members)
-    if not any(map(_may_become_an_object, members)):
-        return takes_strings or _is_number(value)
+    is_free = not any(map(_may_become_an_object, members))
+    if is_free and takes_strings:
+        return True
+    # of other types the parser may read the file of that name
+    if os.path.exists(value) and not os.path.isdir(value):
+        return False
+    if is_free:
+        return any(each in (int, float) for each in members) and _is_number(value)
     # as one of several names, or as the name of a setting
-    is_file = bool(value) and Path(value).exists() and not Path(value).is_dir()
-    return bool(_NAME.fullmatch(value)) and takes_strings and not is_file
+    return takes_strings and bool(_NAME.fullmatch(value))
 
 
 def _is_number(value: str) -> bool:

@@ -4,7 +4,9 @@ Optimizer, schedule, loops and callbacks restore whatever a checkpoint has for t
 it later. Here each part of unknown origin is refused by name, or what is of no use left out.
 """
 
+import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 import torch
@@ -75,6 +77,38 @@ def check_callbacks(
     for key, state in callbacks:
         if found := content.get("callbacks", {}).get(key):
             plain.like(_of_any_number(dict(state)), found, f"callbacks.{key.partition('{')[0]}")
+
+
+def check_saved_paths(state: Mapping[str, Any], folder: str, name: str) -> None:
+    """Refuse a ModelCheckpoint's state with paths that lead out of its folder.
+
+    Lightning removes what lies there when a better checkpoint is saved, with all that is in it.
+
+    Args:
+        state: Of the callback, as a checkpoint has it.
+        folder: The callback's.
+        name: What messages call the state.
+
+    Raises:
+        UsageError: names the path.
+    """
+    names = ("best_model_path", "kth_best_model_path", "last_model_path", "dirpath")
+    paths = [state.get(each) for each in names]
+    best = state.get("best_k_models", {})
+    plain.check(dict[str, Any], best, f"{name}.best_k_models")
+    for path in [*paths, *best]:
+        plain.check(str | None, path, name)
+        if path and _leads_out(path, folder):
+            raise UsageError(f"{name} {plain.shown(path)}: leads out of its folder {folder}")
+
+
+def _leads_out(path: str, folder: str) -> bool:
+    if re.search(r"://|::", path):  # on a server, or a local file by another name
+        return not re.search("://", folder) or not path.startswith(folder)
+    if ".." in re.split(r"[/\\]", path):
+        return True
+    inside = Path(folder).absolute() in Path(path).absolute().parents
+    return inside and Path(folder).resolve() not in Path(path).resolve().parents
 
 
 def _of_any_number(example: Any) -> Any:

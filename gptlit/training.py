@@ -11,6 +11,7 @@ from typing import Any, Literal
 import lightning as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_
@@ -597,6 +598,12 @@ class LitGPT(L.LightningModule):
         known = [each for each in self.trainer.callbacks if _is_known(type(each))]
         callbacks = [(each.state_key, each.state_dict()) for each in known]
         states.check_callbacks(checkpoint, callbacks)
+        for each in self.trainer.callbacks:
+            if isinstance(each, ModelCheckpoint) and (
+                state := checkpoint.get("callbacks", {}).get(each.state_key)
+            ):
+                name = f"callbacks.{type(each).__name__}"
+                states.check_saved_paths(state, str(each.dirpath or "."), name)
         if fn == "fit" and "state_dict" in checkpoint:
             states.check_training(checkpoint, self._new_optimizer())
             if (kept := checkpoint.get(AVERAGED)) is not None:

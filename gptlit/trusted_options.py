@@ -21,6 +21,7 @@ from lightning.pytorch.profilers import Profiler
 from gptlit import runs
 from gptlit.config import GPTConfig
 from gptlit.messages import UsageError
+from gptlit.plain import printable
 from gptlit.plain_values import hints_of, not_plain
 
 FLAG = "--trust_checkpoint true"
@@ -31,15 +32,23 @@ DATA_DIR = "data"  # where any run keeps texts and tokens, under the current fol
 MOST_VALUES = 20_000  # aliases make a short YAML text a huge one
 
 _FOLDER = re.compile(r"(^|_)(dir|dirpath|path|folder|root|location)$")
-_REMOTE = re.compile(r"(^|_)(api_key|uri|url|host)$")
+_REMOTE = re.compile(r"(^|_)(api_key|uri|url|host|entity|workspace)$")
 
 
 class _Refused(Exception):
     """What a part of the options would do, and the option that the user could give instead."""
 
     def __init__(self, what: str, option: str) -> None:
-        super().__init__(what)
-        self.option = option
+        super().__init__(f"options {what}")
+        self.instead = f"{option} yourself"
+
+
+class _Linked(_Refused):
+    """A run's folder has a link by which something else would be written to."""
+
+    def __init__(self, link: Path) -> None:
+        Exception.__init__(self, f"folder has the link {link} to {link.resolve()}, outside of it")
+        self.instead = "remove the link"
 
 
 def check(
@@ -62,11 +71,14 @@ def check(
     try:
         if not _is_small(options):
             raise _Refused("are no run's options", "--config CONFIG")
-        return _Options(path, given).checked(options, {**groups, "trainer": L.Trainer})
+        own = _Options(path, given)
+        if "trainer" in options:
+            own.check_links()
+        return own.checked(options, {**groups, "trainer": L.Trainer})
     except _Refused as error:
         raise UsageError(
-            f"--ckpt_path {path}: its run's options {error}; give {FLAG} if you trust whoever made "
-            f"the checkpoint, or {error.option} yourself"
+            f"--ckpt_path {path}: its run's {printable(str(error))}; give {FLAG} if you trust "
+            f"whoever made the checkpoint, or {printable(error.instead)}"
         ) from error
 
 
@@ -90,13 +102,18 @@ def _hints(made: type) -> dict[str, Any]:
 
 
 def _is_small(options: Mapping[str, Any]) -> bool:
-    left, waiting = MOST_VALUES, [options]
-    while waiting and left:
-        left -= 1
+    n_values, waiting = 0, [options]
+    while waiting and n_values <= MOST_VALUES:
         value: Any = waiting.pop()
         if isinstance(value, dict | list):
+            n_values += len(value)
             waiting += value.values() if isinstance(value, dict) else value
-    return not waiting
+    return n_values <= MOST_VALUES
+
+
+def _is_within(path: Path, folder: Path) -> bool:
+    """Whether a path lies in a folder, wherever links lead."""
+    return folder.resolve() in path.resolve().parents
 
 
 def _has_tokens(folder: Path) -> bool:
@@ -110,9 +127,20 @@ class _Options:
         self.given = given
         self.run = runs.of_checkpoint(path)
         self.root = self.run.absolute().parent.parent if self.run else None
+        self.place = self.root or Path.cwd()  # where a resume writes
+        self.began: Path | None = None  # the folder that its run was started in
+
+    def check_links(self) -> None:
+        """Refuse links in the run's folder by which a resume would write elsewhere."""
+        if self.run is None:
+            return
+        for path in self.run.rglob("*"):
+            if path.is_symlink() and not _is_within(path, self.run):
+                raise _Linked(path)
 
     def checked(self, options: Mapping[str, Any], groups: Mapping[str, type]) -> dict[str, Any]:
         kept: dict[str, Any] = {}
+        self.began = self._where_it_began(options)
         for group, values in options.items():
             if not isinstance(values, dict):
                 self._plain(values, None, str(group))
@@ -136,7 +164,7 @@ class _Options:
         if name == "trainer.default_root_dir" and value is not None:
             return self._root(name, str(value))
         if name == "data.data_dir" and value != DATA_DIR and not _has_tokens(Path(str(value))):
-            self._own(name, str(value), f"--{name}")
+            return self._texts(name, str(value))
         return value
 
     def _plain(self, value: Any, hint: Any, name: str) -> None:
@@ -179,22 +207,48 @@ class _Options:
 
     def _argument(self, name: str, own: str, value: str) -> None:
         """Refuse an argument of a class that would write or send elsewhere."""
+        if _REMOTE.search(own) or re.search("://|::", value):
+            raise _Refused(f"send to {value} ({name}.{own})", f"--{name}")
         if _FOLDER.search(own):
             self._own(f"{name}.{own}", value, f"--{name}")
-        elif _REMOTE.search(own) or "://" in value:
-            raise _Refused(f"send to {value} ({name}.{own})", f"--{name}")
-        elif Path(value).is_absolute() or re.search(r"^~|(^|[/\\])\.\.([/\\]|$)", value):
+        elif (
+            Path(value).is_absolute()
+            or re.search(r"^~|\0|(^|[/\\])\.\.([/\\]|$)", value)
+            or (value and not _is_within(self.place / value, self.place))
+        ):
             raise _Refused(f"write to {value} ({name}.{own})", f"--{name}")
 
     # -------------------------------------------------------------- folders
 
     def _own(self, name: str, value: str, option: str) -> None:
+        if "\0" in value:
+            raise _Refused(f"write to {value} ({name})", option)
         folder = Path(value).expanduser().absolute().resolve()
         if self.root is not None and self.run is not None:
             run = self.run.absolute().resolve()
             if folder == self.root.resolve() or folder == run or run in folder.parents:
                 return
         raise _Refused(f"write to {value} ({name}), outside of its run's folder", option)
+
+    def _where_it_began(self, options: Mapping[str, Any]) -> Path | None:
+        """The folder that a run was started in, from which its relative folders are seen."""
+        trainer = options.get("trainer")
+        value = trainer.get("default_root_dir") if isinstance(trainer, dict) else None
+        parts = Path(str(value or ".")).parts
+        if self.root is None or not parts:
+            return self.root
+        return (
+            self.root.parents[len(parts) - 1] if self.root.parts[-len(parts) :] == parts else None
+        )
+
+    def _texts(self, name: str, value: str) -> str:
+        """Where a run keeps its texts, also if named as seen from another current folder."""
+        if self.began and not Path(value).is_absolute():
+            folder = self.began / value
+            if _has_tokens(folder) and _is_within(folder, self.began):
+                return str(folder)
+        self._own(name, value, f"--{name}")
+        return value
 
     def _root(self, name: str, value: str) -> str:
         """Where a run's folder lies, also if named as seen from another current folder."""

@@ -15,7 +15,7 @@ from fsspec.implementations.local import LocalFileSystem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gptlit import event_files, records
+from gptlit import event_files, metrics_file, records
 from tests.conftest import (
     TINY,
     Result,
@@ -187,3 +187,11 @@ def test_a_table_that_fails_ends_a_run_which_can_be_resumed(
     some_time_passes(folder)
     assert gptlit("fit", "--ckpt_path=last").code == 0
     assert_same_run(folder, run.folder)
+
+
+@pytest.mark.parametrize("row", ["1,y", "²,1", "9" * 5000 + ",1", "-1,1", "1"])
+def test_a_table_is_read_up_to_a_row_that_no_run_has_logged(row: str) -> None:
+    header, rows = metrics_file.parse(f"step,val/loss\n0,1.5\n{row}\n2,1.5\n".encode())
+    assert header == ["step", "val/loss"]
+    assert rows == [{"step": "0", "val/loss": "1.5"}]
+    assert metrics_file.parse(b"step\n" + b"x" * 200_000 + b"\n") == ([], [])

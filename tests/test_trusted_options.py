@@ -10,6 +10,7 @@ import lightning as L
 import pytest
 import torch
 import yaml
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 import gptlit as package
 from gptlit import checkpoint
@@ -28,6 +29,7 @@ class Anything:
     def __init__(self, *_, **__): ...
 def function(*_, **__): ...
 """
+LEAST = {"data": {}, "model": {}}  # options of a run that has none
 MADE = {"class_path": "evilmod.Anything"}
 CALLS = {
     "class_path": "lightning.pytorch.callbacks.LambdaCallback",
@@ -44,6 +46,13 @@ def evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file that evil code leaves behind; its module lies in the current folder."""
     (tmp_path / "evilmod.py").write_text(EVIL)
     (tmp_path / "evil.yaml").write_text("class_path: evilmod.Anything\n")
+    # files whose names can stand where a number or the text of a config does
+    config = "callbacks: [{class_path: evilmod.Anything}]\n"
+    (tmp_path / "7").write_text(config)
+    (tmp_path / "8").write_text(f"trainer: {{{config.strip()}}}\n")
+    (tmp_path / yaml.safe_dump(LEAST)).write_text(f"trainer: {{{config.strip()}}}\n")
+    (tmp_path.parent / f"{tmp_path.name}-elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path.parent / f"{tmp_path.name}-elsewhere")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path)
     return tmp_path / "ran"
@@ -115,6 +124,9 @@ CODE: dict[str, dict[str, Any]] = {
     "prompts": {"samples.prompts": [MADE]},
     "the seed": {"seed_everything": "evil.yaml"},
     "a config": {"config": "evil.yaml"},
+    "a number as a config": {"config": "8"},
+    "a number as the Trainer": {"trainer": "7"},
+    "a number as a callback": {"trainer.callbacks": ["7"]},
 }
 ELSEWHERE: dict[str, dict[str, Any]] = {
     "the root": {"trainer.default_root_dir": "/somewhere"},
@@ -125,6 +137,13 @@ ELSEWHERE: dict[str, dict[str, Any]] = {
     "a version": {"trainer.logger": of_lightning("loggers.CSVLogger", save_dir=".", version="/a")},
     "a profiler": {"trainer.profiler": of_lightning("profilers.SimpleProfiler", dirpath="..")},
     "a server": {"trainer.logger": of_lightning("loggers.MLFlowLogger", tracking_uri="http://a")},
+    "a link": {"trainer.callbacks": of_lightning("callbacks.ModelCheckpoint", filename="link/a")},
+    "no name": {"trainer.callbacks": of_lightning("callbacks.ModelCheckpoint", dirpath="\0")},
+    "a long name": {"data.tokenizer": "x/" * 3000},
+    "somebody's project": {"trainer.logger": of_lightning("loggers.WandbLogger", entity="a")},
+    "another protocol": {
+        "trainer.callbacks": of_lightning("callbacks.ModelCheckpoint", dirpath="local::/a")
+    },
     "a registry": {"trainer.model_registry": "somebody"},
 }
 
@@ -144,6 +163,85 @@ def test_fit_takes_neither_code_nor_folders(
     assert result.out == ""
 
 
+def test_options_are_no_name_of_a_config(gptlit: Call, run: Run, evil: Path) -> None:
+    """Whoever unpacks a stranger's archive has files in it of any name."""
+    path = crafted(run, Path("a.ckpt"), yaml.safe_dump(LEAST))
+    result = gptlit("fit", f"--ckpt_path={path}", *TINY, f"--data.path={run.text}")
+    assert result.code == 0, result.err
+    assert not evil.exists()
+
+
+def test_no_control_character_reaches_the_terminal(gptlit: Call, run: Run, evil: Path) -> None:
+    content = checkpoint.read(run.folder / "checkpoints" / "last.ckpt")
+    text = {**content[checkpoint.KEY]["text"], "name": "a\x1b]52;c;YQ==\x07\nb"}
+    callbacks = [{"class_path": "a\x1b[2Jb.C"}]
+    path = crafted(run, Path("a.ckpt"), {"trainer.callbacks": callbacks})
+    content = checkpoint.read(path)
+    content[checkpoint.KEY]["text"] = text
+    checkpoint.write(content, path)
+    for words in (["predict", "--max_new_tokens=1"], ["fit"]):
+        result = gptlit(words[0], f"--ckpt_path={path}", *words[1:])
+        assert len(result.err.splitlines()) == 1
+        assert result.err.rstrip("\n").isprintable()
+
+
+def resumable(run: Run, folder: Path, **parts: Any) -> Path:
+    """A run of one's own, copied, with other parts in its last checkpoint; the checkpoint."""
+    shutil.copytree(run.folder, folder / "lightning_logs" / "version_0")
+    last = folder / "lightning_logs" / "version_0" / "checkpoints" / "last.ckpt"
+    content = checkpoint.read(last)
+    options = yaml.safe_load(content[checkpoint.KEY]["run"])
+    options["trainer"]["callbacks"] = [
+        of_lightning("callbacks.ModelCheckpoint", every_n_train_steps=1)
+    ]
+    described = {**content[checkpoint.KEY], "run": yaml.safe_dump(options)}
+    checkpoint.write({**content, checkpoint.KEY: described, **parts}, last)
+    return last
+
+
+@pytest.mark.parametrize("how", ["..", "local://", "a link"])
+def test_a_resume_removes_nothing_elsewhere(
+    gptlit: Call, run: Run, tmp_path: Path, how: str
+) -> None:
+    """Lightning removes what a ModelCheckpoint's state has as the checkpoint before."""
+    mine = tmp_path / "mine"
+    (mine / "folder").mkdir(parents=True)
+    inside = "lightning_logs/version_0/checkpoints"
+    names = {"..": f"{inside}/../../../mine", "local://": f"local://{mine}"}
+    path = names.get(how, f"{inside}/link/folder")
+    state = {
+        "monitor": None, "best_model_score": None, "best_model_path": path, "current_score": None,
+        "dirpath": "x", "best_k_models": {}, "kth_best_model_path": "", "last_model_path": "",
+        "kth_value": torch.tensor(1.0),
+    }  # fmt: skip
+    key = ModelCheckpoint(every_n_train_steps=1).state_key
+    callbacks = {**torch.load(run.folder / "checkpoints" / "last.ckpt")["callbacks"], key: state}
+    last = resumable(run, tmp_path, callbacks=callbacks)
+    if how == "a link":
+        last.with_name("link").symlink_to(mine)
+    words = ["fit", "--ckpt_path=last", "--trainer.max_steps=42", "--trust_checkpoint=true"]
+    result = gptlit(*words)
+    assert result.code == 2
+    assert "leads out of its folder" in result.err.splitlines()[-1]
+    assert (mine / "folder").is_dir()
+
+
+def test_a_resume_follows_no_link_out_of_its_runs_folder(
+    gptlit: Call, run: Run, tmp_path: Path
+) -> None:
+    table = resumable(run, tmp_path).parent.parent / "metrics.csv"
+    table.rename(tmp_path / "mine")
+    table.symlink_to(tmp_path / "mine")
+    before = (tmp_path / "mine").read_bytes()
+    words = ["fit", "--ckpt_path=last", "--trainer.max_steps=42"]
+    result = gptlit(*words)
+    assert result.code == 2
+    (line,) = result.err.splitlines()
+    assert "has the link lightning_logs/version_0/metrics.csv to " in line
+    assert (tmp_path / "mine").read_bytes() == before
+    assert gptlit(*words, "--trust_checkpoint").code == 0
+
+
 def test_the_refusal_names_the_class_and_the_folder(gptlit: Call, run: Run, evil: Path) -> None:
     path = crafted(run, Path("a.ckpt"), CODE["behind a listed one"])
     assert "name the class evilmod.Anything (trainer.callbacks)" in (
@@ -159,12 +257,15 @@ def test_the_refusal_names_the_class_and_the_folder(gptlit: Call, run: Run, evil
         "!!python/object/apply:evilmod.function []",
         "{model: {lr: !!python/name:evilmod.function }, data: {}}",
         "[" * 1500,
+        # a list of many that holds itself, again and again
+        "{data: {}, model: {a: &a [" + "0," * 999 + " *a]}}",
+        "{data: {}, model: {a: [" + "0," * 10**7 + "]}}",
         # a billion of values
         "{data: {}, model: {a: &a [1,1,1,1,1,1,1,1,1,1], b: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a,*a], "
         "c: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b,*b], d: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c,*c], "
         "e: [*d,*d,*d,*d,*d,*d,*d,*d,*d,*d]}}",
     ],
-    ids=["an object", "a name", "deep", "wide"],
+    ids=["an object", "a name", "deep", "recursive", "long", "wide"],
 )
 def test_what_is_no_plain_yaml_is_refused(gptlit: Call, run: Run, evil: Path, text: str) -> None:
     path = crafted(run, Path("a.ckpt"), text)
@@ -360,7 +461,7 @@ def test_ones_own_run_goes_on_without_a_flag(
 ) -> None:
     options = [
         "--trainer.max_steps=2", "--trainer.default_root_dir=out",
-        f"--data.data_dir={tmp_path / 'texts'}",
+        "--data.data_dir=texts",
         "--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/loss",
         "--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.every_n_train_steps=1",
         "--trainer.callbacks.filename=mine-{step}", "--trainer.profiler=simple",
@@ -368,7 +469,8 @@ def test_ones_own_run_goes_on_without_a_flag(
     ]  # fmt: skip
     assert gptlit("fit", *TINY, f"--data.path={text_file}", *options).code == 0
     last = "out/lightning_logs/version_0/checkpoints/last.ckpt"
-    shutil.move(tmp_path / "out", tmp_path / "elsewhere" / "out")
+    for folder in ("out", "texts"):
+        shutil.move(tmp_path / folder, tmp_path / "elsewhere" / folder)
     with monkeypatch.context() as patch:
         patch.chdir(tmp_path / "elsewhere")
         there = gptlit("fit", f"--ckpt_path={last}", "--trainer.max_steps=3")
@@ -376,5 +478,5 @@ def test_ones_own_run_goes_on_without_a_flag(
     result = gptlit("fit", f"--ckpt_path=elsewhere/{last}", "--trainer.max_steps=4")
     assert result.code == 0, result.err
     assert {path.name for path in tmp_path.iterdir()} == {
-        "speeches.txt", "texts", "elsewhere"
+        "speeches.txt", "elsewhere"
     }  # fmt: skip
