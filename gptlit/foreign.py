@@ -46,6 +46,8 @@ def advice(path: Path, head: bytes) -> str:
             return ""
         kind, instead = found[0]
     text = path.with_suffix(".txt").name
+    if Path(text).exists():  # the command would replace it
+        text = f"{path.stem}_text.txt"
     commands = {"path": shlex.quote(str(path)), "text": shlex.quote(text)}
     return f"is {kind}, which is not read; {instead.format(**commands)}"
 

@@ -3,7 +3,9 @@
 They are held in memory a page at a time.
 """
 
+import lzma
 import posixpath
+import re
 import xml.etree.ElementTree as ET
 import zipfile
 import zlib
@@ -17,6 +19,7 @@ from gptlit.text_encodings import by_mark, declared
 PAGE_BYTES = 16 << 20
 BOOK_BYTES = 256 << 20  # unpacked: a few kilobytes of zip can stand for terabytes
 BETWEEN_PAGES = "\n\n"
+_XML_DECLARATION = re.compile(r"<\?xml [^>]*\?>")
 _PAGES = ("application/xhtml+xml", "text/html")
 _CONTAINER, _ENCRYPTED = "META-INF/container.xml", "META-INF/encryption.xml"
 
@@ -25,10 +28,11 @@ def page_text(blocks: Iterator[str]) -> str:
     """The text of an HTML page: a blank line between paragraphs; no scripts, styles or addresses.
 
     Raises:
-        UsageError: too large, or the extra that reads it is not installed.
+        UsageError: too large or too deep, or the extra that reads it is not installed.
     """
     try:
-        from inscriptis import get_text
+        import lxml.html
+        from inscriptis import Inscriptis
     except ImportError as error:
         raise UsageError(
             "HTML and EPUB need an extra; install it by: pip install 'gptlit[html]'"
@@ -42,7 +46,19 @@ def page_text(blocks: Iterator[str]) -> str:
                 f"a page of more than {PAGE_BYTES >> 20} Mi characters, the most that is read of "
                 "one; divide it, or save it as .txt"
             )
-    text = get_text("".join(held)).replace("\r", "\n").strip("\n")
+    page = _XML_DECLARATION.sub("", "".join(held).strip(), count=1)
+    parser = lxml.html.HTMLParser()
+    try:
+        tree = lxml.html.document_fromstring(page, parser=parser)
+    except lxml.etree.ParserError:  # nothing in it, or only comments
+        return ""
+    for entry in parser.error_log:
+        if entry.type_name == "ERR_RESOURCE_LIMIT":  # what is beyond it would be lost
+            raise UsageError(
+                f"a page that can't be read whole ({entry.message.partition(',')[0]}); tags that "
+                "are never closed can be the reason; save it as .txt from a browser"
+            )
+    text = Inscriptis(tree).get_text().replace("\r", "\n").strip("\n")
     return f"{text}\n" if text else ""
 
 
@@ -61,11 +77,15 @@ def book_texts(path: Path) -> Iterator[str]:
                     yield between + text
                     between = BETWEEN_PAGES
             yield "\n"
+    except UsageError:
+        raise
     except (
         zipfile.BadZipFile,
         KeyError,
+        ValueError,  # an address that is none
         ET.ParseError,
         zlib.error,
+        lzma.LZMAError,
         EOFError,
         NotImplementedError,
         RuntimeError,

@@ -21,7 +21,7 @@ TEXTS = (".txt", ".md", ".jsonl")  # what is looked for in a folder
 RECORDS = (".jsonl", ".json", ".csv", ".tsv")
 PAGES = (".html", ".htm", ".xhtml")
 BOOK = ".epub"
-SEPARATORS = {".csv": ",;\t", ".tsv": "\t"}
+SEPARATORS = {".csv": ",;\t|", ".tsv": "\t"}
 
 
 def find_files(path: str, option: str, data_dir: Path | None = None) -> list[Path]:

@@ -84,7 +84,11 @@ def table_rows(
         UsageError: there is no such column, a row is too long, or not a row.
     """
     lines = _lines(blocks)
-    first = next(lines)
+    first, n_blank = "", 0
+    for first in lines:
+        if first.strip():
+            break
+        n_blank += 1
     separator = max(separators, key=re.sub('"[^"]*"', "", first).count)
     if separator != separators[0]:
         say(f"columns are separated by {separator!r}")
@@ -92,7 +96,7 @@ def table_rows(
 
     def counted() -> Iterator[str]:
         nonlocal n_chars
-        for line in itertools.chain([first], lines):
+        for line in itertools.chain(itertools.repeat("", n_blank), [first], lines):
             n_chars += len(line) + 1
             if n_chars > RECORD_CHARS:
                 raise UsageError(
@@ -104,7 +108,9 @@ def table_rows(
     csv.field_size_limit(max(csv.field_size_limit(), RECORD_CHARS))  # the whole process's
     reader = csv.reader(counted(), delimiter=separator, strict=True)
     try:
-        header = [name.strip() for name in next(reader, [])]
+        header = [name.strip() for name in next(filter(None, reader), [])]
+        if not header:
+            return  # who reads the documents refuses an empty text
         index = _column(header, column)
         for row in reader:
             n_chars = 0
@@ -232,6 +238,9 @@ class _JsonValues:
                 # decoded anew once there is twice as much of it
                 if not is_cut_off or not self._read_until(2 * n_chars):
                     raise UsageError(f"record {number} is not JSON ({error.msg})") from error
+            except ValueError as error:  # a number of thousands of digits
+                reason = str(error).partition(";")[0]
+                raise UsageError(f"record {number} can't be read ({reason})") from error
 
     def _read_until(self, n_chars: int) -> bool:
         has_more = False

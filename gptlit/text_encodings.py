@@ -37,6 +37,8 @@ _COMMON = (
     *("shift_jis", "euc_jp", "gb18030", "big5", "euc_kr"),
 )
 _ZEROS_OF_UTF_16 = 0.2  # of the bytes of a text in letters, at least
+# of host names and of literals, and one that refuses whatever comes
+_NOT_OF_FILES = {"idna", "punycode", "undefined", "unicode-escape", "raw-unicode-escape"}
 _DECLARED = re.compile(rb"""(?:charset|encoding)\s*=\s*["']?\s*([\w.:-]+)""", re.IGNORECASE)
 
 
@@ -61,17 +63,24 @@ def check_encoding(name: str) -> None:
     Raises:
         UsageError: it is none that Python knows.
     """
-    try:
-        if name == AUTO or codecs.lookup(name)._is_text_encoding:
-            return
-    except (LookupError, ValueError):
-        pass
+    if name == AUTO or _text_encoding(name):
+        return
     raise UsageError(
         "unknown; give auto or a name such as utf-8, utf-16, cp1252, latin-1, cp1251 or shift_jis."
         + did_you_mean(name, encodings.aliases.aliases),
         "data.encoding",
         name,
     )
+
+
+def _text_encoding(name: str) -> str | None:
+    """Python's name of an encoding that texts can be in; None if it knows none."""
+    try:
+        found = codecs.lookup(name)
+    except (LookupError, ValueError):
+        return None
+    is_of_texts = found._is_text_encoding and found.name.replace("_", "-") not in _NOT_OF_FILES
+    return found.name if is_of_texts else None
 
 
 def by_mark(head: bytes) -> str | None:
@@ -90,11 +99,8 @@ def declared(head: bytes) -> str | None:
     """The encoding that a page of HTML or XHTML declares at its beginning, if it is a known one."""
     if not (match := _DECLARED.search(head)):
         return None
-    try:
-        name = codecs.lookup(match[1].decode()).name
-    except (LookupError, ValueError):
-        return None
-    return _SUPERSETS.get(name, name)
+    name = _text_encoding(match[1].decode("ascii", "replace"))
+    return name and _SUPERSETS.get(name, name)
 
 
 def find_encoding(head: bytes, blocks: Iterable[bytes], is_page: bool = False) -> Found:

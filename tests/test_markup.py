@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from gptlit import markup
+from gptlit import markup, text_encodings
 from gptlit.messages import UsageError
 from gptlit.reading import Documents, find_files
 from tests.conftest import Result
@@ -105,6 +105,7 @@ ENTITIES = (
         ({"OEBPS/text/one.xhtml": None}, "not a whole EPUB .*one.xhtml"),
         ({"OEBPS/text/one.xhtml": BOMB}, "unpacks to more than 256 MiB, or 16 MiB a page"),
         ({"OEBPS/text/one.xhtml": b"<p>caf\xe9"}, "its page OEBPS/text/one.xhtml is not utf-8"),
+        ({"OEBPS/book.opf": PACKAGE.replace("text/one", "http://[")}, "not a whole EPUB .*URL"),
         (
             {"META-INF/encryption.xml": '<e><CipherReference URI="OEBPS/text/one.xhtml"/></e>'},
             "its pages are encrypted",
@@ -114,6 +115,37 @@ ENTITIES = (
 def test_books_that_are_none(tmp_path: Path, changes: dict[str, str], told: str) -> None:
     with pytest.raises(UsageError, match=f"--data.path .*x.epub: .*{told}"):
         read(book(tmp_path / "x.epub", **changes))
+
+
+@pytest.mark.parametrize("name", ["base64", "undefined", "idna", "nothing"])
+def test_an_encoding_that_no_page_is_in(tmp_path: Path, name: str) -> None:
+    page = PAGE.format(n=1, encoding=name)
+    assert read(book(tmp_path / "x.epub", **{"OEBPS/text/one.xhtml": page}))[0][0].startswith(
+        TEXT.format(n=1)
+    )
+    assert text_encodings.declared(page.encode()) is None
+
+
+@pytest.mark.parametrize(
+    ("page", "told"),
+    [
+        ("<p>once" + "<font>more " * 400, "Excessive depth in document: 256"),
+        (f"<p>{'x' * 10_000_001}</p>", "can't be read whole"),
+    ],
+)
+def test_no_part_of_a_page_is_lost_silently(tmp_path: Path, page: str, told: str) -> None:
+    (tmp_path / "x.html").write_text(page)
+    with pytest.raises(UsageError, match=f"--data.path .*x.html: a page .*{told}"):
+        read(tmp_path / "x.html")
+    (tmp_path / "x.html").write_text("<p>once" + "<font>more " * 200)
+    assert read(tmp_path / "x.html")[0][0].count("more") == 200
+
+
+def test_an_advice_replaces_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("play.txt").write_bytes(b"%PDF-1.7\n")
+    with pytest.raises(UsageError, match="pdftotext play.txt play_text.txt$"):
+        read(Path("play.txt"))
 
 
 def test_a_book_of_many_large_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

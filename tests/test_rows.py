@@ -94,6 +94,7 @@ def test_what_is_written_as_json_is_read_back(
         ('[{"text" "a"}, ' + '{"text": "b"}, ' * 20 + "]", "record 1 is not JSON .Expecting ':'"),
         ('[{"text": "\\ud800"}]', "record 1 escapes half a character"),
         ("[" * 50_000, "record 1 is no JSON object"),
+        ('[{"text": "a", "n": ' + "9" * 5_000 + "}]", "record 1 can't be read .Exceeds the limit"),
         ("text", "record 1 is not JSON"),
     ],
 )
@@ -127,6 +128,17 @@ def test_the_only_column_and_other_separators(tmp_path: Path) -> None:
     found = Documents([path], "--data.path")
     assert ["".join(blocks) for blocks in found] == ["the king, he said"]
     assert found.notes == [f"{path}: columns are separated by ';'"]
+    assert read(written(tmp_path, "x.csv", "id|text\n1|the king\n")) == ["the king"]
+
+
+def test_lines_before_the_names_of_columns_are_passed_by(tmp_path: Path) -> None:
+    path = written(tmp_path, "x.csv", "\n \n\nid;text\n1;the king\n")
+    assert read(path) == ["the king"]
+    path = written(tmp_path, "x.csv", "\n\nid,text\n1\n")
+    with pytest.raises(UsageError, match="line 4 has 1 columns"):
+        read(path)
+    for blank in ("", "\n\n"):
+        assert read(written(tmp_path, "x.csv", blank)) == []
 
 
 @pytest.mark.parametrize(
