@@ -241,6 +241,8 @@ class GptlitCLI(LightningCLI):
         if options.trust_checkpoint and not self.trusts and self.start is not None:
             raise UsageError("trust_checkpoint true: give it as a flag, --trust_checkpoint true")
         _check_counts(options)
+        for name in trainer_parts.NAMED:
+            trainer[name] = trainer_parts.as_class(name, trainer[name])
         if options.preflight and self.subcommand != "fit":
             raise UsageError("--preflight true: is an option of fit only")
         if options.lr_find:

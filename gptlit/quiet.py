@@ -11,7 +11,7 @@ from typing import TextIO
 LOGGERS = ("lightning.pytorch", "lightning.fabric")
 # what Lightning logs unasked; reports of profilers, callbacks and loggers are no such thing
 ANNOUNCEMENTS = re.compile(
-    r"""\s*(
+    r"""\s*(\[rank:\ \d+\]\ )?(
     Seed\ set\ to
     | (GPU|TPU|HPU|IPU)\ available:
     | 💡\ Tip:
@@ -32,7 +32,7 @@ ANNOUNCEMENTS = re.compile(
     | Lightning\ automatically\ upgraded\ your\ loaded\ checkpoint
     | `Trainer\.\w+`\ stopped:
     | Detected\ KeyboardInterrupt
-    | (\[rank:\ \d+\]\ )?(Received|Bypassing)\ SIGTERM
+    | (Received|Bypassing)\ SIGTERM
     )""",
     re.VERBOSE,
 )

@@ -4,11 +4,12 @@ README has a table of what gives way to what.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.accelerators import Accelerator, AcceleratorRegistry
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
     BaseFinetuning,
@@ -32,10 +33,11 @@ from lightning.pytorch.profilers import (
     SimpleProfiler,
     XLAProfiler,
 )
-from lightning.pytorch.strategies import DeepSpeedStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, Strategy, StrategyRegistry
 
 from gptlit import runs
 from gptlit.messages import UsageError, did_you_mean, note
+from gptlit.parser import OneLineErrors
 from gptlit.saving import DurableCheckpointIO
 
 # callbacks of Lightning's that a GPT's run has no place for, and what to use instead
@@ -60,6 +62,15 @@ PROFILERS: dict[str, type[Profiler]] = {
     "advanced": AdvancedProfiler,
     "pytorch": PyTorchProfiler,
     "xla": XLAProfiler,
+}
+# options that take a name or a class, and the names
+NAMED: dict[str, tuple[type, Callable[[], list[str]]]] = {
+    "accelerator": (
+        Accelerator,
+        lambda: ["auto", "gpu", *AcceleratorRegistry.available_accelerators()],
+    ),
+    "profiler": (Profiler, lambda: list(PROFILERS)),
+    "strategy": (Strategy, lambda: ["auto", *StrategyRegistry.available_strategies()]),
 }
 # what a Trainer with barebones true has none of, and what its absence is
 BAREBONES = {
@@ -90,6 +101,41 @@ def choose_precision(accelerator: str) -> tuple[str, str]:
     if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
         return "32-true", "exact; for a larger model try bf16-mixed, this CPU has bfloat16"
     return "32-true", "this CPU has no native bfloat16"
+
+
+def as_class(option: str, value: Any) -> Any:
+    """A class that a string names, parsed; a known name in small letters; others as they are.
+
+    Where an option takes strings, the parser takes any, also one that is meant to be a class.
+
+    Args:
+        option: One of NAMED.
+        value: Of the option.
+
+    Raises:
+        UsageError: the string is no known name, and there is no such class.
+    """
+    kind, names = NAMED[option][0], NAMED[option][1]()
+    if not isinstance(value, str):
+        return value
+    if value.lower() in names:
+        return value.lower()
+    parser = OneLineErrors()
+    parser.add_argument(f"--{option}", type=kind | None)
+    try:
+        return parser.parse_args([f"--{option}={value}"])[option]
+    except UsageError as error:
+        wanted, found, nearest = str(error).partition("expected a class's path or null")
+        if not found:
+            raise UsageError(f"--trainer.{wanted.removeprefix('--')}") from error
+        if name := did_you_mean(value, names):
+            nearest = f".{name}"
+        # the variants of a strategy, such as ddp_spawn, begin with its name
+        shown = [each for each in names if not each.startswith(tuple(f"{n}_" for n in names))]
+        raise UsageError(
+            f"--trainer.{option} {value}: expected one of {', '.join(shown)}, or a class's path"
+            f"{nearest}"
+        ) from error
 
 
 def check_callbacks(callbacks: Sequence[Callback]) -> None:
@@ -242,17 +288,9 @@ def profiler(given: Profiler | str | None, folder: Path) -> Profiler | None:
     Args:
         given: --trainer.profiler; a name, or one that is made.
         folder: Of the run.
-
-    Raises:
-        UsageError: there is no profiler of that name.
     """
     if isinstance(given, str):
-        if given.lower() not in PROFILERS:
-            raise UsageError(
-                f"--trainer.profiler {' '.join(given.split())}: expected one of "
-                f"{', '.join(PROFILERS)}, or a class's path.{did_you_mean(given, PROFILERS)}"
-            )
-        given = PROFILERS[given.lower()]()
+        given = PROFILERS[given]()
     if given is not None:
         given.dirpath = given.dirpath or folder
     return given

@@ -26,6 +26,7 @@ from gptlit.plain_values import hints_of, not_plain
 
 FLAG = "--trust_checkpoint true"
 CLASSES = {"callbacks": Callback, "logger": Logger, "profiler": Profiler, "plugins": None}
+BY_NAME = ("trainer.strategy", "trainer.accelerator")  # or of a class, which a string may name
 PROFILERS = ("simple", "advanced", "pytorch", "xla")
 UNLISTED = (LambdaCallback,)  # which calls whatever it is given
 DATA_DIR = "data"  # where any run keeps texts and tokens, under the current folder
@@ -159,6 +160,8 @@ class _Options:
         if group == "trainer" and own in CLASSES:
             return self._classes(name, value, own)
         self._plain(value, hint, name)
+        if name in BY_NAME and isinstance(value, str) and not re.fullmatch(r"[\w-]+", value):
+            raise _Refused(f"name the class {value} ({name})", f"--{name}")
         if name == "trainer.model_registry" and value is not None:
             raise _Refused(f"upload checkpoints to {value} ({name})", f"--{name}")
         if name == "trainer.default_root_dir" and value is not None:

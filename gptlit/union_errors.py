@@ -5,6 +5,7 @@ missing, an option of a class that has another name) says more than that the oth
 something else.
 """
 
+import ast
 import re
 import sys
 from typing import Any
@@ -25,12 +26,20 @@ def one_line(key: str, report: str) -> str:
     """
     value = re.search(r"Given value: (.*)", report)
     given = value[1] if value else ""
+    if _lacks_init_args(given):
+        return (
+            f"--{key} {given}: the options of a class stand under init_args, as in "
+            "{class_path: NAME, init_args: {OPTION: VALUE}}"
+        )
     entries = _entries(report)
     for entry in entries:
-        if cause := _of_option(key, entry, given) or _of_class(key, entry):
+        if cause := _of_option(key, entry) or _of_class(key, entry):
             return cause
     shown = next(iter(class_paths(given)), given)
     for entry in entries:
+        abstract = re.match(r"Expected an instantiatable class, but (\S+) is abstract", entry)
+        if abstract and abstract[1].rpartition(".")[2] == shown.rpartition(".")[2]:
+            return f"--{key} {shown}: is an abstract class; give one that is derived from it"
         if not entry.startswith((*OTHER_TYPES, MARK)):
             return f"--{key} {shown}: {' '.join(entry.split())}"
     if foreign := [entry for entry in entries if entry.startswith("Import path")]:
@@ -59,7 +68,18 @@ def _entries(report: str) -> list[str]:
     return found
 
 
-def _of_option(key: str, entry: str, given: str) -> str:
+def _lacks_init_args(given: str) -> bool:
+    """Whether a class, or one of a list, has its options beside its name."""
+    try:
+        value = ast.literal_eval(given)
+    except (ValueError, SyntaxError):
+        return False  # a Namespace, of flags for parts of the value
+    classes = [each for each in (value if isinstance(value, list) else [value])
+               if isinstance(each, dict) and "class_path" in each]  # fmt: skip
+    return any(set(each) - {"class_path", "init_args", "dict_kwargs"} for each in classes)
+
+
+def _of_option(key: str, entry: str) -> str:
     """What is wrong with an option of a class, if the entry knows that."""
     first = entry.partition("\n")[0]
     if first.startswith(f"--{key}."):
@@ -67,11 +87,6 @@ def _of_option(key: str, entry: str, given: str) -> str:
     if first.startswith("--"):
         return f"--{key}.{first.removeprefix('--')}"
     if option := re.match(r"Option '(.*)' is not accepted", first):
-        if option[1] == "class_path":
-            return (
-                f"--{key} {given}: the options of a class stand under init_args, as in "
-                "{class_path: NAME, init_args: {OPTION: VALUE}}"
-            )
         return f"--{key}.{option[1]}: unknown option"
     if needed := re.match(r"the following arguments are required: (.*)", first):
         return f"--{key}: needs {needed[1]}"

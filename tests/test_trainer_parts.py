@@ -18,10 +18,11 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import AsyncCheckpointIO
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from gptlit import checkpoint, figures
 from gptlit.saving import DurableCheckpointIO
-from tests.conftest import TINY, Result, made_up_text, read_metrics
+from tests.conftest import TINY, Result, Run, made_up_text, read_metrics
 
 Call = Callable[..., Result]
 RUN = Path("lightning_logs/version_0")
@@ -60,7 +61,7 @@ LOGGERS: Expected = {
     "CometLogger": {},
     "CSVLogger": {"save_dir": "mine"},
     "LitLogger": ({}, "is not a class derived from Logger"),  # but from Fabric's
-    "Logger": ({}, "expected"),
+    "Logger": ({}, "abstract"),
     "MLFlowLogger": {},
     "TensorBoardLogger": {"save_dir": "mine"},
     "WandbLogger": {},
@@ -68,7 +69,7 @@ LOGGERS: Expected = {
 PROFILERS: Expected = {
     "AdvancedProfiler": {"filename": "profile"},
     "PassThroughProfiler": {},
-    "Profiler": ({}, "simple, advanced"),
+    "Profiler": ({}, "abstract"),
     "PyTorchProfiler": {"filename": "profile"},
     "SimpleProfiler": {"filename": "profile"},
     "XLAProfiler": {},
@@ -76,12 +77,12 @@ PROFILERS: Expected = {
 PLUGINS: Expected = {
     "AsyncCheckpointIO": {},
     "BitsandbytesPrecision": {"mode": "int8"},
-    "CheckpointIO": ({}, "expected"),
+    "CheckpointIO": ({}, "abstract"),
     "DeepSpeedPrecision": ({"precision": "32-true"}, "--trainer.strategy deepspeed"),
     "DoublePrecision": {},
     "FSDPPrecision": {"precision": "32-true"},
     "HalfPrecision": {"precision": "bf16-true"},
-    "LayerSync": ({}, "expected"),
+    "LayerSync": ({}, "abstract"),
     "MixedPrecision": {"precision": "bf16-mixed", "device": "cpu"},
     "Precision": {},
     "TorchCheckpointIO": {},
@@ -91,7 +92,7 @@ PLUGINS: Expected = {
     "XLAPrecision": {"precision": "32-true"},
 }
 ENVIRONMENTS: Expected = {
-    "ClusterEnvironment": ({}, "expected"),
+    "ClusterEnvironment": ({}, "abstract"),
     "KubeflowEnvironment": {},
     "LightningEnvironment": {},
     "LSFEnvironment": ({}, "LSB_DJOB_RANKFILE"),
@@ -248,7 +249,7 @@ def test_a_model_checkpoint_never_takes_gptlits_state(fit: Call, gptlit: Call) -
     assert fit("--trainer.max_steps=5", "--samples.prompts=[]").code == 0
     best, last = (RUN / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
     content = torch.load(last, weights_only=True)
-    (key,) = (key for key in content["callbacks"] if "'monitor': 'val/loss'" in key)
+    (key,) = (key for key in content["callbacks"] if key.startswith("BestCheckpoint"))
     earlier = ModelCheckpoint(monitor="val/loss").state_key
     assert key != earlier
     state = content["callbacks"].pop(key)
@@ -363,12 +364,13 @@ def test_lightnings_announcements_are_silent(fit: Call) -> None:
     assert all(line.startswith(("gptlit: ", "  ")) for line in result.err.splitlines())
 
 
-@pytest.mark.parametrize("name", ["simple", "advanced"])
+@pytest.mark.filterwarnings("ignore:.*default schedule will be overridden")
+@pytest.mark.parametrize("name", ["simple", "advanced", "pytorch"])
 def test_a_profiler_reports_at_the_end(fit: Call, name: str) -> None:
     result = fit(f"--trainer.profiler={name}", "--trainer.max_steps=2")
     assert result.code == 0
     assert "FIT Profiler Report" in result.err
-    assert "run_training_epoch" in result.err
+    assert ("run_training_epoch" if name != "pytorch" else "Self CPU time total") in result.err
     assert result.err.index("Profiler Report") < result.err.index("done at step 2")
 
 
@@ -383,15 +385,64 @@ def test_a_profilers_file_lies_in_the_runs_folder(fit: Call) -> None:
     assert Path("mine/fit-times.txt").exists()
 
 
-def test_an_unknown_profiler(fit: Call) -> None:
-    assert_refused(fit("--trainer.profiler=simpel"), "Did you mean simple?")
-
-
 def test_what_callbacks_log_is_seen(fit: Call) -> None:
     stopping = part("callbacks", "EarlyStopping", monitor="val/loss", verbose=True)
     assert "Metric val/loss improved" in fit(stopping).err
     summary = fit(part("callbacks", "ModelSummary"), "--trainer.fast_dev_run=true")
     assert "Total params" in summary.err
+
+
+def test_a_rank_in_front_makes_no_difference(fit: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning's announcements name the rank once a process knows it."""
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setattr(rank_zero_only, "rank", 0)
+    assert "Seed set to" not in fit("--trainer.fast_dev_run=true").err
+
+
+# ---------------------------------------------------------------------- what is no class
+
+
+@pytest.mark.parametrize("kind", ["callbacks", "logger", "plugins", "profiler", "strategy"])
+def test_the_cause_is_told_why_there_is_no_class(fit: Call, kind: str) -> None:
+    for class_path in ("nomod.Old", "{class_path: nomod.Old}"):
+        told = f"--trainer.{kind} nomod.Old: No module named 'nomod'"
+        assert_refused(fit(f"--trainer.{kind}={class_path}"), told)
+    assert_refused(fit(f"--trainer.{kind}=collections.OrderedDict"), "is not a class derived from")
+    forgotten = f"--trainer.{kind}={{class_path: SimpleProfiler, filename: x}}"
+    assert_refused(fit(forgotten), "stand under init_args")
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("callbacks=EarlyStoping", "EarlyStopping"),
+        ("callbacks=lightning.pytorch.callbacks.EarlyStoping", "EarlyStopping"),
+        ("logger=CSVLoger", "CSVLogger"),
+        ("plugins=AsyncCheckpintIO", "AsyncCheckpointIO"),
+        ("profiler=simpel", "simple"),
+        ("profiler=SimplePrfiler", "SimpleProfiler"),
+        ("strategy=dpp", "ddp"),
+        ("strategy=DDPStratgy", "DDPStrategy"),
+        ("accelerator=gpuu", "gpu"),
+    ],
+)
+def test_the_name_that_was_meant_is_proposed(fit: Call, typed: str, meant: str) -> None:
+    assert_refused(fit(f"--trainer.{typed}"), f"Did you mean {meant}?")
+
+
+def test_strategy_and_accelerator_may_be_classes(fit: Call) -> None:
+    classes = ["--trainer.strategy=DDPStrategy"]
+    assert fit(*classes, "--trainer.fast_dev_run=true").code == 0
+    for option in ("accelerator=CPUAccelerator", "accelerator=CPU"):
+        assert fit(f"--trainer.{option}", "--trainer.fast_dev_run=true").code == 0
+
+
+@pytest.mark.parametrize("verb", ["validate", "test"])
+def test_barebones_is_refused_where_figures_are_all(gptlit: Call, run: Run, verb: str) -> None:
+    ckpt = f"--ckpt_path={run.folder / 'checkpoints' / 'last.ckpt'}"
+    result = gptlit(verb, ckpt, "--trainer.barebones=true")
+    assert result.code == 2
+    assert result.err.startswith("gptlit: error: --trainer.barebones true: computes no figures")
 
 
 # ---------------------------------------------------------------------- figures that are monitored

@@ -95,6 +95,7 @@ CODE: dict[str, dict[str, Any]] = {
     "a plugin of Lightning": {"trainer.plugins": of_lightning("plugins.io.AsyncCheckpointIO")},
     "a strategy": {"trainer.strategy": "evilmod.Anything"},
     "a strategy as text": {"trainer.strategy": "class_path: evilmod.Anything"},
+    "an accelerator's class": {"trainer.accelerator": "evilmod.Anything"},
     "a strategy by class": {"trainer.strategy": MADE},
     "an accelerator": {"trainer.accelerator": "evil.yaml"},
     "the Trainer": {"trainer": "evil.yaml"},
