@@ -167,7 +167,8 @@ def test_fit_takes_neither_code_nor_folders(
 def test_options_are_no_name_of_a_config(gptlit: Call, run: Run, evil: Path) -> None:
     """Whoever unpacks a stranger's archive has files in it of any name."""
     path = crafted(run, Path("a.ckpt"), yaml.safe_dump(LEAST))
-    result = gptlit("fit", f"--ckpt_path={path}", *TINY, f"--data.path={run.text}")
+    words = [*TINY, f"--data.path={run.text}", "--trainer.max_steps=41"]
+    result = gptlit("fit", f"--ckpt_path={path}", *words)
     assert result.code == 0, result.err
     assert not evil.exists()
 
@@ -257,7 +258,7 @@ def test_the_refusal_names_the_class_and_the_folder(gptlit: Call, run: Run, evil
     [
         "!!python/object/apply:evilmod.function []",
         "{model: {lr: !!python/name:evilmod.function }, data: {}}",
-        "[" * 1500,
+        "[" * 400,
         # a list of many that holds itself, again and again
         "{data: {}, model: {a: &a [" + "0," * 999 + " *a]}}",
         "{data: {}, model: {a: [" + "0," * 10**7 + "]}}",
@@ -455,6 +456,21 @@ def test_what_the_user_gives_beside_it_is_trusted(
     assert result.code == 0, result.err
     assert not evil.exists()
     assert (tmp_path / "a").is_dir()  # the logger's
+
+
+def test_ones_own_run_in_a_folder_above_goes_on(
+    gptlit: Call, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    options = ["--trainer.max_steps=2", "--trainer.default_root_dir=../runs"]
+    own = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.every_n_train_steps=1"]
+    assert gptlit("fit", *TINY, f"--data.path={text_file}", *options, *own).code == 0
+    last = "../runs/lightning_logs/version_0/checkpoints/last.ckpt"
+    result = gptlit("fit", f"--ckpt_path={last}", "--trainer.max_steps=3")
+    assert result.code == 0, result.err
+    names = {path.name for path in Path(last).parent.iterdir()}
+    assert names == {"best.ckpt", "last.ckpt", "epoch=0-step=3.ckpt"}
 
 
 def test_ones_own_run_goes_on_without_a_flag(
