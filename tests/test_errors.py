@@ -23,9 +23,12 @@ from tests.conftest import TINY, Result, Run, made_up_text
 Call = Callable[..., Result]
 
 
+WHICH = ("gptlit: going on", "gptlit: model ")  # lines on the checkpoint that is used
+
+
 def assert_one_line(result: Result, *told: str) -> None:
     assert result.code == 2
-    lines = [line for line in result.err.splitlines() if not line.startswith("gptlit: going on")]
+    lines = [line for line in result.err.splitlines() if not line.startswith(WHICH)]
     assert len(lines) == 1, result.err
     assert lines[0].startswith("gptlit: error: ")
     assert len(lines[0]) < 300
@@ -455,7 +458,7 @@ def assert_refused(result: Result, code: int, *told: str) -> str:
     """One line of error, behind what is told of options that change."""
     assert result.code == code, result.err
     lines = [line for line in result.err.splitlines() if " -> " not in line]
-    lines = [line for line in lines if not line.startswith("gptlit: going on")]
+    lines = [line for line in lines if not line.startswith(WHICH)]
     assert len(lines) == 1, result.err
     assert lines[0].startswith("gptlit: error: ")
     assert len(lines[0]) < 400
