@@ -8,7 +8,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -124,10 +124,13 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str, unknown: Unknown = "error")
     """The (T,) ids of a prompt, T >= 0.
 
     Raises:
-        UsageError: characters or words outside the vocabulary, unless `unknown` is "skip".
+        UsageError: characters or words outside the vocabulary, unless `unknown` is "skip"; or
+            `unknown` is neither "error" nor "skip".
         TypeError: the prompt is not a string.
     """
     checked_text(prompt, "prompt")
+    if unknown not in get_args(Unknown):
+        raise UsageError("must be error or skip", "unknown", unknown)
     try:
         return tokenizer.encode(prompt, unknown)
     except UnknownPieces as error:

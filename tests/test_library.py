@@ -143,3 +143,5 @@ def test_load_gives_what_generate_takes(run: Run) -> None:
     assert not model.training
     texts = gptlit.generate(model, tokenizer, ["the", "king"], **SHORT)
     assert [text[:3] for text in texts] == ["the", "kin"]
+    with pytest.raises(UsageError, match="unknown drop: must be error or skip"):
+        gptlit.generate(model, tokenizer, "the", unknown="drop", **SHORT)  # type: ignore[arg-type]
