@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from gptlit import checkpoint, overfitting, runs, signals
 from gptlit.guard import NotFinite
-from gptlit.messages import RunError
+from gptlit.messages import RunError, UsageError
 from gptlit.overfitting import Overfitting
 from gptlit.stopping import NAMES, SIGNAL, Patience, Stopping
 from gptlit.terminal import duration
@@ -84,11 +84,18 @@ def fit(
 
 
 def _go_on_hint(folder: Path | None, options: str = "") -> str:
-    last = folder and folder / "checkpoints" / "last.ckpt"
-    if not last or not last.exists():
+    saved = folder and _to_resume(folder / "checkpoints" / "last.ckpt")
+    if not saved:
         return "; nothing was saved"
-    step = checkpoint.read(last)["global_step"]
-    return f"; {_command('fit', last, options)} goes on from step {step}"
+    path, content = saved
+    return f"; {_command('fit', path, options)} goes on from step {content['global_step']}"
+
+
+def _to_resume(last: Path) -> tuple[Path, dict[str, Any]] | None:
+    """last.ckpt, or a best.ckpt or step_N.ckpt where the run ended before the first one."""
+    with contextlib.suppress(UsageError):
+        return last, checkpoint.read(last)
+    return checkpoint.newest_whole(last)
 
 
 def _command(verb: str, path: Path, options: str = "") -> str:

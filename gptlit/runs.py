@@ -26,7 +26,7 @@ from lightning.pytorch.loggers import Logger
 from gptlit import checkpoint
 from gptlit.assets import leftovers, write_atomically
 from gptlit.messages import RunError, UsageError
-from gptlit.records import Curves, Records, Table, cut, logs_from, restore
+from gptlit.records import METRICS, Curves, Records, Table, cut, logs_from, restore
 from gptlit.saving import BestCheckpoint, RunCheckpoint
 
 T = TypeVar("T")
@@ -155,6 +155,25 @@ def claim(root: Path) -> Path:
             return run
 
 
+def make_room(path: Path) -> Path | None:
+    """Let a run begin anew in the place of one that can't be resumed.
+
+    Args:
+        path: The folder of the old run, which is removed, but renamed where it holds a checkpoint
+            or a logged figure.
+
+    Returns:
+        The new name of a renamed folder.
+    """
+    if not any(path.rglob("*.ckpt")) and not logs_from(path / METRICS, 0):
+        shutil.rmtree(path)
+        return None
+    number = 1
+    while (aside := path.with_name(f"{path.name}.old{number}")).exists():
+        number += 1
+    return path.rename(aside)
+
+
 def of_checkpoint(path: Path) -> Path | None:
     """The run's folder that a checkpoint lies in, or None if it lies elsewhere."""
     folder = path.absolute().parent
@@ -251,7 +270,7 @@ class RunFolder:
         """Whether a checkpoint was saved, or a figure logged, since the run began or resumed."""
         first_step = self.resumed_step or 0
         return self._checkpoints() != self._saved_before or logs_from(
-            self.path / "metrics.csv", first_step
+            self.path / METRICS, first_step
         )
 
     def loggers(self) -> list[Logger]:
@@ -266,7 +285,7 @@ class RunFolder:
         if self.resumed_step is not None and on_rank_zero():
             if self.records is not None:
                 restore(self.path, self.records, self.resumed_step)
-            names = cut(self.path / "metrics.csv", self.resumed_step)
+            names = cut(self.path / METRICS, self.resumed_step)
             for once in (table.once, curves.once):
                 once.step, once.names = self.resumed_step - 1, set(names)
         return [table, curves]

@@ -10,7 +10,6 @@ import importlib.util
 import io
 import json
 import shlex
-import shutil
 import statistics
 import sys
 import textwrap
@@ -158,6 +157,7 @@ def _make_all(
             outcomes[name] = _outcome(study, each, place)
         if name in outcomes:
             return outcomes[name]
+        _make_room(place)
         print(f"[{len(outcomes) + 1}/{many}] {name}: ", end="", file=sys.stderr, flush=True)
         began = time.perf_counter()
         try:
@@ -185,6 +185,15 @@ def _make_all(
     return list(outcomes.values())
 
 
+def _make_room(place: Path) -> None:
+    """Let a run that left nothing to resume from be made anew."""
+    last = place / "checkpoints" / "last.ckpt"
+    if not place.is_dir() or last.is_file() or checkpoint.newest_whole(last):
+        return
+    if aside := runs.make_room(place):
+        note(f"{place}: has no checkpoint to resume from; it is now {aside}, and is made anew")
+
+
 def _make(planned: Planned, place: Path) -> str:
     """Make a run, or go on with it, quietly; returns why it failed, or "".
 
@@ -194,8 +203,6 @@ def _make(planned: Planned, place: Path) -> str:
     last = place / "checkpoints" / "last.ckpt"
     if not last.is_file() and (saved := checkpoint.newest_whole(last)):
         last, _ = saved  # killed before the first last.ckpt
-    elif not last.is_file() and place.is_dir():
-        shutil.rmtree(place)  # nothing was saved: the same figures are logged again
     log = place.with_name(f"{place.name}.log").open("a", encoding="utf-8")
     with log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         try:

@@ -367,6 +367,19 @@ def test_a_second_ctrl_c_ends_at_once(gptlit: Call, text_file: Path) -> None:
     assert checkpoint.read(last)["global_step"] == 4
 
 
+def test_a_snapshot_is_what_a_run_resumes_from_before_its_first_last(
+    gptlit: Call, text_file: Path
+) -> None:
+    asked = (signal.SIGINT, LitGPT, "training_step")
+    with asking(*asked, step=5), asking(*asked, step=5):
+        options = ["--snapshot_every=3", "--trainer.val_check_interval=100"]
+        result = gptlit("fit", *OPTIONS, *options, f"--data.path={text_file}")
+    snapshot = "lightning_logs/version_0/checkpoints/step_3.ckpt"
+    command = f"gptlit fit --ckpt_path {snapshot}"
+    assert result.err == f"gptlit: stopped in step 6; {command} goes on from step 3\n"
+    assert gptlit(*command.split()[1:]).code == 0
+
+
 def test_a_second_sigterm_loses_nothing(gptlit: Call, text_file: Path) -> None:
     """`timeout`, for one, sends it twice."""
     asked = (signal.SIGTERM, LitGPT, "training_step")

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import pytest
 import yaml
 from lightning.pytorch.callbacks import Callback
 
-from gptlit import checkpoint, plans, scaling, study
+from gptlit import checkpoint, plans, runs, scaling, study
 from gptlit.arguments import shipped_studies
 from gptlit.planning import plan, plan_all
 from gptlit.plans import Setup, Study
@@ -272,6 +273,34 @@ def test_a_run_that_fails_is_told_and_the_study_goes_on(
     assert again.code == 0
     assert re.findall(r"\[\d/3\] \w+", again.err) == ["[2/3] big"]
     assert "wild: step" in again.out
+
+
+def test_figures_without_a_checkpoint_are_set_aside(
+    gptlit: Call, mine: Callable[..., Path]
+) -> None:
+    words = [str(mine(settings=[{"name": "one"}])), "--trainer.max_steps=2"]
+    place = Path("lightning_logs/mine/one")
+    assert gptlit("study", *words).code == 0
+    shutil.rmtree(place / "checkpoints")  # as if it was killed before the first of them
+    (place / "result.json").unlink()
+    figures = (place / "metrics.csv").read_bytes()
+    again = gptlit("study", *words)
+    assert again.code == 0
+    assert f"it is now {place}.old1, and is made anew\n[1/1] one: " in again.err
+    assert Path(f"{place}.old1/metrics.csv").read_bytes() == figures
+    assert json.loads((place / "result.json").read_text())["step"] == 2
+
+
+def test_room_is_made_without_losing_a_result(tmp_path: Path) -> None:
+    for content in ({"metrics.csv": "step,val/loss\n0,1.5\n"}, {"checkpoints/torn.ckpt": "x"}, {}):
+        place = tmp_path / "one"
+        (place / "checkpoints").mkdir(parents=True)
+        for name, text in {"config.yaml": "a: 1\n", **content}.items():
+            (place / name).write_text(text)
+        aside = runs.make_room(place)
+        assert not place.exists()
+        assert (aside is None) == (not content)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.old1", "one.old2"]
 
 
 @pytest.mark.parametrize("options", [{}, {"trainer.max_steps": -1, "trainer.max_epochs": 1}])
