@@ -22,7 +22,8 @@ class Seen:
         lowest_at: Its step.
         last: The last val/loss.
         last_gap: The last val/gap.
-        n_above: Validations since val/loss was less than RISE above the lowest.
+        n_above: Validations in a row with val/loss RISE or more above the lowest, and above that on
+            the training text.
         has_warned: Whether a warning was given.
     """
 
@@ -38,17 +39,22 @@ class Seen:
         if loss < self.lowest:
             self.lowest, self.lowest_at = loss, step
         self.last, self.last_gap = loss, gap
-        self.n_above = self.n_above + 1 if loss >= self.lowest + RISE else 0
+        self.n_above = self.n_above + 1 if self._is_risen else 0
         warns = not self.has_warned and (self.n_above >= TIMES or gap > GAP)
         self.has_warned = self.has_warned or warns
         return warns
+
+    @property
+    def _is_risen(self) -> bool:
+        # where the training text is no better predicted either, training is unstable instead
+        return self.last >= self.lowest + RISE and self.last_gap > 0
 
     @property
     def finding(self) -> str:
         """What the last validation shows; "" if the model doesn't overfit."""
         if math.isinf(self.lowest):
             return ""
-        if self.last >= self.lowest + RISE:
+        if self._is_risen:
             return (
                 f"the model overfits: val/loss {self.last:.4f} (gap {self.last_gap:+.4f}), and at "
                 f"step {self.lowest_at:,}, in best.ckpt, {self.lowest:.4f}"

@@ -100,7 +100,7 @@ class OneLineErrors(ArgumentParser):
         return {name for action in actions for name in action.option_strings}
 
     def _known_keys(self) -> set[str]:
-        keys = {action.dest for action in self._actions}
+        keys = {action.dest for action in self._actions if action.option_strings}
         for action in self._actions:
             if isinstance(action.choices, dict):  # the parsers of the verbs
                 for parser in action.choices.values():

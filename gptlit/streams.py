@@ -99,7 +99,8 @@ class Stream:
         text, self._held = self._held + text, ""
         bars = None if self.is_for_bars else _drawn_bars()
         if bars is None:
-            self._put(text)
+            if text:  # a flush alone needs no stream that takes text
+                self._put(text)
             return
         whole, end, self._held = text.rpartition("\n")
         if end:

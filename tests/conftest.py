@@ -192,8 +192,8 @@ def moved(content: Any, but: str) -> Any:
         return type(content)(moved(each, but) for each in content)
     if not isinstance(content, str):
         return content
-    # which version_N it was made as, since it may have been copied
-    content = re.sub(r"\S*/lightning_logs/version_\d+", "/run", content)
+    # which version_N, or which run of a study, it was made as
+    content = re.sub(r"\S*/lightning_logs/(version_\d+|\w+/[\w=]+)", "/run", content)
     option = rf"^( *){but}:.*\n(?:\1[ -].*\n)*"  # and the lines of its list or block
     content = re.sub(option, "", content, flags=re.MULTILINE)
     return re.sub(r"/\S*/(?=\w+\.txt)", "/", content)  # the text's folder

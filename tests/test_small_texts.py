@@ -111,6 +111,13 @@ def test_what_a_text_can_give() -> None:
     assert "400 bytes of text, seen without end" in small_texts.expectation(400, None)[0]
 
 
+def test_a_loss_that_rises_on_both_splits_is_not_overfitting() -> None:
+    seen = Seen()
+    losses = [2.0, 9.0, 9.0, 9.0]
+    assert not any(seen.add(step, loss, -0.3) for step, loss in enumerate(losses))
+    assert not seen.finding
+
+
 def test_when_overfitting_is_told() -> None:
     seen = Seen()
     assert seen.finding == ""

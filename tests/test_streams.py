@@ -140,6 +140,15 @@ def test_a_result_that_does_not_arrive_is_an_error(
         device.error = 0
 
 
+def test_what_prints_no_result_needs_no_standard_output(
+    gptlit: Call, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, stream in enumerate((None, stdout_on(monkeypatch, Device(errno.ENOSPC)))):
+        monkeypatch.setattr(sys, "stdout", stream)
+        told = gptlit("export", run.folder / "checkpoints" / "last.ckpt", f"exported{number}")
+        assert (told.code, "error" in told.err) == (0, False)
+
+
 @pytest.mark.parametrize("encoding", NARROW)
 def test_a_fit_shows_its_samples_in_any_encoding(
     gptlit: Call, omegas: Path, monkeypatch: pytest.MonkeyPatch, encoding: str

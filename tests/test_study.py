@@ -95,6 +95,7 @@ def test_a_run_of_a_study_is_the_run_that_fit_makes(
     path = mine(settings=[{"name": "a"}, {"name": "b", "model.dropout": 0.1}])
     assert gptlit("study", path).code == 0
     alone = ["fit", *TINY, *OPTIONS, f"--data.path={text_file}", "--model.dropout=0.1"]
+    alone.append("--trainer.devices=1")  # as a study's runs have it
     assert gptlit(*alone).code == 0
     assert_same_run(Path("lightning_logs/mine/b"), Path("lightning_logs/version_0"))
 
