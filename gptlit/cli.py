@@ -243,6 +243,8 @@ class GptlitCLI(LightningCLI):
         _check_counts(options)
         for name in trainer_parts.NAMED:
             trainer[name] = trainer_parts.as_class(name, trainer[name])
+        if launching.are_plain(trainer):
+            launching.check(trainer)  # before a text is read
         if options.preflight and self.subcommand != "fit":
             raise UsageError("--preflight true: is an option of fit only")
         if options.lr_find:
@@ -351,7 +353,8 @@ class GptlitCLI(LightningCLI):
     def instantiate_trainer(self, **settings: Any) -> L.Trainer:
         options = self.config_init[self.subcommand]
         trainer = options.trainer
-        launching.check(trainer)
+        if not launching.are_plain(self.options.trainer):
+            launching.check(trainer)
         if self.start is not None:
             described = self.start.described
             size = described["config"]["vocab_size"]

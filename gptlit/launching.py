@@ -4,12 +4,19 @@ import copy
 from typing import Any
 
 import lightning as L
+from jsonargparse import Namespace
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from gptlit import runs
 from gptlit.messages import UsageError
 
 OPTIONS = ("strategy", "accelerator", "devices", "num_nodes", "plugins")  # decide about it
+
+
+def are_plain(options: Any) -> bool:
+    """Whether options can be checked before their classes are made."""
+    given = [each for name in OPTIONS for each in runs.as_list(options[name])]
+    return not any(isinstance(each, Namespace) for each in given)
 
 
 def check(options: Any) -> None:

@@ -168,7 +168,7 @@ def assert_same_run(one: Path, other: Path, but: str = "-") -> None:
     """All that two runs have logged, written and saved is the same to the last bit.
 
     Timings aside, the names of TensorBoard's files, the folders that the runs were started in, and
-    `but`, an option.
+    `but`, a pattern of options' names.
     """
     assert timeless(one) == timeless(other)
     assert curves(one) == curves(other)
@@ -185,9 +185,10 @@ def assert_same_run(one: Path, other: Path, but: str = "-") -> None:
 
 
 def moved(content: Any, but: str) -> Any:
-    """What a run has saved, as if it were the folder /run, started in /; without option `but`."""
+    """What a run has saved, as if it were the folder /run, started in /, without `but`."""
     if isinstance(content, dict):
-        return {moved(key, but): moved(value, but) for key, value in content.items() if key != but}
+        kept = {key: value for key, value in content.items() if not re.fullmatch(but, str(key))}
+        return {moved(key, but): moved(value, but) for key, value in kept.items()}
     if isinstance(content, list | tuple):
         return type(content)(moved(each, but) for each in content)
     if not isinstance(content, str):

@@ -30,7 +30,7 @@ def test_a_checkpoint_is_whole_and_plain(best: Path, run: Run) -> None:
     described = content[checkpoint.KEY]
     assert described["config"]["n_embd"] == 16
     assert described["config"]["vocab_size"] == len(described["tokenizer"]["characters"])
-    assert described["text"]["name"] == str(run.text)
+    assert described["text"]["name"] == run.text.name
     assert described["text"]["spans"]["val"][0][0] == described["text"]["spans"]["train"][0][1]
     assert "max_steps: 40" in described["run"]
 

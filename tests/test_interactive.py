@@ -209,7 +209,10 @@ def test_text_that_is_not_utf8(predict: Call, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(content, encoding="utf-8"))
     result = predict("--interactive")
     assert result.out == predict("--prompt=the", "--prompt=king").out
-    assert result.err == "gptlit: error: standard input 'caf\\udce9': not UTF-8 text\n"
+    assert (
+        after_introduction(result.err)
+        == "gptlit: error: standard input 'caf\\udce9': not UTF-8 text\n"
+    )
     assert result.code == 0
 
 

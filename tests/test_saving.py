@@ -238,8 +238,12 @@ def test_a_run_ends_by_a_message_when_the_disk_is_full(
 def test_a_folder_that_is_closed_ends_the_run_too(
     gptlit: Call, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def mkstemp(**_: Any) -> Any:
-        raise PermissionError(errno.EACCES, "Permission denied", "a folder")
+    real = assets.tempfile.mkstemp
+
+    def mkstemp(**options: Any) -> Any:
+        if ".ckpt" in options["prefix"]:
+            raise PermissionError(errno.EACCES, "Permission denied", "a folder")
+        return real(**options)
 
     monkeypatch.setattr(assets.tempfile, "mkstemp", mkstemp)
     failed = fit(gptlit, text_file)
