@@ -36,6 +36,8 @@ def ranks(folder: Path, *arguments: object, n_nodes: int = 1) -> list[Result]:
             "RANK": rank, "NODE_RANK": node, "LOCAL_RANK": local, "WORLD_SIZE": 2,
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port,
             "TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RESTART_COUNT": 0,
+            # OpenMP hangs with more in a fork of a process that has used several threads
+            "OMP_NUM_THREADS": 1,
         }  # fmt: skip
         environment = {name: str(value) for name, value in told.items()}
         child = context.Process(target=_rank, args=(rank, folder, words, environment))
