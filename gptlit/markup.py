@@ -87,8 +87,8 @@ def book_texts(path: Path) -> Iterator[str]:
         zlib.error,
         lzma.LZMAError,
         EOFError,
-        NotImplementedError,
-        RuntimeError,
+        NotImplementedError,  # zipfile's, of a compression that it doesn't know
+        RuntimeError,  # zipfile's, of a file that needs a password
     ) as error:
         raise UsageError(f"not a whole EPUB ({' '.join(str(error).split())})") from error
 
