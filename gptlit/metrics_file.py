@@ -23,18 +23,21 @@ def parse(content: bytes) -> tuple[list[str], list[Row]]:
     """
     # what follows the last line end is a part of a line
     lines_ended = content.rpartition(b"\n")[0].decode(errors="replace")
+    header: list[str] = []
+    rows: list[Row] = []
     try:
-        header, *lines = csv.reader(io.StringIO(lines_ended, newline="")) if lines_ended else [[]]
-    except csv.Error:  # of a field beyond any size
-        return [], []
-    if "step" not in header:
-        return [], []
-    rows = []
-    for line in lines:
-        row = dict(zip(header, line, strict=False))
-        if len(line) != len(header) or not _is_whole(row):
-            break
-        rows.append(row)
+        for line in csv.reader(io.StringIO(lines_ended, newline="")):
+            if not header:
+                if "step" not in line:
+                    break
+                header = line
+                continue
+            row = dict(zip(header, line, strict=False))
+            if len(line) != len(header) or not _is_whole(row):
+                break
+            rows.append(row)
+    except csv.Error:
+        pass  # a field above csv's limit, which readers of texts raise for the whole process
     return header, rows
 
 

@@ -22,7 +22,10 @@ from gptlit import checkpoint
 from gptlit.__main__ import main
 
 # no test may depend on the machine's speed
-hypothesis.settings.register_profile("gptlit", deadline=None)
+# the same examples at each run, so that no run fails by chance; `--hypothesis-profile explore`
+# looks for new ones
+hypothesis.settings.register_profile("gptlit", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("explore", deadline=None, max_examples=2000)
 hypothesis.settings.load_profile("gptlit")
 
 # models this tiny are fastest on one thread, and tests then mind no other job on the machine

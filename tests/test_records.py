@@ -1,5 +1,6 @@
 """Files of a run of which a full disk or a crash has left a part, and a run whose curves fail."""
 
+import csv
 import errno
 import functools
 import os
@@ -194,4 +195,16 @@ def test_a_table_is_read_up_to_a_row_that_no_run_has_logged(row: str) -> None:
     header, rows = metrics_file.parse(f"step,val/loss\n0,1.5\n{row}\n2,1.5\n".encode())
     assert header == ["step", "val/loss"]
     assert rows == [{"step": "0", "val/loss": "1.5"}]
-    assert metrics_file.parse(b"step\n" + b"x" * 200_000 + b"\n") == ([], [])
+
+
+@pytest.mark.parametrize("limit", [1 << 10, 1 << 30])
+def test_a_field_of_any_size_ends_a_table(limit: int) -> None:
+    before = csv.field_size_limit(limit)  # the whole process's
+    try:
+        assert metrics_file.parse(b"step\n0\n" + b"x" * 200_000 + b"\n1\n") == (
+            ["step"],
+            [{"step": "0"}],
+        )
+        assert metrics_file.parse(b"x" * 200_000 + b"\n0\n") == ([], [])
+    finally:
+        csv.field_size_limit(before)
