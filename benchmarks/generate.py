@@ -26,11 +26,11 @@ import torch
 import torch.nn.functional as F
 
 import gptlit
-from gptlit.generation import Sampling, generate_step
-from gptlit.model import GPT, GPTConfig
-from gptlit.packing import pack_int8
-from gptlit.tokenizer import CharTokenizer
-from gptlit.weight_files import write_hugging_face
+from gptlit.checkpoints.weight_files import write_hugging_face
+from gptlit.generation.generate import Sampling, generate_step
+from gptlit.generation.int8 import pack_int8
+from gptlit.model.gpt import GPT, GPTConfig
+from gptlit.tokenizers.base import CharTokenizer
 
 BLOCK, WITHIN, BEYOND = 256, 240, 500
 SIZES = {"10.7M": (6, 6, 384), "0.8M": (4, 4, 128)}

@@ -26,10 +26,10 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from gptlit import accounting
 from gptlit.__main__ import main as gptlit
-from gptlit.losses import objective
-from gptlit.training import LitGPT
+from gptlit.model import cost
+from gptlit.training.losses import objective
+from gptlit.training.module import LitGPT
 
 NANOGPT = 1.4697  # its README, on sampled batches of the validation split
 MODES = ["default", "reduce-overhead", "max-autotune", "eager"]
@@ -94,7 +94,7 @@ class Clock(Callback):
         RUN.device = torch.cuda.get_device_name(self._device) if is_cuda else self._device.type
         text = pl_module.text
         RUN.tokens_per_step = text.windows_per_step * text.block_size
-        RUN.flops_per_token = accounting.training_flops_per_token(pl_module.net, causal=False)
+        RUN.flops_per_token = cost.training_flops_per_token(pl_module.net, causal=False)
         began = self._now()
         if self.mode != "eager":
             pl_module.compile_steps(self.mode)

@@ -118,7 +118,7 @@ def main() -> None:
         (text := root / "text.txt").write_text(made_up_text())
         import lightning.pytorch.cli  # noqa: F401  # before forking, so that it is paid for once
 
-        import gptlit.cli  # noqa: F401
+        import gptlit.cli.fit  # noqa: F401
 
         took = {n: whole(root / f"whole_{n}", text, n) for n in BATCHES}
         n_killed = n_resumed = n_same = 0

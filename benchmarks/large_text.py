@@ -26,28 +26,29 @@ MEGABYTE = 1 << 20
 PREPARE = """
 import json, sys, time
 from pathlib import Path
-from gptlit import corpora, preparing
-from gptlit.splits import Splitting
-from gptlit.tokenizer import parse_options
+from gptlit.corpora import catalog
+from gptlit.data import prepare
+from gptlit.data.splits import Splitting
+from gptlit.tokenizers.base import parse_options
 import tqdm, filelock, concurrent.futures.process
 path, folder, short = sys.argv[1:]
 options = parse_options(short)
 if options.kind == "tiktoken":
-    from gptlit import encodings
-    encodings.published(options.encoding, Path(folder))
+    from gptlit.tokenizers import published
+    published.published(options.encoding, Path(folder))
 print("imported", flush=True)
 sys.stdin.readline()
 began = time.perf_counter()
-text = corpora.load("", path, Path(folder))
-encode = preparing._Preparation._encode
+text = catalog.load("", path, Path(folder))
+encode = prepare._Preparation._encode
 def timed(*given):
     began = time.perf_counter()
     done = encode(*given)
     global encoding
     encoding = time.perf_counter() - began
     return done
-preparing._Preparation._encode = timed
-made = preparing.prepare(text, Path(folder) / "tokens", tokenizer=options,
+prepare._Preparation._encode = timed
+made = prepare.prepare(text, Path(folder) / "tokens", tokenizer=options,
                          splitting=Splitting(), own_texts={})
 print(json.dumps({"seconds": time.perf_counter() - began, "encoding": encoding,
                   "tokens": len(made.ids)}), flush=True)
@@ -55,9 +56,9 @@ print(json.dumps({"seconds": time.perf_counter() - began, "encoding": encoding,
 TIKTOKEN = """
 import json, sys, time
 from pathlib import Path
-from gptlit import encodings
+from gptlit.tokenizers import published
 path, folder, n_bytes = sys.argv[1:]
-encoding = encodings.published("gpt2", Path(folder))
+encoding = published.published("gpt2", Path(folder))
 with open(path, encoding="utf-8") as file:
     blocks = [file.read(1 << 20) for _ in range(int(n_bytes) >> 20)]
 began = time.perf_counter()

@@ -41,11 +41,11 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
-from gptlit import optim
 from gptlit.__main__ import main as gptlit
-from gptlit.loaders import Batch
-from gptlit.model import GPT
-from gptlit.training import LitGPT
+from gptlit.data.loaders import Batch
+from gptlit.model.gpt import GPT
+from gptlit.optim import optimizers
+from gptlit.training.module import LitGPT
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ Step = Callable[[], None]
 def same_steps(trainer: L.Trainer, module: LitGPT) -> tuple[nn.Module, Step]:
     """The Trainer's own work as a plain function, and the copy of the net that it trains."""
     net = copy.deepcopy(module.net)
-    optimizer = optim.build(net, module.recipe, fused=trainer.precision == "32-true")
+    optimizer = optimizers.build(net, module.recipe, fused=trainer.precision == "32-true")
     factor, device = module._schedule(), trainer.strategy.root_device
     peaks = [group["lr"] for group in optimizer.param_groups]
     batches = _endless(module.text.train_dataloader)

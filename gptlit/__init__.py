@@ -11,8 +11,8 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "generate", "load"]
 
 if TYPE_CHECKING:
-    from gptlit.checkpoint import load
-    from gptlit.generation import generate
+    from gptlit.checkpoints.checkpoint import load
+    from gptlit.generation.generate import generate
 
 
 def __dir__() -> list[str]:
@@ -22,11 +22,11 @@ def __dir__() -> list[str]:
 def __getattr__(name: str) -> Any:
     # torch takes seconds to import, and `gptlit --version` needs none of it
     if name == "load":
-        from gptlit.checkpoint import load
+        from gptlit.checkpoints.checkpoint import load
 
         return load
     if name == "generate":
-        from gptlit.generation import generate
+        from gptlit.generation.generate import generate
 
         return generate
     raise AttributeError(f"module 'gptlit' has no attribute {name!r}")

@@ -176,32 +176,36 @@ def _run(arguments: list[str]) -> int:
 
 def _dispatch(verb: str, arguments: list[str]) -> None:
     with signals.disposable():
-        command = _command(verb, arguments)
-    command()
+        run = _command(verb, arguments)
+    run()
 
 
 def _command(verb: str, arguments: list[str]) -> Callable[[], None]:
     """What a verb does; its modules are imported here."""
     rest = arguments[1:]
-    if verb == "predict" and not any(item.startswith("--trainer") for item in arguments):
-        from gptlit import predict
+    if verb == "predict":
+        if any(item.startswith("--trainer") for item in arguments):
+            from gptlit.predict import devices
 
-        return lambda: predict.main(rest)
+            return lambda: devices.main(rest)
+        from gptlit.predict import command
+
+        return lambda: command.main(rest)
     if verb in ("import", "export"):
-        from gptlit import exchange
+        from gptlit.cli import convert
 
-        return lambda: (exchange.import_ if verb == "import" else exchange.export)(rest)
+        return lambda: (convert.import_ if verb == "import" else convert.export)(rest)
     if verb == "data":
-        from gptlit import survey
+        from gptlit.cli import data
 
-        return lambda: survey.main(rest)
+        return lambda: data.main(rest)
     if verb == "study":
-        from gptlit import study
+        from gptlit.study import run
 
-        return lambda: study.main(rest)
-    from gptlit import cli
+        return lambda: run.main(rest)
+    from gptlit.cli import fit
 
-    return lambda: cli.main(arguments)
+    return lambda: fit.main(arguments)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any, NoReturn, get_args
 
 from jsonargparse import ArgumentParser, Namespace
 
-from gptlit import union_errors
+from gptlit import parse_errors
 from gptlit.messages import UsageError, did_you_mean
 
 # what other programs call these options
@@ -78,11 +78,11 @@ class OneLineErrors(ArgumentParser):
             # what the parser had no way to check: an option that its own class refuses
             if own := re.search(r"^ +- (--.*)$", report, re.MULTILINE):
                 raise UsageError(own[1]) from error
-            if union_errors.MARK not in report:
+            if parse_errors.MARK not in report:
                 raise
             parsed: Namespace = options.get("namespace") or arguments[0]
-            key = _key_of_class(parsed, union_errors.class_paths(report))
-            raise UsageError(union_errors.one_line(key, report)) from error
+            key = _key_of_class(parsed, parse_errors.class_paths(report))
+            raise UsageError(parse_errors.one_line(key, report)) from error
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise UsageError(self._reworded(message)) from ex
@@ -140,8 +140,8 @@ class OneLineErrors(ArgumentParser):
                 return f"--{match[1]}: is a group of options; give them as --{match[1]}.NAME VALUE"
             reason = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", match[2]).replace("typing.", "")
             reason = _one_line(reason).replace("Expected a ", "expected ")
-            if union_errors.MARK in reason:
-                return union_errors.one_line(match[1], match[2])
+            if parse_errors.MARK in reason:
+                return parse_errors.one_line(match[1], match[2])
             reason = re.sub(r"Literal\[([^\]]*)\](?=\. Got)", _choices, reason)
             if value := re.fullmatch(r"(expected .*)\. Got value: (.*)", reason):
                 if re.fullmatch(r"[-+.]*(nan|inf|infinity)", value[2], re.IGNORECASE):
@@ -166,3 +166,16 @@ def _choices(literal: re.Match[str]) -> str:
 
 def _one_line(message: str) -> str:
     return textwrap.shorten(message, 1000)
+
+
+def text_of(name: str, text: str) -> str:
+    """A text as it was given, by whom bytes that no text is made of come as lone surrogates.
+
+    Raises:
+        UsageError: it has some.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{name} {text!r}: not UTF-8 text") from error
+    return text

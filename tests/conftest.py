@@ -18,8 +18,8 @@ import hypothesis
 import pytest
 import torch
 
-from gptlit import checkpoint
 from gptlit.__main__ import main
+from gptlit.checkpoints import checkpoint
 
 # no test may depend on the machine's speed
 # the same examples at each run, so that no run fails by chance; `--hypothesis-profile explore`

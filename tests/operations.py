@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-import gptlit.cli  # noqa: F401  # before forking, so that it is paid for once
+import gptlit.cli.fit  # noqa: F401  # before forking, so that it is paid for once
 from gptlit.__main__ import main
 from tests.conftest import TINY, assert_same_run, some_time_passes
 

@@ -1,8 +1,9 @@
-"""Arrows point down only: each module imports nothing of a floor above its own."""
+"""The folders in one order: a file imports from its own folder and from those before it."""
 
 import ast
 import subprocess
 import sys
+import tomllib
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -12,121 +13,41 @@ import gptlit
 from tests.conftest import Run
 
 PACKAGE = Path(gptlit.__file__).parent
-GROUND = {
-    "messages",
-    "plain",
-    "torch_files",
-    "signals",
-    "assets",
-    "unpacking",
-    "rows",
-    "text_encodings",
-    "foreign",
-    "cleaning",
-    "config",
-    "splits",
-    "streams",
-    "startup",
-    "union_errors",
-    "terminal",
-    "attention",
-    "sampling",
-    "muon",
-    "averaging",
-    "metrics",
-    "charts",
-    "scaling",
-    "small_texts",
-    "packing",
-    "order",
-    "compiling",
-    "yaml_keys",
-    "own_modules",
-    "plain_values",
-    "readable",
-}
-FIRST = {
-    "metrics_file",
-    "corpora",
-    "inputs",
-    "markup",
-    "reading",
-    "encodings",
-    "tokenizer",
-    "tokens",
-    "spool",
-    "passes",
-    "journal",
-    "preparing",
-    "loaders",
-    "losses",
+GROUND, ENTRY = "", "__main__"  # the files beside the folders; the entry is above them all
+FOLDERS = [
+    GROUND,
+    "tokenizers",
     "optim",
     "model",
-    "decoding",
-    "drafts",
-    "beams",
-    "weights",
-    "states",
-    "interchange",
-    "weight_files",
-    "tokenizer_files",
-    "nanogpt",
-    "origins",
-    "exchange",
-    "generation",
-    "checkpoint",
-    "accounting",
-    "preflight",
-    "resuming",
-    "parser",
-    "arguments",
-    "shorthand",
-    "plans",
-    "prompts",
-    "modes",
-    "stages",
-    "sweep",
-    "sweep_tables",
-    "explain",
-    "interactive",
-    "predict",
-    "survey",
-}
-SECOND = {
+    "corpora",
+    "checkpoints",
     "data",
-    "figures",
-    "adapting",
-    "overfitting",
-    "sharding",
+    "generation",
     "training",
-    "progress",
-    "own_batches",
-    "progress_bar",
-    "callbacks",
-    "guard",
-    "stopping",
-    "event_files",
-    "records",
-    "saving",
     "runs",
-    "launching",
-    "trainer_parts",
-    "trusted_options",
-    "endings",
-    "quiet",
-    "summary",
-    "study_tables",
-    "rates",
-}
-TOP = {"cli", "planning", "study", "predict_devices", "__main__", "__init__"}
-FLOORS = [GROUND, FIRST, SECOND, TOP]
+    "cli",
+    "predict",
+    "study",
+    ENTRY,
+]
+WITHOUT_LIGHTNING = FOLDERS[: FOLDERS.index("generation") + 1]
+# what a notebook or the command line needs of these is loaded late
+LIGHTNING_ALLOWED = {"data.datamodule"}
+MODULES = sorted(
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    for path in PACKAGE.rglob("*.py")
+    if path.name != "__init__.py"
+)
 
 
-def imports(module: str) -> set[str]:
-    """Dotted names that a module imports anywhere, functions included."""
-    tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+def path_of(module: str) -> Path:
+    return PACKAGE / f"{module.replace('.', '/')}.py"
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names that a file imports anywhere, functions included."""
     found = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -134,42 +55,56 @@ def imports(module: str) -> set[str]:
     return found
 
 
-def floor(module: str) -> int:
-    return next(index for index, names in enumerate(FLOORS) if module in names)
-
-
 def of_gptlit(module: str) -> set[str]:
-    parts = [name.split(".") for name in imports(module)]
-    names = {part[1] for part in parts if part[0] == "gptlit" and len(part) > 1}
-    return {name for name in names if (PACKAGE / f"{name}.py").exists()}
+    """The modules of gptlit that a module imports."""
+    own = {name.removeprefix("gptlit.") for name in imports(path_of(module)) if "gptlit" in name}
+    return {each for each in MODULES if any(f"{name}.".startswith(f"{each}.") for name in own)}
 
 
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
+def floor(module: str) -> int:
+    folder, dot, _ = module.partition(".")
+    return FOLDERS.index(folder if dot or module == ENTRY else GROUND)
 
 
-def test_every_module_has_a_floor() -> None:
-    assert set(MODULES) == set().union(*FLOORS)
+def test_every_folder_has_its_place() -> None:
+    assert {module.partition(".")[0] for module in MODULES if "." in module} == {*FOLDERS} - {
+        GROUND,
+        ENTRY,
+    }
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_no_arrow_points_up(module: str) -> None:
-    above = {name for name in of_gptlit(module) if floor(name) > floor(module)}
-    assert not above
+def test_a_file_imports_from_its_own_folder_and_from_those_before_it(module: str) -> None:
+    assert not {name for name in of_gptlit(module) if floor(name) > floor(module)}
 
 
-@pytest.mark.parametrize("module", sorted(GROUND - {"messages"}))
-def test_the_ground_floor_knows_only_how_to_speak(module: str) -> None:
-    assert of_gptlit(module) <= {"messages", "plain"}
+def test_no_cycles() -> None:
+    # raises CycleError, which names the modules
+    TopologicalSorter({module: of_gptlit(module) for module in MODULES}).prepare()
 
 
-def test_no_circles() -> None:
-    below = {module: of_gptlit(module) for module in MODULES}
-    TopologicalSorter(below).prepare()  # raises CycleError, which names the circle
+@pytest.mark.parametrize("folder", sorted({*FOLDERS} - {GROUND, ENTRY}))
+def test_a_folder_says_what_belongs_there_and_imports_nothing(folder: str) -> None:
+    path = PACKAGE / folder / "__init__.py"
+    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    assert not imports(path)
+    assert 2 <= len([each for each in MODULES if each.startswith(f"{folder}.")]) <= 14
 
 
-@pytest.mark.parametrize("module", sorted(GROUND | FIRST))
-def test_below_the_second_floor_there_is_no_lightning(module: str) -> None:
-    assert not [name for name in imports(module) if name.split(".")[0] == "lightning"]
+def test_all_folders_are_installed() -> None:
+    root = PACKAGE.parent
+    options = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+    folders = {f"gptlit.{folder}" for folder in {*FOLDERS} - {GROUND, ENTRY}}
+    assert {*options["tool"]["setuptools"]["packages"]} == {"gptlit", "gptlit.configs", *folders}
+
+
+@pytest.mark.parametrize(
+    "module",
+    [each for each in MODULES if FOLDERS[floor(each)] in WITHOUT_LIGHTNING],
+)
+def test_plain_torch_below(module: str) -> None:
+    if module not in LIGHTNING_ALLOWED:
+        assert not [name for name in imports(path_of(module)) if name.startswith("lightning")]
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 import gptlit
-from gptlit.callbacks import SampleText
-from gptlit.generation import Sampling, generate_many, stream_generate
+from gptlit.generation.generate import Sampling, generate_many, stream_generate
 from gptlit.messages import UsageError
-from gptlit.model import GPT, GPTConfig
-from gptlit.tokenizer import CharTokenizer, Tokenizer, TokenizerOptions
+from gptlit.model.gpt import GPT, GPTConfig
+from gptlit.runs.callbacks import SampleText
+from gptlit.tokenizers.base import CharTokenizer, Tokenizer, TokenizerOptions
 from tests.conftest import Run
 
 TOKENIZER = CharTokenizer("\n abcdefg")
@@ -77,7 +77,7 @@ def test_a_string_is_one_string_and_not_its_letters(model: GPT) -> None:
 def test_a_list_of_prompts_gives_a_list_of_texts(
     model: GPT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gptlit.generation.SAMPLES_AT_ONCE", 2)
+    monkeypatch.setattr("gptlit.generation.generate.SAMPLES_AT_ONCE", 2)
     prompts = ["a", "", "abc", "a", "gg"]
     options = {"seed": 3, "temperature": 1.0, **SHORT}
     texts = gptlit.generate(model, TOKENIZER, prompts, **options)

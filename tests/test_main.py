@@ -3,8 +3,8 @@ from collections.abc import Callable
 import pytest
 
 import gptlit as package
-from gptlit import predict
 from gptlit.__main__ import VERBS
+from gptlit.predict import command
 from tests.conftest import Result
 
 Call = Callable[..., Result]
@@ -38,7 +38,7 @@ def test_ctrl_c(gptlit: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(argv: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(predict, "main", interrupted)
+    monkeypatch.setattr(command, "main", interrupted)
     result = gptlit("predict")
     assert result.code == 130
     assert "Traceback" not in result.err

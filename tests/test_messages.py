@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 import gptlit as library
-from gptlit.callbacks import SampleText
-from gptlit.data import TextDataModule
-from gptlit.generation import Sampling
+from gptlit.data.datamodule import TextDataModule
+from gptlit.generation.generate import Sampling
 from gptlit.messages import RunError, UsageError, naming_flags, note, opt
-from gptlit.model import GPTConfig
-from gptlit.optim import Recipe
-from gptlit.tokenizer import TokenizerOptions, parse_options
-from gptlit.training import LitGPT
+from gptlit.model.gpt import GPTConfig
+from gptlit.optim.optimizers import Recipe
+from gptlit.runs.callbacks import SampleText
+from gptlit.tokenizers.base import TokenizerOptions, parse_options
+from gptlit.training.module import LitGPT
 
 OF_PYTHON: list[tuple[Callable[[], Any], str, str]] = [
     (lambda: Sampling(top_k=0), "top_k 0: must", "--top_k 0: must"),

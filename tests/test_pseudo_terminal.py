@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from gptlit.messages import note
-from gptlit.progress_bar import SECONDS
+from gptlit.runs.progress_bar import SECONDS
 from tests.conftest import TINY, Result, Run
 from tests.pseudo_terminal import Terminal, seen
 

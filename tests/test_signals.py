@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from gptlit import checkpoint
 from gptlit.__main__ import main
-from gptlit.training import LitGPT
+from gptlit.checkpoints import checkpoint
+from gptlit.training.module import LitGPT
 from tests.conftest import TINY, Result, Run, made_up_text
 from tests.operations import FIT, ended, judged, start
 
@@ -74,15 +74,15 @@ class Dropping:
 def importing(number):
     class Finder:
         def find_spec(self, name, path=None, target=None):
-            if name == "gptlit.survey":
+            if name == "gptlit.cli.data":
                 os.kill(os.getpid(), number)
                 time.sleep(60)  # a long import
     sys.meta_path.insert(0, Finder())
 
 def doing(work):
-    sys.modules["gptlit.survey"] = survey = types.ModuleType("gptlit.survey")
-    import gptlit
-    gptlit.survey, survey.main = survey, lambda arguments: work()
+    sys.modules["gptlit.cli.data"] = survey = types.ModuleType("gptlit.cli.data")
+    import gptlit.cli
+    gptlit.cli.data, survey.main = survey, lambda arguments: work()
 
 def ready():
     print("ready", flush=True)

@@ -7,9 +7,9 @@ import pytest
 import torch
 import yaml
 
-from gptlit.arguments import find_config, shipped_configs
-from gptlit.config import GPTConfig
-from gptlit.model import GPT
+from gptlit.cli.arguments import find_config, shipped_configs
+from gptlit.model.config import GPTConfig
+from gptlit.model.gpt import GPT
 
 SINGLE = {"n_head": 1, "attn_proj": False}
 FIELDS = {field.name for field in dataclasses.fields(GPTConfig)}

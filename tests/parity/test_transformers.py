@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from gptlit.beams import search
-from gptlit.model import GPT, GPTConfig
-from gptlit.tokenizer import (
+from gptlit.checkpoints.tokenizer_files import GPT2_PATTERN, TIKTOKEN_GPT2_PATTERN, read, write
+from gptlit.checkpoints.weight_files import read_folder, write_hugging_face
+from gptlit.generation.beam_search import search
+from gptlit.model.gpt import GPT, GPTConfig
+from gptlit.tokenizers.base import (
     BytePairTokenizer,
     CharTokenizer,
     Tokenizer,
@@ -21,8 +23,6 @@ from gptlit.tokenizer import (
     WordTokenizer,
     count_words,
 )
-from gptlit.tokenizer_files import GPT2_PATTERN, TIKTOKEN_GPT2_PATTERN, read, write
-from gptlit.weight_files import read_folder, write_hugging_face
 
 transformers = pytest.importorskip("transformers", reason="is told by `make parity`")
 WITHIN = 1e-5

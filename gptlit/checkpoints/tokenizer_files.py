@@ -1,0 +1,380 @@
+"""Tokenizers in the files of Hugging Face: tokenizer.json, and vocab.json with merges.txt.
+
+To gptlit text that spells a special token is only text. Readers of these files look for special
+tokens in texts first, unless `split_special_tokens` is set, as `write` does for transformers. Where
+the vocabulary can spell a special token, the files have another name for it.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict
+
+from gptlit.messages import UsageError, note
+from gptlit.plain_data import check, read_json, shown
+from gptlit.tokenizers.base import (
+    END_OF_TEXT,
+    NUMBER,
+    UNKNOWN_WORD,
+    BytePairTokenizer,
+    CharTokenizer,
+    Tokenizer,
+    WordTokenizer,
+    check_byte_pairs,
+)
+
+# GPT-2's regular expression as OpenAI wrote it, and as tiktoken does
+GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+TIKTOKEN_GPT2_PATTERN = (
+    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+)
+_GPT2_PATTERNS = (GPT2_PATTERN, TIKTOKEN_GPT2_PATTERN)
+# what str.split takes for white space, which is more than \s is to others
+_SPACES = "\t-\r\x1c- \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+_EDGE = "\ufdd0"  # a code point that no text has
+_MARKS = 0x25C7  # the first of the signs that tell a special token's name from a word: a diamond
+
+
+@cache
+def _letters() -> dict[int, str]:
+    """A printable character for each byte, as GPT-2's files write them.
+
+    Source: Radford et al. 2019, `bytes_to_unicode` of their encoder.py.
+    """
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {
+        byte: chr(256 + index) for index, byte in enumerate(others)
+    }
+
+
+def _spelled(piece: bytes) -> str:
+    return "".join(map(_letters().__getitem__, piece))
+
+
+@cache
+def _bytes() -> dict[str, int]:
+    return {letter: byte for byte, letter in _letters().items()}
+
+
+def _unspelled(word: str) -> bytes:
+    return bytes(map(_bytes().__getitem__, word))
+
+
+def merges(pieces: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
+    """The pairs that pieces of more than a byte were merged from, in the order of their ranks.
+
+    A piece's parts are what is left of it when all merges before its own are made. One that
+    no merge makes, and which is met only as a whole stretch, has none.
+    """
+    ranks = {piece: rank for rank, piece in enumerate(pieces)}
+    found = []
+    for rank, piece in enumerate(pieces):
+        parts = [piece[index : index + 1] for index in range(len(piece))]
+        while len(parts) > 2:
+            pairs = (left + right for left, right in pairwise(parts))
+            best, at = min((ranks.get(pair, rank), index) for index, pair in enumerate(pairs))
+            if best >= rank:
+                break
+            parts[at : at + 2] = [parts[at] + parts[at + 1]]
+        if len(parts) == 2:
+            found.append((parts[0], parts[1]))
+    return found
+
+
+# ---------------------------------------------------------------------- writing
+
+
+def special_tokens(tokenizer: Tokenizer) -> dict[str, tuple[str, int]]:
+    """The tokens that Hugging Face knows by a name, with their ids: bos, eos, unk."""
+    names = _names(tokenizer)
+    if isinstance(tokenizer, BytePairTokenizer):
+        if (id_ := tokenizer.special_ids.get(END_OF_TEXT)) is None:
+            return {}
+        # GPT-2 has one token for all of them
+        found = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
+        return {name: (names[token], id_) for name, token in found.items()}
+    named = {"eos_token": tokenizer.eos_id, "unk_token": tokenizer.unknown_id}
+    tokens = {id_: token for token, id_ in tokenizer.special_ids.items()}
+    return {name: (names[tokens[id_]], id_) for name, id_ in named.items() if id_ is not None}
+
+
+def _names(tokenizer: Tokenizer) -> dict[str, str]:
+    """What the special tokens, and <UNK>, are called in the files: by their names, unless the
+    vocabulary can spell them."""
+    tokens = [*tokenizer.special_ids, UNKNOWN_WORD]
+    return {token: _unspelled_name(token, tokenizer) for token in tokens if token != NUMBER}
+
+
+def _unspelled_name(token: str, tokenizer: Tokenizer) -> str:
+    if isinstance(tokenizer, BytePairTokenizer):
+        # a BPE's bytes spell anything: at least no piece may have the same name
+        spelled, letters = token.encode() in tokenizer.pieces, set(_letters().values())
+    elif isinstance(tokenizer, CharTokenizer):
+        letters = set(tokenizer.characters)
+        spelled = letters.issuperset(token)
+    else:
+        assert isinstance(tokenizer, WordTokenizer)
+        # any word is looked up in the list that the special tokens stand in as well; <UNK> is
+        # what an unknown word becomes anyway
+        spelled = token != UNKNOWN_WORD or any(token in word for word in tokenizer.words)
+        letters = set().union(*tokenizer.words)
+    if not spelled:
+        return token
+    # with a character that the vocabulary hasn't got no text of it spells the name
+    return token + next(mark for mark in map(chr, range(_MARKS, 0x110000)) if mark not in letters)
+
+
+def write(tokenizer: Tokenizer, folder: Path, block_size: int) -> None:
+    """Write the files that AutoTokenizer makes an equal tokenizer from.
+
+    Args:
+        tokenizer: Of any kind.
+        folder: Where to; it exists.
+        block_size: The most tokens that the model sees at once.
+    """
+    named = {name: token for name, (token, _) in special_tokens(tokenizer).items()}
+    names = _names(tokenizer)
+    special = {token: names[token] for token in tokenizer.special_ids if token in names}
+    if renamed := [f"{token} is {name}" for token, name in special.items() if token != name]:
+        note(f"the vocabulary can spell special tokens; in the files {', '.join(renamed)}")
+    is_gpt2 = isinstance(tokenizer, BytePairTokenizer) and tokenizer.pattern in _GPT2_PATTERNS
+    options = {
+        "tokenizer_class": "GPT2Tokenizer" if is_gpt2 else "PreTrainedTokenizerFast",
+        "model_max_length": block_size,
+        "clean_up_tokenization_spaces": False,
+        "split_special_tokens": True,
+        **named,
+    }
+    if isinstance(tokenizer, BytePairTokenizer):
+        content = _byte_level(tokenizer)
+        if is_gpt2:
+            _put(folder / "vocab.json", content["model"]["vocab"])
+            lines = ["#version: 0.2", *content["model"]["merges"]]
+            (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    elif isinstance(tokenizer, CharTokenizer):
+        content = _by_words(names, tokenizer.special_ids, list(tokenizer.characters))
+        if NUMBER in tokenizer.special_ids:
+            content["added_tokens"] += _added({NUMBER: tokenizer.special_ids[NUMBER]}, False)
+        content["pre_tokenizer"] = _split(r"[\s\S]", "Isolated")
+        content["decoder"] = {"type": "Fuse"}
+    else:
+        assert isinstance(tokenizer, WordTokenizer)
+        content = _by_words(names, tokenizer.special_ids, tokenizer.words)
+        content |= _reversible() if tokenizer.reversible else _plain()
+    _put(folder / "tokenizer.json", content)
+    _put(folder / "tokenizer_config.json", options)
+    _put(folder / "special_tokens_map.json", named)
+
+
+def _put(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def _pipeline(special: Mapping[str, int], model: dict[str, Any]) -> dict[str, Any]:
+    """A tokenizer.json whose stages are still to be filled in."""
+    stages = dict.fromkeys(("normalizer", "pre_tokenizer", "post_processor", "decoder"))
+    head = {"version": "1.0", "truncation": None, "padding": None}
+    return {**head, "added_tokens": _added(special, True), **stages, "model": model}
+
+
+def _added(tokens: Mapping[str, int], special: bool) -> list[dict[str, Any]]:
+    """Entries of added_tokens; those that aren't special are looked for in every text."""
+    how = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return [
+        {"id": id_, "content": token, **how, "special": special} for token, id_ in tokens.items()
+    ]
+
+
+def _split(pattern: str, behaviour: str, invert: bool = False) -> dict[str, Any]:
+    how = {"behavior": behaviour, "invert": invert}
+    return {"type": "Split", "pattern": {"Regex": pattern}, **how}
+
+
+def _byte_level(tokenizer: BytePairTokenizer) -> dict[str, Any]:
+    names = _names(tokenizer)
+    by_id = sorted(tokenizer.special_ids.items(), key=lambda pair: pair[1])
+    special = {names[token]: id_ for token, id_ in by_id if token != NUMBER}
+    numbers = {token: id_ for token, id_ in by_id if token == NUMBER}
+    pieces = {piece: id_ for id_, piece in enumerate(tokenizer.pieces) if piece is not None}
+    vocab = {_spelled(piece): id_ for piece, id_ in pieces.items()} | special | numbers
+    model = {
+        "type": "BPE",
+        **dict.fromkeys(("dropout", "unk_token")),
+        **dict.fromkeys(("continuing_subword_prefix", "end_of_word_suffix"), ""),
+        **dict.fromkeys(("fuse_unk", "byte_fallback"), False),
+        # as tiktoken does: a whole stretch that is a piece needs no merges
+        "ignore_merges": True,
+        "vocab": vocab,
+        "merges": [f"{_spelled(a)} {_spelled(b)}" for a, b in merges(list(pieces))],
+    }
+    bytes_only = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    content = _pipeline(special, model)
+    content["added_tokens"] += _added(numbers, False)
+    if tokenizer.pattern in _GPT2_PATTERNS:
+        content["pre_tokenizer"] = {**bytes_only, "use_regex": True}
+    else:
+        stages = [_split(tokenizer.pattern, "Isolated"), {**bytes_only, "use_regex": False}]
+        content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": stages}
+    content["decoder"] = {**bytes_only, "use_regex": True}
+    return content
+
+
+def _by_words(
+    names: Mapping[str, str], special: Mapping[str, int], words: Sequence[str]
+) -> dict[str, Any]:
+    vocab = {names.get(token, token): id_ for token, id_ in special.items()}
+    model = {
+        "type": "WordLevel",
+        "vocab": vocab | {word: id_ for id_, word in enumerate(words, len(special))},
+        "unk_token": names[UNKNOWN_WORD],
+    }
+    return _pipeline({names[token]: id_ for token, id_ in special.items() if token in names}, model)
+
+
+def _plain() -> dict[str, Any]:
+    return {"pre_tokenizer": _split(f"[{_SPACES}]+", "Removed")}
+
+
+def _reversible() -> dict[str, Any]:
+    """Stages of a reversible `WordTokenizer`: a single space between words is understood."""
+    word, space = f"[^{_SPACES}]", f"[{_SPACES}]"
+    tokens = rf"{word}+|(?! ){space}|(?<!{word}) | (?!{word})"
+
+    def replaced(pattern: dict[str, str], content: str) -> dict[str, Any]:
+        return {"type": "Replace", "pattern": pattern, "content": content}
+
+    # a mark at each end of a word: where two meet there is a space
+    decoders = [
+        replaced({"Regex": rf"\A(?={word})"}, _EDGE),
+        replaced({"Regex": rf"(?<={word})\z"}, _EDGE),
+        {"type": "Fuse"},
+        replaced({"String": _EDGE * 2}, " "),
+        replaced({"String": _EDGE}, ""),
+    ]
+    return {
+        # what is no token is removed
+        "pre_tokenizer": _split(tokens, "Removed", invert=True),
+        "decoder": {"type": "Sequence", "decoders": decoders},
+    }
+
+
+# ---------------------------------------------------------------------- reading
+
+
+def read(folder: Path) -> BytePairTokenizer | None:
+    """The byte-level BPE of a folder; None if there are no files of a tokenizer.
+
+    Raises:
+        UsageError: a tokenizer of another kind, or one that tiktoken can't serve.
+    """
+    try:
+        if all((folder / name).is_file() for name in ("vocab.json", "merges.txt")):
+            return _read_pair(folder)
+        if (folder / "tokenizer.json").is_file():
+            return _read_single(folder)
+    except UsageError as error:
+        raise UsageError(f"its tokenizer: {error}") from error
+    return None
+
+
+class _Stage(TypedDict):
+    type: str
+    behavior: NotRequired[str]
+    use_regex: NotRequired[bool]
+    add_prefix_space: NotRequired[bool]
+    pattern: NotRequired[dict[str, str]]
+
+
+class _Stages(_Stage):
+    pretokenizers: NotRequired[list[_Stage]]
+
+
+class _Typed(TypedDict):
+    type: NotRequired[str]
+
+
+class _Model(TypedDict):
+    vocab: dict[str, int]
+    merges: list[str | list[str]]
+
+
+class _Added(TypedDict):
+    content: str
+    id: int
+
+
+class _File(TypedDict):
+    """What is read of a tokenizer.json."""
+
+    model: _Typed
+    pre_tokenizer: _Stages | None
+    normalizer: NotRequired[dict[str, Any] | None]
+    added_tokens: list[_Added]
+
+
+def _read_pair(folder: Path) -> BytePairTokenizer:
+    vocab = read_json(folder / "vocab.json")
+    check(dict[str, int], vocab, "vocab.json")
+    try:
+        lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise UsageError("merges.txt: not UTF-8 text") from error
+    pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+    made = {"".join(pair) for pair in pairs} | set(_letters().values())
+    special = {word: id_ for word, id_ in vocab.items() if word not in made}
+    return _made(folder, "vocab.json", GPT2_PATTERN, vocab, pairs, special)
+
+
+def _read_single(folder: Path) -> BytePairTokenizer:
+    content = read_json(folder / "tokenizer.json")
+    check(_File, content, "tokenizer.json")
+    model, first = content["model"], content["pre_tokenizer"] or {"type": ""}
+    stages = first.get("pretokenizers") or [first]
+    if model.get("type") != "BPE" or stages[-1]["type"] != "ByteLevel":
+        raise UsageError("tokenizer.json: not a byte-level BPE, the only kind that is read")
+    pattern, last = GPT2_PATTERN, stages[-1]
+    if (
+        len(stages) == 2
+        and stages[0].get("behavior") == "Isolated"
+        and not last.get("use_regex", True)
+        and "Regex" in stages[0].get("pattern", {})
+    ):
+        pattern = stages[0]["pattern"]["Regex"]
+    elif len(stages) > 1 or last.get("add_prefix_space", True) or content.get("normalizer"):
+        raise UsageError("tokenizer.json: prepares a text in a way that gptlit doesn't know")
+    check(_Model, model, "tokenizer.json.model")
+    pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+    special = {token["content"]: token["id"] for token in content["added_tokens"]}
+    return _made(folder, "tokenizer.json", pattern, model["vocab"], pairs, special)
+
+
+def _made(
+    folder: Path,
+    filename: str,
+    pattern: str,
+    vocab: Mapping[str, int],
+    pairs: Iterable[Sequence[str]],
+    special: Mapping[str, int],
+) -> BytePairTokenizer:
+    words = sorted(vocab.keys() - special.keys(), key=vocab.__getitem__)
+    if [vocab[word] for word in words] != list(range(len(words))):
+        raise UsageError(
+            f"{filename}: its pieces have no ids from 0 on without gaps, so special tokens come "
+            "before or among them, which gptlit's tokenizers can't hold"
+        )
+    if strange := [pair for pair in pairs if "".join(pair) not in vocab]:
+        raise UsageError(f"{filename}: has no piece for the merge {shown(' '.join(strange[0]))}")
+    ids = [vocab["".join(pair)] for pair in pairs]
+    if any(later < earlier for earlier, later in pairwise(ids)):
+        raise UsageError(
+            f"{filename}: its pieces aren't numbered in the order of their merges, which gptlit's "
+            "tokenizers need"
+        )
+    if strange := [word for word in words if not _bytes().keys() >= set(word)]:
+        raise UsageError(f"{filename}: its piece {shown(strange[0])} isn't spelled byte by byte")
+    pieces = list(map(_unspelled, words))
+    check_byte_pairs(pattern, pieces, special)
+    return BytePairTokenizer("tiktoken", folder.resolve().name, pattern, pieces, dict(special))

@@ -1,0 +1,233 @@
+"""Folders of weights: read those of Hugging Face and of gptlit, write either.
+
+A folder that gptlit wrote also holds `gptlit.json`, the model's options and the tokenizer as
+plain data: whoever reads it back gets what was written, bit for bit.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypedDict
+
+from torch import Tensor
+
+from gptlit import plain_data
+from gptlit.checkpoints import tokenizer_files, torch_files
+from gptlit.checkpoints.gpt2_names import (
+    fitting,
+    from_hugging_face,
+    from_theirs,
+    to_hugging_face,
+    to_theirs,
+)
+from gptlit.checkpoints.weight_shapes import State, checked
+from gptlit.corpora.inputs import refuse_endless
+from gptlit.download import give_usual_mode
+from gptlit.messages import UsageError
+from gptlit.model.config import GPTConfig
+from gptlit.model.gpt import GPT
+from gptlit.tokenizers import base as tokenizers
+from gptlit.tokenizers.base import Tokenizer
+
+WEIGHTS = "model.safetensors"
+OWN = "gptlit.json"
+
+
+class _Own(TypedDict):
+    """What OWN holds."""
+
+    config: dict[str, Any]
+    tokenizer: dict[str, Any]
+
+
+class _Index(TypedDict):
+    """What lists the pieces of weights in several files."""
+
+    weight_map: dict[str, str]
+
+
+# ---------------------------------------------------------------------- reading
+
+
+def read_folder(folder: Path) -> tuple[GPTConfig, State, Tokenizer | None]:
+    """A model's config, weights and tokenizer from a folder of Hugging Face's or gptlit's.
+
+    The tokenizer is None where the folder has none.
+
+    Raises:
+        UsageError: files are missing, torn, contradict each other, or are of another model.
+    """
+    own_config, tokenizer = _read_own(folder)
+    if not (folder / "config.json").is_file():
+        if own_config is None:
+            raise UsageError(f"no config.json in it, nor a {OWN}; it needs one, and {WEIGHTS}")
+        return own_config, checked(read_tensors(folder), own_config), tokenizer
+    options = _read_json(folder / "config.json")
+    try:
+        config = from_hugging_face(options)
+    except UsageError as error:
+        raise UsageError(f"config.json: {error}") from error
+    # what config.json can't say; it counts only as long as both tell of the same model
+    if own_config and to_hugging_face(own_config).items() <= options.items():
+        config = own_config
+    state = from_theirs(read_tensors(folder), config, conv1d=True)
+    if tokenizer is None or tokenizer.vocab_size != config.vocab_size:
+        found = tokenizer_files.read(folder)
+        tokenizer = found and fitting(found, config.vocab_size)
+    return config, state, tokenizer
+
+
+def _read_own(folder: Path) -> tuple[GPTConfig | None, Tokenizer | None]:
+    if not (folder / OWN).is_file():
+        return None, None
+    described = _read_json(folder / OWN)
+    try:
+        plain_data.check(_Own, described, "")
+        config = plain_data.make(GPTConfig, described["config"], "config.")
+        return config, tokenizers.from_state(described["tokenizer"], config.vocab_size)
+    except UsageError as error:
+        raise UsageError(f"{OWN}: {error}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    content = plain_data.read_json(path)
+    if not isinstance(content, dict):
+        raise UsageError(f"{path.name}: holds no options by name")
+    return content
+
+
+def read_tensors(folder: Path) -> State:
+    """All tensors of a folder: model.safetensors or pytorch_model.bin, in one piece or several.
+
+    Raises:
+        UsageError: there are none, or a file is torn or not of plain tensors.
+    """
+    for name in (WEIGHTS, "pytorch_model.bin"):
+        names = [name]
+        if (index := folder / f"{name}.index.json").is_file():
+            # a list of the pieces, which lie beside it
+            names = sorted({Path(piece).name for piece in _weight_map(index).values()})
+        elif not (folder / name).is_file():
+            continue
+        return {key: tensor for piece in names for key, tensor in _tensors(folder / piece)}
+    raise UsageError(f"no {WEIGHTS} in it, nor a pytorch_model.bin")
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    content = _read_json(index)
+    plain_data.check(_Index, content, index.name)
+    if wrong := [name for name in content["weight_map"].values() if not name.isprintable()]:
+        raise UsageError(f"{index.name}: weight_map names a file {plain_data.shown(wrong[0])}")
+    return content["weight_map"]
+
+
+def _tensors(path: Path) -> Iterable[tuple[str, Tensor]]:
+    if path.suffix != ".safetensors":
+        content = load_plain(path)
+        if not isinstance(content, dict):
+            raise UsageError(f"{path.name}: holds something else than tensors by name")
+        return content.items()
+    import safetensors.torch
+
+    refuse_endless(path, "weights")
+    try:
+        return safetensors.torch.load_file(path).items()
+    except FileNotFoundError as error:
+        raise UsageError(f"no {path.name} in it") from error
+    except Exception as error:  # kinds of numbers that torch doesn't have raise other errors
+        raise UsageError(f"{path.name}: torn or not of safetensors ({error})") from error
+
+
+def load_plain(path: Path) -> Any:
+    """What torch.save wrote, if it is plain data and tensors; on the CPU, no code is run.
+
+    Raises:
+        UsageError: missing, torn, or holding something that would have to run code.
+    """
+    refuse_endless(path, "weights")
+    try:
+        return torch_files.load(path)
+    except FileNotFoundError as error:
+        raise UsageError(f"{path.name}: no such file") from error
+    except UsageError as error:
+        raise UsageError(f"{path.name}: {error}") from error
+
+
+# ---------------------------------------------------------------------- writing
+
+
+def write_hugging_face(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write a folder that transformers' AutoModelForCausalLM and AutoTokenizer load.
+
+    Raises:
+        UsageError: GPT-2's class can't hold the model, or the folder isn't empty.
+    """
+    options = to_hugging_face(model.config)
+    special = tokenizer_files.special_tokens(tokenizer)
+    # GPT2Config would take GPT-2's 50256
+    ids = {f"{name}_id": special.get(name, (None, None))[1] for name in ("bos_token", "eos_token")}
+    with new_folder(folder) as new:
+        _write_json(new / "config.json", {**options, **ids})
+        _write_tensors(new / WEIGHTS, to_theirs(model.state_dict(), model.config))
+        tokenizer_files.write(tokenizer, new, model.config.block_size)
+        _write_own(new, model.config, tokenizer)
+
+
+def write_safetensors(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write any model's weights by gptlit's own names, and its options and tokenizer.
+
+    A tied head isn't written twice.
+
+    Raises:
+        UsageError: the folder isn't empty.
+    """
+    state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    if model.config.tie_weights:
+        del state["lm_head.weight"]
+    with new_folder(folder) as new:
+        _write_tensors(new / WEIGHTS, state)
+        _write_own(new, model.config, tokenizer)
+
+
+def _write_own(folder: Path, config: GPTConfig, tokenizer: Tokenizer) -> None:
+    described = {"config": dataclasses.asdict(config), "tokenizer": tokenizer.state()}
+    _write_json(folder / OWN, described)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_tensors(path: Path, tensors: State) -> None:
+    import safetensors.torch
+
+    # transformers read this to know that the tensors are PyTorch's
+    safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
+    give_usual_mode(path)  # which safetensors makes for its owner alone
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill that takes its place under `folder` whole, when all is well, or not at all.
+
+    Raises:
+        UsageError: there is something under that name already, other than an empty folder.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder}: exists already; name a new folder or an empty one")
+    target = folder.resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.parent / f".{target.name}.{os.getpid()}.part"
+    part.mkdir()
+    try:
+        yield part
+        if target.exists():
+            target.rmdir()
+        part.rename(target)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise

@@ -1,0 +1,190 @@
+"""The weights that a config's GPT has, by name and shape, and a check of those from elsewhere.
+
+Shapes are arithmetic, so that what a file says of its sizes is compared with the tensors in it
+before anything of these sizes is made.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptlit.messages import UsageError
+from gptlit.model.config import GPTConfig
+from gptlit.plain_data import in_short
+
+State = dict[str, Tensor]
+Shape = tuple[int, ...]
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+HEAD, EMBEDDING = "lm_head.weight", "wte.weight"
+
+
+class NotFinite(UsageError):
+    """A weight holds NaN or infinite numbers."""
+
+
+def shapes(config: GPTConfig) -> Iterator[tuple[str, Shape]]:
+    """The name and shape of each weight of a GPT, in the order of its `state_dict()`."""
+    C = config.n_embd
+    yield EMBEDDING, (config.vocab_size, C)
+    if config.positions == "learned":
+        yield "wpe.weight", (config.n_positions or config.block_size, C)
+    for layer in range(config.n_layer):
+        for name, shape in _of_block(config):
+            yield f"h.{layer}.{name}", shape
+    yield from _of_norm(config, "ln_f")
+    yield HEAD, (config.vocab_size, C)
+    if config.head_bias:
+        yield "lm_head.bias", (config.vocab_size,)
+
+
+def _of_block(config: GPTConfig) -> Iterator[tuple[str, Shape]]:
+    C, heads = config.n_embd, config.n_head + 2 * config.kv_heads
+    into = config.hidden * (2 if config.activation == "swiglu" else 1)
+    if config.mixer == "attention":
+        yield from _of_norm(config, "ln_1")
+        yield from _of_shift(config, "attn")
+        yield from _of_linear(config, "attn.c_attn", C, heads * config.head_size)
+        if config.qk_norm and config.norm_weight:
+            yield "attn.q_norm.weight", (config.head_size,)
+            yield "attn.k_norm.weight", (config.head_size,)
+        if config.attn_proj:
+            yield from _of_linear(config, "attn.c_proj", C, C)
+    yield from _of_norm(config, "ln_2")
+    yield from _of_shift(config, "mlp")
+    yield from _of_linear(config, "mlp.c_fc", C, into)
+    yield from _of_linear(config, "mlp.c_proj", config.hidden, C)
+
+
+def _of_norm(config: GPTConfig, name: str) -> Iterator[tuple[str, Shape]]:
+    if config.norm_weight:
+        yield f"{name}.weight", (config.n_embd,)
+        if config.bias and config.norm == "layer":
+            yield f"{name}.bias", (config.n_embd,)
+
+
+def _of_shift(config: GPTConfig, name: str) -> Iterator[tuple[str, Shape]]:
+    for distance in range(config.token_shift):
+        yield f"{name}.shift.shares.{distance}", (config.n_embd,)
+
+
+def _of_linear(config: GPTConfig, name: str, n_in: int, n_out: int) -> Iterator[tuple[str, Shape]]:
+    yield f"{name}.weight", (n_out, n_in)
+    if config.bias:
+        yield f"{name}.bias", (n_out,)
+
+
+# ---------------------------------------------------------------------- those from elsewhere
+
+
+def checked(state: Mapping[str, Any], config: GPTConfig, prefix: str = "") -> State:
+    """The weights of a model, in its own order; a tied head may be left out.
+
+    Nothing is allocated, also where a config names sizes beyond any memory.
+
+    Args:
+        state: Tensors by gptlit's names, and whatever else a file may hold.
+        config: What they are the weights of.
+        prefix: What messages put in front of the names.
+
+    Raises:
+        UsageError: one is missing, is none of the model's, has another shape, is not of floating
+            point numbers, or holds one that is not finite.
+    """
+    if config.vocab_size < 1:
+        raise UsageError(f"vocab_size {config.vocab_size}: a model has 1 token or more")
+    state = dict(state)
+    if config.tie_weights and EMBEDDING in state:
+        state.setdefault(HEAD, state[EMBEDDING])
+    check_tensors(state, prefix)
+    _compare(state, config, prefix)
+    for name, tensor in state.items():
+        if not is_finite(tensor):
+            raise NotFinite(f"{prefix}{name} is not finite: it holds NaN or infinite numbers")
+    if config.tie_weights:
+        if not torch.equal(state[HEAD], state[EMBEDDING]):
+            raise UsageError(f"{prefix}{HEAD} isn't {EMBEDDING}, though the model's head is tied")
+        state[HEAD] = state[EMBEDDING]
+    return {name: state[name] for name, _ in shapes(config)}
+
+
+def _compare(state: Mapping[str, Tensor], config: GPTConfig, prefix: str) -> None:
+    """Refuse weights that are not a model's. Ends at the first that is missing."""
+    known = set()
+    for name, shape in shapes(config):
+        if name not in state:
+            layers = len({key.split(".")[1] for key in state if key.startswith("h.")})
+            raise UsageError(
+                f"the weights lack {prefix}{name}, of shape {shape}: n_layer is {config.n_layer}, "
+                f"and they have {layers} layers"
+                if name.startswith("h.") and layers < config.n_layer
+                else f"the weights lack {prefix}{name}, of shape {shape}"
+            )
+        if (found := tuple(state[name].shape)) != shape:
+            raise UsageError(
+                f"{prefix}{name} is of shape {found}; by its sizes it should be {shape}"
+            )
+        known.add(name)
+    if strange := [prefix + in_short(name) for name in state if name not in known]:
+        more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
+        raise UsageError(
+            f"the weights hold {', '.join(strange[:3])}{more}, which a GPT of these options hasn't"
+        )
+
+
+def check_tensors(state: Mapping[Any, Any], prefix: str = "") -> None:
+    """Refuse what is no tensor of floating point numbers, each with a place of its own.
+
+    Raises:
+        UsageError: names the first, and what it is.
+    """
+    views: set[Any] = set()
+    storages: set[int] = set()
+    needed = held = 0  # bytes
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise UsageError(
+                f"{prefix}{in_short(str(name))} is a {type(tensor).__name__}, not a tensor"
+            )
+        shown = prefix + in_short(name)
+        if wrong := _kind(tensor):
+            raise UsageError(
+                f"{shown} is a tensor of {wrong}; weights are of floating point numbers, "
+                f"{', '.join(str(dtype).removeprefix('torch.') for dtype in DTYPES)}"
+            )
+        storage, n_bytes = tensor.untyped_storage(), tensor.numel() * tensor.element_size()
+        place = storage.data_ptr()
+        view = (place, tensor.storage_offset(), tensor.shape, tensor.stride())
+        is_tied = view in views and name.endswith((HEAD, EMBEDDING))  # one tensor, two names
+        needed += n_bytes * (not is_tied)
+        held += storage.nbytes() * (place not in storages)
+        views.add(view)
+        storages.add(place)
+        # a tensor can repeat one number, or many tensors the same ones: a small file, large sizes
+        if n_bytes > storage.nbytes() or needed > held:
+            raise UsageError(
+                f"{shown}: takes {n_bytes:,} bytes by its shape {tuple(tensor.shape)}, more than "
+                "the file has for it"
+            )
+
+
+def _kind(tensor: Tensor) -> str | None:
+    """What a tensor is that can't be a weight; None if it can."""
+    if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.is_nested:
+        return type(tensor).__name__ if type(tensor) is not Tensor else "other tensors"
+    if tensor.is_quantized:
+        return "quantized numbers"
+    if tensor.layout != torch.strided:
+        return f"layout {str(tensor.layout).removeprefix('torch.')}"
+    if tensor.is_meta:
+        return "no values"
+    return None if tensor.dtype in DTYPES else str(tensor.dtype).removeprefix("torch.")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers of a tensor are; takes no memory in proportion to it."""
+    if not tensor.numel():
+        return True
+    # doubles have to be finite as single ones, too
+    return all(bool(bound.float().isfinite()) for bound in torch.aminmax(tensor.detach()))

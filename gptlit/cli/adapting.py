@@ -1,0 +1,185 @@
+"""Fits the options of a new run to its text, where they are a shipped config's or defaults."""
+
+import itertools
+import os
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+
+from gptlit.corpora.catalog import Text
+from gptlit.corpora.cleaning import AS_IT_IS, Cleaner, CleaningOptions
+from gptlit.data import small_texts
+from gptlit.data.datamodule import TextDataModule
+from gptlit.messages import UsageError, opt
+from gptlit.tokenizers.base import Tokenizer, TokenizerOptions
+
+HEAD_CHARS = 1_000_000  # of a text, in which a config's prompts are looked for
+
+
+@dataclass
+class Adapted:
+    """What has become of a run's options.
+
+    Args:
+        changes: A line for each option that was changed.
+        expectation: What such a text can give, in short lines.
+    """
+
+    changes: list[str] = field(default_factory=list)
+    expectation: list[str] = field(default_factory=list)
+
+    @property
+    def rows(self) -> list[tuple[str, str]]:
+        """The same as names and values, for a table."""
+        told = {"adapted": self.changes, "expect": self.expectation}
+        return [
+            ("" if index else name, line)
+            for name, lines in told.items()
+            for index, line in enumerate(lines)
+        ]
+
+
+def adapt(options: Namespace, chosen: Collection[str], tokenizer: Tokenizer | None) -> Adapted:
+    """Change what the user left to a shipped config, where the text is another than its own.
+
+    Prompts that don't stand in the text give way to its beginning. For a text of fewer than
+    SMALL_CHARS characters, the share for validation, block, batch and the interval between
+    validations are those of `small_texts`.
+
+    Args:
+        options: Those of `fit`, changed in place.
+        chosen: The names of options that the user gave, which stay as they are.
+        tokenizer: A finished one, which the run begins with.
+
+    Raises:
+        UsageError: the text is too short for any block size, or can't be read.
+    """
+    adapted = Adapted()
+    if not {"data.path", "data.corpus"} & set(chosen):
+        return adapted
+    text = _data_module(options, tokenizer).load_text()
+    head = _beginning(text, HEAD_CHARS)
+    if not head.strip():
+        return adapted  # who reads it whole refuses it
+    if len(head) < small_texts.SMALL_CHARS:
+        _adapt_sizes(options, chosen, tokenizer, head, adapted)
+    prompts = options.samples.prompts
+    if "samples.prompts" not in chosen and not all(prompt in head for prompt in prompts):
+        now = [small_texts.opening(head)]
+        adapted.changes += small_texts.changed("samples.prompts", prompts, now)
+        options.samples.prompts = now
+    return adapted
+
+
+def _adapt_sizes(
+    options: Namespace,
+    chosen: Collection[str],
+    tokenizer: Tokenizer | None,
+    head: str,
+    adapted: Adapted,
+) -> None:
+    model, data, trainer = options.model, options.data, options.trainer
+    samples = options.samples
+
+    def change(group: Namespace, option: str, value: Any) -> None:
+        name = option.rpartition(".")[2]
+        adapted.changes += small_texts.changed(option, group[name], value)
+        group[name] = value
+
+    if not {"data.val_fraction", "data.val_path"} & set(chosen):
+        change(data, "data.val_fraction", small_texts.val_fraction(data.val_fraction, len(head)))
+    module = _data_module(options, tokenizer)
+    module.prepare_quietly()
+    n_val = module.tokens.size("val") if module.has_validation else None
+    batches = n_processes(trainer) * trainer.accumulate_grad_batches
+    least = batches * (data.batch_size if "data.batch_size" in chosen else 1)
+    if "model.block_size" not in chosen:
+
+        def fitting(least_windows: int) -> int | None:
+            return small_texts.block_size(
+                model.block_size, lambda size: module.order_of(size).n_windows, n_val, least_windows
+            )
+
+        # a batch of the user's own that no block size has windows for is refused as ever
+        size = fitting(least) or fitting(1)
+        if size is None:
+            raise _too_short(module, chosen)
+        change(model, "model.block_size", size)
+        data.block_size = size
+    n_windows = module.order_of(model.block_size).n_windows
+    if "data.batch_size" not in chosen:
+        size = small_texts.batch_size(data.batch_size, n_windows, batches)
+        change(data, "data.batch_size", size)
+    steps_per_epoch = max(1, n_windows // (batches * data.batch_size))
+    ends = (trainer.max_steps, (trainer.max_epochs or 0) * steps_per_epoch)
+    n_steps = min((end for end in ends if end > 0), default=0)
+    every = trainer.val_check_interval
+    by_steps = isinstance(every, int) and trainer.check_val_every_n_epoch is None
+    if by_steps and "trainer.val_check_interval" not in chosen:
+        every = small_texts.val_check_interval(every, n_steps, steps_per_epoch)
+        change(trainer, "trainer.val_check_interval", every)
+        if "samples.min_interval" not in chosen:
+            between = small_texts.sample_interval(samples.min_interval, n_steps, every)
+            change(samples, "samples.min_interval", between)
+    passes = n_steps / steps_per_epoch if n_steps else None
+    n_bytes = sum(sizes["bytes"] for sizes in module.tokens.provenance["sizes"].values())
+    adapted.expectation = small_texts.expectation(n_bytes, passes)
+
+
+def _too_short(module: TextDataModule, chosen: Collection[str]) -> UsageError:
+    name, n_val = module.tokens.provenance["name"], module.tokens.size("val")
+    advice = f"give a text of {small_texts.LEAST_CHARS} characters or more"
+    if "data.val_path" in chosen:
+        advice = "give longer texts"
+    elif "data.val_fraction" in chosen:
+        advice += f", or leave {opt('data.val_fraction')} out"
+    return UsageError(
+        f"{module.load_text().option} {name}: is too short, with {module.n_train_tokens} tokens to "
+        f"train on and {n_val} for validation; {advice}"
+    )
+
+
+def _beginning(text: Text, n_chars: int) -> str:
+    """The first characters of a text, cleaned."""
+    documents = text.documents()
+    blocks: Iterable[str] = itertools.chain.from_iterable(documents)
+    if text.cleaning != AS_IT_IS:
+        blocks = Cleaner(text.cleaning)("".join(blocks) for blocks in documents)
+    found, n_found = [], 0
+    for block in blocks:
+        found.append(block)
+        n_found += len(block)
+        if n_found >= n_chars:
+            break
+    return "".join(found)[:n_chars]
+
+
+def _data_module(options: Namespace, tokenizer: Tokenizer | None) -> TextDataModule:
+    given = options.data.as_dict() | {"block_size": options.model.block_size}
+    given["cleaning"] = CleaningOptions(**given["cleaning"])
+    if isinstance(given["tokenizer"], dict):
+        given["tokenizer"] = TokenizerOptions(**given["tokenizer"])
+    module = TextDataModule(**given)
+    if tokenizer is not None:
+        module.use_tokenizer(tokenizer)
+    return module
+
+
+def n_processes(trainer: Namespace) -> int:
+    """How many processes a run will have, by its options of the Trainer and by the launcher."""
+    if launched := os.environ.get("WORLD_SIZE"):
+        return int(launched)
+    devices = trainer.devices
+    if isinstance(devices, str) and devices.removeprefix("-").isdigit():
+        devices = int(devices)
+    if isinstance(devices, str) and "," in devices:
+        devices = [device for device in devices.split(",") if device]
+    if isinstance(devices, list):
+        devices = len(devices)
+    if not isinstance(devices, int) or devices < 1:
+        on_gpu = trainer.accelerator in ("auto", "gpu", "cuda")
+        devices = max(1, torch.cuda.device_count()) if on_gpu else 1
+    return devices * trainer.num_nodes

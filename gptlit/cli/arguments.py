@@ -1,0 +1,275 @@
+"""The command line before parsing: config names become paths, checkpoints bring their options."""
+
+import importlib.resources
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gptlit.checkpoints import checkpoint
+from gptlit.cli import saved_options
+from gptlit.corpora import inputs
+from gptlit.corpora.text_encodings import not_utf8
+from gptlit.messages import UsageError, did_you_mean
+from gptlit.parser import from_environment
+from gptlit.yaml_keys import refuse_duplicates
+
+STUDIES = "studies/"  # among the configs, and none
+DEFAULT_CONFIG = "small.yaml"
+GROUPS = {"model", "data", "trainer", "samples", "guard", "early_stopping"}
+# a comment ahead of YAML: the parser reads a file whose name is the text, if there is one
+NO_PATH = f"#{'-' * 5000}\n"
+MOST_CHARACTERS = 1 << 17  # of a run's options; a run has some 3,000
+HELP = {"-h", "--help", "--print_config"}
+
+
+@dataclass(frozen=True)
+class Start:
+    """The checkpoint that a command starts from: its path, and all that it holds."""
+
+    path: Path
+    content: dict[str, Any]
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What gptlit put into it: config, tokenizer, text, run, seed."""
+        return self.content[checkpoint.KEY]
+
+    @property
+    def step(self) -> int:
+        """The optimizer steps made before it was saved."""
+        return int(self.content["global_step"])
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """A command as Lightning's CLI understands it, and what it starts from.
+
+    Args:
+        words: The arguments; a checkpoint's options are a config before all others.
+        start: The checkpoint, if there is one.
+        configs: The files that the user names.
+        trusts: Whether all of the checkpoint's options are taken.
+    """
+
+    words: list[str]
+    start: Start | None
+    configs: list[Path]
+    trusts: bool
+
+
+def take(words: Sequence[str], *names: str) -> tuple[list[str], list[str]]:
+    """The values of each `--name value` or `--name=value`, and the other words."""
+    values, others = [], []
+    remaining = iter(words)
+    for word in remaining:
+        name, equals, value = word.partition("=")
+        if name not in names:
+            others.append(word)
+        elif equals:
+            values.append(value)
+        elif (following := next(remaining, None)) is not None:
+            values.append(following)
+        else:
+            others.append(word)  # the parser tells what is missing
+    return values, others
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The configs that are installed with the package, by their path within it."""
+    folder = Path(str(importlib.resources.files("gptlit.configs")))
+    found = sorted(folder.rglob("*.yaml"), key=lambda path: (len(path.parts), path))
+    configs = {path.relative_to(folder).as_posix(): path for path in found}
+    return {name: path for name, path in configs.items() if not name.startswith(STUDIES)}
+
+
+def shipped_studies() -> dict[str, Path]:
+    """The study files that are installed with the package, by their names."""
+    folder = Path(str(importlib.resources.files("gptlit.configs"))) / STUDIES
+    return {path.name: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find_study(name: str) -> Path:
+    """The study file at a path, or else the shipped one of that name.
+
+    Raises:
+        UsageError: there is neither.
+    """
+    inputs.refuse_endless(path := Path(name).expanduser(), "gptlit study")
+    if path.is_file():
+        return path
+    shipped = shipped_studies()
+    for each in (name, f"{name}.yaml"):
+        if each in shipped:
+            return shipped[each]
+    raise UsageError(
+        f"{name}: no such file, and not one of the shipped "
+        f"{', '.join(Path(each).stem for each in shipped)}.{did_you_mean(name, shipped)}"
+    )
+
+
+def find_config(name: str) -> Path:
+    """The config at a path, or else the shipped one of that name, with or without its ending.
+
+    Raises:
+        UsageError: there is neither, or what there is holds no options by name.
+    """
+    name = inputs.kept(name, "--config", None, inputs.TEXT_BYTES)
+    if Path(name).is_file():
+        _check_config(name)
+        return Path(name)
+    shipped = shipped_configs()
+    by_stem = {path.stem: path for path in shipped.values()}
+    for found in (shipped, by_stem):
+        if name in found:
+            return found[name]
+    short = [each for each in shipped if "/" not in each]
+    raise UsageError(
+        f"--config {name}: no such file, and not one of the shipped {', '.join(short)} and "
+        "sources/*.yaml, which the README names." + did_you_mean(name, shipped)
+    )
+
+
+def given_by_user(words: Sequence[str]) -> set[str]:
+    """The options given by flag, by environment or by a config of the user's own, by full name.
+
+    Args:
+        words: The arguments, as `expand` returns them for a run without a checkpoint.
+    """
+    shipped = {path.resolve() for path in shipped_configs().values()}
+    given: set[str] = set()
+    for word in words:
+        flag, _, value = word.partition("=")
+        if flag == "--config" and Path(value).resolve() not in shipped:
+            given |= set(_names_in(yaml.safe_load(Path(value).read_text(encoding="utf-8"))))
+        elif flag.startswith("--"):
+            given.add(flag.removeprefix("--").removesuffix("+"))
+    return given
+
+
+def _names_in(options: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in options.items():
+        yield f"{prefix}{name}"
+        if isinstance(value, dict):
+            yield from _names_in(value, f"{prefix}{name}.")
+
+
+def _check_config(name: str) -> None:
+    """Refuse what the parser would refuse without naming the file, or not at all."""
+    try:
+        text = Path(name).read_text(encoding="utf-8")
+        content = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else not_utf8(error)
+        raise UsageError(f"--config {name}: {reason}") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"--config {name}: not YAML: {' '.join(str(error).split())}") from error
+    try:
+        refuse_duplicates(text)
+    except UsageError as error:
+        raise UsageError(f"--config {name}: {error}") from error
+    if not isinstance(content, dict):
+        raise UsageError(
+            f"--config {name}: holds no options by name, such as model: {{n_layer: 4}}"
+        )
+    for group in GROUPS & set(content):
+        if not isinstance(content[group], dict):
+            raise UsageError(
+                f"--config {name}: {group}: {content[group]}: is a group of options; write "
+                f"{group}: {{NAME: VALUE}}, or leave it out"
+            )
+
+
+def _options_of(start: Start) -> dict[str, Any]:
+    """The options of the run that saved a checkpoint."""
+    try:
+        if len(start.described["run"]) > MOST_CHARACTERS:
+            raise TypeError("no options of a run")
+        options = saved_options.read(start.described["run"])
+        if isinstance(options["model"], dict) and isinstance(options["data"], dict):
+            return options
+    except (yaml.YAMLError, TypeError, KeyError, RecursionError):
+        pass
+    raise UsageError(
+        f"--ckpt_path {start.path}: holds no options of its run; write with it by gptlit predict, "
+        f"or begin a new run from its weights by --model.init_from {start.path}"
+    )
+
+
+def _trusts(words: Sequence[str]) -> bool:
+    """Whether `--trust_checkpoint` stands among the arguments, alone or as true."""
+    trusts = False
+    for word, following in zip(words, [*words[1:], "--"], strict=False):
+        name, equals, value = word.partition("=")
+        if name == "--trust_checkpoint":
+            value = value if equals else following
+            trusts = value.lower() == "true" or (not equals and value.startswith("--"))
+    return trusts
+
+
+def _given(words: Sequence[str], configs: Sequence[Path]) -> set[str]:
+    """Dotted names of the options that the user sets, rather than adds to."""
+    found = set()
+    for word in words:
+        name = word.removeprefix("--").partition("=")[0]
+        if word.startswith("--") and not name.endswith("+"):
+            found.add(name.replace(".init_args", ""))
+    for path in configs:
+        for group, options in yaml.safe_load(path.read_text(encoding="utf-8")).items():
+            for name, value in options.items() if isinstance(options, dict) else ():
+                partly = isinstance(value, dict) and "class_path" not in value
+                found |= {f"{group}.{name}.{own}" for own in _arguments(value)} if partly else {
+                    f"{group}.{name}"
+                }  # fmt: skip
+    return found
+
+
+def _arguments(value: dict[str, Any]) -> dict[str, Any]:
+    own = value.get("init_args")
+    return own if isinstance(own, dict) else value
+
+
+def expand(
+    verb: str,
+    arguments: Sequence[str],
+    check: Callable[[dict[str, Any], Path, set[str]], dict[str, Any]],
+) -> CommandLine:
+    """Arguments that Lightning's CLI understands, and the checkpoint they start from.
+
+    What comes later wins: configs, then environment variables, then flags. A checkpoint
+    brings its own run's options as a config before all others: the whole of them to go on
+    training, those of model and data to evaluate. `fit` with neither config nor checkpoint
+    gets small.yaml.
+
+    Args:
+        verb: The command's.
+        arguments: Those behind it.
+        check: Gives what may be used of a checkpoint's options, by the options, the
+            checkpoint's path, and the names of those that the user gives.
+
+    Raises:
+        UsageError: no such config or checkpoint, or one that isn't to be trusted.
+    """
+    names, words = take([*from_environment(verb), *arguments], "--config", "-c")
+    paths, words = take(words, "--ckpt_path")
+    files = [find_config(name) for name in names]
+    if not paths and verb != "fit" and not HELP & set(words):
+        paths = ["best"]
+    if not paths:
+        if verb == "fit" and not files:
+            files = [find_config(DEFAULT_CONFIG)]
+        return CommandLine([*(f"--config={path}" for path in files), *words], None, files, False)
+    start, trusts = Start(*checkpoint.read_named(paths[-1])), _trusts(words)
+    options = _options_of(start)
+    if verb != "fit":
+        options = {"model": options["model"], "data": options["data"]}
+    if not trusts:
+        options = check(options, start.path, _given(words, files))
+    if take(words, "--data.corpus")[0] and not take(words, "--data.path")[0]:
+        # the corpus named now is meant, not the file of then, which would win
+        options["data"]["path"] = None
+    configs = [NO_PATH + yaml.safe_dump(options), *files]
+    own = [*(f"--config={each}" for each in configs), *words, f"--ckpt_path={start.path}"]
+    return CommandLine(own, start, files, trusts)

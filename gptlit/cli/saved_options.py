@@ -1,0 +1,173 @@
+"""A run's options as they are written: only those that can be read back for a resume."""
+
+import contextlib
+import copy
+import os
+import re
+from collections.abc import Callable, Collection
+from typing import Any
+
+import yaml
+from jsonargparse import Namespace
+
+Parse = Callable[[Any], Any]
+
+# where version 0.1.0 had the classes that a run's options can name
+_MOVED = {
+    "callbacks": "runs.callbacks",
+    "guard": "training.divergence",
+    "overfitting": "training.overfitting",
+    "progress_bar": "runs.progress_bar",
+    "records": "runs.loggers",
+    "saving": "runs.saving",
+    "sharding": "training.fsdp2",
+    "stopping": "runs.stopping",
+}
+
+
+def read(text: str) -> Any:
+    """The options of a run, as its checkpoint keeps them: YAML.
+
+    Raises:
+        yaml.YAMLError: invalid YAML, or tags that name classes.
+    """
+    return yaml.safe_load(re.sub(rf"\bgptlit\.({'|'.join(_MOVED)})\.(?=[A-Z])", _moved, text))
+
+
+def _moved(found: re.Match[str]) -> str:
+    return f"gptlit.{_MOVED[found[1]]}."
+
+
+def leave_out(written: dict[str, Any], options: Namespace, parse: Parse) -> list[str]:
+    """Remove from a run's options as they are written what reading them again fails at.
+
+    Args:
+        written: By groups, as YAML has them; changed in place.
+        options: The same, as they were parsed at first.
+        parse: Reads options, and raises a ValueError or a TypeError for those that it can't.
+
+    Returns:
+        The dotted names of what was left out, arguments of classes by themselves if possible.
+    """
+
+    def reader(group: str, name: str) -> Parse:
+        return lambda value: parse(copy.deepcopy({group: {name: value}}))[group][name]
+
+    groups = [group for group, values in written.items() if isinstance(values, dict)]
+    named = [(group, name) for group in groups for name in written[group]]
+    if _reads(written, None, lambda value: parse(copy.deepcopy(value))):
+        named = [(group, name) for group, name in named if _has_class(written[group][name])]
+    left_out = []
+    for group, name in named:
+        value, read = written[group][name], reader(group, name)
+        kept, names = _readable(value, options[group][name], read)
+        left_out += [f"{group}.{name}{each}" for each in names]
+        written[group][name] = kept
+        if names and not kept:
+            del written[group][name]
+    return left_out
+
+
+def dump(options: Namespace, dump_all: Callable[[Namespace], str]) -> tuple[str, list[str]]:
+    """Options as YAML, and the dotted names of what had to be left out for that.
+
+    Args:
+        options: By groups, as they were parsed.
+        dump_all: Writes them, and raises a ValueError or a TypeError if it can't.
+    """
+    try:
+        return dump_all(options), []
+    except (ValueError, TypeError) as error:
+        specs = {name: value for name, value in vars(options.trainer).items() if _specs(value)}
+        names = [f"trainer.{name}.{own}" for name, value in specs.items() for own in _odd(value)]
+        if not names:
+            raise error
+        options = copy.copy(options)
+        options.trainer = copy.copy(options.trainer)
+        for name, value in specs.items():
+            options.trainer[name] = copy.deepcopy(value)
+            for spec in _specs(options.trainer[name]):
+                for own in _odd(spec):
+                    del spec.init_args[own]
+        return dump_all(options), names
+
+
+def _specs(value: Any) -> list[Namespace]:
+    """The classes that an option names, with their arguments."""
+    items = value if isinstance(value, list) else [value]
+    return [each for each in items if isinstance(each, Namespace) and "init_args" in each]
+
+
+def _odd(value: Any) -> list[str]:
+    """The arguments of classes that are objects, such as an Enum, of which YAML knows nothing."""
+    found = []
+    for spec in _specs(value):
+        for name, each in vars(spec.init_args).items():
+            with contextlib.suppress(Exception):
+                yaml.safe_dump(each)
+                continue
+            if not callable(each):  # of which jsonargparse writes where it is imported from
+                found.append(name)
+    return found
+
+
+def _has_class(value: Any) -> bool:
+    items = value if isinstance(value, list) else [value]
+    return any(isinstance(item, dict) and "class_path" in item for item in items)
+
+
+def _reads(value: Any, original: Any, read: Parse) -> bool:
+    try:
+        found = read(value)
+    except (ValueError, TypeError):
+        return False
+    return not (_has_class(value) and _differs(found, original))
+
+
+def _differs(found: Any, original: Any) -> bool:
+    """Whether a string stands where something else was: a description of it, that is."""
+    if isinstance(found, str):
+        return found != original and not isinstance(original, os.PathLike)
+    if isinstance(found, list | tuple) and isinstance(original, list | tuple):
+        return any(_differs(*pair) for pair in zip(found, original, strict=False))
+    if isinstance(found, Namespace) and isinstance(original, Namespace):
+        found, original = vars(found), vars(original)
+    if isinstance(found, dict) and isinstance(original, dict):
+        return any(_differs(found[name], original[name]) for name in found.keys() & original)
+    return False
+
+
+def _readable(value: Any, original: Any, read: Parse) -> tuple[Any, list[str]]:
+    """What of an option's value is readable, and the names of the rest within it."""
+    if isinstance(value, list) and _has_class(value):
+        parts = [
+            _readable(*each, lambda item: read([item])[0])
+            for each in zip(value, original, strict=True)
+        ]
+        kept = [part for part, _ in parts if part is not None]
+        return kept, [name for _, names in parts for name in names]
+    if _reads(value, original, read):
+        return value, []
+    if not _has_class(value):
+        return None, [""]
+    arguments = value.get("init_args") or {}
+    changed = _without(value, _lost(value, original, read))
+    for each in [changed, *(_without(changed, [name]) for name in arguments)]:
+        if _reads(each, original, read):
+            return each, [f".{name}" for name in arguments if name not in each["init_args"]]
+    return None, [f" {value['class_path']}"]
+
+
+def _without(value: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
+    arguments = value.get("init_args") or {}
+    kept = {name: each for name, each in arguments.items() if name not in names}
+    return {**value, "init_args": kept}
+
+
+def _lost(value: dict[str, Any], original: Any, read: Parse) -> list[str]:
+    """The arguments of a class that are read as the strings that describe them."""
+    try:
+        found = vars(read(value)["init_args"])
+    except (ValueError, TypeError, KeyError):
+        return []
+    return [name for name, each in found.items() if _differs(each, original["init_args"][name])]

@@ -1,0 +1,303 @@
+"""`gptlit summary`: what a run would be, without training it."""
+
+import statistics
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import lightning as L
+import torch
+from torch import nn
+
+from gptlit.data.loaders import Batch
+from gptlit.model import cost
+from gptlit.model.gpt import GPT, NoPositions
+from gptlit.terminal import duration
+from gptlit.training import losses
+from gptlit.training.module import LitGPT
+
+SILENT = (nn.Identity, NoPositions)
+COLUMNS = 80
+LONGEST_NAME = 50
+WARMUP_STEPS = 3
+PROBE_STEPS = 20
+PROBE_SECONDS = 4.0
+OPTIMIZERS = {"adamw": "AdamW", "adam": "Adam", "sgd": "SGD", "muon": "Muon, AdamW"}
+Rows = list[tuple[str, str]]
+
+
+def report(trainer: L.Trainer, module: LitGPT, precision_reason: str = "") -> str:
+    """All there is to tell, in lines of at most COLUMNS; takes a few measured steps.
+
+    Args:
+        trainer: Not yet used; its data module is set up.
+        module: With its net built.
+        precision_reason: Why the precision is what it is.
+    """
+    net, text = module.net, module.text
+    device = trainer.strategy.root_device
+    memory = cost.memory(
+        net, text.batch_size, str(trainer.precision), device.type, module.recipe, bool(module.ema)
+    )
+    where = f"{text.batch_size} windows of {text.block_size} tokens, {trainer.precision}"
+    why = f"{trainer.precision}: {precision_reason}" if precision_reason else ""
+    sections = {
+        "model": tree(net),
+        "parameters": aligned(parameter_rows(module)),
+        f"memory on each device ({where})": aligned(memory_rows(memory, module.optimizer)),
+        "operations": aligned(flops_rows(module)),
+        "training": aligned(training_rows(module)),
+        "time": aligned(time_rows(trainer, module)),
+    }
+    told = [f"{head}\n{body}" for head, body in sections.items()]
+    return "\n\n".join(told + ([textwrap.fill(why, COLUMNS)] if why else []))
+
+
+def aligned(rows: Rows) -> str:
+    """Names, and values behind them, in two columns."""
+    width = max(len(name) for name, _ in rows) + 2
+    return "\n".join(f"  {name:<{width}}{value}" for name, value in rows)
+
+
+def _share(count: int, total: int) -> str:
+    return f"{count:>15,}  {count / total:>6.1%}"
+
+
+# ---------------------------------------------------------------------- the module tree
+
+
+def tree(net: GPT) -> str:
+    """The modules, indented, with their parameters; equal ones in a row are shown once."""
+    lines = [*_branches(net, 1)]
+    if net.config.tie_weights:
+        lines = [f"{line}  tied" if "  lm_head " in line else line for line in lines]
+    return "\n".join(lines)
+
+
+def _branches(module: nn.Module, depth: int, prefix: str = "") -> Iterator[str]:
+    for names, child in _runs(module):
+        if isinstance(child, nn.ModuleList):
+            yield from _branches(child, depth, f"{names}.")
+            continue
+        name = " to ".join(prefix + part for part in names.split(" to "))
+        has_children = any(True for _ in child.children())
+        kind = type(child).__name__ if has_children else _short(child)
+        size = sum(parameter.numel() for parameter in child.parameters())
+        each = " each" if " to " in name and size else ""
+        told = f"{size:>13,}{each}" if size else ""
+        yield f"{'  ' * depth + name:<22}{kind:<32}{told}".rstrip()
+        if has_children:
+            yield from _branches(child, depth + 1)
+
+
+def _runs(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Children by name; of those in a row that print the same the first, as 'first to last'."""
+    children = [(name, child) for name, child in module.named_children() if not _is_silent(child)]
+    index = 0
+    while index < len(children):
+        first, child = children[index]
+        end = index + 1
+        while end < len(children) and str(children[end][1]) == str(child) and first.isdigit():
+            end += 1
+        last = children[end - 1][0]
+        yield first if end == index + 1 else f"{first} to {last}", child
+        index = end
+
+
+def _is_silent(module: nn.Module) -> bool:
+    dropped = isinstance(module, nn.Dropout) and not module.p
+    return isinstance(module, SILENT) or dropped
+
+
+def _short(module: nn.Module) -> str:
+    kind = type(module).__name__
+    if isinstance(module, nn.Linear):
+        bias = "" if module.bias is not None else ", no bias"
+        return f"{kind}({module.in_features} -> {module.out_features}{bias})"
+    if isinstance(module, nn.Embedding):
+        return f"{kind}({module.num_embeddings}, {module.embedding_dim})"
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        return f"{kind}({', '.join(map(str, module.normalized_shape))})"
+    return f"{kind}({module.p:g})" if isinstance(module, nn.Dropout) else kind
+
+
+# ---------------------------------------------------------------------- figures
+
+
+def parameter_rows(module: LitGPT) -> Rows:
+    """Parameters by component, trainable, decayed and undecayed."""
+    net = module.net
+    counts, total = cost.parameters(net), net.num_parameters()
+    tied = " (the head too)" if net.config.tie_weights else ""
+    rows = [
+        (name + (tied if name == "embedding" else ""), _share(count, total))
+        for name, count in counts.items()
+        if count
+    ]
+    decayed, undecayed = cost.decayed(net, module.recipe)
+    rows.append(("total", _share(total, total)))
+    rows.append(("trainable", _share(cost.trainable(net), total)))
+    rows.append(("weight decay", _share(decayed, total)))
+    rows.append(("no weight decay", _share(undecayed, total)))
+    return rows
+
+
+def size(n_bytes: int) -> str:
+    """0.05 MB, 12.3 MB, 1.23 GB: of 10^6 and 10^9 bytes."""
+    if n_bytes >= 1e9:
+        return f"{n_bytes / 1e9:.2f} GB"
+    return f"{n_bytes / 1e6:.{1 if n_bytes >= 1e7 else 2}f} MB"
+
+
+def memory_rows(memory: cost.Memory, optimizer: str = "adamw") -> Rows:
+    """Bytes by what for."""
+    parts = {
+        "weights": memory.weights,
+        "gradients": memory.gradients,
+        f"optimizer ({OPTIMIZERS[optimizer]})": memory.optimizer,
+        **({"moving average": memory.average} if memory.average else {}),
+        "activations at peak": memory.activations,
+        "total, at most": memory.total,
+    }
+    return [(name, f"{size(n_bytes):>12}") for name, n_bytes in parts.items()]
+
+
+def operations(count: float) -> str:
+    """A count with a metric prefix: 1.62 M, 95.1 G."""
+    for prefix, scale in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.3g} {prefix}"
+    return f"{count:.3g} "
+
+
+def flops_rows(module: LitGPT) -> Rows:
+    """FLOPs per token and step, with all of attention and with its unmasked half."""
+    net = module.net
+    per_step = module.text.windows_per_step * module.text.block_size
+    rows = []
+    for name, n_tokens, count in (
+        ("a token, forward", 1, cost.flops_per_token),
+        ("a token, training", 1, cost.training_flops_per_token),
+        ("a step", per_step, cost.training_flops_per_token),
+    ):
+        full, half = (operations(count(net, causal=causal) * n_tokens) for causal in (False, True))
+        without_mask = f"   ({half}FLOP without what is masked)" if full != half else ""
+        rows.append((name, f"{full + 'FLOP':>12}{without_mask}"))
+    return rows
+
+
+def training_rows(module: LitGPT) -> Rows:
+    """Tokens in all, epochs, and tokens per parameter."""
+    text, n_parameters = module.text, module.net.num_parameters()
+    per_step = text.windows_per_step * text.block_size
+    name = str(text.tokens.provenance["name"])
+    rows = [
+        ("text", name if len(name) <= LONGEST_NAME else f"...{name[3 - LONGEST_NAME :]}"),
+        ("tokens in it", f"{text.n_train_tokens:>15,}"),
+        ("tokens a step", f"{per_step:>15,}"),
+        ("steps an epoch", f"{text.steps_per_epoch:>15,}"),
+    ]
+    steps = module.run_length()
+    rule = cost.RULE_OF_20
+    wanted = f"{rule} would be {rule * n_parameters:,} tokens"
+    if steps is None:
+        return [*rows, ("steps", "no end but yours"), ("rule of 20", wanted)]
+    n_tokens = steps * per_step
+    epochs = steps / text.steps_per_epoch if text.steps_per_epoch else float("inf")
+    return [
+        *rows,
+        ("steps", f"{steps:>15,}"),
+        ("tokens seen", f"{n_tokens:>15,}   {epochs:.2f} epochs"),
+        ("tokens a parameter", f"{n_tokens / n_parameters:>15.2f}   {wanted}"),
+    ]
+
+
+def time_rows(trainer: L.Trainer, module: LitGPT) -> Rows:
+    """The measured time of a step, and what the run takes by it."""
+    device, text = trainer.strategy.root_device, module.text
+    step = measure(trainer, module)
+    n_windows = text.batch_size * trainer.accumulate_grad_batches  # on this device
+    flops = cost.training_flops_per_token(module.net) * n_windows * text.block_size
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    took = f"{step.seconds:.3g} s" if step.seconds >= 1 else f"{step.seconds * 1e3:.3g} ms"
+    rows = [
+        ("a step", f"{took:>15}   median of {step.n_steps} on {name}{threads}"),
+        ("speed", f"{operations(flops / step.seconds) + 'FLOP/s':>15}   of each device"),
+    ]
+    if step.n_windows < n_windows:
+        told = f"{step.n_windows:>15}   of a step's {n_windows} windows, then scaled up"
+        rows.append(("measured on", told))
+    if (steps := module.run_length()) is not None:
+        told = f"{duration(steps * step.seconds):>15}   without validation and start"
+        rows.append(("the run", told))
+    return rows
+
+
+# ---------------------------------------------------------------------- the probe
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Median seconds of a step, of how many, and how many of its windows were computed."""
+
+    seconds: float
+    n_steps: int
+    n_windows: int
+
+
+def measure(
+    trainer: L.Trainer, module: LitGPT, clock: Callable[[], float] = time.perf_counter
+) -> Measured:
+    """The time of an optimizer step on this machine; the net is changed by it.
+
+    Forward, loss, backward, clipping and the optimizer, for all batches that are accumulated.
+    WARMUP_STEPS are not counted, and after PROBE_SECONDS no other step begins. Where a step
+    would take a third of that, only some of its windows are computed.
+    """
+    device, precision = trainer.strategy.root_device, trainer.precision_plugin
+    precision.convert_module(module)
+    module.to(device).train()
+    optimizer = module.configure_optimizers()["optimizer"]
+    loader = iter(_endless(module))
+
+    def pass_(n_windows: int, n_batches: int) -> None:
+        for _ in range(n_batches):
+            inputs, targets = (part[:n_windows].to(device) for part in next(loader))
+            with precision.forward_context():
+                logits = module(inputs)
+                loss, _ = losses.objective(logits, targets, module.label_smoothing, module.z_loss)
+            loss.backward()
+
+    def update() -> None:
+        if trainer.gradient_clip_val:
+            nn.utils.clip_grad_norm_(module.parameters(), trainer.gradient_clip_val)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def timed(work: Callable[..., None], *arguments: int) -> float:
+        began = clock()
+        work(*arguments)
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+        return clock() - began
+
+    pass_(1, 1)
+    affordable = int(PROBE_SECONDS / 3 / max(timed(pass_, 1, 1), 1e-6))
+    n_windows, n_batches = module.text.batch_size, trainer.accumulate_grad_batches
+    whole = n_windows * n_batches
+    if affordable < whole:
+        n_windows, n_batches = max(1, min(n_windows, affordable)), 1
+    taken: list[float] = []
+    began = clock()
+    while len(taken) < WARMUP_STEPS + PROBE_STEPS and clock() - began < PROBE_SECONDS:
+        passed = timed(pass_, n_windows, n_batches)
+        taken.append(passed * whole / (n_windows * n_batches) + timed(update))
+    counted = taken[min(WARMUP_STEPS, len(taken) - 1) :]
+    return Measured(statistics.median(counted), len(counted), n_windows * n_batches)
+
+
+def _endless(module: LitGPT) -> Iterator[Batch]:
+    while True:
+        yield from module.text.train_dataloader()

@@ -1,0 +1,190 @@
+"""The progress bar of a run: one line from its first step to its last."""
+
+import math
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ProgressBar
+from tqdm import tqdm
+
+from gptlit.messages import tell
+from gptlit.streams import for_bars
+from gptlit.training.module import LitGPT
+
+SECONDS = 0.1  # between two drawings: small models make more steps than eyes can follow
+EVALUATION_AFTER_SECONDS = 1.0  # a bar that is gone again at once only flickers
+LEAST_BAR = 4  # columns
+# the richest that fits is drawn, so that a narrow terminal shows no half words
+METERS = (
+    "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}, {rate_noinv_fmt}{postfix}",
+    "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
+    "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}",
+    "{desc} {percentage:3.0f}%|{bar}|",
+    "{desc} {percentage:3.0f}%",
+)
+# without a known end
+COUNTERS = (
+    "{desc} {elapsed}, {rate_noinv_fmt}{postfix}",
+    "{desc} {elapsed}{postfix}",
+    "{desc} {elapsed}",
+    "{desc}",
+)
+
+
+class RunBar(ProgressBar):
+    """Counts optimizer steps to the end of the run, also of a resumed one.
+
+    A validation of more than a second gets a bar of its own while it lasts.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._enabled = True
+        self._run: tqdm | None = None
+        self._evaluation: tqdm | None = None
+        self._drawn_at = -math.inf
+
+    @property
+    def is_enabled(self) -> bool:
+        return self._enabled
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    def print(self, *args: Any, sep: str = " ", **kwargs: Any) -> None:
+        """Print above the bars, or where none is drawn."""
+        tell(sep.join(map(str, args)), sys.stdout)
+
+    # ------------------------------------------------------------------ training
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, LitGPT)
+        end = pl_module.run_length()
+        self._run = self._bar(end, trainer.global_step, unit=" steps", leave=True)
+        self._draw(self._run, "step", trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any
+    ) -> None:
+        if self._run is not None and self._is_due():
+            self._run.n = trainer.global_step
+            self._draw(self._run, "step", trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._close(trainer, pl_module)
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        self._close(trainer, pl_module)  # so that the message that follows has a line of its own
+
+    # ------------------------------------------------------------------ evaluations
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            batches = trainer.num_val_batches
+            self._evaluation = self._begin_evaluation(batches, position=int(trainer.training))
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any
+    ) -> None:
+        self._count_evaluated("validating")
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._end_evaluation()
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._evaluation = self._begin_evaluation(trainer.num_test_batches, position=0)
+
+    def on_test_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any
+    ) -> None:
+        self._count_evaluated("testing")
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._end_evaluation()
+
+    # ------------------------------------------------------------------ drawing
+
+    def _bar(self, total: float | None, initial: int = 0, **options: Any) -> tqdm:
+        return tqdm(
+            total=total,
+            initial=initial,
+            disable=not self._enabled,
+            file=for_bars(sys.stdout),
+            dynamic_ncols=True,
+            smoothing=0,  # the time to go is that of the mean step, validations included
+            bar_format=" ",  # nothing yet: what fits is chosen when it is drawn
+            **options,
+        )
+
+    def _begin_evaluation(self, batches: Any, position: int) -> tqdm:
+        total = sum(batches) if isinstance(batches, list) else batches
+        delay = EVALUATION_AFTER_SECONDS
+        return self._bar(total, unit=" batches", leave=False, position=position, delay=delay)
+
+    def _count_evaluated(self, label: str) -> None:
+        if self._evaluation is not None:
+            self._evaluation.n += 1
+            begun = self._evaluation.format_dict["elapsed"]
+            if begun > EVALUATION_AFTER_SECONDS and self._is_due():
+                self._draw(self._evaluation, label)
+
+    def _end_evaluation(self) -> None:
+        if self._evaluation is not None:
+            self._evaluation.close()
+            self._evaluation = None
+
+    def _close(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._end_evaluation()
+        if self._run is not None:
+            self._run.n = trainer.global_step
+            self._draw(self._run, "step", trainer, pl_module)
+            self._run.close()
+            self._run = None
+
+    def _is_due(self) -> bool:
+        now = time.perf_counter()
+        if now - self._drawn_at < SECONDS:
+            return False
+        self._drawn_at = now
+        return True
+
+    def _draw(self, bar: tqdm, label: str, *shown: Any) -> None:
+        if bar.disable:
+            return
+        if shown:
+            figures = {k: v for k, v in self.get_metrics(*shown).items() if k != "v_num"}
+            bar.set_postfix_str(", ".join(map(_told, figures.items())), refresh=False)
+        end = "" if bar.total is None else f"/{bar.total:,}"
+        bar.set_description_str(f"{label} {bar.n:,}{end}", refresh=False)
+        bar.bar_format = fitting_meter(bar.format_dict)
+        bar.refresh()
+
+
+def fitting_meter(state: Mapping[str, Any]) -> str:
+    """The richest format that leaves a bar of some columns in the terminal's width.
+
+    Args:
+        state: tqdm's `format_dict` of a bar.
+    """
+    formats: tuple[str, ...] = METERS if state["total"] else COUNTERS
+    if state["n"] == state["initial"]:
+        formats = formats[-2:]  # there is no rate yet
+    columns = state["ncols"] or math.inf
+    for each in formats:
+        plain = {**state, "bar_format": each.replace("{bar}", ""), "ncols": None}
+        if len(tqdm.format_meter(**plain)) + LEAST_BAR * ("{bar}" in each) <= columns:
+            return each
+    return formats[-1]
+
+
+def _told(figure: tuple[str, Any]) -> str:
+    name, value = figure
+    return f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}"

@@ -1,0 +1,204 @@
+"""Checkpoints of a run: when they are saved, how they reach the disk, and which are kept."""
+
+import functools
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any, TypedDict
+
+import lightning as L
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor, strided
+
+from gptlit import plain_data
+from gptlit.checkpoints.checkpoint import write
+from gptlit.checkpoints.torch_files import check_sizes
+from gptlit.download import replacing
+from gptlit.messages import UsageError
+from gptlit.training.loop_state import ends_epoch, has_stepped, is_over, validation_follows
+
+
+class _BestState(TypedDict):
+    best_model_score: Tensor | float | None
+    best_model_path: str
+    current_score: Tensor | float | None
+    dirpath: str
+    best_k_models: dict[str, Tensor | float]
+    kth_best_model_path: str
+    kth_value: Tensor | float | None
+    last_model_path: str
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Saves best.ckpt after a validation in which `monitor` was lower than ever."""
+
+    def __init__(self, folder: Path, monitor: str) -> None:
+        super().__init__(
+            folder,
+            filename="best",
+            monitor=monitor,
+            enable_version_counter=False,
+            save_on_train_epoch_end=False,
+        )
+
+    @functools.cached_property  # every hook of every step asks for it
+    def state_key(self) -> str:
+        return self._generate_state_key(monitor=self.monitor)
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take the state that earlier versions saved under Lightning's key of a ModelCheckpoint.
+
+        A ModelCheckpoint of the user's has that key now, and must not take it for its own: it
+        would remove best.ckpt when it finds a better one.
+        """
+        states = checkpoint["callbacks"]
+        if self.state_key not in states:
+            key = super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__)
+            if key in states:
+                states[self.state_key] = states.pop(key)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the lowest figure so far, also where the run's folder has been moved."""
+        plain_data.check(_BestState, state_dict, "callbacks.BestCheckpoint")
+        scores = [state_dict["best_model_score"], state_dict["kth_value"]]
+        for score in (*scores, state_dict["current_score"], *state_dict["best_k_models"].values()):
+            if isinstance(score, Tensor) and (score.shape or score.layout != strided):
+                raise UsageError("callbacks.BestCheckpoint: a score is not a number")
+        best = Path(self.dirpath or "") / "best.ckpt"
+        if best.exists():
+            score = state_dict["best_model_score"]
+            paths = {} if score is None else {str(best): score}
+            path = "" if score is None else str(best)
+            state_dict = {**state_dict, "dirpath": self.dirpath, "best_k_models": paths}
+            state_dict |= {"best_model_path": path, "kth_best_model_path": path}
+        super().load_state_dict(state_dict)
+        self.current_score = state_dict["current_score"]  # which Lightning's leaves out
+
+
+class RunCheckpoint(Checkpoint):
+    """Saves last.ckpt and step_N.ckpt where a run can go on from them as if it had not stopped.
+
+    | after                                       | last.ckpt | step_N.ckpt, if N is due    |
+    | ------------------------------------------- | --------- | --------------------------- |
+    | a validation                                | saved     | saved                       |
+    | a step that no validation follows           |           | saved                       |
+    | the run's last step, or the one to stop at  | saved     | saved                       |
+    | a validation that was left early            | saved     | saved when it is made again |
+
+    A step that a validation follows is saved after it, so that what a checkpoint's run has
+    logged is always all that its steps have to show. A run that ended without a validation has
+    no best.ckpt yet; it gets one, so that `best` always means something.
+
+    Args:
+        folder: Where to.
+        snapshot_every: Save step_N.ckpt every so many steps; 0 for none.
+        keep_snapshots: Of them the newest so many are kept; 0 for all.
+    """
+
+    def __init__(self, folder: Path, snapshot_every: int = 0, keep_snapshots: int = 0) -> None:
+        self.last = folder / "last.ckpt"
+        self.snapshot_every = snapshot_every
+        self.keep_snapshots = keep_snapshots
+        self._saved_step = -1
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
+        # at the end of training Lightning counts the epoch as finished, and a longer run would
+        # skip the rest of it
+        if has_stepped(trainer) and not validation_follows(trainer):
+            ends = trainer.should_stop or trainer.received_sigterm or is_over(trainer)
+            self._save(trainer, last=ends)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._save(trainer, last=True)
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        if not isinstance(exception, SIGTERMException) or trainer.fast_dev_run:
+            return
+        # an epoch that has ended is no point to go on from
+        between = has_stepped(trainer) and (trainer.validating or not ends_epoch(trainer))
+        if between and self._saved_step != trainer.global_step:
+            if trainer.validating:
+                _mark_validation_as_begun(trainer)
+            self._save(trainer, last=True, snapshot=False)
+        self._give_best(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.fast_dev_run or not trainer.global_step:
+            return
+        if self._saved_step != trainer.global_step:
+            self._save(trainer, last=True)
+        self._give_best(trainer)
+
+    def _save(self, trainer: L.Trainer, last: bool, snapshot: bool = True) -> None:
+        step = trainer.global_step
+        if trainer.fast_dev_run:
+            return
+        if snapshot and self.snapshot_every and step % self.snapshot_every == 0:
+            trainer.save_checkpoint(self.last.with_name(f"step_{step}.ckpt"))
+            if trainer.is_global_zero and self.keep_snapshots:
+                self._prune(step)
+        if last:
+            trainer.save_checkpoint(self.last)
+            self._saved_step = step
+
+    def _prune(self, newest: int) -> None:
+        """Remove all but the newest snapshots; those of a course that was left stay."""
+        steps = [step for path in self.last.parent.glob("step_*.ckpt") if (step := _step(path))]
+        for step in sorted(step for step in steps if step <= newest)[: -self.keep_snapshots]:
+            self.last.with_name(f"step_{step}.ckpt").unlink()
+
+    def _give_best(self, trainer: L.Trainer) -> None:
+        best = self.last.with_name("best.ckpt")
+        trainer.strategy.checkpoint_io.teardown()  # waits for what AsyncCheckpointIO still writes
+        if trainer.is_global_zero and self.last.exists() and not best.exists():
+            with self.last.open("rb") as file, replacing(best) as copy:
+                shutil.copyfileobj(file, copy)
+
+
+def _step(path: Path) -> int:
+    number = path.stem.removeprefix("step_")
+    return int(number) if number.isdigit() else 0
+
+
+def _mark_validation_as_begun(trainer: L.Trainer) -> None:
+    """Let a checkpoint say that its step's validation is to be made, from its beginning.
+
+    Lightning goes on with a validation whose first batch was begun and not finished; from a
+    checkpoint of any later batch it would take the validation for made.
+    """
+    progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+    progress.reset()
+    progress.total.ready = progress.total.started = 1
+
+
+class DurableCheckpointIO(TorchCheckpointIO):
+    """Saves beside the file, brings it to the disk and renames it; never swallows an error.
+
+    Lightning's own goes by way of $TMPDIR, which can be another file system, without fsync,
+    and takes a PermissionError for success.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        write(checkpoint, Path(path))
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """All of a checkpoint; whatever is asked for, nothing in it is run.
+
+        Raises:
+            UsageError: it announces sizes beyond its own.
+        """
+        with zipfile.ZipFile(path) as archive:
+            check_sizes(archive)
+        return super().load_checkpoint(path, map_location, weights_only=True)

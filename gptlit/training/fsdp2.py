@@ -1,0 +1,88 @@
+"""Weights, gradients and optimizer state in shards, one for each process: FSDP2."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import (
+    FSDPStrategy,
+    ModelParallelStrategy,
+    Strategy,
+    StrategyRegistry,
+)
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+
+from gptlit.messages import UsageError, opt
+from gptlit.model.gpt import GPT
+
+
+class FSDP2(ModelParallelStrategy):
+    """Lightning's ModelParallelStrategy over data alone, with whole checkpoints in one file.
+
+    Known as `--trainer.strategy fsdp2`. Lightning's own divides a node's processes by tensors,
+    which `LitGPT` doesn't, and saves a folder of shards.
+
+    Args:
+        **options: `process_group_backend` and `timeout` of ModelParallelStrategy.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False, **options)
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    def load_optimizer_state_dict(self, checkpoint: Any) -> None:
+        # `load_checkpoint` has restored the moments; the module's hook has meanwhile put its own
+        # options into the checkpoint's groups
+        for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            for group, options in zip(optimizer.param_groups, saved["param_groups"], strict=True):
+                group |= {name: options[name] for name in options if name != "params"}
+
+
+StrategyRegistry.register("fsdp2", FSDP2, description=FSDP2.__doc__)
+
+
+def check(strategy: Strategy) -> None:
+    """Refuse strategies that would train silently wrong, or wait for ever.
+
+    Raises:
+        UsageError: names what to give instead.
+    """
+    own = isinstance(strategy, FSDP2)
+    if isinstance(strategy, ModelParallelStrategy | FSDPStrategy) and not own:
+        raise UsageError(
+            f"weights are sharded by {opt('trainer.strategy')} fsdp2",
+            "trainer.strategy",
+            type(strategy).__name__,
+        )
+
+
+def shard(net: GPT, mesh: DeviceMesh) -> None:
+    """Divide a net's parameters among the processes of a mesh, in place, block by block.
+
+    All processes must hold the same weights. A tied head is the root's, as the embedding is.
+    """
+    for block in net.h:
+        fully_shard(block, mesh=mesh)
+    fully_shard(net, mesh=mesh)
+
+
+def whole(net: GPT) -> GPT | None:
+    """The net itself, or a copy with all weights of one in shards; None on ranks other than 0.
+
+    Every rank has to call it.
+    """
+    first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+    if not isinstance(net, FSDPModule):
+        return net if first else None
+    weights = get_model_state_dict(
+        net, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
+    if not first:
+        return None
+    copy = GPT(net.config)
+    copy.load_state_dict(weights)
+    return copy.to(next(net.parameters()).device)

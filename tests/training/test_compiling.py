@@ -1,0 +1,176 @@
+"""Where torch.compile pays, and what a run does about it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gptlit.checkpoints import checkpoint
+from gptlit.training import compiling
+from gptlit.training.compiling import choose, or_eager
+from tests.conftest import TINY, Result, assert_same_run
+
+Call = Callable[..., Result]
+G = 1e9
+
+
+@pytest.mark.parametrize(
+    ("device", "n_steps", "flops", "compiler", "before", "compiles"),
+    [
+        # 4,000 s of eager steps: 260,000 GFLOP at 65 GFLOP/s, of which 3% are twice a minute
+        ("cpu", 260_000, 1 * G, True, None, True),
+        ("cpu", 259_999, 1 * G, True, None, False),
+        ("cpu", 2_600, 100 * G, True, None, True),
+        ("cpu", 3_400, 3.7 * G, True, None, False),  # small.yaml
+        ("cpu", 10**9, 1 * G, False, None, False),
+        ("cpu", None, 1000 * G, True, None, False),
+        ("cuda", 5_000, 1 * G, False, None, True),
+        ("cuda", 4_999, 1000 * G, False, None, False),
+        ("cuda", None, 1000 * G, False, None, False),
+        ("mps", 10**9, 1000 * G, True, None, False),
+        # who goes on does as before, if it can be done here
+        ("cpu", 10**9, 100 * G, True, False, False),
+        ("cpu", 1, 1 * G, True, True, True),
+        ("cpu", 1, 1 * G, False, True, False),
+        ("mps", 1, 1 * G, True, True, False),
+        ("cuda", None, 1 * G, False, True, True),
+    ],
+)
+def test_where_it_pays(
+    device: str,
+    n_steps: int | None,
+    flops: float,
+    compiler: bool,
+    before: bool | None,
+    compiles: bool,
+) -> None:
+    choice = choose(device, n_steps, flops, compiler=compiler, before=before)
+    assert choice.compiles is compiles
+    assert choice.reason
+
+
+def test_what_is_told() -> None:
+    reason = choose("cpu", 3_400, 3.7 * G, compiler=True).reason
+    assert reason == "pays from about 70,270 steps on, and 3,400 are planned"
+    assert choose("cpu", 1, G, compiler=False).reason == "no C++ compiler"
+    assert choose("mps", 1, G, compiler=False).reason == "not on mps"
+
+
+def test_a_compiler_is_looked_for_as_pytorch_does(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert not compiling.has_compiler()
+    (tmp_path / compiling._compiler()).touch(mode=0o755)
+    assert compiling.has_compiler()
+    monkeypatch.setenv("CXX", "my-compiler")
+    assert not compiling.has_compiler()
+
+
+def test_a_failure_at_the_first_call_leads_to_eager(capsys: pytest.CaptureFixture[str]) -> None:
+    calls: list[str] = []
+
+    def broken(idx: torch.Tensor) -> torch.Tensor:
+        calls.append("compiled")
+        raise RuntimeError("no such tool\nand a long dump")
+
+    forward = or_eager(broken, lambda idx: idx + 1, lambda: calls.append("failed"))
+    for _ in range(2):
+        assert forward(torch.tensor(1)) == 2
+    assert calls == ["compiled", "failed"]
+    told = capsys.readouterr().err
+    assert "torch.compile failed (RuntimeError: no such tool); not compiled" in told
+    assert "dump" not in told
+
+
+def test_a_failure_of_a_later_call_is_raised() -> None:
+    def once(idx: torch.Tensor) -> torch.Tensor:
+        if idx > 1:
+            raise RuntimeError("out of memory")
+        return idx
+
+    forward = or_eager(once, lambda idx: idx + 1, lambda: None)
+    assert forward(torch.tensor(1)) == 1
+    with pytest.raises(RuntimeError, match="out of memory"):
+        forward(torch.tensor(2))
+
+
+def options(text: Path, steps: int, *more: str) -> list[str]:
+    run = [f"--data.path={text}", f"--trainer.max_steps={steps}", "--trainer.val_check_interval=3"]
+    return ["fit", *TINY, *run, "--model.compile=auto", *more]
+
+
+def test_a_run_decides_once(gptlit: Call, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that goes on longer, so that it would pay now, isn't compiled half way."""
+    used: list[Any] = []
+    monkeypatch.setattr(compiling, "has_compiler", lambda: True)
+    monkeypatch.setattr(torch, "compile", lambda run, **_: used.append(run) or run)
+    pays_from_four = {"CPU_FLOPS": 1.0, "CPU_GAIN": 1.0}
+    done = gptlit(*options(text_file, 3))
+    assert done.code == 0, done.err
+    assert "compile    no (pays from about" in done.out
+    assert checkpoint.read(checkpoint.resolve("last"))[checkpoint.KEY]["compiled"] is False
+    for name, value in pays_from_four.items():
+        monkeypatch.setattr(compiling, name, value)
+    went_on = gptlit("fit", "--ckpt_path=last", "--trainer.max_steps=6")
+    assert went_on.code == 0, went_on.err
+    assert "compile    no (as the run did before)" in went_on.out
+    anew = gptlit(*options(text_file, 6))
+    assert "compile    yes (pays from about 0 steps on, and 6 are planned)" in anew.out
+    assert checkpoint.read(checkpoint.resolve("last"))[checkpoint.KEY]["compiled"] is True
+
+
+def test_only_training_steps_are_compiled(
+    gptlit: Call, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their batches have one shape; those of validations and samples have many."""
+    shapes: list[tuple[int, ...]] = []
+
+    def compile_(run: Callable[[torch.Tensor], torch.Tensor], **_: Any) -> Any:
+        def recorded(idx: torch.Tensor) -> torch.Tensor:
+            shapes.append(tuple(idx.shape))
+            return run(idx)
+
+        return recorded
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    for asked in ("true", "false"):
+        done = gptlit(*options(text_file, 6, f"--model.compile={asked}"))
+        assert done.code == 0, done.err
+    assert shapes == [(4, 8)] * 6
+    runs = Path("lightning_logs")
+    assert_same_run(runs / "version_0", runs / "version_1", but="compiled?")
+
+
+def test_a_failure_is_told_and_the_run_goes_on(
+    gptlit: Call, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compile_(run: Any, **_: Any) -> Any:
+        def fails(idx: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("no tool")
+
+        return fails
+
+    monkeypatch.setattr(compiling, "has_compiler", lambda: True)
+    monkeypatch.setattr(compiling, "CPU_FLOPS", 1.0)
+    monkeypatch.setattr(torch, "compile", compile_)
+    done = gptlit(*options(text_file, 3))
+    assert done.code == 0, done.err
+    assert "warning: torch.compile failed" in done.err
+    assert checkpoint.read(checkpoint.resolve("last"))[checkpoint.KEY]["compiled"] is False
+
+
+def test_without_a_compiler_what_is_asked_for_is_refused(
+    gptlit: Call, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiling, "has_compiler", lambda: False)
+    done = gptlit(*options(text_file, 3, "--model.compile=true"))
+    assert done.code == 2
+    assert "--model.compile true: needs the C++ compiler" in done.err
+    assert not Path("lightning_logs").exists()
+    assert gptlit(*options(text_file, 3)).code == 0
+    # what compiles nothing needs none
+    assert gptlit("validate", "--ckpt_path=last", "--model.compile=true").code == 0
