@@ -23,6 +23,8 @@ ELSEWHERE = {
     **dict.fromkeys(("length", "max_tokens", "max_length"), "max_new_tokens"),
     **dict.fromkeys(("model", "checkpoint", "ckpt"), "ckpt_path"),
 }
+# groups of the options of fit
+GROUPS = {"model", "data", "trainer", "samples", "guard", "early_stopping"}
 OF_FIT = ("config", "model", "data", "samples", "guard", "early_stopping")  # options, and groups
 
 

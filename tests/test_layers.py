@@ -114,6 +114,8 @@ def test_plain_torch_below(module: str) -> None:
         ("import gptlit", "torch"),
         ("assert main(['data', 'list']) == 0", "torch"),
         ("assert main(['predict', '--ckpt_path', CKPT, '--num_samples=2']) == 0", "lightning"),
+        ("from gptlit.study import spec, tables", "torch"),
+        ("from gptlit.study import spec, tables", "lightning"),
         ("gptlit.generate(*gptlit.load(CKPT), 'the')", "lightning"),
         ("assert main(['predict', '--ckpt_path', CKPT, '--greedy']) == 0", "tiktoken"),
     ],

@@ -13,12 +13,11 @@ from gptlit.cli import saved_options
 from gptlit.corpora import inputs
 from gptlit.corpora.text_encodings import not_utf8
 from gptlit.messages import UsageError, did_you_mean
-from gptlit.parser import from_environment
+from gptlit.parser import GROUPS, from_environment
 from gptlit.yaml_keys import refuse_duplicates
 
 STUDIES = "studies/"  # among the configs, and none
 DEFAULT_CONFIG = "small.yaml"
-GROUPS = {"model", "data", "trainer", "samples", "guard", "early_stopping"}
 # a comment ahead of YAML: the parser reads a file whose name is the text, if there is one
 NO_PATH = f"#{'-' * 5000}\n"
 MOST_CHARACTERS = 1 << 17  # of a run's options; a run has some 3,000

@@ -23,9 +23,9 @@ from typing import Any, Literal, get_args
 
 import yaml
 
-from gptlit.cli.arguments import GROUPS
 from gptlit.corpora.text_encodings import not_utf8
 from gptlit.messages import UsageError, did_you_mean
+from gptlit.parser import GROUPS
 from gptlit.yaml_keys import refuse_duplicates
 
 Settings = dict[str, Any]
