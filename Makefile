@@ -1,4 +1,4 @@
-# `make train` and `make test` do all the set-up, once; nothing else needs to be installed.
+# `make train` and `make test` set up everything, once; nothing else needs to be installed.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 train: .venv/.installed
 	$(BIN)/gptlit fit --config small.yaml $(ARGS)
 
-# a process for each core; a file's tests stay together, as do the runs that they share
+# one process per core; the tests of a file run in the same process, since they share runs
 test: check
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
@@ -17,7 +17,8 @@ check: .venv/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# against Hugging Face's transformers, which beside Lightning would slow every command
+# compares with Hugging Face's transformers, in an environment of its own: installed next to
+# Lightning, transformers would slow every command
 parity: .venv-parity/.installed
 	.venv-parity/bin/python -m pytest -W default tests/parity $(ARGS)
 

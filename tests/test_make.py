@@ -1,4 +1,4 @@
-"""`make` installs once."""
+"""`make` installs once, and the hooks and the workflow run the same checks."""
 
 import os
 import shutil
@@ -6,12 +6,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parent.parent
 
 
 def planned(folder: Path, goal: str) -> str:
-    # a make above this one would hand its flags down
+    # a make that runs the tests passes its flags in these variables
     environment = {name: value for name, value in os.environ.items() if "MAKE" not in name}
     done = subprocess.run(
         ["make", "--dry-run", goal, "ARGS=--some flag"],
@@ -42,3 +43,18 @@ def test_a_bare_clone_is_set_up_and_the_second_time_nothing_is_installed(
     assert "pip" not in second
     assert "venv .venv" not in second
     assert "--some flag" in second
+
+
+def test_the_commit_hooks_run_what_make_check_runs() -> None:
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    entries = [hook["entry"] for repo in hooks["repos"] for hook in repo["hooks"]]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    recipe = makefile.partition("\ncheck:")[2].partition("\n\n")[0]
+    commands = [line.strip() for line in recipe.splitlines() if line.startswith("\t")]
+    assert [command.replace("$(BIN)", ".venv/bin") for command in commands] == entries
+
+
+def test_continuous_integration_runs_what_the_repository_says() -> None:
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    steps = yaml.safe_load(workflow)["jobs"]["test"]["steps"]
+    assert [step["run"] for step in steps if "run" in step] == [".ci/run"]
