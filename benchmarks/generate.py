@@ -30,7 +30,7 @@ from gptlit.checkpoints.weight_files import write_hugging_face
 from gptlit.generation.generate import Sampling, generate_step
 from gptlit.generation.int8 import pack_int8
 from gptlit.model.gpt import GPT, GPTConfig
-from gptlit.tokenizers.base import CharTokenizer
+from gptlit.tokenizers.characters import CharTokenizer
 
 BLOCK, WITHIN, BEYOND = 256, 240, 500
 SIZES = {"10.7M": (6, 6, 384), "0.8M": (4, 4, 128)}

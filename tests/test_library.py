@@ -18,7 +18,8 @@ from gptlit.generation.generate import Sampling, generate_many, stream_generate
 from gptlit.messages import UsageError
 from gptlit.model.gpt import GPT, GPTConfig
 from gptlit.runs.callbacks import SampleText
-from gptlit.tokenizers.base import CharTokenizer, Tokenizer, TokenizerOptions
+from gptlit.tokenizers.base import Tokenizer, TokenizerOptions
+from gptlit.tokenizers.characters import CharTokenizer
 from tests.conftest import Run
 
 TOKENIZER = CharTokenizer("\n abcdefg")

@@ -23,8 +23,8 @@ from gptlit.download import replacing
 from gptlit.messages import UsageError, is_first_process, note, opt
 from gptlit.model.gpt import GPT, GPTConfig
 from gptlit.plain_data import in_short, printable
-from gptlit.tokenizers import base as tokenizers
 from gptlit.tokenizers.base import Tokenizer
+from gptlit.tokenizers.state import from_state
 
 KEY = "gptlit"
 NET_PREFIX = "net."
@@ -350,7 +350,7 @@ def build(content: dict[str, Any]) -> tuple[GPT, Tokenizer]:
         UsageError: its parts don't fit each other, or its weights aren't finite.
     """
     config, weights = config_of(content), check_weights(content)
-    tokenizer = tokenizers.from_state(content[KEY]["tokenizer"], config.vocab_size)
+    tokenizer = from_state(content[KEY]["tokenizer"], config.vocab_size)
     model = GPT(config)
     model.load_state_dict(weights)
     return model.eval(), tokenizer

@@ -15,8 +15,9 @@ from gptlit.checkpoints.weight_shapes import State, check_tensors, checked
 from gptlit.messages import UsageError, opt
 from gptlit.model.config import Activation, DropoutPlace, GPTConfig
 from gptlit.plain_data import check, in_short
-from gptlit.tokenizers import base as tokenizers
-from gptlit.tokenizers.base import BytePairTokenizer, Tokenizer
+from gptlit.tokenizers.base import Tokenizer
+from gptlit.tokenizers.bytepair import BytePairTokenizer
+from gptlit.tokenizers.state import from_state
 
 
 class Key(NamedTuple):
@@ -197,7 +198,7 @@ def fitting(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
         raise UsageError(f"the model has a vocabulary of {vocab_size}, its tokenizer of {size}")
     state = tokenizer.state()
     unused = {f"<|unused_{id_}|>": id_ for id_ in range(size, vocab_size)}
-    return tokenizers.from_state({**state, "special_tokens": state["special_tokens"] | unused})
+    return from_state({**state, "special_tokens": state["special_tokens"] | unused})
 
 
 # ---------------------------------------------------------------------- options

@@ -24,8 +24,9 @@ from gptlit.corpora import inputs
 from gptlit.download import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, replacing
 from gptlit.messages import UsageError, did_you_mean, note, opt
 from gptlit.model.config import GPTConfig
-from gptlit.tokenizers import base as tokenizers
-from gptlit.tokenizers.base import END_OF_SEQUENCE, END_OF_TEXT, BytePairTokenizer, Tokenizer
+from gptlit.tokenizers.base import END_OF_SEQUENCE, END_OF_TEXT, Tokenizer
+from gptlit.tokenizers.bytepair import BytePairTokenizer
+from gptlit.tokenizers.state import from_state
 
 PUBLISHED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 _HUB = "https://huggingface.co/openai-community/{name}/resolve/main/{filename}"
@@ -209,7 +210,7 @@ def closing_documents(tokenizer: Tokenizer) -> Tokenizer:
             "data.eos",
             True,
         )
-    return tokenizers.from_state({**state, "eos": True})
+    return from_state({**state, "eos": True})
 
 
 # ---------------------------------------------------------------------- a whole checkpoint

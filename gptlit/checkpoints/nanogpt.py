@@ -16,7 +16,9 @@ from gptlit.checkpoints.weight_shapes import State
 from gptlit.corpora.inputs import refuse_endless
 from gptlit.messages import UsageError
 from gptlit.model.config import GPTConfig
-from gptlit.tokenizers.base import BytePairTokenizer, CharTokenizer, Tokenizer
+from gptlit.tokenizers.base import Tokenizer
+from gptlit.tokenizers.bytepair import BytePairTokenizer
+from gptlit.tokenizers.characters import CharTokenizer
 
 LARGEST_META = 16 * 2**20  # bytes; a vocabulary of 100,000 characters has a tenth
 

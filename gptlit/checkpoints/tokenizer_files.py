@@ -14,16 +14,10 @@ from typing import Any, NotRequired, TypedDict
 
 from gptlit.messages import UsageError, note
 from gptlit.plain_data import check, read_json, shown
-from gptlit.tokenizers.base import (
-    END_OF_TEXT,
-    NUMBER,
-    UNKNOWN_WORD,
-    BytePairTokenizer,
-    CharTokenizer,
-    Tokenizer,
-    WordTokenizer,
-    check_byte_pairs,
-)
+from gptlit.tokenizers.base import END_OF_TEXT, NUMBER, UNKNOWN_WORD, Tokenizer
+from gptlit.tokenizers.bytepair import BytePairTokenizer, check_byte_pairs
+from gptlit.tokenizers.characters import CharTokenizer
+from gptlit.tokenizers.words import WordTokenizer
 
 # GPT-2's regular expression as OpenAI wrote it, and as tiktoken does
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"

@@ -30,8 +30,8 @@ from gptlit.download import give_usual_mode
 from gptlit.messages import UsageError
 from gptlit.model.config import GPTConfig
 from gptlit.model.gpt import GPT
-from gptlit.tokenizers import base as tokenizers
 from gptlit.tokenizers.base import Tokenizer
+from gptlit.tokenizers.state import from_state
 
 WEIGHTS = "model.safetensors"
 OWN = "gptlit.json"
@@ -88,7 +88,7 @@ def _read_own(folder: Path) -> tuple[GPTConfig | None, Tokenizer | None]:
     try:
         plain_data.check(_Own, described, "")
         config = plain_data.make(GPTConfig, described["config"], "config.")
-        return config, tokenizers.from_state(described["tokenizer"], config.vocab_size)
+        return config, from_state(described["tokenizer"], config.vocab_size)
     except UsageError as error:
         raise UsageError(f"{OWN}: {error}") from error
 

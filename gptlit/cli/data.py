@@ -123,7 +123,7 @@ def suggested_block_sizes(file: TokenFile) -> list[int]:
 
 def pieces(tokenizer: Tokenizer, ids: np.ndarray) -> list[str]:
     """What each id spells."""
-    spell = tokenizer.speller()
+    spell = tokenizer.incremental_decoder()
     return [spell(id_) for id_ in ids.tolist()]
 
 

@@ -38,7 +38,7 @@ from gptlit.runs.callbacks import Report, SampleText, Throughput
 from gptlit.runs.progress_bar import RunBar
 from gptlit.runs.stopping import Patience, Stopping
 from gptlit.streams import only_shown
-from gptlit.tokenizers import base as tokenizers
+from gptlit.tokenizers.state import from_state
 from gptlit.training import logged_metrics, processes, resuming
 from gptlit.training.divergence import Guard
 from gptlit.training.module import NOT_IN_WEIGHTS, LitGPT
@@ -346,7 +346,7 @@ class GptlitCLI(LightningCLI):
         if self.start is not None:
             described = self.start.described
             size = described["config"]["vocab_size"]
-            self.datamodule.use_tokenizer(tokenizers.from_state(described["tokenizer"], size))
+            self.datamodule.use_tokenizer(from_state(described["tokenizer"], size))
             self.model.check_fits(self.start.described)
         if self.origin is not None:
             self.datamodule.use_tokenizer(self.origin.tokenizer)

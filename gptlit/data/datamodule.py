@@ -19,8 +19,8 @@ from gptlit.data.splits import SPLITS, SplitBy, Splitting
 from gptlit.data.token_file import TokenFile
 from gptlit.data.window_order import SideBySide, WindowOrder, Windows
 from gptlit.messages import UsageError, note, opt
-from gptlit.tokenizers import base as tokenizers
 from gptlit.tokenizers.base import Tokenizer, TokenizerOptions, parse_options
+from gptlit.tokenizers.state import from_state
 
 EVAL_TOKENS_AT_ONCE = 8192
 SLICE_TOKENS = 65_536
@@ -145,7 +145,7 @@ class TextDataModule(L.LightningDataModule):
         described = checkpoint.read(checkpoint_path)[checkpoint.KEY]
         if not {"tokenizer", "eos"} & options.keys():
             size = described["config"]["vocab_size"]
-            made.use_tokenizer(tokenizers.from_state(described["tokenizer"], size))
+            made.use_tokenizer(from_state(described["tokenizer"], size))
         trained = {"": described["text"]["sha256"]}
         trained |= {name: sha256 for name, (_, sha256) in described["text"]["own_texts"].items()}
         given = {"": {"corpus", "path"}, "val": {"val_path"}, "test": {"test_path"}}

@@ -25,7 +25,8 @@ import numpy as np
 
 from gptlit.data.clean_text import Spool
 from gptlit.messages import progress
-from gptlit.tokenizers.base import Tokenizer, WordTokenizer, count_words
+from gptlit.tokenizers.base import Tokenizer
+from gptlit.tokenizers.words import WordTokenizer, count_words
 
 TASK_BYTES = 1 << 18  # arrays of such a task stay in the processor's cache
 COUNT_BYTES = 1 << 21  # each task's count of words has to be added to the others'
@@ -179,9 +180,10 @@ class Encoder:
         return isinstance(self.tokenizer, WordTokenizer)
 
     def __call__(self, task: Task) -> Encoded:
-        eos_id, parts, ends, n = self.tokenizer.eos_id, [], [], 0
+        tokenizer = self.tokenizer
+        eos_id, parts, ends, n = tokenizer.eos_id, [], [], 0
         for text, stretch in task.texts():
-            encode = self.tokenizer.encode_on if stretch.goes_on else self.tokenizer.encode
+            encode = tokenizer.encode_continuation if stretch.goes_on else tokenizer.encode
             ids = encode(text).astype(self.dtype)
             if stretch.ends_document and eos_id is not None:
                 ids = np.append(ids, np.array(eos_id, dtype=self.dtype))
@@ -190,7 +192,7 @@ class Encoder:
             if stretch.ends_document:
                 ends.append(n)
         whole = np.concatenate(parts)
-        strange = -1 if self.tokenizer.unknown_id is None else self.tokenizer.unknown_id
+        strange = -1 if tokenizer.unknown_id is None else tokenizer.unknown_id
         n_unknown = int((whole == strange).sum())
         return Encoded(task.part, task.n_bytes, whole, ends, n_unknown, zlib.crc32(whole.data))
 

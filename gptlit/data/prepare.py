@@ -28,15 +28,11 @@ from gptlit.data.splits import SPLITS, Splitting
 from gptlit.data.token_file import TokenFile
 from gptlit.download import sha256_of
 from gptlit.messages import UsageError, note, progress
-from gptlit.tokenizers import base as tokenizers
-from gptlit.tokenizers.base import (
-    BytePairTokenizer,
-    CharTokenizer,
-    Tokenizer,
-    TokenizerOptions,
-    UnknownPieces,
-    WordTokenizer,
-)
+from gptlit.tokenizers.base import LARGEST_VOCABULARY, Tokenizer, TokenizerOptions, UnknownPieces
+from gptlit.tokenizers.bytepair import BytePairTokenizer
+from gptlit.tokenizers.characters import CharTokenizer
+from gptlit.tokenizers.state import from_state
+from gptlit.tokenizers.words import WordTokenizer
 
 FORMAT = 5
 NAME_CHARS = 40  # of a text's name in a token file's, which has at most 255 bytes
@@ -290,9 +286,9 @@ class _Preparation:
             return self._given
         kept = self._folder / "tokenizer"
         with contextlib.suppress(FileNotFoundError, ValueError):
-            return tokenizers.from_state(json.loads(kept.read_text(encoding="utf-8")))
+            return from_state(json.loads(kept.read_text(encoding="utf-8")))
         made = self._made(self._given)
-        if made.vocab_size > tokenizers.LARGEST_VOCABULARY:
+        if made.vocab_size > LARGEST_VOCABULARY:
             raise UsageError(
                 f"its vocabulary of {made.vocab_size:,} is more than ids of 32 bits can tell "
                 "apart; a BPE takes any text",

@@ -10,8 +10,8 @@ import numpy as np
 
 from gptlit.download import sha256_of
 from gptlit.messages import UsageError
-from gptlit.tokenizers import base as tokenizers
 from gptlit.tokenizers.base import Tokenizer
+from gptlit.tokenizers.state import from_state
 
 DATA_DIR = "data"  # where any run keeps texts and tokens, under the current folder
 
@@ -150,7 +150,7 @@ def read(data_path: Path, facts_path: Path, check: bool = True) -> TokenFile | N
         raw[n_bytes + padding(n_bytes) :].view(np.int64),
         facts["spans"],
         facts["text_starts"],
-        tokenizers.from_state(facts["tokenizer"]),
+        from_state(facts["tokenizer"]),
         facts["provenance"],
     )
 

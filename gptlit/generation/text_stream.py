@@ -76,7 +76,7 @@ class Draft:
     """A text on its way, from its prompt to what ends it."""
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stop: Sequence[str]) -> None:
-        self._spell = tokenizer.speller()
+        self._spell = tokenizer.incremental_decoder()
         self._eos_id = tokenizer.eos_id
         self._stopper = Stopper(stop)
         self.prompt = "".join(self._spell(id_) for id_ in prompt)

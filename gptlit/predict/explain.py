@@ -105,7 +105,7 @@ def explain(model: GPT, tokenizer: Tokenizer, text: str, unknown: Unknown = "err
     is_start = start == tokenizer.eos_id or tokenizer.piece(start) == b"\n"
     scored = [] if is_start else [Scored(spelled(tokenizer, ids[0]), ids[0])]
     scored += _scored(model, tokenizer, [start, *ids] if is_start else ids)
-    spell = tokenizer.speller()
+    spell = tokenizer.incremental_decoder()
     pieces = [spell(id_) for id_ in ids]
     read = "".join(pieces)
     n_bytes = len(read.encode()) - (0 if is_start else len(tokenizer.piece(ids[0])))

@@ -1,5 +1,5 @@
 """Text to token ids and back: characters, words, byte-level BPE, published encodings.
 
-A tokenizer's state is plain data. No files are read here but those of published encodings;
-turning a whole text into a token file is in `gptlit.data`.
+A tokenizer's state is plain data. Only published encodings read files; `gptlit.data` makes token
+files of whole texts.
 """

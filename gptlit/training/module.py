@@ -28,8 +28,8 @@ from gptlit.model import cost
 from gptlit.model.gpt import GPT, GPTConfig
 from gptlit.optim import optimizers
 from gptlit.optim.ema import Average
-from gptlit.tokenizers import base as tokenizers
 from gptlit.tokenizers.base import Tokenizer
+from gptlit.tokenizers.state import from_state
 from gptlit.training import compiling, fsdp2, logged_metrics, losses, resuming, saved_state
 from gptlit.training.compiling import Choice
 from gptlit.training.loop_state import ends_epoch, validation_follows
@@ -549,7 +549,7 @@ class LitGPT(L.LightningModule):
         self.check_fits(described)
         if self.tokenizer is None:
             size = described["config"]["vocab_size"]
-            self._build(tokenizers.from_state(described["tokenizer"], size))
+            self._build(from_state(described["tokenizer"], size))
             return
         if self.tokenizer.state() != described["tokenizer"]:
             raise UsageError(

@@ -19,13 +19,11 @@ from gptlit.checkpoints.nanogpt import read_nanogpt
 from gptlit.checkpoints.tokenizer_files import write
 from gptlit.checkpoints.weight_files import read_folder, write_hugging_face, write_safetensors
 from gptlit.messages import UsageError
-from gptlit.tokenizers.base import (
-    BytePairTokenizer,
-    CharTokenizer,
-    TokenizerOptions,
-    WordTokenizer,
-    from_state,
-)
+from gptlit.tokenizers.base import TokenizerOptions
+from gptlit.tokenizers.bytepair import BytePairTokenizer
+from gptlit.tokenizers.characters import CharTokenizer
+from gptlit.tokenizers.state import from_state
+from gptlit.tokenizers.words import WordTokenizer
 from tests.checkpoints.test_gpt2_names import CHARACTERS, made
 from tests.checkpoints.test_nanogpt import TINY as NANO
 from tests.checkpoints.test_nanogpt import as_nanogpt
@@ -187,7 +185,7 @@ def pair_state(**changes: Any) -> dict[str, Any]:
         ({"kind": "char", "characters": "aab"}, "characters aren't sorted and distinct"),
         ({"kind": "char", "characters": "ba"}, "characters aren't sorted and distinct"),
         ({"kind": "char", "characters": "ab", "special_tokens": ["x", "x"]}, "hold 'x' twice"),
-        ({"kind": "char", "characters": "ab", "eos": True}, "eos is true, and its special"),
+        ({"kind": "char", "characters": "ab", "eos": True}, "eos is true, but its special"),
         ({"kind": "char", "characters": "a\ud800"}, "characters .*must be text"),
         ({"kind": "word", "words": ["a", "a"], "reversible": False}, "words hold 'a' twice"),
         ({"kind": "word", "words": ["a", 5], "reversible": False}, r"words\[1\] 5: must be text"),
@@ -223,7 +221,7 @@ def test_no_pattern_loses_text_or_ends_the_process(pattern: str) -> None:
 
 def test_a_pattern_that_gives_up_on_a_text() -> None:
     tokenizer = from_state(pair_state(pattern=r"(x+x+)+y(?!z)\1|."))
-    with pytest.raises(UsageError, match="pattern .* can't cut this text"):
+    with pytest.raises(UsageError, match="pattern .* can't split this text"):
         tokenizer.encode("x" * 60)
 
 

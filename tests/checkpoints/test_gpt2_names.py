@@ -28,7 +28,8 @@ from gptlit.checkpoints.weight_files import (
 from gptlit.checkpoints.weight_shapes import shapes
 from gptlit.messages import UsageError
 from gptlit.model.gpt import GPT, GPTConfig
-from gptlit.tokenizers.base import BytePairTokenizer, CharTokenizer
+from gptlit.tokenizers.bytepair import BytePairTokenizer
+from gptlit.tokenizers.characters import CharTokenizer
 
 CHARACTERS = CharTokenizer("\n abcdeé")
 TINY = GPTConfig(vocab_size=8, n_layer=2, n_head=2, n_embd=8, block_size=6)

@@ -17,7 +17,9 @@ from gptlit.checkpoints.weight_files import write_hugging_face, write_safetensor
 from gptlit.cli.convert import export, import_
 from gptlit.messages import UsageError
 from gptlit.model.gpt import GPT, GPTConfig
-from gptlit.tokenizers.base import BytePairTokenizer, CharTokenizer, Tokenizer
+from gptlit.tokenizers.base import Tokenizer
+from gptlit.tokenizers.bytepair import BytePairTokenizer
+from gptlit.tokenizers.characters import CharTokenizer
 from tests.checkpoints.test_gpt2_names import made
 from tests.conftest import TINY, Result, Run, made_up_text
 

@@ -13,7 +13,7 @@ from gptlit.checkpoints import checkpoint
 from gptlit.cli.convert import import_
 from gptlit.messages import UsageError
 from gptlit.model.gpt import GPT, GPTConfig
-from gptlit.tokenizers.base import BytePairTokenizer
+from gptlit.tokenizers.bytepair import BytePairTokenizer
 from tests.checkpoints.test_gpt2_names import made
 from tests.conftest import Result
 

@@ -8,7 +8,10 @@ import pytest
 
 from gptlit.checkpoints.tokenizer_files import GPT2_PATTERN, merges, read, write
 from gptlit.messages import UsageError
-from gptlit.tokenizers.base import BytePairTokenizer, CharTokenizer, TokenizerOptions, WordTokenizer
+from gptlit.tokenizers.base import TokenizerOptions
+from gptlit.tokenizers.bytepair import BytePairTokenizer
+from gptlit.tokenizers.characters import CharTokenizer
+from gptlit.tokenizers.words import WordTokenizer
 
 TEXT = "It is the east, and Juliet is the sun. 1595!\n\tcosì è più naïve 🙂 \n" * 3
 

@@ -428,7 +428,7 @@ REFUSED: list[tuple[str, list[str]]] = [
     ("predict --ckpt_path layers.ckpt", ["the checkpoint's model can't be built"]),
     ("predict --ckpt_path heads.ckpt", ["--model.n_head 3"]),
     ("predict --ckpt_path runes.ckpt", ["'runes'", "char, word, tiktoken, bpe"]),
-    ("predict --ckpt_path half.ckpt", ["tokenizer's state is torn"]),
+    ("predict --ckpt_path half.ckpt", ["state of a tokenizer is corrupt"]),
     ("fit --ckpt_path options.ckpt", ["options.ckpt: holds no options of its run"]),
     ("validate --ckpt_path options.ckpt", ["options.ckpt: holds no options of its run"]),
 ]  # fmt: skip

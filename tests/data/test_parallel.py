@@ -10,15 +10,10 @@ from tiktoken_ext.openai_public import r50k_pat_str
 from gptlit.corpora import catalog
 from gptlit.data import clean_text, parallel
 from gptlit.data.parallel import Encoder, WordCounter, in_order, last_cut, tasks
-from gptlit.tokenizers.base import (
-    BytePairTokenizer,
-    CharTokenizer,
-    Tokenizer,
-    UnknownPieces,
-    WordTokenizer,
-    count_words,
-    parse_options,
-)
+from gptlit.tokenizers.base import Tokenizer, UnknownPieces, parse_options
+from gptlit.tokenizers.bytepair import BytePairTokenizer
+from gptlit.tokenizers.characters import CharTokenizer
+from gptlit.tokenizers.words import WordTokenizer, count_words
 from tests.conftest import made_up_text
 
 CORPUS = "to be or not to be that is the question\n\n  whether 'tis nobler.\nin the 1600 mind\n" * 9
@@ -49,10 +44,10 @@ def test_no_tokenizer_joins_what_is_cut(kind: str, before: str, after: str, betw
     first, second = raw[:place].decode(), raw[place:].decode()
     assert first
     assert second
-    ids = [*tokenizer.encode(first), *tokenizer.encode_on(second)]
+    ids = [*tokenizer.encode(first), *tokenizer.encode_continuation(second)]
     assert ids == tokenizer.encode(text).tolist()
     if kind == "word:reversible":
-        again = count_words(first, True) + count_words(second, True, goes_on=True)
+        again = count_words(first, True) + count_words(second, True, is_continuation=True)
         assert again == count_words(text, True)
 
 

@@ -19,7 +19,9 @@ from gptlit.data import encode_log, parallel, prepare
 from gptlit.data.splits import Splitting
 from gptlit.data.token_file import TokenFile
 from gptlit.messages import UsageError
-from gptlit.tokenizers.base import BytePairTokenizer, CharTokenizer, TokenizerOptions, parse_options
+from gptlit.tokenizers.base import TokenizerOptions, parse_options
+from gptlit.tokenizers.bytepair import BytePairTokenizer
+from gptlit.tokenizers.characters import CharTokenizer
 from gptlit.training.metrics import text_figures
 from tests.conftest import made_up_text
 

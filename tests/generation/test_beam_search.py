@@ -13,7 +13,10 @@ from gptlit.generation.beam_search import Beams, Found, search, write
 from gptlit.generation.generate import generate, generate_many
 from gptlit.messages import UsageError
 from gptlit.model.gpt import GPT, GPTConfig
-from gptlit.tokenizers.base import BytePairTokenizer, CharTokenizer, TokenizerOptions, WordTokenizer
+from gptlit.tokenizers.base import TokenizerOptions
+from gptlit.tokenizers.bytepair import BytePairTokenizer
+from gptlit.tokenizers.characters import CharTokenizer
+from gptlit.tokenizers.words import WordTokenizer
 
 KINDS: dict[str, dict[str, Any]] = {
     "gpt2": {},

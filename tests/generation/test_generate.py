@@ -18,7 +18,8 @@ from gptlit.generation.generate import (
 from gptlit.generation.text_stream import Stopper
 from gptlit.messages import UsageError
 from gptlit.model.gpt import GPT, GPTConfig
-from gptlit.tokenizers.base import CharTokenizer, WordTokenizer
+from gptlit.tokenizers.characters import CharTokenizer
+from gptlit.tokenizers.words import WordTokenizer
 
 TOKENIZER = CharTokenizer("\n abcdefg")
 

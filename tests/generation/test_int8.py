@@ -7,7 +7,7 @@ from torch import nn
 
 from gptlit.generation.generate import generate, generate_samples
 from gptlit.generation.int8 import Int8Linear, pack_int8
-from gptlit.tokenizers.base import CharTokenizer
+from gptlit.tokenizers.characters import CharTokenizer
 from tests.model.test_gpt import gpt
 
 

@@ -13,15 +13,11 @@ from hypothesis import strategies as st
 from gptlit.checkpoints.tokenizer_files import GPT2_PATTERN, write
 from gptlit.generation.generate import generate
 from gptlit.model.gpt import GPT, GPTConfig
-from gptlit.tokenizers.base import (
-    BytePairTokenizer,
-    CharTokenizer,
-    Tokenizer,
-    TokenizerOptions,
-    WordTokenizer,
-    count_words,
-    from_state,
-)
+from gptlit.tokenizers.base import Tokenizer, TokenizerOptions
+from gptlit.tokenizers.bytepair import BytePairTokenizer
+from gptlit.tokenizers.characters import CharTokenizer
+from gptlit.tokenizers.state import from_state
+from gptlit.tokenizers.words import WordTokenizer, count_words
 from tests.conftest import TINY, made_up_text
 
 MARKERS = ["<UNK>", "<EOS>", "<PAD>", "<BOS>", "<NUM>", "<|endoftext|>"]

@@ -15,14 +15,10 @@ from gptlit.checkpoints.tokenizer_files import GPT2_PATTERN, TIKTOKEN_GPT2_PATTE
 from gptlit.checkpoints.weight_files import read_folder, write_hugging_face
 from gptlit.generation.beam_search import search
 from gptlit.model.gpt import GPT, GPTConfig
-from gptlit.tokenizers.base import (
-    BytePairTokenizer,
-    CharTokenizer,
-    Tokenizer,
-    TokenizerOptions,
-    WordTokenizer,
-    count_words,
-)
+from gptlit.tokenizers.base import Tokenizer, TokenizerOptions
+from gptlit.tokenizers.bytepair import BytePairTokenizer
+from gptlit.tokenizers.characters import CharTokenizer
+from gptlit.tokenizers.words import WordTokenizer, count_words
 
 transformers = pytest.importorskip("transformers", reason="is told by `make parity`")
 WITHIN = 1e-5

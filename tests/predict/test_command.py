@@ -22,7 +22,9 @@ from gptlit.generation.text_stream import Written
 from gptlit.predict import command as predict_module
 from gptlit.predict import prompts
 from gptlit.predict.devices import in_order
-from gptlit.tokenizers.base import UNKNOWN_WORD, CharTokenizer, WordTokenizer
+from gptlit.tokenizers.base import UNKNOWN_WORD
+from gptlit.tokenizers.characters import CharTokenizer
+from gptlit.tokenizers.words import WordTokenizer
 from tests.conftest import Result, Run, after_introduction, launched
 
 Call = Callable[..., Result]

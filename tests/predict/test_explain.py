@@ -18,13 +18,10 @@ from gptlit.generation.generate import generate_many
 from gptlit.messages import UsageError
 from gptlit.model.gpt import GPT, GPTConfig
 from gptlit.predict.explain import ALTERNATIVES, Explained, Scored, as_text, explain, summary
-from gptlit.tokenizers.base import (
-    BytePairTokenizer,
-    CharTokenizer,
-    Tokenizer,
-    TokenizerOptions,
-    WordTokenizer,
-)
+from gptlit.tokenizers.base import Tokenizer, TokenizerOptions
+from gptlit.tokenizers.bytepair import BytePairTokenizer
+from gptlit.tokenizers.characters import CharTokenizer
+from gptlit.tokenizers.words import WordTokenizer
 from tests.conftest import Result, Run, after_introduction
 
 Call = Callable[..., Result]

@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import gptlit
 from gptlit.data.datamodule import TextDataModule
 from gptlit.messages import UsageError
-from gptlit.tokenizers.base import CharTokenizer, TokenizerOptions
+from gptlit.tokenizers.base import TokenizerOptions
+from gptlit.tokenizers.characters import CharTokenizer
 from gptlit.training.module import LitGPT
 from gptlit.training.user_batches import as_batch
 from tests.conftest import Run

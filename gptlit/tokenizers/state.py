@@ -1,0 +1,107 @@
+"""Tokenizers from their state, which is plain data and may come from any file."""
+
+from collections.abc import Sequence
+from typing import Any, NotRequired, TypedDict, get_args
+
+from gptlit.messages import UsageError
+from gptlit.plain_data import check, shown
+from gptlit.tokenizers.base import (
+    END_OF_SEQUENCE,
+    END_OF_TEXT,
+    Kind,
+    Tokenizer,
+    check_distinct,
+)
+from gptlit.tokenizers.bytepair import BytePairTokenizer, check_byte_pairs
+from gptlit.tokenizers.characters import CharTokenizer
+from gptlit.tokenizers.words import WordTokenizer
+
+
+class _AnyState(TypedDict):
+    kind: str
+
+
+class _CharState(TypedDict):
+    characters: str
+    special_tokens: NotRequired[list[str]]
+    eos: NotRequired[bool]
+
+
+class _WordState(TypedDict):
+    words: list[str]
+    special_tokens: NotRequired[list[str]]
+    reversible: bool
+    eos: NotRequired[bool]
+
+
+class _BytePairState(TypedDict):
+    name: str
+    pattern: str
+    pieces: list[str | None]
+    special_tokens: dict[str, int]
+    eos: NotRequired[bool]
+
+
+_STATES: dict[str, Any] = {
+    "char": _CharState,
+    "word": _WordState,
+    "tiktoken": _BytePairState,
+    "bpe": _BytePairState,
+}
+
+
+def from_state(state: Any, vocab_size: int | None = None) -> Tokenizer:
+    """Return the tokenizer whose `state()` this is.
+
+    Args:
+        state: State of a tokenizer, not trusted.
+        vocab_size: Vocabulary size of its model, if there is one.
+
+    Raises:
+        UsageError: The state is invalid, or does not match the model.
+    """
+    try:
+        check(_AnyState, state, "")
+        tokenizer = _from_state(state) if state["kind"] in _STATES else None
+    except UsageError as error:
+        raise UsageError(
+            f"the state of a tokenizer is corrupt, or of another version of gptlit: {error}"
+        ) from error
+    if tokenizer is None:
+        raise UsageError(
+            f"a tokenizer of kind {shown(state['kind'])} is unknown to this version of gptlit, "
+            f"which has {', '.join(get_args(Kind))}"
+        )
+    if vocab_size not in (None, tokenizer.vocab_size):
+        raise UsageError(
+            f"the model has a vocabulary of {vocab_size}, its tokenizer of {tokenizer.vocab_size}"
+        )
+    return tokenizer
+
+
+def _from_state(state: Any) -> Tokenizer:
+    kind = state["kind"]
+    check(_STATES[kind], state, "")
+    special, eos = state.get("special_tokens", []), state.get("eos", False)
+    eos_token = END_OF_TEXT if kind in ("tiktoken", "bpe") else END_OF_SEQUENCE
+    if eos and eos_token not in special:
+        raise UsageError(f"eos is true, but its special tokens lack {eos_token}")
+    if kind in ("char", "word"):
+        check_distinct(special, "special_tokens")
+    if kind == "char":
+        if list(state["characters"]) != sorted(set(state["characters"])):
+            raise UsageError("its characters aren't sorted and distinct")
+        return CharTokenizer(state["characters"], special, eos)
+    if kind == "word":
+        check_distinct(state["words"], "words")
+        return WordTokenizer(state["words"], special, state["reversible"], eos)
+    pieces = _pieces(state["pieces"])
+    check_byte_pairs(state["pattern"], pieces, special)
+    return BytePairTokenizer(kind, state["name"], state["pattern"], pieces, special, eos)
+
+
+def _pieces(as_latin1: Sequence[str | None]) -> list[bytes | None]:
+    try:
+        return [None if piece is None else piece.encode("latin-1") for piece in as_latin1]
+    except UnicodeEncodeError as error:
+        raise UsageError("its pieces aren't spelled byte by byte") from error
