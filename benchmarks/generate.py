@@ -27,8 +27,9 @@ import torch.nn.functional as F
 
 import gptlit
 from gptlit.checkpoints.weight_files import write_hugging_face
-from gptlit.generation.generate import Sampling, generate_step
+from gptlit.generation.generate import generate_step
 from gptlit.generation.int8 import pack_int8
+from gptlit.generation.settings import SamplingSettings
 from gptlit.model.gpt import GPT, GPTConfig
 from gptlit.tokenizers.characters import CharTokenizer
 
@@ -48,7 +49,7 @@ def build(size: str) -> GPT:
 
 def write(model: GPT, batch: int, n_tokens: int, use_cache: bool = True) -> int:
     prompts = torch.zeros(batch, 1, dtype=torch.long)
-    sampling = Sampling(max_new_tokens=n_tokens)
+    sampling = SamplingSettings(max_new_tokens=n_tokens)
     for _ in generate_step(model, prompts, sampling, range(batch), use_cache):
         pass
     return batch * n_tokens

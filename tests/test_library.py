@@ -14,7 +14,8 @@ import pytest
 import torch
 
 import gptlit
-from gptlit.generation.generate import Sampling, generate_many, stream_generate
+from gptlit.generation.generate import generate_many, stream_generate
+from gptlit.generation.settings import SamplingSettings
 from gptlit.messages import UsageError
 from gptlit.model.gpt import GPT, GPTConfig
 from gptlit.runs.callbacks import SampleText
@@ -58,11 +59,11 @@ def test_ids_are_integers(model: GPT, dtype: torch.dtype) -> None:
 
 def test_a_string_is_one_string_and_not_its_letters(model: GPT) -> None:
     for name in ("stop", "ban"):
-        assert getattr(Sampling(**{name: "JULIET"}), name) == ["JULIET"]
-        assert getattr(Sampling(**{name: ("a", "b")}), name) == ["a", "b"]
+        assert getattr(SamplingSettings(**{name: "JULIET"}), name) == ["JULIET"]
+        assert getattr(SamplingSettings(**{name: ("a", "b")}), name) == ["a", "b"]
         for wrong in (3, [3], b"a"):
             with pytest.raises(UsageError, match=f"^{name} .*must be a string, or a list"):
-                Sampling(**{name: wrong})
+                SamplingSettings(**{name: wrong})
     alone = gptlit.generate(model, TOKENIZER, "a", **SHORT)
     assert gptlit.generate(model, TOKENIZER, "a", stop="abcdefg", **SHORT) == alone
     written = gptlit.generate(model, TOKENIZER, "a", ban="b", max_new_tokens=40)
@@ -103,7 +104,7 @@ def test_the_options_of_generate_are_those_of_sampling() -> None:
     parameters = inspect.signature(gptlit.generate).parameters
     assert not [each for each in parameters.values() if each.kind == each.VAR_KEYWORD]
     own = {"model", "tokenizer", "prompt", "seed", "unknown", "use_cache"}
-    settings = dataclasses.asdict(Sampling())
+    settings = dataclasses.asdict(SamplingSettings())
     assert set(parameters) == own | set(settings)
     for name, default in settings.items():
         found = parameters[name].default

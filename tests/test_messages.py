@@ -9,7 +9,7 @@ import pytest
 
 import gptlit as library
 from gptlit.data.datamodule import TextDataModule
-from gptlit.generation.generate import Sampling
+from gptlit.generation.settings import SamplingSettings
 from gptlit.messages import RunError, UsageError, naming_flags, note, opt
 from gptlit.model.gpt import GPTConfig
 from gptlit.optim.optimizers import Recipe
@@ -18,9 +18,9 @@ from gptlit.tokenizers.base import TokenizerOptions, parse_options
 from gptlit.training.module import LitGPT
 
 OF_PYTHON: list[tuple[Callable[[], Any], str, str]] = [
-    (lambda: Sampling(top_k=0), "top_k 0: must", "--top_k 0: must"),
+    (lambda: SamplingSettings(top_k=0), "top_k 0: must", "--top_k 0: must"),
     (
-        lambda: Sampling(max_new_tokens=1, min_new_tokens=2),
+        lambda: SamplingSettings(max_new_tokens=1, min_new_tokens=2),
         "min_new_tokens 2: must be 0 or more, and not above max_new_tokens 1",
         "--min_new_tokens 2: must be 0 or more, and not above --max_new_tokens 1",
     ),

@@ -1,114 +1,40 @@
-"""Beam search: the likeliest texts, instead of texts drawn; the same at every call.
+"""Beam search: finds the likeliest texts instead of drawing texts; the same ones at every call.
 
-Each step goes on from the `num_beams` likeliest texts so far. Of their continuations by one token
-the `num_beams` likeliest that end are put aside with a score, and the `num_beams` likeliest that
-don't end go on. Which texts end, and how they are scored, `Beams` tells. It is the beam search of
-Hugging Face's `generate`, to which `make parity` compares it.
+Each step extends the `num_beams` likeliest unfinished texts by one token. Of the continuations,
+the `num_beams` likeliest that end are kept with a score, and the `num_beams` likeliest that don't
+end are extended further. It is the beam search of Hugging Face's `generate`, to which `make parity`
+compares it.
+
+A text ends at its end of sequence, at a stop string, or at `max_new_tokens`. Its score is the sum
+of its tokens' log probabilities divided by length ** length_penalty. All new tokens count in sum
+and length, those of the end of sequence and of a stop string included; the prompt's don't. Bans,
+penalties and `force` change the log probabilities as they change logits in sampling, in the same
+order, and they aren't normalised again: a forced token adds 0 to the sum, and 1 to the length; a
+repetition penalty multiplies, since no log probability is positive. A single beam chooses by
+logits, as greedy sampling does, and is scored like the others.
 """
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gptlit.generation.decoding import Windows
 from gptlit.generation.generate import (
-    Sampling,
     as_prompt,
     encode_prompt,
     generate_many,
     rules_by_id,
 )
 from gptlit.generation.sampling import Rules, entropy
+from gptlit.generation.settings import BeamSettings, SamplingSettings
 from gptlit.generation.text_stream import Draft, Written
-from gptlit.messages import UsageError, opt
+from gptlit.messages import UsageError
 from gptlit.model.gpt import GPT
 from gptlit.tokenizers.base import Tokenizer, Unknown
-
-DRAWING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
-
-
-@dataclass(frozen=True)
-class Beams(Sampling):
-    """How to choose tokens or search for likely texts, and when to stop.
-
-    Names and meanings are Hugging Face's, but `num_samples`, which is its `num_return_sequences`.
-
-    A text of a beam search ends by its end of sequence, by a stop string, or at `max_new_tokens`,
-    and competes with the others by its score: the sum of its tokens' log probabilities divided by
-    length ** length_penalty. All new tokens count in sum and length, those of the end of sequence
-    and of a stop string included; the prompt's don't. Bans, penalties and `force` change the log
-    probabilities as they change logits in sampling, in the same order, and they aren't normalised
-    again: a forced token adds 0 to the sum, and 1 to the length; a repetition penalty multiplies,
-    since no logarithm of a probability is positive. One beam chooses by logits, as greedy does, and
-    is scored like the others.
-
-    Args:
-        num_beams: How many texts a beam search follows at once; 1 is greedy. Left out, tokens are
-            drawn.
-        length_penalty: Of a beam search: above 0 favours longer texts, below 0 shorter ones; 0
-            compares plain sums.
-        early_stopping: When a beam search stops, having as many ended texts as beams. true: at
-            once, as one beam always does. false: when the likeliest text that goes on, were it to
-            end now, would not score above the worst of them. never: when no text can come to score
-            above the worst of them (as long as no penalty is negative).
-        num_samples: How many of the best texts to give; fewer if there are no more.
-    """
-
-    num_beams: int | None = None
-    length_penalty: float = 1.0
-    early_stopping: bool | Literal["never"] = False
-    num_samples: int = 1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.num_beams is None:
-            for name in ("length_penalty", "early_stopping"):
-                if (value := getattr(self, name)) != getattr(Beams, name):
-                    reason = f"is of a beam search; give {opt('num_beams')} too"
-                    raise UsageError(reason, name, value)
-            return
-        if self.num_beams < 1:
-            raise UsageError("must be 1 (greedy) or more", "num_beams", self.num_beams)
-        if not -10 <= self.length_penalty <= 10:
-            reason = "must be from -10 to 10; 1 is usual"
-            raise UsageError(reason, "length_penalty", self.length_penalty)
-        if self.early_stopping not in (False, True, "never"):
-            reason = "must be false, true or never"
-            raise UsageError(reason, "early_stopping", self.early_stopping)
-        if not 1 <= self.num_samples <= self.num_beams:
-            beams = opt("num_beams")
-            reason = f"a beam search gives 1 to {beams} {self.num_beams} texts; lower it or raise"
-            raise UsageError(f"{reason} {beams}", "num_samples", self.num_samples)
-        if not self.max_new_tokens:
-            reason = "a beam search gives its texts when it ends; give a number of 1 or more"
-            raise UsageError(reason, "max_new_tokens", self.max_new_tokens)
-        for name in DRAWING:
-            value = getattr(self, name)
-            # greedy is no drawing either
-            if value != getattr(Beams, name) and (name, value) != ("temperature", 0):
-                raise UsageError(
-                    "is for drawing, and a beam search draws nothing; leave out "
-                    f"{opt(name)}, or {opt('num_beams')}",
-                    name,
-                    value,
-                )
-
-    def score(self, total: float, length: int) -> float:
-        """Of a text that ends: the sum of its log probabilities / length ** length_penalty."""
-        return total / length**self.length_penalty
-
-    def prospect(self, total: float, length: int) -> float:
-        """What a text that goes on is taken to be able to score, by `early_stopping`."""
-        if self.early_stopping is True or self.num_beams == 1:
-            return -math.inf
-        if self.early_stopping == "never" and self.length_penalty > 0:
-            # the sum can only fall, but the longest text is divided by most
-            length = self.max_new_tokens or length
-        return self.score(total, length)
 
 
 @dataclass
@@ -116,8 +42,8 @@ class Found(Written):
     """A text that a beam search found.
 
     Args:
-        score: Its tokens' log probabilities / length ** length_penalty (see `Beams`): also of an
-            end of sequence, which `ids` and `logprobs` leave out.
+        score: Sum of log probabilities / length ** length_penalty; it includes an end of sequence,
+            which `ids` and `logprobs` leave out.
     """
 
     score: float = 0.0
@@ -147,12 +73,12 @@ def search(
         unknown: What to do with characters outside the vocabulary: "error" or "skip".
         use_cache: Keep keys and values; the texts are the same either way.
         scored: Tell each token's log probability and entropy.
-        settings: The other fields of `Beams`.
+        settings: The other fields of `BeamSettings`.
 
     Raises:
         UsageError: a setting that can't work, or characters outside the vocabulary.
     """
-    beams = Beams(num_beams=num_beams, **settings)
+    beams = BeamSettings(num_beams=num_beams, **settings)
     ids = encode_prompt(tokenizer, prompt, unknown)
     start = _Beam(Draft(tokenizer, ids.tolist(), beams.stop))
     rules = rules_by_id(tokenizer, beams)
@@ -177,8 +103,8 @@ def write(
     """
     if settings.get("num_beams") is not None:
         return [[*search(model, tokenizer, prompt, **settings)] for prompt, _ in jobs]
-    own = {field.name for field in fields(Beams)} - {field.name for field in fields(Sampling)}
-    settings = {name: value for name, value in settings.items() if name not in own}
+    beam_only = set(BeamSettings.__dataclass_fields__) - set(SamplingSettings.__dataclass_fields__)
+    settings = {name: value for name, value in settings.items() if name not in beam_only}
     prompts, seeds = zip(*jobs, strict=True)
     return [[text] for text in generate_many(model, tokenizer, prompts, seeds, **settings)]
 
@@ -195,14 +121,18 @@ class _Rows:
     """What the model and the rules know of `num_beams` texts, one in each row."""
 
     def __init__(
-        self, model: GPT, prompt: Tensor, beams: Beams, rules: dict[str, Any], use_cache: bool
+        self,
+        model: GPT,
+        prompt: Tensor,
+        beams: BeamSettings,
+        rules: dict[str, Any],
+        use_cache: bool,
     ) -> None:
         self.n = beams.num_beams or 1
         self._device = prompt.device
         prompts = prompt.expand(self.n, -1)  # (num_beams, T)
         self._windows = Windows(model, prompts, use_cache)
-        vocab_size, least = model.config.vocab_size, beams.min_new_tokens
-        self._rules = Rules(beams, prompts, vocab_size, min_new_tokens=least, **rules)
+        self._rules = Rules(beams, prompts, model.config.vocab_size, **rules)
 
     def next(self) -> tuple[Tensor, Tensor]:
         """Of the next tokens the (num_beams, V) log probabilities, float64, by the model itself
@@ -231,7 +161,7 @@ class _Rows:
 
 
 @torch.inference_mode()
-def _search(rows: _Rows, start: _Beam, beams: Beams, scored: bool) -> list[Found]:
+def _search(rows: _Rows, start: _Beam, beams: BeamSettings, scored: bool) -> list[Found]:
     """What was found, best first, `num_beams` or fewer."""
     n, n_steps = rows.n, beams.max_new_tokens or 1
     going, found = [start], list[Found]()
@@ -248,7 +178,7 @@ def _search(rows: _Rows, start: _Beam, beams: Beams, scored: bool) -> list[Found
             if draft.ended or length == n_steps:
                 if rank < n:
                     draft.finish()
-                    found.append(Found(**vars(draft.written), score=beams.score(total, length)))
+                    found.append(Found(**vars(draft.written), score=_score(total, length, beams)))
             elif len(going) < n:
                 going.append(_Beam(draft, total))
                 parents.append(row)
@@ -256,10 +186,25 @@ def _search(rows: _Rows, start: _Beam, beams: Beams, scored: bool) -> list[Found
         found = sorted(found, key=lambda text: -text.score)[:n]
         if not going:
             break
-        if len(found) == n and beams.prospect(going[0].total, length) <= found[-1].score:
+        if len(found) == n and _best_to_come(going[0].total, length, beams) <= found[-1].score:
             break
         rows.go_on(parents, ids)
     return found
+
+
+def _score(total: float, length: int, settings: BeamSettings) -> float:
+    """The score of an ended text with this sum of log probabilities."""
+    return total / length**settings.length_penalty
+
+
+def _best_to_come(total: float, length: int, settings: BeamSettings) -> float:
+    """The score that an unfinished text is taken to reach at best, by `early_stopping`."""
+    if settings.early_stopping is True or settings.num_beams == 1:
+        return -math.inf
+    if settings.early_stopping == "never" and settings.length_penalty > 0:
+        # the sum can only fall, but the longest text is divided by most
+        length = settings.max_new_tokens or length
+    return _score(total, length, settings)
 
 
 def _likeliest(totals: Tensor, n: int) -> Iterator[tuple[int, int, float]]:

@@ -5,9 +5,8 @@ neither on the batch around it nor on the cache (float32; exact ties aside).
 """
 
 import itertools
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from typing import Any, TypeVar, get_args
 
 import numpy as np
@@ -15,9 +14,10 @@ import torch
 from torch import Tensor
 
 from gptlit.generation.decoding import Windows
-from gptlit.generation.sampling import Choice, Rules, Streams, entropy
+from gptlit.generation.sampling import Rules, Streams, entropy, next_token
+from gptlit.generation.settings import SamplingSettings
 from gptlit.generation.text_stream import Draft, Written
-from gptlit.messages import UsageError, note, opt, several
+from gptlit.messages import UsageError, note, opt
 from gptlit.model.gpt import GPT
 from gptlit.tokenizers.base import Tokenizer, Unknown, UnknownPieces, checked_text
 
@@ -25,52 +25,11 @@ SAMPLES_AT_ONCE = 64  # as memory can hold them
 Prompt = TypeVar("Prompt", str, list[str])
 
 
-@dataclass(frozen=True)
-class Sampling(Choice):
-    """How to choose tokens, by a `Choice`, and when to stop.
-
-    Args:
-        max_new_tokens: How many tokens to write; past block_size it just goes on. Without an end
-            if left out (null).
-        min_new_tokens: As long, the end of sequence isn't drawn.
-        stop: Strings that end a text where they first appear; not part of it.
-        ban: Strings of one token each that are never written.
-        force: What the text begins with, right behind the prompt; it is tokenized on its own,
-            counts as new tokens and is part of the text, also with --echo false.
-    """
-
-    max_new_tokens: int | None = 500
-    min_new_tokens: int = 0
-    stop: list[str] = field(default_factory=list)
-    ban: list[str] = field(default_factory=list)
-    force: str = ""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("stop", "ban"):
-            object.__setattr__(self, name, several(getattr(self, name), name))
-        if self.max_new_tokens is not None and self.max_new_tokens < 0:
-            raise UsageError("must be 0 or more", "max_new_tokens", self.max_new_tokens)
-        most = math.inf if self.max_new_tokens is None else self.max_new_tokens
-        if not 0 <= self.min_new_tokens <= most:
-            raise UsageError(
-                f"must be 0 or more, and not above {opt('max_new_tokens')} {self.max_new_tokens}",
-                "min_new_tokens",
-                self.min_new_tokens,
-            )
-        if "" in self.stop:
-            raise UsageError("is in every text; name a string", "stop", "''")
-        if stops := [string for string in self.stop if string in self.force]:
-            held = f"{opt('stop')} {stops[0]!r}"
-            reason = f"holds {held}, which would end the text; leave one of them out"
-            raise UsageError(reason, "force", repr(self.force))
-
-
 @torch.inference_mode()
 def generate_step(
     model: GPT,
     prompts: Sequence[Tensor] | Tensor,
-    sampling: Sampling,
+    sampling: SamplingSettings,
     seeds: Sequence[int],
     use_cache: bool = True,
     *,
@@ -104,7 +63,6 @@ def generate_step(
         banned=banned,
         forced=forced,
         eos_id=eos_id,
-        min_new_tokens=sampling.min_new_tokens,
     )
     steps = itertools.count() if sampling.max_new_tokens is None else range(sampling.max_new_tokens)
     was_training = model.training
@@ -112,7 +70,7 @@ def generate_step(
     try:
         for _ in steps:
             logits = windows.logits()
-            ids = sampling.next_token(rules.apply(logits), streams.next())  # (B,)
+            ids = next_token(rules.apply(logits), streams.next(), sampling)  # (B,)
             rules.add(ids)
             windows.append(ids)
             yield ids, logits
@@ -168,7 +126,7 @@ def single_tokens(tokenizer: Tokenizer, strings: Sequence[str]) -> list[int]:
     return found
 
 
-def forced_tokens(tokenizer: Tokenizer, sampling: Sampling) -> list[int]:
+def forced_tokens(tokenizer: Tokenizer, sampling: SamplingSettings) -> list[int]:
     """The ids of `sampling.force`, tokenized on its own: with the end of the prompt it might have
     made other tokens.
 
@@ -184,7 +142,7 @@ def forced_tokens(tokenizer: Tokenizer, sampling: Sampling) -> list[int]:
         raise UsageError("holds what the model has no token for; leave it out", "force", force)
     for string in sampling.ban:
         if not set(ids).isdisjoint(single_tokens(tokenizer, [string])):
-            reason = f"holds {opt('ban')} {string!r}; leave one of them out"
+            reason = f"contains {opt('ban')} {string!r}; leave one of them out"
             raise UsageError(reason, "force", force)
     if limit is not None and len(ids) > limit:
         more = f"more than {opt('max_new_tokens')} {limit}; give at least as many"
@@ -199,7 +157,7 @@ def as_prompt(model: GPT, tokenizer: Tokenizer, ids: np.ndarray) -> Tensor:
     return torch.as_tensor(ids.astype(np.int64), device=model.lm_head.weight.device)
 
 
-def rules_by_id(tokenizer: Tokenizer, sampling: Sampling) -> dict[str, Any]:
+def rules_by_id(tokenizer: Tokenizer, sampling: SamplingSettings) -> dict[str, Any]:
     """What `generate_step` and `Rules` take of a tokenizer: `eos_id`, `banned` and `forced`."""
     return {
         "eos_id": tokenizer.eos_id,
@@ -212,7 +170,7 @@ def _steps(
     model: GPT,
     tokenizer: Tokenizer,
     prompts: Sequence[np.ndarray],
-    sampling: Sampling,
+    sampling: SamplingSettings,
     seeds: Sequence[int],
     use_cache: bool,
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -242,12 +200,12 @@ def stream_generate(
         seed: Of the sample's own stream of random numbers.
         unknown: What to do with characters outside the vocabulary: "error" or "skip".
         use_cache: Keep keys and values; the text is the same either way.
-        sampling: The fields of `Sampling`.
+        sampling: The fields of `SamplingSettings`.
 
     Raises:
         UsageError: a setting that can't work, or characters outside the vocabulary.
     """
-    settings = Sampling(**sampling)
+    settings = SamplingSettings(**sampling)
     ids = encode_prompt(tokenizer, prompt, unknown)
     text = Draft(tokenizer, ids.tolist(), settings.stop)
     # what can't work is told before anything is
@@ -318,7 +276,7 @@ def generate(
         TypeError: a prompt that is not a string.
     """
     given = locals()
-    settings = {each.name: given[each.name] for each in fields(Sampling)}
+    settings = {each.name: given[each.name] for each in fields(SamplingSettings)}
     settings |= {"unknown": unknown, "use_cache": use_cache}
     if isinstance(prompt, str):
         return "".join(stream_generate(model, tokenizer, prompt, seed=seed, **settings))
@@ -357,9 +315,9 @@ def generate_many(
         unknown: As for `stream_generate`.
         use_cache: As for `stream_generate`.
         scored: Tell each token's log probability and entropy.
-        sampling: The fields of `Sampling`.
+        sampling: The fields of `SamplingSettings`.
     """
-    settings = Sampling(**sampling)
+    settings = SamplingSettings(**sampling)
     if isinstance(prompts, str):
         raise TypeError("prompts: must be a list of strings, not one string")
     encoded = {prompt: encode_prompt(tokenizer, prompt, unknown) for prompt in set(prompts)}

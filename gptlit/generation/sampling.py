@@ -1,19 +1,18 @@
-"""From logits to a token: pure functions on (B, V) logits, composed by `Choice` in one order.
+"""From logits to a token: pure functions on (B, V) logits, applied in one order.
 
 The order is bans, penalties, forced tokens (these three by `Rules`), temperature, top-k, top-p,
-min-p, typical-p, softmax, draw.
-Temperature and top-k commute; temperature and top-p don't, so that the order is part of what
-an option means. Each function leaves at least one token of a row possible.
+min-p, typical-p, softmax, draw. Temperature and top-p don't commute, so the order is part of an
+option's meaning. Each function leaves at least one token of a row possible.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gptlit.generation.settings import SamplingSettings
 from gptlit.messages import UsageError
 
 DRAWS_AT_ONCE = 256
@@ -32,14 +31,14 @@ def force(logits: Tensor, token: int) -> Tensor:
 
 
 def apply_repetition_penalty(logits: Tensor, counts: Tensor, penalty: float) -> Tensor:
-    """Logits of tokens seen before divided by `penalty` where positive, multiplied elsewhere.
+    """Divide positive logits of tokens seen before by `penalty`, and multiply negative ones by it.
 
     Args:
         logits: (B, V)
-        counts: (B, V) how often each token was seen, in prompt and continuation.
-        penalty: 1 is none.
+        counts: (B, V) counts of each token in prompt and continuation.
+        penalty: Factor; 1 for none.
 
-    Source: Keskar et al. 2019 (CTRL), section 4.1, as Hugging Face has it.
+    Source: Keskar et al. 2019 (CTRL), section 4.1, as Hugging Face implements it.
     """
     penalised = torch.where(logits > 0, logits / penalty, logits * penalty)
     return torch.where(counts > 0, penalised, logits)
@@ -48,25 +47,25 @@ def apply_repetition_penalty(logits: Tensor, counts: Tensor, penalty: float) -> 
 def apply_count_penalties(
     logits: Tensor, counts: Tensor, frequency: float, presence: float
 ) -> Tensor:
-    """Logits less `frequency` for each time a token was written, less `presence` if it was.
+    """Subtract `frequency` for each time a token was written, and `presence` if it ever was.
 
     Args:
         logits: (B, V)
-        counts: (B, V) how often each token was written, the prompt left out.
-        frequency: 0 is none.
-        presence: 0 is none.
+        counts: (B, V) counts of each token in the continuation, without the prompt.
+        frequency: Penalty for each time; 0 for none.
+        presence: Penalty once; 0 for none.
     """
     return logits - frequency * counts - presence * (counts > 0)
 
 
 def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
     """(B, V) logits divided by `temperature`: below 1 sharper, above 1 flatter."""
-    # the likeliest at 0, so that the smallest temperatures leave a number
+    # shifted so that the largest is 0, which stays finite at the smallest temperatures
     return (logits - logits.max(dim=-1, keepdim=True).values) / temperature
 
 
 def apply_top_k(logits: Tensor, k: int) -> Tensor:
-    """(B, V) logits with all but exactly the `k` largest of each row at -inf; ties don't add."""
+    """(B, V) logits with all but exactly the `k` largest of each row at -inf, also among ties."""
     if k >= logits.size(-1):
         return logits
     values, indices = logits.topk(k, dim=-1)
@@ -74,7 +73,7 @@ def apply_top_k(logits: Tensor, k: int) -> Tensor:
 
 
 def apply_top_p(logits: Tensor, p: float) -> Tensor:
-    """(B, V) logits of the fewest likeliest tokens that have `p` of the probability together.
+    """(B, V) logits with all but the fewest likeliest tokens of total probability `p` at -inf.
 
     Source: Holtzman et al. 2020, section 3.1 ("nucleus").
     """
@@ -85,18 +84,18 @@ def apply_top_p(logits: Tensor, p: float) -> Tensor:
 
 
 def apply_min_p(logits: Tensor, p: float) -> Tensor:
-    """(B, V) logits of tokens at least `p` times as likely as the likeliest.
+    """(B, V) logits with tokens less than `p` times as likely as the likeliest one at -inf.
 
     Source: Nguyen et al. 2024.
     """
-    floor = logits.max(dim=-1, keepdim=True).values + math.log(p)
-    return logits.masked_fill(logits < floor, -math.inf)
+    least = logits.max(dim=-1, keepdim=True).values + math.log(p)
+    return logits.masked_fill(logits < least, -math.inf)
 
 
 def apply_typical_p(logits: Tensor, p: float) -> Tensor:
-    """(B, V) logits of the fewest most typical tokens that have `p` of the probability together.
+    """(B, V) logits with all but the fewest most typical tokens of total probability `p` at -inf.
 
-    A token is the more typical, the nearer its surprise is to the entropy of the distribution.
+    A token is more typical the nearer its surprise is to the entropy of the distribution.
     Source: Meister et al. 2023, section 4.
     """
     logs = logits.log_softmax(dim=-1, dtype=torch.float64)
@@ -109,7 +108,7 @@ def apply_typical_p(logits: Tensor, p: float) -> Tensor:
 
 
 def _keep(logits: Tensor, indices: Tensor, kept: Tensor) -> Tensor:
-    """Logits with those at -inf whose place in an order, `indices`, is not kept."""
+    """(B, V) logits with -inf where not `kept`, a (B, V) mask in the order of `indices`."""
     kept[..., 0] = True
     return logits.masked_fill(~torch.zeros_like(kept).scatter_(-1, indices, kept), -math.inf)
 
@@ -121,7 +120,7 @@ def entropy(logits: Tensor) -> Tensor:
 
 
 def draw(logits: Tensor, u: Tensor) -> Tensor:
-    """The token at which the distribution function passes u: sampling by the inverse CDF.
+    """Draw tokens by the inverse CDF: the first whose cumulative probability is above u.
 
     Args:
         logits: (B, V)
@@ -133,101 +132,56 @@ def draw(logits: Tensor, u: Tensor) -> Tensor:
     cdf = logits.softmax(dim=-1, dtype=torch.float32).double().cumsum(dim=-1)  # (B, V)
     total = cdf[:, -1:]
     ids = (cdf <= u[:, None] * total).sum(dim=-1)
-    # u * total can round up to total: then the last token with a probability is meant
+    # u * total can round up to total, where the last token with a probability is drawn
     return ids.minimum((cdf < total).sum(dim=-1))
 
 
-@dataclass(frozen=True)
-class Choice:
-    """How a token is chosen from logits; names and meanings are Hugging Face's.
+def penalise(logits: Tensor, seen: Tensor, written: Tensor, settings: SamplingSettings) -> Tensor:
+    """(B, V) logits after the penalties.
 
     Args:
-        temperature: Below 1 is safer, above 1 is wilder; 0 is greedy.
-        top_k: Draw from the k likeliest tokens only; unlimited when left out.
-        top_p: Draw from the likeliest that have this share of the probability together.
-        min_p: Draw from those at least this many times as likely as the likeliest.
-        typical_p: Draw from the most typical that have this share of the probability together.
-        repetition_penalty: Above 1, makes tokens of prompt and text less likely; 1 is none.
-        frequency_penalty: Taken from a token's logit for each time that it was written.
-        presence_penalty: Taken from the logit of each token that was written.
+        logits: (B, V)
+        seen: (B, V) counts of each token in prompt and continuation.
+        written: (B, V) counts of each token in the continuation alone.
+        settings: The penalties.
     """
+    logits = apply_repetition_penalty(logits, seen, settings.repetition_penalty)
+    frequency, presence = settings.frequency_penalty, settings.presence_penalty
+    return apply_count_penalties(logits, written, frequency, presence)
 
-    temperature: float = 0.8
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    typical_p: float | None = None
-    repetition_penalty: float = 1.0
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
 
-    def __post_init__(self) -> None:
-        # `not <=` refuses NaN as well
-        if self.temperature != 0 and not 1e-6 <= self.temperature < math.inf:
-            reason = "must be 0 (greedy), or 1e-6 or above; 0.8 is usual"
-            raise UsageError(reason, "temperature", self.temperature)
-        if self.top_k is not None and self.top_k < 1:
-            raise UsageError("must be 1 or more, or left out for no limit", "top_k", self.top_k)
-        for name, usual in (("top_p", 0.9), ("min_p", 0.05), ("typical_p", 0.9)):
-            value = getattr(self, name)
-            if value is not None and not 0 < value <= 1:
-                raise UsageError(f"must be above 0 and at most 1; {usual} is usual", name, value)
-        if not 1e-6 <= self.repetition_penalty <= 1e6:
-            reason = "must be from 1e-6 to 1e6; 1 is none and 1.1 is usual"
-            raise UsageError(reason, "repetition_penalty", self.repetition_penalty)
-        for name in ("frequency_penalty", "presence_penalty"):
-            if not -1e6 <= (value := getattr(self, name)) <= 1e6:
-                raise UsageError("must be from -1e6 to 1e6; 0 is none", name, value)
+def shape(logits: Tensor, settings: SamplingSettings) -> Tensor:
+    """(B, V) logits of the distribution that tokens are drawn from; not for temperature 0."""
+    logits = apply_temperature(logits.float(), settings.temperature)
+    steps: tuple[tuple[Callable[[Tensor, Any], Tensor], Any], ...] = (
+        (apply_top_k, settings.top_k),
+        (apply_top_p, settings.top_p),
+        (apply_min_p, settings.min_p),
+        (apply_typical_p, settings.typical_p),
+    )
+    for step, value in steps:
+        if value is not None:
+            logits = step(logits, value)
+    return logits
 
-    @property
-    def needs_counts(self) -> bool:
-        """Whether what was seen before matters."""
-        return (self.repetition_penalty, self.frequency_penalty, self.presence_penalty) != (1, 0, 0)
 
-    def penalise(self, logits: Tensor, seen: Tensor, written: Tensor) -> Tensor:
-        """(B, V) logits after the penalties.
-
-        Args:
-            logits: (B, V)
-            seen: (B, V) how often each token is in prompt and continuation.
-            written: (B, V) the same for the continuation alone.
-        """
-        logits = apply_repetition_penalty(logits, seen, self.repetition_penalty)
-        return apply_count_penalties(logits, written, self.frequency_penalty, self.presence_penalty)
-
-    def shape(self, logits: Tensor) -> Tensor:
-        """(B, V) logits of the distribution that is drawn from; not for temperature 0."""
-        logits = apply_temperature(logits.float(), self.temperature)
-        steps: tuple[tuple[Callable[[Tensor, Any], Tensor], Any], ...] = (
-            (apply_top_k, self.top_k),
-            (apply_top_p, self.top_p),
-            (apply_min_p, self.min_p),
-            (apply_typical_p, self.typical_p),
-        )
-        for step, value in steps:
-            if value is not None:
-                logits = step(logits, value)
-        return logits
-
-    def next_token(self, logits: Tensor, u: Tensor) -> Tensor:
-        """(B,) ids drawn from (B, V) logits by (B,) numbers u; temperature 0 is greedy."""
-        if self.temperature == 0:
-            return logits.argmax(dim=-1)
-        return draw(self.shape(logits), u)
+def next_token(logits: Tensor, u: Tensor, settings: SamplingSettings) -> Tensor:
+    """(B,) ids drawn from (B, V) logits by (B,) numbers u; the likeliest at temperature 0."""
+    if settings.temperature == 0:
+        return logits.argmax(dim=-1)
+    return draw(shape(logits, settings), u)
 
 
 class Rules:
-    """What the texts so far, B of them, and the options make of the next tokens: bans, then
-    penalties, then forced tokens.
+    """Changes the logits of B texts: bans, then penalties, then forced tokens.
 
     Args:
-        choice: The penalties.
+        settings: The penalties, and the number of tokens before which the text can't end.
         prompts: B times (T,) ids, which the repetition penalty counts.
         vocab_size: V
         banned: Ids that are never written.
-        forced: Ids that come first, whatever the rest says.
-        eos_id: Banned from the first `min_new_tokens` tokens.
-        min_new_tokens: See `eos_id`.
+        forced: Ids that come first, whatever their logits are.
+        eos_id: Id that is banned from the first `settings.min_new_tokens` tokens.
 
     Raises:
         UsageError: every token is banned.
@@ -235,18 +189,22 @@ class Rules:
 
     def __init__(
         self,
-        choice: Choice,
+        settings: SamplingSettings,
         prompts: Sequence[Tensor] | Tensor,
         vocab_size: int,
         *,
         banned: Sequence[int] = (),
         forced: Sequence[int] = (),
         eos_id: int | None = None,
-        min_new_tokens: int = 0,
     ) -> None:
-        self._choice = choice
+        self._settings = settings
+        self._counts_tokens = (
+            settings.repetition_penalty != 1
+            or settings.frequency_penalty != 0
+            or settings.presence_penalty != 0
+        )
         self._forced = forced
-        self._min_new_tokens = 0 if eos_id is None else min_new_tokens
+        self._min_new_tokens = 0 if eos_id is None else settings.min_new_tokens
         device = prompts[0].device
         if len(set(banned)) >= vocab_size:
             raise UsageError("no token is left to write; ban fewer", "ban")
@@ -254,7 +212,7 @@ class Rules:
         self._end = torch.tensor([eos_id or 0], device=device)
         self._n_written = 0
         self._seen = self._written = torch.empty(0)
-        if choice.needs_counts:
+        if self._counts_tokens:
             self._seen = torch.stack(
                 [torch.bincount(prompt, minlength=vocab_size).float() for prompt in prompts]
             )
@@ -266,32 +224,32 @@ class Rules:
             logits = ban(logits, self._banned)
         if self._n_written < self._min_new_tokens:
             logits = ban(logits, self._end)
-        if self._choice.needs_counts:
-            logits = self._choice.penalise(logits, self._seen, self._written)
+        if self._counts_tokens:
+            logits = penalise(logits, self._seen, self._written, self._settings)
         if self._n_written < len(self._forced):
             logits = force(logits, self._forced[self._n_written])
         return logits
 
     def add(self, ids: Tensor) -> None:
-        """Take note of (B,) ids that were written."""
+        """Record (B,) ids that were written."""
         self._n_written += 1
-        if self._choice.needs_counts:
+        if self._counts_tokens:
             for counts in (self._seen, self._written):
                 counts.scatter_add_(1, ids[:, None], torch.ones_like(ids[:, None]).float())
 
     def reorder(self, rows: Sequence[int]) -> None:
-        """Text i becomes what text `rows[i]` was."""
-        if self._choice.needs_counts:
+        """Make text i a copy of text `rows[i]`."""
+        if self._counts_tokens:
             self._seen, self._written = self._seen[list(rows)], self._written[list(rows)]
 
 
 class Streams:
-    """One stream of uniform numbers per sample, so that a sample's text depends on no other.
+    """One stream of uniform numbers per sample, so that no sample's text depends on another.
 
     Args:
         seeds: A seed per sample.
-        device: Where the numbers are used; they are always drawn on the CPU, so that a seed
-            means the same everywhere.
+        device: Device of the numbers; they are drawn on the CPU, so that a seed gives the same
+            ones everywhere.
     """
 
     def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> None:

@@ -18,8 +18,8 @@ from gptlit.checkpoints import checkpoint
 from gptlit.cli.shorthand import name_words, option_of_predict
 from gptlit.download import write_atomically, writing
 from gptlit.generation import beam_search
-from gptlit.generation.beam_search import Beams
-from gptlit.generation.generate import SAMPLES_AT_ONCE, Sampling, stream_generate, tell_dropped
+from gptlit.generation.generate import SAMPLES_AT_ONCE, stream_generate, tell_dropped
+from gptlit.generation.settings import DRAW_SETTINGS, BeamSettings, SamplingSettings
 from gptlit.generation.text_stream import Written
 from gptlit.messages import UsageError, note
 from gptlit.model.gpt import GPT
@@ -77,7 +77,7 @@ def parser() -> OneLineErrors:
     options.add_argument(
         "--lines", action=ActionYesNo, nargs="?", default=False, help="Each line is a prompt."
     )
-    options.add_class_arguments(Beams, skip={"stop", "ban", "num_samples"})
+    options.add_class_arguments(BeamSettings, skip={"stop", "ban", "num_samples"})
     for name, about in (
         ("--stop", "A string that ends the text and isn't part of it; once or more often."),
         ("--ban", "A token that is never written; once or more often."),
@@ -151,23 +151,22 @@ def parser() -> OneLineErrors:
 
 
 def sampling(options: Namespace) -> dict[str, Any]:
-    """The fields of `Sampling`, or of `Beams` if --num_beams is given, in parsed options, --greedy
-    applied; checks them all.
+    """The settings in parsed options that apply, with --greedy applied; checks them all.
 
     Raises:
         UsageError: a value that can't work.
     """
-    fields = {name: options[name] for name in Beams.__dataclass_fields__}
+    fields = {name: options[name] for name in BeamSettings.__dataclass_fields__}
     fields |= {name: fields[name] or [] for name in ("stop", "ban")}
     for name in ("stop", "ban", "force"):
         text_of(f"--{name}", "".join(fields[name]))
     if options.greedy:
         fields["temperature"] = 0.0
-    Beams(**fields)
+    BeamSettings(**fields)
     if options.num_beams is None:
-        fields = {name: fields[name] for name in Sampling.__dataclass_fields__}
+        fields = {name: fields[name] for name in SamplingSettings.__dataclass_fields__}
     else:
-        fields = {name: fields[name] for name in fields if name not in beam_search.DRAWING}
+        fields = {name: fields[name] for name in fields if name not in DRAW_SETTINGS}
     if options.num_samples < 1:
         raise UsageError(f"--num_samples {options.num_samples}: must be 1 or more")
     if not 0 <= options.seed < 2**63 - options.num_samples:
@@ -366,7 +365,7 @@ def _explain(
 ) -> None:
     from gptlit.predict import explain
 
-    idle = [*Beams.__dataclass_fields__, "greedy", "seed", "echo"]
+    idle = [*BeamSettings.__dataclass_fields__, "greedy", "seed", "echo"]
     if idle := [f"--{name}" for name in idle if options[name] != known.get_default(name)]:
         note(f"--explain tells what the model predicts by itself, without {', '.join(idle)}")
     for prompt in given:

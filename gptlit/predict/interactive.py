@@ -11,7 +11,8 @@ from typing import Any
 from jsonargparse import Namespace
 
 from gptlit import signals
-from gptlit.generation.generate import Sampling, rules_by_id, stream_generate
+from gptlit.generation.generate import rules_by_id, stream_generate
+from gptlit.generation.settings import SamplingSettings
 from gptlit.messages import UsageError, did_you_mean, note
 from gptlit.model.gpt import GPT
 from gptlit.parser import OneLineErrors, text_of
@@ -33,7 +34,7 @@ A line is a prompt, which the model continues; an empty one starts from the end
 PROMPT = "> "
 COMMANDS = ("again", "settings", "help", "quit", "exit")
 LISTS = ("stop", "ban")
-SETTINGS = (*Sampling.__dataclass_fields__, "seed", "num_samples", "unknown", "echo")
+SETTINGS = (*SamplingSettings.__dataclass_fields__, "seed", "num_samples", "unknown", "echo")
 
 
 @dataclass
@@ -45,7 +46,7 @@ class Session:
         tokenizer: The one it was trained with.
         options: Those of `gptlit predict`, as they are by now.
         parser: Gave the options, and so knows what a value of each is.
-        check: Gives the fields of `Sampling` in options, or raises UsageError.
+        check: Gives the fields of `SamplingSettings` in options, or raises UsageError.
         prompt: The last one.
         n_texts: How many were begun.
     """
@@ -156,7 +157,7 @@ def _changed(session: Session, name: str, value: str) -> Namespace:
 
 def _check(session: Session, options: Namespace) -> None:
     """Refuse settings that can't work, or not with this model's tokenizer."""
-    rules_by_id(session.tokenizer, Sampling(**session.check(options)))
+    rules_by_id(session.tokenizer, SamplingSettings(**session.check(options)))
 
 
 def _in_slashes(message: str) -> str:

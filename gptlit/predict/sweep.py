@@ -12,7 +12,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from gptlit.generation.beam_search import DRAWING, Beams
+from gptlit.generation.settings import DRAW_SETTINGS, BeamSettings
 from gptlit.generation.text_stream import Written
 from gptlit.messages import UsageError, did_you_mean
 from gptlit.parser import OneLineErrors
@@ -25,13 +25,13 @@ Writer = Callable[[Sequence[tuple[str, int]], Settings], Iterable[list[Written]]
 
 
 def sweepable() -> list[str]:
-    """The fields of `Beams` that are numbers, and seed."""
+    """The fields of `BeamSettings` that are numbers, and seed."""
 
     def is_number(hint: Any) -> bool:
         is_union = typing.get_origin(hint) in (typing.Union, UnionType)
         return set(typing.get_args(hint) if is_union else [hint]) <= {int, float, NoneType}
 
-    hints = typing.get_type_hints(Beams)
+    hints = typing.get_type_hints(BeamSettings)
     names = [name for name in hints if is_number(hints[name]) and name != "num_samples"]
     return [*names, "seed"]
 
@@ -194,7 +194,7 @@ def plan(
         settings = settings | {"num_samples": options.num_samples}
     for combination in combinations:
         try:
-            whole = Beams(**settings | combination)
+            whole = BeamSettings(**settings | combination)
         except UsageError as error:
             name = str(error).removeprefix("--").split()[0]
             raise (_of_sweep(error) if name in grid else error) from error
@@ -220,7 +220,8 @@ def as_json(row: Row, sweep: Sweep) -> dict[str, Any]:
     seed = {"seed": row.seed}
     settings = sweep.settings
     if row.seed is None:
-        seed, settings = {}, {name: settings[name] for name in settings if name not in DRAWING}
+        seed = {}
+        settings = {name: settings[name] for name in settings if name not in DRAW_SETTINGS}
     return {
         "checkpoint": str(row.stage.path),
         "step": row.stage.step,

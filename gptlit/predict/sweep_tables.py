@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gptlit.checkpoints import checkpoint
-from gptlit.generation.beam_search import DRAWING, Beams
+from gptlit.generation.settings import DRAW_SETTINGS, BeamSettings
 from gptlit.messages import note
 from gptlit.predict.checkpoints import Stage, run_of
 from gptlit.predict.modes import Format
@@ -73,12 +73,12 @@ def caption(sweep: Sweep) -> str:
         parts.append(f"prompt {shortened(repr(sweep.prompts[0]), LONGEST_PROMPT_IN_CAPTION)}")
     if len(sweep.seeds) == 1 and not sweep.is_all_search:
         parts.append(f"seed {sweep.seeds[0]}")
-    usual = dataclasses.asdict(Beams())
+    usual = dataclasses.asdict(BeamSettings())
     parts += [
         f"{name} {_told(value)}"
         for name, value in sweep.settings.items()
         if name not in sweep.combinations[0]
-        and not (sweep.is_all_search and name in DRAWING)
+        and not (sweep.is_all_search and name in DRAW_SETTINGS)
         and (name in ("temperature", "max_new_tokens") or value != usual[name])
     ]
     return ", ".join(parts)

@@ -14,7 +14,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from gptlit.data.loaders import IGNORED
 from gptlit.download import write_atomically
-from gptlit.generation.generate import Sampling, generate, tell_dropped
+from gptlit.generation.generate import generate, tell_dropped
+from gptlit.generation.settings import SamplingSettings
 from gptlit.messages import UsageError, several
 from gptlit.runs.loggers import SAMPLES, as_markdown
 from gptlit.streams import only_shown
@@ -65,7 +66,7 @@ class SampleText(Callback):
             "top_k": top_k,
         }
         try:
-            Sampling(**self.settings)
+            SamplingSettings(**self.settings)
         except UsageError as error:
             raise error.within("samples") from error
         if not 0 <= seed < 2**63:

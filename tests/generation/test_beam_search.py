@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from gptlit.generation.beam_search import Beams, Found, search, write
+from gptlit.generation.beam_search import Found, search, write
 from gptlit.generation.generate import generate, generate_many
+from gptlit.generation.settings import BeamSettings
 from gptlit.messages import UsageError
 from gptlit.model.gpt import GPT, GPTConfig
 from gptlit.tokenizers.base import TokenizerOptions
@@ -478,12 +479,12 @@ def test_mode_and_random_state_stay() -> None:
 )
 def test_settings_that_can_not_work(settings: Settings, told: str) -> None:
     with pytest.raises(UsageError, match=told):
-        Beams(**settings)
+        BeamSettings(**settings)
 
 
 def test_settings_that_mean_the_same_are_let_be() -> None:
-    assert Beams(num_beams=2, temperature=0).num_beams == 2
-    assert Beams(top_k=5, length_penalty=1.0).num_beams is None
+    assert BeamSettings(num_beams=2, temperature=0).num_beams == 2
+    assert BeamSettings(top_k=5, length_penalty=1.0).num_beams is None
 
 
 def test_a_search_that_finds_nothing_says_so() -> None:

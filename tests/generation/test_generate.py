@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 
 from gptlit.generation.beam_search import search
 from gptlit.generation.generate import (
-    Sampling,
     generate,
     generate_many,
     generate_samples,
     generate_step,
     stream_generate,
 )
+from gptlit.generation.settings import SamplingSettings
 from gptlit.generation.text_stream import Stopper
 from gptlit.messages import UsageError
 from gptlit.model.gpt import GPT, GPTConfig
@@ -209,8 +209,8 @@ def test_forced_tokens_have_the_models_own_probability(model: GPT) -> None:
     ("settings", "told"),
     [
         ({"force": "az"}, "^force: 'z' not in the vocabulary"),
-        ({"force": "abc", "ban": ["g", "b"]}, "^force 'abc': holds ban 'b'"),
-        ({"force": "abc", "stop": ["x", "bc"]}, "^force 'abc': holds stop 'bc'"),
+        ({"force": "abc", "ban": ["g", "b"]}, "^force 'abc': contains ban 'b'"),
+        ({"force": "abc", "stop": ["x", "bc"]}, "^force 'abc': contains stop 'bc'"),
         ({"force": "abc", "max_new_tokens": 2}, "^force 'abc': is 3 tokens.*max_new_tokens 2"),
     ],
 )
@@ -285,7 +285,7 @@ def test_the_callers_mode_and_random_state_stay(model: GPT) -> None:
     model.train()
     generate(model, TOKENIZER, "a", max_new_tokens=3)
     assert model.training
-    stream = generate_step(model, torch.tensor([[1]]), Sampling(), [1])
+    stream = generate_step(model, torch.tensor([[1]]), SamplingSettings(), [1])
     next(stream)
     stream.close()
     assert model.training
@@ -319,4 +319,4 @@ def test_a_context_of_one_token(model: GPT) -> None:
 def test_settings_that_can_not_work(settings: dict[str, float]) -> None:
     (name, value), *_ = settings.items()
     with pytest.raises(UsageError, match=f"^{name} ({value}|'')"):
-        Sampling(**settings)  # type: ignore[arg-type]  # any option
+        SamplingSettings(**settings)  # type: ignore[arg-type]  # any option

@@ -6,7 +6,6 @@ import torch
 
 from gptlit.generation.sampling import (
     DRAWS_AT_ONCE,
-    Choice,
     Rules,
     Streams,
     apply_count_penalties,
@@ -20,7 +19,10 @@ from gptlit.generation.sampling import (
     draw,
     entropy,
     force,
+    next_token,
+    shape,
 )
+from gptlit.generation.settings import SamplingSettings
 from gptlit.messages import UsageError
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.5]])
@@ -78,10 +80,10 @@ def test_temperature_zero_and_top_one_are_greedy() -> None:
     logits = torch.randn(6, 30)
     u = torch.rand(6, dtype=torch.float64)
     greedy = logits.argmax(-1)
-    assert torch.equal(Choice(temperature=0).next_token(logits, u), greedy)
-    assert torch.equal(Choice(temperature=1.3, top_k=1).next_token(logits, u), greedy)
-    assert torch.equal(Choice(temperature=1.3, top_p=1e-9).next_token(logits, u), greedy)
-    assert torch.equal(Choice(temperature=1.3, min_p=1.0).next_token(logits, u), greedy)
+    assert torch.equal(next_token(logits, u, SamplingSettings(temperature=0)), greedy)
+    assert torch.equal(next_token(logits, u, SamplingSettings(temperature=1.3, top_k=1)), greedy)
+    assert torch.equal(next_token(logits, u, SamplingSettings(temperature=1.3, top_p=1e-9)), greedy)
+    assert torch.equal(next_token(logits, u, SamplingSettings(temperature=1.3, min_p=1.0)), greedy)
 
 
 FOUR = torch.tensor([[0.1, 0.4, 0.2, 0.3]]).log()
@@ -137,11 +139,11 @@ def test_temperature_and_top_p_do_not_commute() -> None:
 
 
 def test_the_order_is_the_documented_one() -> None:
-    choice = Choice(temperature=2.0, top_k=3, top_p=0.8, min_p=0.5, typical_p=0.9)
+    settings = SamplingSettings(temperature=2.0, top_k=3, top_p=0.8, min_p=0.5, typical_p=0.9)
     logits = torch.randn(50, 20, generator=torch.Generator().manual_seed(0)) * 3
     shaped = apply_top_p(apply_top_k(apply_temperature(logits, 2.0), 3), 0.8)
     wanted = apply_typical_p(apply_min_p(shaped, 0.5), 0.9)
-    torch.testing.assert_close(choice.shape(logits), wanted, rtol=0, atol=0)
+    torch.testing.assert_close(shape(logits, settings), wanted, rtol=0, atol=0)
 
 
 def test_repetition_penalty_is_hugging_faces() -> None:
@@ -164,9 +166,9 @@ def test_banned_and_forced_tokens() -> None:
 
 def test_rules_come_in_their_order_and_count_what_is_written() -> None:
     """Bans, then penalties, then forced tokens; a row's counts go where the row goes."""
-    choice = Choice(repetition_penalty=2.0, frequency_penalty=0.5)
+    settings = SamplingSettings(repetition_penalty=2.0, frequency_penalty=0.5, min_new_tokens=3)
     prompt = torch.tensor([[0], [1]])
-    rules = Rules(choice, prompt, 4, banned=[3], forced=[3, 2], eos_id=0, min_new_tokens=3)
+    rules = Rules(settings, prompt, 4, banned=[3], forced=[3, 2], eos_id=0)
     level, no = torch.tensor([[2.0, 2.0, 2.0, 2.0]] * 2), -math.inf
     assert rules.apply(level).tolist() == [[no, no, no, 0.0]] * 2  # forced, though banned
     rules.add(torch.tensor([3, 3]))
@@ -211,7 +213,7 @@ def test_a_row_is_the_same_alone_and_in_a_batch(function: Callable[..., torch.Te
 def test_choices_that_can_not_be(option: dict[str, float]) -> None:
     ((name, value),) = option.items()
     with pytest.raises(UsageError, match=f"^{name} {value}: must be"):
-        Choice(**option)  # type: ignore[arg-type]  # any option
+        SamplingSettings(**option)  # type: ignore[arg-type]  # any option
 
 
 def test_a_stream_does_not_depend_on_its_neighbours() -> None:

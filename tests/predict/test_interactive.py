@@ -94,7 +94,7 @@ def test_a_forced_beginning_is_forgotten(predict: Call, script: Script) -> None:
         ("/ban e", "/ban yß", "/ban 'yß': 'ß' not in the vocabulary"),
         ("/ban e", "/ban th", "/ban 'th': is 2 tokens of this model"),
         ("/force king", "/force ß", "/force: 'ß' not in the vocabulary"),
-        ("/force king", "/ban g", "/force 'king': holds /ban 'g'"),
+        ("/force king", "/ban g", "/force 'king': contains /ban 'g'"),
     ],
 )
 def test_what_the_tokenizer_can_not_do_is_refused_at_once(
