@@ -66,7 +66,7 @@ def test_a_bar_counts_all_epochs(inside: Callable[..., Terminal]) -> None:
     options = ["--trainer.max_steps=-1", "--trainer.max_epochs=2", "--data.batch_size=400"]
     fit = inside(80, "fit", *RUN, *options, "--data.path=text.txt")
     ends = re.findall(r"^step (\d+)/(\d+) 100%", fit.text, re.MULTILINE)
-    per_epoch = re.search(r"([\d,]+) steps an epoch", " ".join(fit.text.split()))
+    per_epoch = re.search(r"([\d,]+) steps per epoch", " ".join(fit.text.split()))
     assert per_epoch
     assert ends == [(str(2 * int(per_epoch[1])),) * 2]
 

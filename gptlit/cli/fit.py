@@ -94,7 +94,7 @@ def _own_classes(line: CommandLine) -> contextlib.AbstractContextManager[None]:
 
 
 class NothingToTrain(UsageError):
-    """A run gone on with that was at its end already."""
+    """The resumed run is already complete."""
 
 
 class GptlitCLI(LightningCLI):
@@ -159,7 +159,7 @@ class GptlitCLI(LightningCLI):
             "--early_stopping.patience",
             type=int,
             default=0,
-            help="End the run when so many validations in a row bring no lower val/loss; 0: never.",
+            help="End the run after this many validations without a lower val/loss; 0: never.",
         )
         parser.add_argument(
             "--preflight",
@@ -464,13 +464,13 @@ class GptlitCLI(LightningCLI):
         path, step, max_steps = self.start.path, self.start.step, self.options.trainer.max_steps
         if "optimizer_states" not in self.start.content:
             raise UsageError(
-                f"--ckpt_path {path}: holds weights, but no run to go on with; begin one from them "
-                f"by --model.init_from {path}"
+                f"--ckpt_path {path}: holds weights but no run to resume; start a new run "
+                f"from them by --model.init_from {path}"
             )
         if 0 < max_steps <= step:
             raise UsageError(
-                f"--trainer.max_steps {max_steps}: {path} is at step {step} already; give a "
-                "larger one to go on"
+                f"--trainer.max_steps {max_steps}: {path} is already at step {step}; give a "
+                "larger number to continue"
             )
         trained = self.start.described["text"]
         own = {name: sha256 for name, (_, sha256) in trained["own_texts"].items()}
@@ -478,7 +478,7 @@ class GptlitCLI(LightningCLI):
             name: sha256 for name, sha256 in own.items() if f"data.{name}_path" not in self.given
         } | ({} if self.text_given else {"": trained["sha256"]})
         if processes.on_rank_zero():
-            note(f"going on from {path} at step {step}")
+            note(f"resuming from {path} at step {step}")
             now = yaml.safe_load(self.options_as_yaml)
             for name, old, new in resuming.changed(self._options_of_start, now):
                 note(f"--{name}: {json.dumps(old)} -> {json.dumps(new)}")
@@ -561,8 +561,8 @@ class GptlitCLI(LightningCLI):
             run_end.fit(self.trainer, model, self.stopping, folder, trained_before, **kwargs)
             if self.trainer.global_step == trained_before:
                 raise NothingToTrain(
-                    "nothing to train: --trainer.max_steps or max_epochs is reached already at "
-                    f"step {trained_before}; give a larger one"
+                    f"nothing to train: step {trained_before} already reaches --trainer.max_steps "
+                    "or --trainer.max_epochs; give a larger number"
                 )
         build.say_where_profile(self.trainer.profiler)
         if processes.on_rank_zero():

@@ -16,7 +16,7 @@ from gptlit.data.loaders import IGNORED
 from gptlit.download import write_atomically
 from gptlit.generation.generate import generate, tell_dropped
 from gptlit.generation.settings import SamplingSettings
-from gptlit.messages import UsageError, several
+from gptlit.messages import UsageError, several, shown
 from gptlit.runs.loggers import SAMPLES, as_markdown
 from gptlit.streams import only_shown
 from gptlit.terminal import duration, printable
@@ -29,7 +29,7 @@ from gptlit.training.overfitting import Overfitting
 def say(module: L.LightningModule, text: str) -> None:
     """Print a text in the first process, above a progress bar; no failure ends the run."""
     with only_shown():
-        module.print(text)
+        module.print(shown(text))
 
 
 class SampleText(Callback):
@@ -247,14 +247,18 @@ class Report(Callback):
             first = trainer.callback_metrics["train/loss"]
             say(
                 pl_module,
-                f"first loss {first:.3f}; ln(vocabulary), a uniform guess: {vocab_size.log():.3f}",
+                f"first loss {first:.3f}; a uniform guess has ln(vocab_size) = "
+                f"{vocab_size.log():.3f}",
             )
             self._began, self._from_step = time.perf_counter(), 1  # the first step warms up
         elif done == self.ETA_AFTER_STEPS and trainer.max_steps > 0 and not self._told_eta:
             self._told_eta = True
             per_step = (time.perf_counter() - self._began) / done
             left = (trainer.max_steps - trainer.global_step) * per_step
-            say(pl_module, f"{per_step * 1e3:.0f} ms a step: about {duration(left)} of steps to go")
+            say(
+                pl_module,
+                f"{per_step * 1e3:.0f} ms per step, about {duration(left)} of training left",
+            )
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking:
@@ -305,16 +309,20 @@ def start_block(
         + (f" ({precision_reason})" if precision_reason else ""),
         "model": f"{module.net.num_parameters():,} parameters, context "
         f"{module.config.block_size}, vocabulary {module.config.vocab_size}",
-        "text": f"{name}: {text.n_train_tokens:,} tokens to train on, "
-        f"{n_validation:,} for validation" + ("" if n_validation else " (train/loss is watched)"),
-        "step": f"{per_step:,} tokens; {text.steps_per_epoch:,} steps an epoch",
+        "text": f"{name}: {text.n_train_tokens:,} training tokens, "
+        f"{n_validation:,} validation tokens" + ("" if n_validation else " (monitors train/loss)"),
+        "step": f"{per_step:,} tokens; {_count(text.steps_per_epoch, 'step')} per epoch",
         "input": repr(pair[0]),
         "target": repr(pair[1]),
     }
     if module.compile_option:
-        told, reason = ("no", "yes")[module.compiling.compiles], module.compiling.reason
-        rows["compile"] = f"{told} ({reason})"
+        answer = "yes" if module.compiling.compiles else "no"
+        rows["compile"] = f"{answer} ({module.compiling.reason})"
     if trainer.max_steps > 0:
         epochs = trainer.max_steps / text.steps_per_epoch
-        rows["step"] += f"; {trainer.max_steps:,} steps are {epochs:.2f} epochs"
+        rows["step"] += f"; {_count(trainer.max_steps, 'step')} in all ({epochs:.2f} epochs)"
     return "\n".join(f"  {name:<11}{value}" for name, value in [*rows.items(), *more])
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -68,7 +68,7 @@ def fit(
     except SIGTERMException:
         stopping.cause = stopping.cause or SIGNAL + signal.SIGTERM  # by SLURM, through Lightning
     except KeyboardInterrupt:
-        last = _go_on_hint(folder)
+        last = _resume_hint(folder)
         raise KeyboardInterrupt(f"stopped in step {trainer.global_step + 1}{last}") from None
     except RunError as error:
         processes.leave_together()  # it ends all processes
@@ -76,21 +76,21 @@ def fit(
             raise SystemExit(0) from None  # of several codes the first one's is that of the run
         slower = isinstance(error, NotFinite) and model.min_lr <= model.lr / 2
         more = f" --model.lr {model.lr / 2:g}" if slower else ""
-        raise RunError(f"{error}{_go_on_hint(folder, more)}") from error
+        raise RunError(f"{error}{_resume_hint(folder, more)}") from error
     except OSError as error:
         if trainer.global_step == trained_before or not error.strerror:
             raise
         processes.kill_others(trainer)
         where = f": {error.filename}" if error.filename else ""
-        raise RunError(f"{error.strerror}{where}{_go_on_hint(folder)}") from error
+        raise RunError(f"{error.strerror}{where}{_resume_hint(folder)}") from error
 
 
-def _go_on_hint(folder: Path | None, options: str = "") -> str:
+def _resume_hint(folder: Path | None, options: str = "") -> str:
     saved = folder and _to_resume(folder / "checkpoints" / "last.ckpt")
     if not saved:
         return "; nothing was saved"
     path, content = saved
-    return f"; {_command('fit', path, options)} goes on from step {content['global_step']}"
+    return f"; {_command('fit', path, options)} resumes from step {content['global_step']}"
 
 
 def _to_resume(last: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -119,7 +119,7 @@ def closing(trainer: L.Trainer, stopping: Stopping, folder: Path | None, seconds
     if stopping.cause:
         head = f"stopped by {NAMES[stopping.cause]} after step {trainer.global_step:,}"
     elif trainer.should_stop and isinstance(patience, Patience):
-        head += f": no lower {patience.monitor} in {patience.wait_count} validations"
+        head += f": {patience.monitor} did not improve in {patience.wait_count} validations"
         more = f" --early_stopping.patience {2 * patience.patience}"
     elif 0 < trainer.max_steps <= trainer.global_step:
         more = f" --trainer.max_steps {2 * trainer.max_steps}"

@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import Logger
 
 from gptlit.checkpoints import checkpoint
 from gptlit.download import leftovers, write_atomically
-from gptlit.messages import UsageError
+from gptlit.messages import UsageError, opt
 from gptlit.runs.loggers import METRICS, Curves, Records, Table, cut, logs_from, restore
 from gptlit.runs.saving import BestCheckpoint, RunCheckpoint
 from gptlit.training import processes
@@ -99,7 +99,8 @@ def alone(path: Path, instead: str) -> Iterator[None]:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise UsageError(
-                    f"{path}: another process is training in it; wait for its end, or {instead}"
+                    f"{path}: another process is training in this folder; wait until it ends, or "
+                    f"{instead}"
                 ) from error
         yield
     finally:
@@ -139,7 +140,7 @@ class RunFolder:
 
     def alone(self) -> contextlib.AbstractContextManager[None]:
         """As the function of that name."""
-        return alone(self.path, "begin a run of its own from a checkpoint by --model.init_from")
+        return alone(self.path, f"start a new run from a checkpoint by {opt('model.init_from')}")
 
     def undo(self) -> None:
         """Restore what was there before, unless the folder holds a result of the run.

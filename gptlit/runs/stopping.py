@@ -14,13 +14,13 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.trainer.states import TrainerFn
 
 from gptlit import signals
-from gptlit.messages import is_first_process
+from gptlit.messages import is_first_process, opt
 from gptlit.training.loop_state import has_stepped, is_over
 
 # what asks for the end, beside signals, which win: they are 128 and their number
 NOTHING, TIME, SIGNAL = 0, 1, 128
 NAMES = {
-    TIME: "--trainer.max_time",
+    TIME: opt("trainer.max_time"),
     **{SIGNAL + number: name for number, name in signals.NAMES.items()},
 }
 LONGEST_STEPS = 10  # that a run has to end in, where they take longer than `signals.LIMIT_S`
@@ -86,7 +86,9 @@ class Stopping(Timer):
         if number == signal.SIGINT and is_first_process():
             # print() may be what was interrupted
             with contextlib.suppress(OSError):
-                os.write(2, b"\ngptlit: stopping after this step; Ctrl-C again stops at once\n")
+                os.write(
+                    2, b"\ngptlit: stopping after this step; press Ctrl-C again to stop at once\n"
+                )
 
     def _is_alive(self) -> None:
         now = time.monotonic()

@@ -44,8 +44,8 @@ def check(option: bool | str, device: str) -> None:
     """
     if option is True and device == "cpu" and not has_compiler():
         raise UsageError(
-            f"needs the C++ compiler {_compiler()} on a CPU, and it isn't there; install it, name "
-            "another by the variable CXX, or give auto or false",
+            f"needs the C++ compiler {_compiler()} on a CPU, which was not found; "
+            "install it, name another in the environment variable CXX, or use auto or false",
             "model.compile",
             True,
         )
@@ -75,15 +75,15 @@ def choose(
     if not can:
         return Choice(False, "no C++ compiler" if device == "cpu" else f"not on {device}")
     if before is not None:
-        return Choice(before, "as the run did before")
+        return Choice(before, "as before the resume")
     if n_steps is None:
-        return Choice(False, "the run has no planned end")
+        return Choice(False, "the length of the run is unknown")
     if device == "cuda":
         pays, least = n_steps >= CUDA_STEPS, CUDA_STEPS
     else:
         pays = n_steps * flops / CPU_FLOPS * CPU_GAIN >= 2 * CPU_SECONDS
         least = round(2 * CPU_SECONDS / CPU_GAIN * CPU_FLOPS / flops)
-    return Choice(pays, f"pays from about {least:,} steps on, and {n_steps:,} are planned")
+    return Choice(pays, f"compiling pays off after about {least:,} steps; the run has {n_steps:,}")
 
 
 def or_eager(compiled: Forward, eager: Forward, failed: Callable[[], None]) -> Forward:

@@ -92,8 +92,8 @@ class Guard(Callback):
             pl_module.drop_gradients(optimizer)  # which leaves moments and decay alone as well
             if trainer.is_global_zero:
                 note(
-                    f"warning: step {trainer.global_step + 1}: gradient norm {norm:.3g}; skipped, "
-                    f"{self._skipped} of at most {self.skip_nonfinite}"
+                    f"warning: step {trainer.global_step + 1}: gradient norm {norm:.3g}; skipped "
+                    f"({self._skipped} of at most {self.skip_nonfinite})"
                 )
 
     def on_train_batch_end(
@@ -122,8 +122,8 @@ class Guard(Callback):
             loss = float(trainer.callback_metrics.get(name, 0.0))
             if trainer.state.fn == TrainerFn.FITTING and not math.isfinite(loss):
                 raise NotFinite(
-                    f"step {trainer.global_step}: {name} {loss}, at learning rate {self._lr:.3g}: "
-                    f"not finite; {_advice(trainer)}"
+                    f"step {trainer.global_step}: {name} is {loss} at learning rate "
+                    f"{self._lr:.3g}; {_advice(trainer)}"
                 )
 
     def on_save_checkpoint(
@@ -132,7 +132,7 @@ class Guard(Callback):
         self._look(trainer)
         if not total_norm(p.detach() for p in pl_module.parameters()).isfinite():
             raise NotFinite(
-                f"step {trainer.global_step}: the weights are not finite, at learning rate "
+                f"step {trainer.global_step}: the weights are not finite at learning rate "
                 f"{self._lr:.3g}; {_advice(trainer)}"
             )
 
@@ -158,13 +158,14 @@ class Guard(Callback):
             self._norm_before = norms[-1]
             return
         if bad is None:
-            raise NotFinite(f"the loss of another process is not finite; {_advice(trainer)}")
+            raise NotFinite(f"the loss in another process is not finite; {_advice(trainer)}")
         before = norms[bad - 1] if bad else self._norm_before
-        told = "" if math.isnan(before) else f" ({before:.3g} the step before)"
+        what = "the gradient" if math.isfinite(losses[bad]) else "the loss"
+        previous = "" if math.isnan(before) else f" after {before:.3g}"
         raise NotFinite(
-            f"step {steps[bad].number}: loss {losses[bad]:.4g}, gradient norm {norms[bad]:.3g}"
-            f"{told}, at learning rate {steps[bad].lr:.3g}: not finite; {_advice(trainer)}, or "
-            f"{opt('guard.skip_nonfinite')} 3"
+            f"step {steps[bad].number}: {what} is not finite (loss {losses[bad]:.4g}, gradient "
+            f"norm {norms[bad]:.3g}{previous}, learning rate {steps[bad].lr:.3g}); "
+            f"{_advice(trainer)}, or {opt('guard.skip_nonfinite')} 3"
         )
 
     def _compare(self, trainer: L.Trainer) -> None:
@@ -178,8 +179,9 @@ class Guard(Callback):
             self._told = True
             if trainer.is_global_zero:
                 note(
-                    f"warning: step {trainer.global_step}: the loss is {mean:.3f}, and was "
-                    f"{self._lowest:.3f}: the run may be diverging; {_advice(trainer)}"
+                    f"warning: step {trainer.global_step}: the loss rose from "
+                    f"{self._lowest:.3f} to {mean:.3f}; the run may be diverging; "
+                    f"{_advice(trainer)}"
                 )
         self._lowest = min(self._lowest, mean)
 

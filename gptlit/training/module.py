@@ -474,8 +474,8 @@ class LitGPT(L.LightningModule):
             )
         if not self.min_lr and end < (self.run_length() or sys.maxsize):
             raise UsageError(
-                f"the run goes on beyond it, at a learning rate of {opt('model.min_lr')} 0, so "
-                "that it would learn nothing; give a min_lr above 0, or leave decay_steps out",
+                f"the run is longer, and would continue at learning rate {opt('model.min_lr')} 0 "
+                "without learning anything; give a min_lr above 0, or leave decay_steps out",
                 "model.decay_steps",
                 end,
             )
@@ -613,8 +613,8 @@ class LitGPT(L.LightningModule):
         resuming.forget_scores(checkpoint, "val/loss")
         if self.trainer.is_global_zero:
             note(
-                "warning: the validation text is not the one of before: what is best, and "
-                "early stopping's count, begin anew"
+                "warning: the validation text has changed; the best val/loss and the count of "
+                "early stopping start anew"
             )
             if resuming.was_trained_on("val", trained, text):
                 note("warning: the val split overlaps the text that the model was trained on")
@@ -651,7 +651,7 @@ class LitGPT(L.LightningModule):
         before, now = resuming.take_recipe(checkpoint, self.recipe, self._schedule())
         if before != now and self.trainer.is_global_zero:
             step = checkpoint["global_step"]
-            note(f"the learning rate goes on at step {step}: {before:.4g} -> {now:.4g}")
+            note(f"the learning rate changes at step {step}: {before:.4g} -> {now:.4g}")
 
 
 def _is_known(made: type) -> bool:

@@ -7,10 +7,15 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from gptlit.messages import opt
+
 RISE = 0.1  # nats above the lowest validation loss
 TIMES = 2  # validations in a row
 GAP = 1.0  # nats between the validation loss and that on the training text
-ADVICE = "more text, --model.dropout 0.2, a smaller model or --early_stopping.patience 3 help"
+ADVICE = (
+    f"try more text, {opt('model.dropout')} 0.2, a smaller model or "
+    f"{opt('early_stopping.patience')} 3"
+)
 
 
 @dataclass
@@ -56,8 +61,8 @@ class Seen:
             return ""
         if self._is_risen:
             return (
-                f"the model overfits: val/loss {self.last:.4f} (gap {self.last_gap:+.4f}), and at "
-                f"step {self.lowest_at:,}, in best.ckpt, {self.lowest:.4f}"
+                f"the model overfits: val/loss is {self.last:.4f} (gap {self.last_gap:+.4f}) and "
+                f"was {self.lowest:.4f} at step {self.lowest_at:,} (best.ckpt)"
             )
         if self.last_gap > GAP:
             return (

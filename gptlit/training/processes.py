@@ -124,8 +124,8 @@ def telling_of_lost_ranks() -> Iterator[None]:
         if not any(sign in str(error) for sign in LOST):
             raise
         raise RunError(
-            "another process of the run has ended, and what it said stands above; a fit goes on "
-            "from what it saved by gptlit fit --ckpt_path last"
+            "another process of the run has ended; its error is printed above. Resume the run by "
+            "gptlit fit --ckpt_path last"
         ) from error
 
 

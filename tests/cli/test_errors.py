@@ -25,7 +25,7 @@ from tests.conftest import TINY, Result, Run, made_up_text
 Call = Callable[..., Result]
 
 
-WHICH = ("gptlit: going on", "gptlit: model ")  # lines on the checkpoint that is used
+WHICH = ("gptlit: resuming", "gptlit: model ")  # lines on the checkpoint that is used
 
 
 def assert_one_line(result: Result, *told: str) -> None:
@@ -397,7 +397,7 @@ REFUSED: list[tuple[str, list[str]]] = [
     ("validate --data.val_fraction 0", ["--data.val_fraction 0", "--data.val_path"]),
     ("validate --preflight", ["--preflight true: is an option of fit only"]),
     ("test", ["--data.test_fraction 0", "--data.test_path"]),
-    ("fit --ckpt_path last", ["--trainer.max_steps 40", "at step 40 already"]),
+    ("fit --ckpt_path last", ["--trainer.max_steps 40", "is already at step 40"]),
     ("fit --ckpt_path last --model.init_from last", ["--model.init_from last", "one of them"]),
     # checkpoints
     *(
@@ -539,7 +539,9 @@ def test_two_processes_in_one_run_folder(gptlit: Call, run: Run) -> None:
     last = Path("lightning_logs/version_0/checkpoints/last.ckpt")
     with run_folder.RunFolder(Path("lightning_logs"), last).alone():
         result = gptlit("fit", "--ckpt_path=last", "--trainer.max_steps=42")
-    assert_refused(result, 2, "lightning_logs/version_0: another process is training in it")
+    assert_refused(
+        result, 2, "lightning_logs/version_0: another process is training in this folder"
+    )
     assert listing(Path("lightning_logs")) == before
     assert gptlit("fit", "--ckpt_path=last", "--trainer.max_steps=42").code == 0  # it has ended
 

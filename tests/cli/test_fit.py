@@ -73,11 +73,11 @@ def test_the_start_block_tells_what_happens(gptlit: Call, text_file: Path) -> No
         r"device\s+1 x cpu",
         r"precision\s+32-true \(.+\)",
         r"model\s+4,064 parameters",
-        rf"text\s+{text_file.name}: {n_train:,} tokens to train on, {n_val:,} for val",
-        rf"step\s+32 tokens; {(n_train // 8 - 1) // 4} steps an epoch",
+        rf"text\s+{text_file.name}: {n_train:,} training tokens, {n_val:,} validation tokens",
+        rf"step\s+32 tokens; {(n_train // 8 - 1) // 4} steps per epoch",
         r"input\s+'\\n\\n[A-Z]+",
         r"target\s+'\\n[A-Z]+",
-        r"first loss 3\.\d+; ln\(vocabulary\), a uniform guess: 3\.664",
+        r"first loss 3\.\d+; a uniform guess has ln\(vocab_size\) = 3\.664",
         r"step 4: val/loss 3\.\d+ \(gap [+-]0\.\d+\), perplexity \d\d\.\d+, bits per byte \d\.\d+",
     ):
         assert re.search(wanted, told), wanted
@@ -117,7 +117,7 @@ def test_going_on_is_the_same_run_with_its_options_and_curves(
     last = "lightning_logs/version_1/checkpoints/last.ckpt"
     going_on = gptlit("fit", "--ckpt_path", last, "--trainer.max_steps", 8)
     assert going_on.code == 0
-    assert "going on from lightning_logs/version_1/checkpoints/last.ckpt at step 4" in going_on.err
+    assert "resuming from lightning_logs/version_1/checkpoints/last.ckpt at step 4" in going_on.err
     assert {path.name for path in Path("lightning_logs").iterdir()} == {"version_0", "version_1"}
     assert_same_run(
         Path("lightning_logs/version_0"), Path("lightning_logs/version_1"), but="max_steps"
@@ -262,7 +262,7 @@ def test_a_run_by_epochs_saves_its_end(gptlit: Call, text_file: Path) -> None:
 def test_the_eta_is_told_once(gptlit: Call, text_file: Path) -> None:
     options = ["--trainer.max_steps=30", "--trainer.accumulate_grad_batches=3"]
     told = fit(gptlit, text_file, *options).out
-    assert len(re.findall(r"\d+ ms a step: about \d+ s of steps to go", told)) == 1
+    assert len(re.findall(r"\d+ ms per step, about \d+ s of training left", told)) == 1
 
 
 def test_a_finished_run_says_how_to_go_on(gptlit: Call, text_file: Path) -> None:
@@ -270,7 +270,7 @@ def test_a_finished_run_says_how_to_go_on(gptlit: Call, text_file: Path) -> None
     result = gptlit("fit", "--ckpt_path", "last")
     assert result.code == 2
     assert "--trainer.max_steps 4" in result.err
-    assert "at step 4 already" in result.err
+    assert "is already at step 4" in result.err
 
 
 def test_a_runs_config_is_as_given(gptlit: Call, text_file: Path) -> None:
@@ -343,7 +343,7 @@ def test_shipped_configs_train_and_validate_by_steps(
 def test_without_validation_train_loss_is_watched(gptlit: Call, text_file: Path) -> None:
     result = fit(gptlit, text_file, "--data.val_fraction=0", "--trainer.val_check_interval=2")
     assert result.code == 0
-    assert "(train/loss is watched)" in result.out
+    assert "(monitors train/loss)" in result.out
     assert "train/loss_eval" in result.out
     rows = read_metrics(Path("lightning_logs/version_0"))
     assert not any("val/loss" in row for row in rows)

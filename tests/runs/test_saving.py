@@ -102,7 +102,7 @@ def test_a_damaged_last_is_replaced_by_the_newest_whole_one(
     )
     going_on = gptlit("fit", "--ckpt_path=last", "--trainer.max_steps=32")
     assert going_on.code == 0, going_on.err
-    assert "going on from lightning_logs/version_0/checkpoints/step_30.ckpt at step 30" in (
+    assert "resuming from lightning_logs/version_0/checkpoints/step_30.ckpt at step 30" in (
         going_on.err
     )
     assert checkpoint.read(last)["global_step"] == 32
@@ -227,7 +227,7 @@ def test_a_run_ends_by_a_message_when_the_disk_is_full(
     last = folder / "checkpoints" / "last.ckpt"
     assert failed.code == 1
     assert failed.err == (
-        f"gptlit: error: No space left on device: {last}; gptlit fit --ckpt_path {last} goes on "
+        f"gptlit: error: No space left on device: {last}; gptlit fit --ckpt_path {last} resumes "
         "from step 2\n"
     )
     assert saved_in(folder) == {"best.ckpt", "last.ckpt"}

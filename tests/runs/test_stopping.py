@@ -308,11 +308,11 @@ def test_patience(gptlit: Call, text_file: Path) -> None:
     assert len(set(scores)) == 1
     ended = gptlit("fit", "--ckpt_path=last", "--trainer.max_steps=20")
     assert ended.code == 0
-    assert "done at step 4: no lower val/loss in 3 validations" in ended.err
+    assert "done at step 4: val/loss did not improve in 3 validations" in ended.err
     assert validated() == 4
     more = command_in(ended.err)
     assert more[-2:] == ["--early_stopping.patience", "6"]
-    assert "done at step 7: no lower val/loss in 6 validations" in gptlit(*more).err
+    assert "done at step 7: val/loss did not improve in 6 validations" in gptlit(*more).err
     assert validated() == 7
     off = gptlit("fit", "--ckpt_path=last", "--early_stopping.patience=0", "--trainer.max_steps=9")
     assert "done at step 9\n" in off.err
@@ -362,7 +362,7 @@ def test_a_second_ctrl_c_ends_at_once(gptlit: Call, text_file: Path) -> None:
     assert result.code == 130
     last = "lightning_logs/version_0/checkpoints/last.ckpt"
     assert result.err == (
-        f"gptlit: stopped in step 5; gptlit fit --ckpt_path {last} goes on from step 4\n"
+        f"gptlit: stopped in step 5; gptlit fit --ckpt_path {last} resumes from step 4\n"
     )
     assert checkpoint.read(last)["global_step"] == 4
 
@@ -376,7 +376,7 @@ def test_a_snapshot_is_what_a_run_resumes_from_before_its_first_last(
         result = gptlit("fit", *OPTIONS, *options, f"--data.path={text_file}")
     snapshot = "lightning_logs/version_0/checkpoints/step_3.ckpt"
     command = f"gptlit fit --ckpt_path {snapshot}"
-    assert result.err == f"gptlit: stopped in step 6; {command} goes on from step 3\n"
+    assert result.err == f"gptlit: stopped in step 6; {command} resumes from step 3\n"
     assert gptlit(*command.split()[1:]).code == 0
 
 

@@ -53,7 +53,7 @@ def test_where_it_pays(
 
 def test_what_is_told() -> None:
     reason = choose("cpu", 3_400, 3.7 * G, compiler=True).reason
-    assert reason == "pays from about 70,270 steps on, and 3,400 are planned"
+    assert reason == "compiling pays off after about 70,270 steps; the run has 3,400"
     assert choose("cpu", 1, G, compiler=False).reason == "no C++ compiler"
     assert choose("mps", 1, G, compiler=False).reason == "not on mps"
 
@@ -111,15 +111,15 @@ def test_a_run_decides_once(gptlit: Call, text_file: Path, monkeypatch: pytest.M
     pays_from_four = {"CPU_FLOPS": 1.0, "CPU_GAIN": 1.0}
     done = gptlit(*options(text_file, 3))
     assert done.code == 0, done.err
-    assert "compile    no (pays from about" in done.out
+    assert "compile    no (compiling pays off after about" in done.out
     assert checkpoint.read(checkpoint.resolve("last"))[checkpoint.KEY]["compiled"] is False
     for name, value in pays_from_four.items():
         monkeypatch.setattr(compiling, name, value)
     went_on = gptlit("fit", "--ckpt_path=last", "--trainer.max_steps=6")
     assert went_on.code == 0, went_on.err
-    assert "compile    no (as the run did before)" in went_on.out
+    assert "compile    no (as before the resume)" in went_on.out
     anew = gptlit(*options(text_file, 6))
-    assert "compile    yes (pays from about 0 steps on, and 6 are planned)" in anew.out
+    assert "compile    yes (compiling pays off after about 0 steps; the run has 6)" in anew.out
     assert checkpoint.read(checkpoint.resolve("last"))[checkpoint.KEY]["compiled"] is True
 
 

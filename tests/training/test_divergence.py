@@ -87,13 +87,13 @@ def test_the_run_ends_before_it_is_saved(
     (line,) = [line for line in failed.err.splitlines() if "error" in line]
     rate = 3e-3 * (step - 1) / 20  # of tiny.yaml, warming up
     assert re.match(
-        rf"gptlit: error: step {step}: loss \S+, gradient norm (nan|inf) \(\d\.\d+ the step "
-        rf"before\), at learning rate {rate:.3g}: not finite; try a lower --model.lr or ",
+        rf"gptlit: error: step {step}: the (loss|gradient) is not finite \(loss \S+, gradient norm "
+        rf"(nan|inf) after \d\.\d+, learning rate {rate:.3g}\); try a lower --model.lr or ",
         line,
     ), line
     kept = (step - 1) // 4 * 4
     assert line.endswith(
-        f"gptlit fit --ckpt_path {LAST} --model.lr 0.0015 goes on from step {kept}"
+        f"gptlit fit --ckpt_path {LAST} --model.lr 0.0015 resumes from step {kept}"
     )
     for path in LAST.parent.iterdir():
         assert checkpoint.read(path)["global_step"] == kept
@@ -109,7 +109,10 @@ def test_the_run_ends_before_it_is_saved(
 def test_a_rate_far_too_high_is_told(gptlit: Call, text_file: Path) -> None:
     failed = fit(gptlit, text_file, "--model.lr=1e30", "--model.warmup_steps=0")
     assert failed.code == 1
-    assert re.search(r"step \d: loss nan, .* at learning rate \d\.?\d*e\+(29|30)", failed.err)
+    assert re.search(
+        r"step \d: the loss is not finite \(loss nan, .*, learning rate \d\.?\d*e\+(29|30)",
+        failed.err,
+    )
     assert "nothing was saved" in failed.err
     assert "Traceback" not in failed.err
 
@@ -129,7 +132,7 @@ def test_a_validation_that_is_no_number_ends_the_run(
     monkeypatch.setattr(LitGPT, "validation_step", validation_step)
     failed = fit(gptlit, text_file)
     assert failed.code == 1
-    assert re.search(r"error: step 8: val/loss (nan|inf), at learning rate 0.001", failed.err)
+    assert re.search(r"error: step 8: val/loss is (nan|inf) at learning rate 0.001", failed.err)
     for path in LAST.parent.iterdir():
         assert checkpoint.read(path)["global_step"] == 4
 
@@ -161,8 +164,8 @@ def test_steps_that_are_no_numbers_are_skipped(gptlit: Call, text_file: Path, op
     assert all(map(torch.equal, before["moments"], skipped["moments"]))
     assert not torch.equal(skipped["weights"], after["weights"])
     assert before["lr"] < skipped["lr"] < after["lr"]
-    assert "warning: step 5: gradient norm nan; skipped, 1 of at most 2" in done.err
-    assert "warning: step 9: gradient norm nan; skipped, 2 of at most 2" in done.err
+    assert "warning: step 5: gradient norm nan; skipped (1 of at most 2)" in done.err
+    assert "warning: step 9: gradient norm nan; skipped (2 of at most 2)" in done.err
     assert all_finite(LAST)
 
 
@@ -180,7 +183,7 @@ def test_half_precisions_own_skipping_is_left_to_it(
     assert not LAST.exists()
     with broken("loss", 5):
         failed = fit(gptlit, text_file)
-    assert "step 5: loss nan, gradient norm nan" in failed.err
+    assert "step 5: the loss is not finite (loss nan, gradient norm nan" in failed.err
 
 
 def test_more_of_them_than_allowed_end_the_run(gptlit: Call, text_file: Path) -> None:
@@ -190,7 +193,7 @@ def test_more_of_them_than_allowed_end_the_run(gptlit: Call, text_file: Path) ->
     with broken("gradient", 6):
         failed = gptlit("fit", "--ckpt_path=last", "--trainer.max_steps=12")
     assert failed.code == 1
-    assert "step 6: loss" in failed.err
+    assert "step 6: the gradient is not finite (loss" in failed.err
     with broken("gradient", 6):
         more = ["--guard.skip_nonfinite=2", "--trainer.max_steps=12"]
         assert gptlit("fit", "--ckpt_path=last", *more).code == 0
@@ -212,9 +215,9 @@ def test_a_loss_that_goes_up_is_told_once(gptlit: Call, text_file: Path) -> None
     done = fit(gptlit, text_file, *options, "--guard.diverged=1.01", "--trainer.max_steps=40",
                "--trainer.log_every_n_steps=1")  # fmt: skip
     assert done.code == 0
-    told = re.findall(r"warning: step (\d+): the loss is (\S+), and was (\S+): .*", done.err)
+    told = re.findall(r"warning: step (\d+): the loss rose from (\S+) to (\S+); .*", done.err)
     assert len(told) == 1
-    step, loss, lowest = int(told[0][0]), float(told[0][1]), float(told[0][2])
+    step, lowest, loss = int(told[0][0]), float(told[0][1]), float(told[0][2])
     losses = [
         float(row["train/loss"]) for row in read_metrics(LAST.parent.parent) if row["train/loss"]
     ]

@@ -64,7 +64,7 @@ def test_an_extended_run_takes_the_rates_of_one_planned_so_long(
         length = 4 if step <= 4 else 8
         assert found[step] == pytest.approx(planned(step, length, 1e-2, 1e-3, 2), rel=1e-6), step
     assert "--trainer.max_steps: 4 -> 8\n" in going_on.err
-    assert "the learning rate goes on at step 4: 0.001 -> 0.00775\n" in going_on.err
+    assert "the learning rate changes at step 4: 0.001 -> 0.00775\n" in going_on.err
 
 
 def test_a_schedule_of_its_own_length_stays(gptlit: Call, text_file: Path) -> None:
@@ -72,7 +72,7 @@ def test_a_schedule_of_its_own_length_stays(gptlit: Call, text_file: Path) -> No
     assert fit(gptlit, text_file, *RATES, *EACH, "--model.decay_steps=4").code == 0
     going_on = go_on(gptlit)
     assert going_on.code == 0
-    assert "the learning rate goes on" not in going_on.err
+    assert "the learning rate changes" not in going_on.err
     assert [rates()[step] for step in (5, 6)] == pytest.approx([1e-3, 1e-3])
 
 
@@ -81,15 +81,16 @@ def test_no_step_is_made_at_a_rate_of_zero(gptlit: Call, text_file: Path) -> Non
     assert fit(gptlit, text_file, *zero).code == 0
     assert go_on(gptlit, steps=8).code == 0
     assert min(rates().values()) > 0
-    told = (
-        "--model.decay_steps 4: the run goes on beyond it, at a learning rate of --model.min_lr 0"
+    message = (
+        "--model.decay_steps 4: the run is longer, and would continue at learning rate "
+        "--model.min_lr 0 without learning anything"
     )
     for refused in (
         go_on(gptlit, "--model.decay_steps=4", steps=12),
         fit(gptlit, text_file, *zero, "--model.decay_steps=4", "--trainer.max_steps=5"),
     ):
         assert refused.code == 2
-        assert told in refused.err
+        assert message in refused.err
     assert go_on(gptlit, "--model.decay_steps=4", "--model.min_lr=1e-4", steps=12).code == 0
     assert rates()[12] == pytest.approx(1e-4)
 
@@ -206,7 +207,7 @@ def test_a_validation_text_that_has_changed_is_noticed(gptlit: Call, text_file: 
     assert f"--data.val_path {own.absolute()}: the text has changed" in refused.err
     going_on = go_on(gptlit, f"--data.val_path={own}")
     assert going_on.code == 0
-    assert "warning: the validation text is not the one of before" in going_on.err
+    assert "warning: the validation text has changed" in going_on.err
     (scores,) = ([float(r["val/loss"]) for r in read_metrics(LAST.parent.parent) if r["val/loss"]],)
     assert best_score() == pytest.approx(scores[-1])
     assert before == pytest.approx(scores[0])
@@ -217,7 +218,7 @@ def test_another_split_is_told_and_begins_anew(gptlit: Call, text_file: Path) ->
     going_on = go_on(gptlit, "--data.val_fraction=0.2")
     assert going_on.code == 0
     assert "--data.val_fraction: 0.1 -> 0.2" in going_on.err
-    assert "warning: the validation text is not the one of before" in going_on.err
+    assert "warning: the validation text has changed" in going_on.err
     assert "warning: the val split overlaps the text that the model was trained on" in going_on.err
     same = go_on(gptlit, steps=8)
     assert "warning" not in same.err
