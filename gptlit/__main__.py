@@ -200,9 +200,9 @@ def _command(verb: str, arguments: list[str]) -> Callable[[], None]:
 
         return lambda: data.main(rest)
     if verb == "study":
-        from gptlit.study import run
+        from gptlit.study import command as study
 
-        return lambda: run.main(rest)
+        return lambda: study.main(rest)
     from gptlit.cli import fit
 
     return lambda: fit.main(arguments)

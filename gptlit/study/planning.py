@@ -1,4 +1,4 @@
-"""A study's runs before they are made: all that is known of them, and what is there already."""
+"""Planning a study's runs before any is made, and comparing them with those that exist."""
 
 import contextlib
 import dataclasses
@@ -22,22 +22,22 @@ from gptlit.runs import run_folder
 from gptlit.study.spec import Setup, Study
 from gptlit.training import compiling, resuming
 
-RESULT = "result.json"  # in the folder of a run that came to its end
-DECISIVE = {"model", "data", "trainer"}  # groups of options that change what a run finds
+RESULT = "result.json"  # in the folder of a complete run
+DECISIVE = {"model", "data", "trainer"}  # groups of options that affect a run's results
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A run of which all is known but what it finds.
+    """A run with everything that is known before training.
 
     Args:
-        setup: The run.
-        options: All options of it, as its config.yaml would have them.
-        parameters: Of its model.
-        tokens_per_step: What an optimizer step sees.
-        flops_per_token: Of training, forward and backward.
-        text: Which text it is validated on.
-        texts: All texts that it reads.
+        setup: The run's settings and arguments.
+        options: All options, as in its config.yaml.
+        parameters: Number of parameters of its model.
+        tokens_per_step: Tokens per optimizer step.
+        flops_per_token: FLOPs of training per token, forward and backward.
+        text: Identity of the validation text.
+        texts: Identity of all texts that the run reads.
     """
 
     setup: Setup
@@ -50,7 +50,7 @@ class Planned:
 
 
 def plan_all(study: Study, setups: Sequence[Setup]) -> list[Planned]:
-    """`plan` of each; those that differ in the seed alone are parsed once, at half a second each.
+    """Plan several runs; those that differ in the seed alone are parsed once, as it takes 0.5 s.
 
     Raises:
         UsageError: names the run and the option.
@@ -58,18 +58,18 @@ def plan_all(study: Study, setups: Sequence[Setup]) -> list[Planned]:
     planned: list[Planned] = []
     first: dict[Sequence[str], Planned] = {}
     for setup in setups:
-        words = tuple(setup.words if setup.seed is None else setup.words[:-1])
-        if words not in first:
-            first[words] = plan(study, setup)
-        options = dict(first[words].options)
+        arguments = tuple(setup.arguments if setup.seed is None else setup.arguments[:-1])
+        if arguments not in first:
+            first[arguments] = plan(study, setup)
+        options = dict(first[arguments].options)
         if setup.seed is not None:
             options["seed_everything"] = setup.seed
-        planned.append(dataclasses.replace(first[words], setup=setup, options=options))
+        planned.append(dataclasses.replace(first[arguments], setup=setup, options=options))
     return planned
 
 
 def plan(study: Study, setup: Setup) -> Planned:
-    """Parse the options of a run, and read its text, so that what can't work is refused.
+    """Parse a run's options and prepare its text, so that invalid ones are refused early.
 
     Raises:
         UsageError: names the run and the option.
@@ -91,14 +91,14 @@ def plan(study: Study, setup: Setup) -> Planned:
                 net.num_parameters(),
                 text.windows_per_step * text.block_size,
                 cost.training_flops_per_token(net),
-                _validated_on(described),
-                _texts(described),
+                _validation_text(described),
+                _all_texts(described),
             )
         )
 
     try:
         with quiet(), contextlib.ExitStack() as held:
-            GptlitCLI("fit", setup.words, held, look=look)
+            GptlitCLI("fit", setup.arguments, held, look=look)
     except UsageError as error:
         raise UsageError(f"{setup.name}: {error}") from error
     return found[0]
@@ -109,8 +109,8 @@ def _check(study: Study, cli: GptlitCLI) -> None:
     compiling.check(cli.model.compile_option, trainer.strategy.root_device.type)
     if trainer.world_size > 1:
         raise UsageError(
-            f"--trainer.devices {options.devices}: a study's runs are of one process each; give "
-            "--trainer.devices 1, or make them one by one by gptlit fit"
+            f"--trainer.devices {options.devices}: a study trains in one process; give "
+            "--trainer.devices 1, or make the runs one by one by gptlit fit"
         )
     if study.metric.startswith("val/") and not cli.datamodule.has_validation:
         raise UsageError(
@@ -120,7 +120,7 @@ def _check(study: Study, cli: GptlitCLI) -> None:
     every, steps = options.val_check_interval, trainer.max_steps
     by_steps = isinstance(every, int) and trainer.check_val_every_n_epoch is None
     if study.at == "end" and by_steps and steps > 0:
-        every //= trainer.accumulate_grad_batches  # which is counted in batches by now
+        every //= trainer.accumulate_grad_batches  # the CLI has converted it to batches
         if steps > every and steps % every:
             raise UsageError(
                 f"--trainer.val_check_interval {every}: the last validation would be at step "
@@ -129,73 +129,75 @@ def _check(study: Study, cli: GptlitCLI) -> None:
             )
 
 
-def _validated_on(text: dict[str, Any]) -> str:
+def _validation_text(text: dict[str, Any]) -> str:
     own = text["own_texts"].get("val")
     return json.dumps(own[1] if own else [text["sha256"], text["sizes"]["val"]["bytes"]])
 
 
-def _texts(text: dict[str, Any]) -> str:
+def _all_texts(text: dict[str, Any]) -> str:
     own = {split: sha256 for split, (_, sha256) in text["own_texts"].items()}
     return json.dumps({"": text["sha256"], **own}, sort_keys=True)
 
 
-# ---------------------------------------------------------------------- what is there
+# ---------------------------------------------------------------------- runs that exist
 
 
-def is_result(place: Path) -> bool:
-    return (place / RESULT).is_file()
+def is_complete(run: Path) -> bool:
+    """Whether a run's folder has the result of a complete run."""
+    return (run / RESULT).is_file()
 
 
-def result(place: Path) -> dict[str, Any]:
-    return json.loads((place / RESULT).read_text(encoding="utf-8"))
+def read_result(run: Path) -> dict[str, Any]:
+    """Read the result of a complete run from its folder."""
+    return json.loads((run / RESULT).read_text(encoding="utf-8"))
 
 
 def clear_changed(planned: Sequence[Planned], folder: Path, remake: bool) -> None:
     """Refuse, or remove, runs that were made with other options.
 
     Raises:
-        UsageError: names the first, and what differs.
+        UsageError: names the first such run, and what differs.
     """
     changed: dict[Path, str] = {}
     for each in planned:
-        place = folder / each.setup.name
-        if difference := _difference(each, place):
-            changed[place] = difference
+        run = folder / each.setup.name
+        if difference := _difference(each, run):
+            changed[run] = difference
     if changed and not remake:
-        place, difference = next(iter(changed.items()))
+        run, difference = next(iter(changed.items()))
         others = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         raise UsageError(
-            f"{place}{others}: made with other options: {difference}; --remake makes anew what "
-            "differs, --name OTHER keeps both"
+            f"{run}{others}: made with other options: {difference}; --remake replaces runs that "
+            "differ, --name OTHER keeps both"
         )
-    for place in changed:
-        shutil.rmtree(place)
+    for run in changed:
+        shutil.rmtree(run)
 
 
-def _difference(planned: Planned, place: Path) -> str:
-    """What a run that is there, or was begun, was made with otherwise."""
-    config = place / run_folder.CONFIG
+def _difference(planned: Planned, run: Path) -> str:
+    """The first difference between a planned run and the one that exists, "" for none."""
+    config = run / run_folder.CONFIG
     if not config.is_file():
-        if place.is_dir() and any(place.iterdir()):
-            raise UsageError(f"{place}: is there, and is no run; name another study by --name")
+        if run.is_dir() and any(run.iterdir()):
+            raise UsageError(f"{run}: exists and is not a run; give the study another --name")
         return ""
     before = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
     for name, old, new in resuming.changed(before, planned.options, with_new=True):
         if old is not resuming.MISSING:
             return f"--{name} {json.dumps(old)}, now {json.dumps(new)}"
         if name.partition(".")[0] in DECISIVE:
-            return f"--{name}, now {json.dumps(new)}, was not there yet"
-    if is_result(place) and result(place)["text"] != planned.text:
+            return f"--{name}, now {json.dumps(new)}, did not exist then"
+    if is_complete(run) and read_result(run)["text"] != planned.text:
         return "another text"
-    return "another text" if _texts_of(place) not in ("", planned.texts) else ""
+    return "another text" if _texts_of(run) not in ("", planned.texts) else ""
 
 
-def _texts_of(place: Path) -> str:
-    """As `Planned.texts` of a run that is there, "" where unknown."""
-    if is_result(place) and (texts := result(place).get("texts")):
+def _texts_of(run: Path) -> str:
+    """`Planned.texts` of a run that exists, "" where unknown."""
+    if is_complete(run) and (texts := read_result(run).get("texts")):
         return texts
-    last = place / "checkpoints" / "last.ckpt"
+    last = run / "checkpoints" / "last.ckpt"
     try:
-        return _texts(checkpoint.read(last)[checkpoint.KEY]["text"]) if last.is_file() else ""
+        return _all_texts(checkpoint.read(last)[checkpoint.KEY]["text"]) if last.is_file() else ""
     except UsageError:
-        return ""  # damaged: going on with it tells of that
+        return ""  # corrupt: resuming from it reports that

@@ -1,4 +1,4 @@
-"""A power law through measured losses: loss = E + A / N ** alpha."""
+"""Fitting a power law to measured losses: loss = E + A / N ** alpha."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,23 +7,23 @@ import numpy as np
 
 from gptlit.messages import UsageError
 
-LEAST_FOR_FLOOR = 4  # points: three are met exactly by some E, A and alpha, whatever they are
+LEAST_FOR_FLOOR = 4  # sizes: any three points are fitted exactly by some E, A and alpha
 ALPHAS = np.geomspace(0.01, 4.0, 400)
 GOLDEN = (5**0.5 - 1) / 2
 
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """loss = floor + scale / N ** alpha (Hoffmann et al. 2022's form, in one figure).
+    """loss = floor + scale / N ** alpha (Hoffmann et al. 2022's form, in one variable).
 
     Args:
-        floor: E, what is left of the loss for N without end; 0 or more.
+        floor: E, the irreducible loss; 0 or more.
         scale: A.
-        alpha: The exponent.
-        residual: Root of the mean squared difference to the losses, in theirs.
-        n_points: How many there were.
-        has_floor: Whether there were points enough to tell E from the rest; else it is 0.
-        bounded: Whether alpha lies at the end of what was searched, so that it is only a bound.
+        alpha: Exponent.
+        residual: Root mean squared difference to the losses, in their unit.
+        n_points: Number of fitted points.
+        has_floor: Whether there were enough sizes to estimate E, which is 0 otherwise.
+        bounded: Whether alpha is at an end of its search range, so that it is only a bound.
     """
 
     floor: float
@@ -39,24 +39,24 @@ class PowerLaw:
 
 
 def fit(sizes: Sequence[float], losses: Sequence[float]) -> PowerLaw:
-    """The power law of the least squared differences, with floor and scale at 0 or more.
+    """Fit a power law by least squares, with floor and scale at 0 or more.
 
-    For a given alpha it is linear, and solved as such; alpha is searched from 0.01 to 4, on a grid
-    and by golden section around its best value. With fewer than LEAST_FOR_FLOOR distinct sizes
-    the floor is 0.
+    For a given alpha the law is linear, and solved as such; alpha is searched from 0.01 to 4, on a
+    grid and by golden section around its best value. With fewer than LEAST_FOR_FLOOR distinct
+    sizes the floor is 0.
 
     Args:
         sizes: N of each point, above 0.
-        losses: Theirs.
+        losses: Loss of each point.
 
     Raises:
-        UsageError: fewer than two distinct sizes.
+        UsageError: there are fewer than two distinct sizes.
     """
     n, y = np.asarray(sizes, dtype=float), np.asarray(losses, dtype=float)
     if len(set(sizes)) < 2:
-        raise UsageError("a power law needs two distinct sizes at least")
+        raise UsageError("a power law needs at least two distinct sizes")
     with_floor = len(set(sizes)) >= LEAST_FOR_FLOOR
-    middle = float(np.exp(np.log(n).mean()))  # so that powers stay near 1
+    middle = float(np.exp(np.log(n).mean()))  # keeps powers near 1
 
     def solved(alpha: float) -> tuple[float, float, float]:
         return _linear((n / middle) ** -alpha, y, with_floor)
@@ -75,7 +75,7 @@ def fit(sizes: Sequence[float], losses: Sequence[float]) -> PowerLaw:
 
 
 def _linear(powers: np.ndarray, y: np.ndarray, with_floor: bool) -> tuple[float, float, float]:
-    """Floor, scale and summed squares of y = floor + scale powers, neither below 0."""
+    """Fit y = floor + scale * powers with both 0 or more; also returns the sum of squares."""
     candidates = [(0.0, max(0.0, float(powers @ y / (powers @ powers))))]
     if with_floor:
         centred = powers - powers.mean()

@@ -1,4 +1,4 @@
-"""What a study found, as a table for a terminal, as results.csv, and as charts."""
+"""A study's results as a table for the terminal, as results.csv, and as charts."""
 
 import csv
 import io
@@ -12,7 +12,16 @@ from typing import Any
 from gptlit import charts
 from gptlit.charts import Axis, Point, Series
 from gptlit.study import power_law
-from gptlit.study.spec import FIGURES, METRICS, Settings, Setup, Study, short_names, told
+from gptlit.study.spec import (
+    COSTS,
+    METRICS,
+    Settings,
+    Setup,
+    Study,
+    format_value,
+    setting_label,
+    short_names,
+)
 from gptlit.terminal import duration, padded, shortened, width, wrapped
 
 MOST_SERIES = 16  # in a legend
@@ -23,19 +32,19 @@ COUNTS = ("parameters", "tokens", "step")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a run.
+    """The results of a run.
 
     Args:
         setup: The run.
-        figures: By name: METRICS, as far as known, after its "step"; FIGURES; "seconds" of its
-            steps alone. None of it where the run failed.
-        curve: The metric after each step at which the run was validated.
-        failed: Why it has no figures, in a line.
-        text: Which text it was validated on, "" where unknown.
+        results: Values by name: those of METRICS that were logged, the "step" at which they were,
+            COSTS, and "seconds" of training steps. Empty if the run failed.
+        curve: The metric by the number of steps before each validation.
+        failed: Why there are no results, in one line; "" if there are.
+        text: Identity of the validation text, "" where unknown.
     """
 
     setup: Setup
-    figures: Mapping[str, float] = field(default_factory=dict)
+    results: Mapping[str, float] = field(default_factory=dict)
     curve: Mapping[int, float] = field(default_factory=dict)
     failed: str = ""
     text: str = ""
@@ -43,27 +52,27 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Row:
-    """The outcomes of one setting, one for each seed; those that failed aside."""
+    """The outcomes of one setting, one for each seed, without those that failed."""
 
     settings: Settings
     outcomes: Sequence[Outcome]
 
-    def mean(self, figure: str) -> float:
-        """Of the runs that have the figure; not a number where none has."""
-        values = self._values(figure)
+    def mean(self, name: str) -> float:
+        """Mean over the runs that have the result; NaN where none has."""
+        values = self._values(name)
         return statistics.fmean(values) if values else math.nan
 
-    def spread(self, figure: str) -> float:
-        """The standard deviation, estimated from two runs or more (n - 1); 0 of one."""
-        values = self._values(figure)
+    def spread(self, name: str) -> float:
+        """Sample standard deviation (n - 1); 0 for a single run."""
+        values = self._values(name)
         return statistics.stdev(values) if len(values) > 1 else 0.0
 
-    def _values(self, figure: str) -> list[float]:
-        return [each.figures[figure] for each in self.outcomes if figure in each.figures]
+    def _values(self, name: str) -> list[float]:
+        return [each.results[name] for each in self.outcomes if name in each.results]
 
 
 def rows(study: Study, outcomes: Sequence[Outcome]) -> list[Row]:
-    """Settings that have an outcome, the best first."""
+    """Group successful outcomes by setting, the best first."""
     groups: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         if not outcome.failed:
@@ -72,11 +81,8 @@ def rows(study: Study, outcomes: Sequence[Outcome]) -> list[Row]:
     return sorted(found, key=lambda row: row.mean(study.metric))
 
 
-# ---------------------------------------------------------------------- the table
-
-
 def table(study: Study, outcomes: Sequence[Outcome], room: int) -> str:
-    """A study in lines of at most `room` columns: settings, the best first, then what failed."""
+    """Format a study in lines of at most `room` columns: settings, best first, then failures."""
     found = rows(study, outcomes)
     at = "the last validation of each run" if study.at == "end" else "the best validation of each"
     done = sum(len(row.outcomes) for row in found)
@@ -99,7 +105,7 @@ def table(study: Study, outcomes: Sequence[Outcome], room: int) -> str:
 
 def _cells(study: Study, row: Row) -> dict[str, str]:
     short = short_names(row.settings)
-    cells = {short[name]: told(value) for name, value in row.settings.items()}
+    cells = {short[name]: format_value(value) for name, value in row.settings.items()}
     cells[study.metric] = f"{row.mean(study.metric):.4f}"
     if len(study.seeds) > 1:
         is_one = len(row.outcomes) == 1
@@ -130,7 +136,7 @@ def _aligned(cells: Sequence[dict[str, str]], room: int) -> list[str]:
 
 
 def warnings(study: Study, outcomes: Sequence[Outcome]) -> Iterator[str]:
-    """What speaks against comparing the runs."""
+    """Reasons why the runs can not be compared directly."""
     known = [each for each in outcomes if not each.failed]
     varied = set().union(*(study.values(each.setup.settings) for each in known))
     per_token = study.metric != "val/bits_per_byte"
@@ -144,20 +150,21 @@ def warnings(study: Study, outcomes: Sequence[Outcome]) -> Iterator[str]:
 
 
 def as_csv(study: Study, outcomes: Sequence[Outcome]) -> str:
-    """A line for each run: its settings, its figures, and why it has none."""
+    """Format results.csv: a row for each run, with its settings and results, or why it failed."""
     options = list(dict.fromkeys(itertools.chain(*(each.setup.settings for each in outcomes))))
-    names = [*METRICS, "step", *FIGURES, "seconds"]
+    names = [*METRICS, "step", *COSTS, "seconds"]
     seed = ["seed"] if study.seeds != [None] else []
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["run", *options, *seed, *names, "failed"])
     for each in outcomes:
         settings = [
-            told(each.setup.settings[n]) if n in each.setup.settings else "" for n in options
+            format_value(each.setup.settings[n]) if n in each.setup.settings else ""
+            for n in options
         ]
-        figures = [each.figures.get(name, "") for name in names]
+        results = [each.results.get(name, "") for name in names]
         seeded = [each.setup.seed] if seed else []
-        writer.writerow([each.setup.name, *settings, *seeded, *figures, each.failed])
+        writer.writerow([each.setup.name, *settings, *seeded, *results, each.failed])
     return text.getvalue()
 
 
@@ -165,22 +172,23 @@ def as_csv(study: Study, outcomes: Sequence[Outcome]) -> str:
 
 
 def plots(study: Study, outcomes: Sequence[Outcome]) -> dict[str, str]:
-    """SVG documents by file name: the metric over what was varied, and over the steps."""
+    """Draw SVG charts, by file name: the metric over what was varied, and over steps."""
     found = [row for row in rows(study, outcomes) if not math.isnan(row.mean(study.metric))]
     if not found:
         return {}
     drawn = {"curves.svg": _curves(study, found)}
     if study.power_law is None and study.x is None and study.search and len(study.search.over) > 1:
-        # several options at once: a cloud of points over each
+        # several options were drawn at once: a scatter plot over each
         short = short_names(list(study.search.over))
         return drawn | {
             f"plot_{short[name]}.svg": _over(study, found, name) for name in study.search.over
         }
-    return drawn | {"plot.svg": _over(study, found, study.power_law or study.x or _main(found))}
+    x = study.power_law or study.x or _plotted_option(found)
+    return drawn | {"plot.svg": _over(study, found, x)}
 
 
-def _main(found: Sequence[Row]) -> str:
-    """Of what differs, what a plot has along its axis: the first option that is a number."""
+def _plotted_option(found: Sequence[Row]) -> str:
+    """Choose the option along a plot's axis: the first numeric one that differs."""
     values = {name: [row.settings.get(name) for row in found] for name in found[0].settings}
     varied = [name for name in values if len({repr(v) for v in values[name]}) > 1] or list(values)
     numeric = [name for name in varied if all(map(_is_number, values[name]))]
@@ -192,20 +200,20 @@ def _is_number(value: Any) -> bool:
 
 
 def _over(study: Study, found: Sequence[Row], name: str) -> str:
-    """The metric over an option or a figure; what else differs are lines of their own."""
+    """Draw the metric over an option or a cost, with a line for each value of other options."""
     values: list[Any] = [study.values(row.settings).get(name) for row in found]
-    if name in FIGURES:
+    if name in COSTS:
         values = [row.mean(name) for row in found]
     has_axis = all(map(_is_number, values))
-    names = list(dict.fromkeys(map(told, values)))
-    at = [float(value if has_axis else names.index(told(value))) for value in values]
+    names = list(dict.fromkeys(map(format_value, values)))
+    at = [float(value if has_axis else names.index(format_value(value))) for value in values]
     groups: dict[str, list[tuple[float, Row]]] = {}
-    is_cloud = name in FIGURES or study.search is not None
+    is_cloud = name in COSTS or study.search is not None
     for place, row in sorted(zip(at, found, strict=True), key=lambda pair: pair[0]):
-        # an option that comes with a setting says which it is
+        # an option of a named setting identifies it
         own = {name} if name in row.settings else {name, "setting"}
         rest = {} if is_cloud else {n: v for n, v in row.settings.items() if n not in own}
-        groups.setdefault(_label(rest), []).append((place, row))
+        groups.setdefault(setting_label(rest), []).append((place, row))
     metric = study.metric
     series = [
         Series(
@@ -219,58 +227,50 @@ def _over(study: Study, found: Sequence[Row], name: str) -> str:
         series = [Series("", each.points, joined=False) for each in series]
     x = charts.named_axis(name, names)
     if has_axis:
-        x = charts.axis(name, at, log=charts.wants_log(at), own_ticks=name not in FIGURES)
+        x = charts.axis(name, at, log=charts.wants_log(at), own_ticks=name not in COSTS)
     if study.power_law and (law := fitted_law(study, found)):
-        series = [Series(metric, series[0].points, joined=False), _of_law(law, at)]
-    y = _heights(metric, series)
+        series = [Series(metric, series[0].points, joined=False), _law_curve(law, at)]
+    y = _metric_axis(metric, series)
     return charts.chart(study.path.stem, series, x, y)
 
 
-def _label(settings: Settings) -> str:
-    short = short_names(settings)
-    return ", ".join(
-        told(value) if name == "setting" else f"{short[name]} {told(value)}"
-        for name, value in settings.items()
-    )
-
-
-def _heights(label: str, series: Sequence[Series]) -> Axis:
+def _metric_axis(label: str, series: Sequence[Series]) -> Axis:
     points = [point for each in series for point in each.points]
     ends = [point.y + sign * point.error for point in points for sign in (-1, 1)]
     return charts.axis(label, ends, log=False)
 
 
 def _curves(study: Study, found: Sequence[Row]) -> str:
-    """The metric's mean over the seeds at each step at which all were validated."""
+    """Draw the metric's mean over seeds, at each step at which all seeds were validated."""
     series = []
     for row in found[:MOST_SERIES]:
         curves = [each.curve for each in row.outcomes]
         steps = sorted(set.intersection(*(set(curve) for curve in curves)))
         points = [Point(s, statistics.fmean(curve[s] for curve in curves)) for s in steps]
-        series.append(Series(_label(row.settings), points, marked=len(points) == 1))
+        series.append(Series(setting_label(row.settings), points, marked=len(points) == 1))
     x = charts.axis("step", [p.x for each in series for p in each.points], log=False)
-    return charts.chart(study.path.stem, series, x, _heights(study.metric, series))
+    return charts.chart(study.path.stem, series, x, _metric_axis(study.metric, series))
 
 
 # ---------------------------------------------------------------------- the power law
 
 
 def fitted_law(study: Study, found: Sequence[Row]) -> power_law.PowerLaw | None:
-    """That of the metric in the study's figure, each run a point; None of fewer than two sizes."""
+    """Fit the metric against the study's cost, a point per run; None for fewer than two sizes."""
     assert study.power_law is not None
     points = [
-        (each.figures[study.power_law], each.figures[study.metric])
+        (each.results[study.power_law], each.results[study.metric])
         for row in found
         for each in row.outcomes
-        if study.metric in each.figures
+        if study.metric in each.results
     ]
     if len({size for size, _ in points}) < 2:
         return None
     return power_law.fit([size for size, _ in points], [loss for _, loss in points])
 
 
-def told_of_law(study: Study, outcomes: Sequence[Outcome]) -> Iterator[str]:
-    """A power law in words, and what is to be held against it."""
+def describe_law(study: Study, outcomes: Sequence[Outcome]) -> Iterator[str]:
+    """Describe the fitted power law and its limitations, a sentence each."""
     law, name = fitted_law(study, rows(study, outcomes)), study.power_law
     if law is None:
         yield f"no power law: it needs runs of two or more different {name}"
@@ -281,16 +281,16 @@ def told_of_law(study: Study, outcomes: Sequence[Outcome]) -> Iterator[str]:
     )
     if not law.has_floor:
         yield (
-            f"E is taken as 0: fewer than {power_law.LEAST_FOR_FLOOR} different {name} can't tell "
-            "it from A and alpha"
+            f"E is assumed to be 0: it can not be estimated from fewer than "
+            f"{power_law.LEAST_FOR_FLOOR} different {name}"
         )
     elif not law.floor:
-        yield "E is at its bound, 0: these runs don't show where the loss would end"
+        yield "E is at its bound, 0: these runs do not determine the irreducible loss"
     if law.bounded:
-        yield "alpha is at an end of what is searched: these runs follow no power law"
+        yield "alpha is at a bound of its search range: these runs do not follow a power law"
 
 
-def _of_law(law: power_law.PowerLaw, at: Sequence[float]) -> Series:
+def _law_curve(law: power_law.PowerLaw, at: Sequence[float]) -> Series:
     low, high = min(at), max(at)
     sizes = [low * (high / low) ** (i / (CURVE_POINTS - 1)) for i in range(CURVE_POINTS)]
     name = f"{law.floor:.3g} + {law.scale:.3g} / N^{law.alpha:.3g}"

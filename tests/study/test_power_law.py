@@ -1,4 +1,4 @@
-"""Power laws: what made the points is found again, and nothing fits better."""
+"""Power laws are recovered from their points, and no other law fits better."""
 
 import hypothesis.strategies as st
 import numpy as np
@@ -13,7 +13,7 @@ SIZES = [1e4, 3e4, 1e5, 3e5, 1e6]
 
 @settings(max_examples=25)
 @given(st.floats(0.3, 3), st.floats(0.5, 4), st.floats(0.05, 1.5))
-def test_a_law_is_found_again(floor: float, share: float, alpha: float) -> None:
+def test_a_law_is_recovered(floor: float, share: float, alpha: float) -> None:
     scale = share * 1e4**alpha
     found = fit(SIZES, [floor + scale / n**alpha for n in SIZES])
     assert found.floor == pytest.approx(floor, rel=1e-3, abs=1e-3)
@@ -38,23 +38,23 @@ def test_of_noisy_points_no_other_law_is_nearer() -> None:
 
 
 def test_the_floor_is_never_below_zero() -> None:
-    # a law with E = -1 made these
+    # points of a law with E = -1
     found = fit(SIZES, [-1 + 30 / n**0.2 for n in SIZES])
     assert found.floor == 0
     assert found.has_floor
 
 
-def test_three_sizes_do_not_tell_the_floor() -> None:
+def test_three_sizes_do_not_determine_the_floor() -> None:
     found = fit(SIZES[:3], [2 + 50 / n**0.4 for n in SIZES[:3]])
     assert (found.floor, found.has_floor) == (0, False)
     exact = fit(SIZES[:2] * 2, [50 / n**0.4 for n in SIZES[:2]] * 2)
     assert (exact.alpha, exact.n_points) == (pytest.approx(0.4), 4)
 
 
-def test_a_loss_that_grows_follows_no_law() -> None:
+def test_a_rising_loss_is_fitted_by_a_constant() -> None:
     assert fit(SIZES, [1.0, 1.1, 1.2, 1.3, 1.4]).scale == 0
 
 
 def test_one_size_is_too_few() -> None:
-    with pytest.raises(UsageError, match="two distinct sizes"):
+    with pytest.raises(UsageError, match="at least two distinct sizes"):
         fit([1e4, 1e4], [2.0, 2.1])

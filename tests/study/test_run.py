@@ -1,4 +1,4 @@
-"""`gptlit study`, as users type it."""
+"""`gptlit study` on the command line."""
 
 import csv
 import json
@@ -20,10 +20,10 @@ from lightning.pytorch.callbacks import Callback
 from gptlit.checkpoints import checkpoint
 from gptlit.cli.arguments import shipped_studies
 from gptlit.runs import run_folder
-from gptlit.study import power_law, run, spec
+from gptlit.study import power_law, run, study_file
 from gptlit.study.planning import plan, plan_all
 from gptlit.study.spec import Setup, Study
-from gptlit.study.tables import Outcome, plots, rows, table, told_of_law, warnings
+from gptlit.study.tables import Outcome, describe_law, plots, rows, table, warnings
 from gptlit.training.module import LitGPT
 from tests.conftest import TINY, Result, assert_same_run, made_up_text, some_time_passes
 
@@ -33,14 +33,14 @@ OPTIONS = ["--trainer.max_steps=8", "--trainer.val_check_interval=4"]
 
 @pytest.fixture
 def mine(tmp_path: Path, text_file: Path) -> Callable[..., Path]:
-    """Write a study of tiny runs on a text of its own."""
+    """A function that writes a study of tiny runs on a text of its own."""
 
     def write(**content: Any) -> Path:
         words = [*TINY[1:], *OPTIONS, f"--data.path={text_file}"]
         options = dict(word.removeprefix("--").split("=") for word in words)
-        told = {"config": "tiny.yaml", "options": options, **content}
+        study = {"config": "tiny.yaml", "options": options, **content}
         path = tmp_path / "mine.yaml"
-        path.write_text(yaml.safe_dump(told, sort_keys=False))
+        path.write_text(yaml.safe_dump(study, sort_keys=False))
         return path
 
     return write
@@ -70,7 +70,7 @@ def test_a_study_makes_its_runs_and_compares_them(gptlit: Call, mine: Callable[.
         )
         assert int(row["tokens"]) == 8 * 4 * 8
         assert described["seed"] == int(row["seed"])
-    # the table has a row for each setting, the lower loss first
+    # the table has a row per setting, the lower loss first
     shown = re.findall(r"^ *(0\.01|0\.001) +(\d\.\d{4}) +(\d\.\d{4}) +2 ", done.out, re.MULTILINE)
     means = {
         lr: sum(float(row["val/loss"]) for row in found if row["model.lr"] == lr) / 2
@@ -82,7 +82,7 @@ def test_a_study_makes_its_runs_and_compares_them(gptlit: Call, mine: Callable[.
         one, other = (float(row["val/loss"]) for row in found if row["model.lr"] == lr)
         assert float(spread) == pytest.approx(abs(one - other) / 2**0.5, abs=1e-4)
     assert "model.lr" in Path("lightning_logs/mine/plot.svg").read_text()
-    # again: nothing is made, and told once more
+    # again: nothing is made, and the same table is printed
     before = {each: each.stat().st_mtime_ns for each in Path().rglob("*.ckpt")}
     again = gptlit("study", path)
     assert (again.code, again.out) == (0, done.out)
@@ -93,7 +93,7 @@ def test_a_study_makes_its_runs_and_compares_them(gptlit: Call, mine: Callable[.
 def test_a_run_of_a_study_is_the_run_that_fit_makes(
     gptlit: Call, mine: Callable[..., Path], text_file: Path
 ) -> None:
-    # the second of two, so that the first leaves nothing to it
+    # the second of two runs: the first must not affect it
     path = mine(settings=[{"name": "a"}, {"name": "b", "model.dropout": 0.1}])
     assert gptlit("study", path).code == 0
     alone = ["fit", *TINY, *OPTIONS, f"--data.path={text_file}", "--model.dropout=0.1"]
@@ -103,7 +103,7 @@ def test_a_run_of_a_study_is_the_run_that_fit_makes(
 
 
 class Interrupt(Callback):
-    """Presses Ctrl-C in a step of the second run."""
+    """Sends SIGINT in a step of the second run."""
 
     fits = 0
 
@@ -117,7 +117,7 @@ class Interrupt(Callback):
 def test_a_signal_after_a_run_is_over_stops_the_study(
     gptlit: Call, mine: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The run itself ends as it would have; the next one is not begun."""
+    """The run itself completes; the next one is not begun."""
     validated = LitGPT.on_validation_epoch_end
 
     def and_asked(self: LitGPT) -> None:
@@ -136,7 +136,7 @@ def test_a_signal_after_a_run_is_over_stops_the_study(
     assert re.findall(r"\[(\d)/2\]", done.err) == ["2"]
 
 
-def test_a_stopped_study_goes_on_as_if_it_had_not_been_stopped(
+def test_a_resumed_study_is_the_same_as_an_uninterrupted_one(
     gptlit: Call, mine: Callable[..., Path]
 ) -> None:
     Interrupt.fits = 0
@@ -148,11 +148,11 @@ def test_a_stopped_study_goes_on_as_if_it_had_not_been_stopped(
     stopped = gptlit("study", path)
     assert stopped.code == 130
     assert "[2/2] n_layer=2: stopped" in stopped.err
-    assert "1 of 2 runs are done; gptlit study mine.yaml goes on" in stopped.err
+    assert "1 of 2 runs are done; resume by gptlit study mine.yaml" in stopped.err
     last = Path("lightning_logs/mine/n_layer=2/checkpoints/last.ckpt")
     assert checkpoint.read(last)["global_step"] == 6
-    told = gptlit("study", path, "--dry_run").out
-    assert re.findall(r"(n_layer=\d):.*, (\w[\w ]*)$", told, re.MULTILINE) == [
+    listed = gptlit("study", path, "--dry_run").out
+    assert re.findall(r"(n_layer=\d):.*, (\w[\w ]*)$", listed, re.MULTILINE) == [
         ("n_layer=1", "done"),
         ("n_layer=2", "begun"),
     ]
@@ -171,7 +171,7 @@ def test_a_stopped_study_goes_on_as_if_it_had_not_been_stopped(
     assert timeless[0] == timeless[1]
 
 
-def test_what_was_made_with_other_options_is_refused_or_remade(
+def test_runs_made_with_other_options_are_refused_or_replaced(
     gptlit: Call, mine: Callable[..., Path]
 ) -> None:
     path = mine(grid={"model.n_layer": [1, 2]})
@@ -185,7 +185,7 @@ def test_what_was_made_with_other_options_is_refused_or_remade(
     assert results() == before
     assert gptlit("study", path, "--model.lr", "0.02", "--remake").code == 0
     assert [row["val/loss"] for row in results()] != [row["val/loss"] for row in before]
-    # a part of it remains: only what differs is made anew
+    # complete runs with the same options are kept
     mine(grid={"model.n_layer": [1, 2, 3]})
     more = gptlit("study", path, "--model.lr", "0.02")
     assert "2 of 3 runs are done already" in more.err
@@ -227,7 +227,7 @@ def test_another_text_to_train_on_is_noticed(
     assert "1 of 1 runs are done already" in gptlit("study", *words).err
 
 
-def test_an_option_that_was_not_there_yet_is_a_difference(
+def test_an_option_that_did_not_exist_then_is_a_difference(
     gptlit: Call, mine: Callable[..., Path]
 ) -> None:
     path = mine(grid={"model.n_layer": [1]})
@@ -238,17 +238,20 @@ def test_an_option_that_was_not_there_yet_is_a_difference(
     config.write_text(yaml.safe_dump(without))
     refused = gptlit("study", path)
     norm = json.dumps(options["model"]["norm"])
-    assert (refused.code, f"--model.norm, now {norm}, was not" in refused.err) == (2, True)
-    # what has no part in a result
+    assert (refused.code, f"--model.norm, now {norm}, did not exist then" in refused.err) == (
+        2,
+        True,
+    )
+    # options that do not affect results
     del options["samples"]
     config.write_text(yaml.safe_dump(options))
     assert gptlit("study", path).code == 0
 
 
-def test_a_run_that_fails_is_told_and_the_study_goes_on(
+def test_a_failed_run_is_reported_and_the_study_continues(
     gptlit: Call, mine: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # 1e30 diverges; the second has no room; a diverged run is a result, the other is tried again
+    # 1e30 diverges, which is a result; the second is out of memory, and is tried again
     path = mine(
         settings=[
             {"name": "wild", "model.lr": 1e30, "model.warmup_steps": 0},
@@ -278,23 +281,21 @@ def test_a_run_that_fails_is_told_and_the_study_goes_on(
     assert "wild: step" in again.out
 
 
-def test_figures_without_a_checkpoint_are_set_aside(
-    gptlit: Call, mine: Callable[..., Path]
-) -> None:
+def test_metrics_without_a_checkpoint_are_kept(gptlit: Call, mine: Callable[..., Path]) -> None:
     words = [str(mine(settings=[{"name": "one"}])), "--trainer.max_steps=2"]
     place = Path("lightning_logs/mine/one")
     assert gptlit("study", *words).code == 0
-    shutil.rmtree(place / "checkpoints")  # as if it was killed before the first of them
+    shutil.rmtree(place / "checkpoints")  # as if killed before the first one
     (place / "result.json").unlink()
-    figures = (place / "metrics.csv").read_bytes()
+    metrics = (place / "metrics.csv").read_bytes()
     again = gptlit("study", *words)
     assert again.code == 0
-    assert f"it is now {place}.old1, and is made anew\n[1/1] one: " in again.err
-    assert Path(f"{place}.old1/metrics.csv").read_bytes() == figures
+    assert f"renamed to {place}.old1, and is made anew\n[1/1] one: " in again.err
+    assert Path(f"{place}.old1/metrics.csv").read_bytes() == metrics
     assert json.loads((place / "result.json").read_text())["step"] == 2
 
 
-def test_room_is_made_without_losing_a_result(tmp_path: Path) -> None:
+def test_make_room_keeps_checkpoints_and_metrics(tmp_path: Path) -> None:
     for content in ({"metrics.csv": "step,val/loss\n0,1.5\n"}, {"checkpoints/torn.ckpt": "x"}, {}):
         place = tmp_path / "one"
         (place / "checkpoints").mkdir(parents=True)
@@ -324,31 +325,31 @@ def test_a_run_that_lacks_only_its_result_is_done(
 def test_a_setting_proposed_again_is_one_run(
     gptlit: Call, mine: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[float] = []
+    reported: list[float] = []
 
     class Trials:
-        """Of optuna, which proposes the second of two again and again."""
+        """Stands for optuna's study; proposes the second of two settings repeatedly."""
 
         def ask(self) -> Any:
-            return SimpleNamespace(suggest_categorical=lambda *_: min(len(told), 1))
+            return SimpleNamespace(suggest_categorical=lambda *_: min(len(reported), 1))
 
         def tell(self, _: Any, value: float) -> None:
-            told.append(value)
+            reported.append(value)
 
     optuna = mock.MagicMock(__spec__=mock.Mock(), create_study=lambda **_: Trials())
     monkeypatch.setitem(sys.modules, "optuna", optuna)
     search = {"runs": 4, "by": "optuna", "over": {"model.lr": [0.01, 0.001]}}
     done = gptlit("study", mine(random=search, seeds=[1, 2]))
     assert done.code == 0
-    assert len(told) == 4
-    assert told[1] == told[2] == told[3] != told[0]
+    assert len(reported) == 4
+    assert reported[1] == reported[2] == reported[3] != reported[0]
     assert [row["run"] for row in results()] == [
         f"lr={lr},seed={seed}" for lr in (0.01, 0.001) for seed in (1, 2)
     ]
     assert re.findall(r"^ *0\.0?01 .* (\d) +\d+ s$", done.out, re.MULTILINE) == ["2", "2"], done.out
 
 
-def test_a_search_by_optuna_goes_on_as_it_would_have(
+def test_a_resumed_search_by_optuna_makes_the_same_proposals(
     gptlit: Call, mine: Callable[..., Path], tmp_path: Path
 ) -> None:
     over = {"model.lr": {"from": 1e-3, "to": 1e-1, "log": True}, "model.n_head": [1, 2, 4]}
@@ -360,7 +361,7 @@ def test_a_search_by_optuna_goes_on_as_it_would_have(
     assert all(1e-3 <= float(row["model.lr"]) <= 1e-1 for row in begun)
     more = gptlit("study", mine(random={**search, "runs": 4}))
     assert more.code == 0
-    assert results()[:2] == begun  # seconds and all: they were not made again
+    assert results()[:2] == begun  # with the same seconds: they were not made again
     whole = [row["run"] for row in results()]
     assert len(whole) == 4
     (tmp_path / "lightning_logs" / "mine").rename(tmp_path / "before")
@@ -368,8 +369,10 @@ def test_a_search_by_optuna_goes_on_as_it_would_have(
     assert [row["run"] for row in results()] == whole
 
 
-def test_what_the_best_took_is_counted_up_to_it(gptlit: Call, mine: Callable[..., Path]) -> None:
-    # a rate that soon spoils what the first steps learned
+def test_costs_are_counted_up_to_the_best_validation(
+    gptlit: Call, mine: Callable[..., Path]
+) -> None:
+    # with this learning rate the loss soon rises
     path = mine(grid={"model.lr": [0.5]}, at="best")
     assert gptlit("study", path, "--trainer.val_check_interval=1").code == 0
     (best,) = results()
@@ -380,12 +383,12 @@ def test_what_the_best_took_is_counted_up_to_it(gptlit: Call, mine: Callable[...
     assert gptlit("study", path, "--trainer.val_check_interval=1").code == 0
     (end,) = results()
     assert (end["step"], end["tokens"]) == ("8", str(8 * 4 * 8))
-    for figure in ("flops", "seconds"):
-        assert float(best[figure]) == pytest.approx(float(end[figure]) * step / 8)
+    for cost in ("flops", "seconds"):
+        assert float(best[cost]) == pytest.approx(float(end[cost]) * step / 8)
 
 
 @pytest.mark.parametrize(
-    ("content", "words", "told"),
+    ("content", "words", "message"),
     [
         ({"grid": {"model.n_embed": [1]}}, [], "n_embed=1: --model.n_embed: unknown option"),
         ({"grid": {"model.n_embd": [16, 15]}}, [], "n_embd=15: --model.n_embd 15: not divisible"),
@@ -393,27 +396,31 @@ def test_what_the_best_took_is_counted_up_to_it(gptlit: Call, mine: Callable[...
         ({"grid": {"model.block_size": [8, 9999]}}, [], "block_size=9999: --model.block_size 9999"),
         ({"seeds": [1]}, ["--trainer.max_steps=7"], "the last validation would be at step 4 of 7"),
         ({"seeds": [1]}, ["--data.val_fraction=0"], "metric: val/loss: there is no validation"),
-        ({"seeds": [1]}, ["--trainer.devices=2"], "--trainer.devices 2: a study's runs"),
+        (
+            {"seeds": [1]},
+            ["--trainer.devices=2"],
+            "--trainer.devices 2: a study trains in one process",
+        ),
         ({"seeds": [1]}, ["--name", "a/b"], "--name a/b: must be a folder's name"),
         ({"seeds": [1]}, ["--name", "version_3"], "--name version_3: must be a folder's name"),
     ],
 )
-def test_what_cannot_work_is_refused_before_any_run(
-    gptlit: Call, mine: Callable[..., Path], content: Any, words: list[str], told: str
+def test_invalid_options_are_refused_before_any_run(
+    gptlit: Call, mine: Callable[..., Path], content: Any, words: list[str], message: str
 ) -> None:
     refused = gptlit("study", mine(**content), *words)
     assert refused.code == 2
-    assert told in refused.err
+    assert message in refused.err
     assert not Path("lightning_logs").exists()
 
 
-def test_words_without_a_file(gptlit: Call) -> None:
+def test_arguments_without_a_file(gptlit: Call) -> None:
     assert "no study file" in gptlit("study").err
     assert "no study file" in gptlit("study", "--name", "x").err
     assert "nowhere.yaml: no such file" in gptlit("study", "nowhere.yaml").err
-    told = gptlit("study", "--help").out
-    assert told.startswith("usage: gptlit study STUDY.yaml")
-    assert max(map(len, told.splitlines())) <= 80
+    shown = gptlit("study", "--help").out
+    assert shown.startswith("usage: gptlit study STUDY.yaml")
+    assert max(map(len, shown.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("seed", [1, 4])
@@ -421,16 +428,16 @@ def test_seeds_are_planned_as_if_each_were_parsed(
     monkeypatch: pytest.MonkeyPatch, mine: Callable[..., Path], tmp_path: Path, seed: int
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    study = spec.read(mine(grid={"model.lr": [0.01, 0.001]}, seeds=[seed, 2, 3]), [])
+    study = study_file.read(mine(grid={"model.lr": [0.01, 0.001]}, seeds=[seed, 2, 3]), [])
     setups = study.setups()
     assert plan_all(study, setups) == [plan(study, setup) for setup in setups]
 
 
 @pytest.mark.parametrize("name", sorted(shipped_studies()))
 def test_a_shipped_study_can_be_planned(gptlit: Call, text_file: Path, name: str) -> None:
-    told = gptlit("study", name, "--dry_run", f"--data.path={text_file}")
-    assert told.code == 0, told.err
-    assert len(told.out.splitlines()) > 2
+    listed = gptlit("study", name, "--dry_run", f"--data.path={text_file}")
+    assert listed.code == 0, listed.err
+    assert len(listed.out.splitlines()) > 2
     assert not Path("lightning_logs").exists()
 
 
@@ -455,8 +462,8 @@ def test_a_shipped_study_runs_to_its_table_and_its_law(gptlit: Call, text_file: 
 
 
 def outcome(name: str, loss: float, **settings: Any) -> Outcome:
-    figures = {"val/loss": loss, "step": 10, "parameters": 1000, "tokens": 320, "seconds": 3.0}
-    return Outcome(Setup(name, settings, None, []), figures, {5: loss + 1, 10: loss})
+    results = {"val/loss": loss, "step": 10, "parameters": 1000, "tokens": 320, "seconds": 3.0}
+    return Outcome(Setup(name, settings, None, []), results, {5: loss + 1, 10: loss})
 
 
 A_STUDY = Study(Path("mine.yaml"), grid={"model.lr": [1, 2]})
@@ -486,15 +493,15 @@ def test_losses_of_different_tokenizers_are_not_compared_silently() -> None:
     assert not list(warnings(A_STUDY, found))
 
 
-def test_few_points_are_told_to_be_few() -> None:
+def test_a_law_of_few_points_is_described_with_a_remark() -> None:
     law = Study(Path("mine.yaml"), power_law="tokens", seeds=[1])
     found = [outcome(str(n), 3 / n**0.5, lr=n) for n in (1, 2, 3)]
     for n, each in enumerate(found, 1):
-        each.figures["tokens"] = float(n)  # type: ignore[index]  # a dict here
-    told = list(told_of_law(law, found))
-    assert "E 0, A 3, alpha 0.5" in told[0]
-    assert "E is taken as 0: fewer than 4" in told[1]
-    assert "no power law" in next(told_of_law(law, found[:1]))
+        each.results["tokens"] = float(n)  # type: ignore[index]  # a dict here
+    described = list(describe_law(law, found))
+    assert "E 0, A 3, alpha 0.5" in described[0]
+    assert "E is assumed to be 0: it can not be estimated from fewer than 4" in described[1]
+    assert "no power law" in next(describe_law(law, found[:1]))
 
 
 def test_plots_of_nothing_and_of_one_run() -> None:

@@ -1,4 +1,4 @@
-"""Study files: the runs that follow, and what is refused."""
+"""Study files: the runs that follow from them, and invalid files."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,8 @@ import yaml
 
 from gptlit.cli.arguments import find_study, shipped_configs, shipped_studies
 from gptlit.messages import UsageError
-from gptlit.study.spec import Range, Study, read
+from gptlit.study.spec import Range, Study
+from gptlit.study.study_file import read
 
 
 def study(tmp_path: Path, text: str, *words: str) -> Study:
@@ -33,7 +34,7 @@ seeds: [7, 8]
     ]
     assert len(setups) == 8
     assert setups[0].settings == {"model.lr": 1e-4, "model.n_layer": 1}
-    assert list(setups[-1].words) == [
+    assert list(setups[-1].arguments) == [
         "--config=tiny.yaml",
         "--trainer.devices=1",
         "--trainer.max_steps=5",
@@ -60,8 +61,8 @@ grid: {model.bias: [true, false], data.seed: [1]}
         "none,bias=true,seed=1",
         "none,bias=false,seed=1",
     ]
-    assert "--config=small.yaml" in setups[0].words
-    assert {"--model.n_kv_head=null", '--model.dropout_at=["branch"]'} <= set(setups[2].words)
+    assert "--config=small.yaml" in setups[0].arguments
+    assert {"--model.n_kv_head=null", '--model.dropout_at=["branch"]'} <= set(setups[2].arguments)
     assert setups[2].settings == {"setting": "none", "model.bias": True, "data.seed": 1}
 
 
@@ -73,25 +74,25 @@ def test_options_that_end_alike_keep_their_groups(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        # seed= stands last, where a long name is cut
+        # seed= is last, where a long name is cut
         "{settings: [{name: " + "a" * 200 + "}], seeds: [1, 2]}",
         "grid: {data.path: [a/b, a b, a-b]}",
         "grid: {model.lr: [0.12345671, 0.12345672, 0.123457]}",
     ],
 )
-def test_what_a_name_has_no_room_for_still_tells_runs_apart(tmp_path: Path, text: str) -> None:
+def test_long_or_rounded_names_of_runs_stay_distinct(tmp_path: Path, text: str) -> None:
     names = [setup.name for setup in study(tmp_path, text).setups()]
     assert len(set(names)) == len(names) > 1
     assert all(re.fullmatch(r"[\w=.,-]{1,150}", name) for name in names)
     assert names == [setup.name for setup in study(tmp_path, text).setups()]
 
 
-def test_no_name_leads_out_of_the_folder(tmp_path: Path) -> None:
+def test_a_name_can_not_leave_the_folder(tmp_path: Path) -> None:
     (setup,) = study(tmp_path, "settings: [{name: ..}]").setups()
     assert setup.name == "run"
 
 
-def test_more_random_runs_begin_with_the_same(tmp_path: Path) -> None:
+def test_more_random_runs_begin_with_the_same_ones(tmp_path: Path) -> None:
     def drawn(runs: int) -> list[dict[str, Any]]:
         text = f"""
 random:
@@ -118,19 +119,19 @@ def test_a_rounded_draw_stays_within_its_range() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
-        ("[1, 2]", "no study"),
+        ("[1, 2]", "not a study"),
         ("grid: [1", "not YAML"),
         ("options: {model.lr: 1}", "varies nothing"),
-        ("grids: {model.lr: [1]}", "grids: no part of a study.*mean grid"),
-        ("model: {lr: 1}", "stands under options: {model"),
+        ("grids: {model.lr: [1]}", "grids: not a key of a study.*mean grid"),
+        ("model: {lr: 1}", "belong under options: {model"),
         ("grid: {model.lr: 1e-4}", "grid: model.lr: 0.0001: must be a list"),
         ("grid: 3", "grid: 3: must be options by name"),
         ("settings: [{model.lr: 1}]", "settings: must be a list of options with a name"),
         ("settings: [{name: a}, {name: a}]", "settings: a: is given twice"),
         ("seeds: 3", "seeds: 3: must be a list"),
-        ("seeds: [1, 1]", "given twice"),
+        ("seeds: [1, 1]", "a seed is given twice"),
         ("seeds: [0.5, 1]", "seeds: .*must be a list of whole numbers from 0 to 4294967295"),
         ("seeds: [1, a]", "seeds: .*must be a list of whole numbers"),
         ("seeds: [1, -1]", "seeds: .*must be a list of whole numbers"),
@@ -143,36 +144,39 @@ def test_a_rounded_draw_stays_within_its_range() -> None:
         ("{seeds: [1], at: start}", "at: start: choose from end, best"),
         ("{seeds: [1], power_law: size}", "power_law: size: choose from parameters"),
         ("{seeds: [1], x: model.lr}", "x: model.lr: choose from parameters"),
-        ("grid: {ckpt_path: [a]}", "ckpt_path: has no part in a study; the same command"),
-        ("{seeds: [1], options: {trainer: {fast_dev_run: true}}}", "fast_dev_run: has no part"),
+        ("grid: {ckpt_path: [a]}", "ckpt_path: does not apply to a study; the same command"),
+        (
+            "{seeds: [1], options: {trainer: {fast_dev_run: true}}}",
+            "fast_dev_run: does not apply to a study",
+        ),
         ("{grid: {model.lr: [1, 1]}}", "two runs are the same"),
         ("random: {runs: 3}", "random: needs runs and over"),
         ("random: {runs: 0, over: {model.lr: [1]}}", "runs: 0: must be 1 or more"),
-        ("random: {runs: 3, over: {model.n_layer: [1, 2]}}", "not so many distinct"),
+        ("random: {runs: 3, over: {model.n_layer: [1, 2]}}", "fewer distinct settings"),
         ("random: {runs: 1, over: {model.lr: {from: 2, to: 1}}}", "from must be a number below"),
         ("random: {runs: 1, over: {model.lr: {from: 0, to: 1, log: true}}}", "must be above 0"),
         ("random: {runs: 1, by: magic, over: {model.lr: [1]}}", "by: magic: choose from"),
     ],
 )
-def test_what_is_no_study_is_refused(tmp_path: Path, text: str, told: str) -> None:
-    with pytest.raises(UsageError, match=f"mine.yaml: .*{told}"):
+def test_invalid_studies_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=f"mine.yaml: .*{message}"):
         study(tmp_path, text).setups()
 
 
 @pytest.mark.parametrize(
-    ("word", "told"),
+    ("word", "message"),
     [
-        ("--model.lr=3", "--model.lr: is what the study varies"),
-        ("--seed_everything=3", "--seed_everything: is what the study varies"),
-        ("--lr_find", "lr_find: has no part in a study"),
+        ("--model.lr=3", "--model.lr: is varied by the study"),
+        ("--seed_everything=3", "--seed_everything: is varied by the study"),
+        ("--lr_find", "lr_find: does not apply to a study"),
     ],
 )
-def test_what_is_varied_is_not_given_beside_the_file(tmp_path: Path, word: str, told: str) -> None:
-    with pytest.raises(UsageError, match=told):
+def test_varied_options_are_not_given_as_arguments(tmp_path: Path, word: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         study(tmp_path, "{grid: {model.lr: [1, 2]}, seeds: [1]}", word)
 
 
-def test_shipped_studies_are_found_by_name_and_are_no_configs() -> None:
+def test_shipped_studies_are_found_by_name_and_are_not_configs() -> None:
     assert find_study("contexts.yaml") == find_study("contexts")
     assert not [name for name in shipped_configs() if "studies" in name]
     with pytest.raises(UsageError, match="Did you mean contexts.yaml"):
@@ -199,7 +203,7 @@ def test_a_shipped_study_says_how_it_is_run_and_how_long_it_takes(name: str) -> 
     assert "time not measured" in head or "Measured" in head
 
 
-def test_each_ablation_differs_from_the_config_it_takes_a_part_out_of() -> None:
+def test_each_ablation_differs_from_its_config() -> None:
     study = read(find_study("ablations"), [])
     config = yaml.safe_load(shipped_configs()["best_cpu.yaml"].read_text())
     for name, options in (study.named or {}).items():

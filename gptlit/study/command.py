@@ -1,0 +1,146 @@
+"""`gptlit study`: makes the runs of a study file, then writes a table and plots of the results.
+
+lightning_logs/NAME/
+    RUN/  RUN.log  results.csv  plot.svg  curves.svg
+"""
+
+import contextlib
+import importlib.util
+import io
+import shlex
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from gptlit import terminal
+from gptlit.checkpoints import checkpoint
+from gptlit.cli.arguments import find_study, shipped_studies, take
+from gptlit.download import write_atomically
+from gptlit.messages import UsageError, note
+from gptlit.parser import with_environment
+from gptlit.runs import run_folder
+from gptlit.study import study_file, tables
+from gptlit.study.planning import Planned, clear_changed, is_complete, plan_all
+from gptlit.study.run import make_all
+from gptlit.study.spec import Study
+from gptlit.study.tables import Outcome
+
+FLAGS = ("--remake", "--dry_run")
+HELP = """usage: gptlit study STUDY.yaml [--name NAME] [--dry_run] [--remake] [options]
+
+Make the runs of a study file, and compare them in a table and plots. The same
+command again resumes a stopped study: complete runs are kept, and an
+interrupted run is resumed at its last step.
+
+  STUDY.yaml   a path, or a shipped one:
+{shipped}
+  --name NAME  write runs to lightning_logs/NAME (default: the file's name)
+  --dry_run    list the runs without making them
+  --remake     replace runs that were made with other options; without it they
+               are refused
+
+Options of gptlit fit, such as --trainer.max_steps 50, apply to all runs and
+override the file's. The README describes the keys of a study file."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run `gptlit study` with these arguments.
+
+    Raises:
+        UsageError: an invalid study, option or folder; raised before any run begins.
+        SystemExit: the study was stopped (130, 143), or a run failed (1).
+    """
+    if {"-h", "--help"} & set(argv):
+        print(HELP.format(shipped=textwrap.indent(textwrap.fill(_shipped(), 64), " " * 15)))
+        return
+    if not argv or argv[0].startswith("-"):
+        raise UsageError(
+            "no study file; run gptlit study STUDY.yaml with a path or one of the shipped "
+            + _shipped()
+        )
+    names, words = take(with_environment("study", argv[1:]), "--name")
+    path = find_study(argv[0])
+    study = study_file.read(path, [word for word in words if word not in FLAGS])
+    if study.search and study.search.by == "optuna" and not importlib.util.find_spec("optuna"):
+        raise UsageError(
+            f"{path}: random: by: optuna: is not installed; pip install 'gptlit[optuna]', or give "
+            "by: random"
+        )
+    folder = checkpoint.RUNS / _checked(names[-1] if names else path.stem)
+    # planning several runs on the same text repeats its messages
+    with contextlib.redirect_stderr(_DistinctLines(sys.stderr)):
+        planned = plan_all(study, study.setups())
+    if "--dry_run" in words:
+        _print_plan(study, planned, folder)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with run_folder.alone(folder, "make this one elsewhere by --name"):
+        remake = "--remake" in words
+        clear_changed(planned, folder, remake)
+        command = shlex.join(["gptlit", "study", *(word for word in argv if word not in FLAGS)])
+        outcomes = make_all(study, planned, folder, command, remake)
+        _report(study, outcomes, folder)
+    if any(each.failed and not is_complete(folder / each.setup.name) for each in outcomes):
+        raise SystemExit(1)
+
+
+def _shipped() -> str:
+    return ", ".join(Path(name).stem for name in shipped_studies())
+
+
+def _checked(name: str) -> str:
+    is_run = checkpoint.version_number(Path(name)) >= 0 or checkpoint.is_run(checkpoint.RUNS / name)
+    if name != Path(name).name or name in ("", "..") or is_run:
+        raise UsageError(f"--name {name}: must be a folder's name, and not that of a run")
+    return name
+
+
+class _DistinctLines(io.TextIOBase):
+    """Passes each distinct line to a stream once."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        self.seen: set[str] = set()
+        self.line = ""
+
+    def write(self, text: str) -> int:
+        *lines, self.line = (self.line + text).split("\n")
+        for line in lines:
+            if line not in self.seen:
+                self.seen.add(line)
+                self.stream.write(line + "\n")
+                self.stream.flush()
+        return len(text)
+
+
+def _print_plan(study: Study, planned: Sequence[Planned], folder: Path) -> None:
+    if not planned and study.search:
+        print(f"{study.search.runs} runs, each proposed by optuna from earlier results")
+    for each in planned:
+        run = folder / each.setup.name
+        last = run / "checkpoints" / "last.ckpt"
+        state = "done" if is_complete(run) else "begun" if last.exists() else "to make"
+        tokens = each.options["trainer"]["max_steps"] * each.tokens_per_step
+        seen = f", {tokens:,} tokens" if tokens > 0 else ""
+        print(f"{each.setup.name}: {each.parameters:,} parameters{seen}, {state}")
+
+
+def _report(study: Study, outcomes: Sequence[Outcome], folder: Path) -> None:
+    """Write results.csv and the plots; print the table and remarks."""
+    files = {"results.csv": tables.as_csv(study, outcomes)}
+    files |= tables.plots(study, outcomes)
+    for name, content in files.items():
+        write_atomically(folder / name, content.encode())
+    print(tables.table(study, outcomes, terminal.columns()), end="")
+    for line in _remarks(study, outcomes):
+        print("\n".join(terminal.wrapped(line, terminal.columns())))
+    note(f"in {folder}: {', '.join(files)}, and each run's folder and log")
+
+
+def _remarks(study: Study, outcomes: Sequence[Outcome]) -> Iterator[str]:
+    if study.power_law is not None:
+        yield from tables.describe_law(study, outcomes)
+    for line in tables.warnings(study, outcomes):
+        yield f"warning: {line}"

@@ -1,0 +1,238 @@
+"""Reading and checking a study file. Its keys are:
+
+config: tiny.yaml                              # one or more, as --config of gptlit fit
+options: {trainer.max_steps: 500}              # common to all runs
+settings:                                      # sets of options by name, and ...
+  - {name: small, model.n_layer: 2, model.n_embd: 64}
+grid: {model.lr: [1e-4, 3e-4]}                 # ... all combinations of values, and ...
+random: {runs: 20, seed: 0, over: {model.lr: {from: 1e-4, to: 1e-2, log: true}}}
+seeds: [1, 2]                                  # ... each with each seed
+metric: val/loss                               # the metric to compare
+at: end                                        # of the last validation, or of the best
+x: model.lr                                    # option along the plot's axis
+power_law: parameters                          # fit loss = E + A / parameters ^ alpha
+"""
+
+import itertools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+
+from gptlit.corpora.text_encodings import not_utf8
+from gptlit.messages import UsageError, did_you_mean
+from gptlit.parser import GROUPS
+from gptlit.study.spec import (
+    COSTS,
+    METRICS,
+    At,
+    Choice,
+    Range,
+    Search,
+    Settings,
+    Study,
+    as_arguments,
+    format_value,
+)
+from gptlit.yaml_keys import refuse_duplicates
+
+KEYS = (
+    *("config", "options", "settings", "grid", "random", "seeds"),
+    *("metric", "at", "x", "power_law"),
+)
+LARGEST_SEED = 2**32 - 1  # of NumPy's generators
+# options that do not apply to a study, and what to use instead
+REFUSED = {
+    "ckpt_path": "the same command resumes a stopped study",
+    "preflight": "try gptlit fit --preflight",
+    "lr_find": "vary model.lr in the study",
+    "trainer.default_root_dir": "runs are written to lightning_logs/NAME; choose --name",
+    "trainer.fast_dev_run": "it saves nothing; try --dry_run",
+    "trainer.logger": "a study reads the metrics that its runs log",
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML loader that reads 1e-4 as a number, where PyYAML reads a string."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: list(resolvers) for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def read(path: Path, words: Sequence[str]) -> Study:
+    """Read a study file.
+
+    Args:
+        path: Path of the file.
+        words: Options of `gptlit fit` for all runs, which override the file's common options.
+
+    Raises:
+        UsageError: the file is not a valid study; names the file, the key, and what would work.
+    """
+    try:
+        return _study(path, _content(path), words)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+
+
+def _content(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = yaml.load(text, _Loader)
+    except UnicodeDecodeError as error:
+        raise UsageError(not_utf8(error)) from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"not YAML: {' '.join(str(error).split())}") from error
+    refuse_duplicates(text)
+    if not isinstance(content, dict):
+        raise UsageError("not a study; give a grid, settings, random or seeds")
+    for key in content:
+        if key not in KEYS:
+            hint = did_you_mean(str(key), KEYS)
+            if str(key).partition(".")[0] in GROUPS:
+                hint = f" Options common to all runs belong under options: {{{key}: ...}}"
+            raise UsageError(f"{key}: not a key of a study; choose from {', '.join(KEYS)}.{hint}")
+    if not any(content.get(key) for key in ("settings", "grid", "random", "seeds")):
+        raise UsageError("varies nothing; give a grid, settings, random or seeds")
+    return {key: value for key, value in content.items() if value is not None}
+
+
+def _study(path: Path, content: dict[str, Any], words: Sequence[str]) -> Study:
+    configs = content.get("config", [])
+    configs = [configs] if isinstance(configs, str) else configs
+    options = _flat("options", content.get("options", {}))
+    named = _named(content["settings"]) if "settings" in content else None
+    grid = _grid(content["grid"]) if "grid" in content else None
+    search = _search(content["random"]) if "random" in content else None
+    seeds = _seeds(content["seeds"]) if "seeds" in content else [None]
+    varied = {*(grid or {}), *(search.over if search else {})}
+    for name in itertools.chain(options, varied, *(named or {}).values()):
+        _check_name(name)
+    _check_words(words, varied | ({"seed_everything"} if seeds != [None] else set()))
+    for name, choices in {"metric": METRICS, "at": get_args(At), "power_law": COSTS}.items():
+        if name in content and content[name] not in choices:
+            hint = did_you_mean(str(content[name]), choices)
+            raise UsageError(f"{name}: {content[name]}: choose from {', '.join(choices)}.{hint}")
+    own = itertools.chain(*(named or {}).values())
+    x, axes = content.get("x"), [*varied, *(["setting"] if named else []), *own, *COSTS]
+    if x is not None and x not in axes:
+        raise UsageError(f"x: {x}: choose from {', '.join(dict.fromkeys(axes))}")
+    if search and search.by == "optuna" and (named or grid):
+        raise UsageError("random: by: optuna: excludes settings and grid; leave them out")
+    common = [f"--config={each}" for each in configs]
+    # also on a machine with several GPUs: runs are made one after another, in one process
+    common += ["--trainer.devices=1", *as_arguments(options), *words]
+    rest = {key: content[key] for key in ("metric", "at", "x", "power_law") if key in content}
+    return Study(path, common, named, grid, search, seeds, **rest)
+
+
+def _seeds(seeds: Any) -> list[int]:
+    if not (isinstance(seeds, list) and seeds and all(map(_is_seed, seeds))):
+        raise UsageError(
+            f"seeds: {seeds}: must be a list of whole numbers from 0 to {LARGEST_SEED}, such as "
+            "[1, 2]"
+        )
+    if len(set(seeds)) < len(seeds):
+        raise UsageError(f"seeds: {seeds}: a seed is given twice; name it once")
+    return seeds
+
+
+def _is_seed(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= LARGEST_SEED
+
+
+def _flat(where: str, options: Any) -> Settings:
+    """Options by dotted name; groups, such as {model: {lr: 1}}, are flattened."""
+    if not isinstance(options, dict):
+        raise UsageError(f"{where}: {options}: must be options by name, {{model.n_layer: 2}}")
+    flat: Settings = {}
+    for name, value in options.items():
+        if name in GROUPS and isinstance(value, dict):
+            flat |= {f"{name}.{leaf}": each for leaf, each in value.items()}
+        else:
+            flat[str(name)] = value
+    return flat
+
+
+def _named(entries: Any) -> dict[str, Settings]:
+    if not isinstance(entries, list) or not all(
+        isinstance(each, dict) and "name" in each for each in entries
+    ):
+        raise UsageError(
+            "settings: must be a list of options with a name, - {name: wide, model.n_embd: 256}"
+        )
+    named: dict[str, Settings] = {}
+    for each in entries:
+        if (name := str(each["name"])) in named:
+            raise UsageError(f"settings: {name}: is given twice; each needs a name of its own")
+        own = {option: value for option, value in each.items() if option != "name"}
+        named[name] = _flat(f"settings: {name}", own)
+    return named
+
+
+def _grid(grid: Any) -> dict[str, list[Any]]:
+    flat = _flat("grid", grid)
+    for name, values in flat.items():
+        if not isinstance(values, list) or not values:
+            raise UsageError(
+                f"grid: {name}: {format_value(values)}: must be a list of values, [1, 2]"
+            )
+    return flat
+
+
+def _search(content: Any) -> Search:
+    keys = {"runs", "seed", "over", "by"}
+    if not isinstance(content, dict) or not {"runs", "over"} <= set(content) <= keys:
+        raise UsageError(
+            "random: needs runs and over, and may have seed and by: "
+            "{runs: 20, over: {model.lr: {from: 1e-4, to: 1e-2, log: true}}}"
+        )
+    runs, seed, by = content["runs"], content.get("seed", 0), content.get("by", "random")
+    if type(runs) is not int or runs < 1:
+        raise UsageError(f"random: runs: {runs}: must be 1 or more")
+    if not _is_seed(seed):
+        raise UsageError(f"random: seed: {seed}: must be a whole number from 0 to {LARGEST_SEED}")
+    if by not in ("random", "optuna"):
+        raise UsageError(f"random: by: {by}: choose from random, optuna")
+    over = {
+        name: _choice(name, each) for name, each in _flat("random: over", content["over"]).items()
+    }
+    search = Search(runs, seed, over, by)
+    if by == "random" and len(search.drawn()) < runs:
+        raise UsageError(f"random: runs: {runs}: there are fewer distinct settings; lower runs")
+    return search
+
+
+def _choice(name: str, given: Any) -> Choice:
+    if isinstance(given, list) and given:
+        return given
+    where = f"random: over: {name}: {format_value(given)}"
+    if not isinstance(given, dict) or not {"from", "to"} <= set(given) <= {"from", "to", "log"}:
+        raise UsageError(f"{where}: must be a list, or {{from: 1e-4, to: 1e-2, log: true}}")
+    low, high, log = given["from"], given["to"], given.get("log", False)
+    if not all(type(end) in (int, float) for end in (low, high)) or not low < high:
+        raise UsageError(f"{where}: from must be a number below to")
+    if log and low <= 0:
+        raise UsageError(f"{where}: on a logarithmic scale from must be above 0")
+    return Range(low, high, bool(log))
+
+
+def _check_name(name: str) -> None:
+    if name in REFUSED:
+        raise UsageError(f"{name}: does not apply to a study; {REFUSED[name]}")
+
+
+def _check_words(words: Sequence[str], varied: set[str]) -> None:
+    """Refuse command-line options that the file varies, or that do not apply to a study."""
+    for word in words:
+        name = word.removeprefix("--").partition("=")[0]
+        _check_name(name)
+        if name in varied:
+            raise UsageError(f"--{name}: is varied by the study; change it in the file")
