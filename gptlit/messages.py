@@ -106,7 +106,7 @@ class RunError(Exception):
         return shown(super().__str__())
 
 
-def several(given: str | Iterable[str], option: str) -> list[str]:
+def as_strings(given: str | Iterable[str], option: str) -> list[str]:
     """Strings as they may be given in Python: one, or several of them.
 
     Raises:
@@ -146,10 +146,10 @@ def note(message: str) -> None:
     if sys.stderr is None:
         return  # print would write to standard output instead
     with contextlib.suppress(OSError, ValueError):  # there is no other place to report it
-        tell(f"gptlit: {shown(message)}", sys.stderr)
+        print_lines(f"gptlit: {shown(message)}", sys.stderr)
 
 
-def tell(text: str, file: IO[str]) -> None:
+def print_lines(text: str, file: IO[str]) -> None:
     """Print lines above a progress bar if there is one, broken at blanks in a terminal."""
     columns = columns_of(file)
     # some terminals break a line that fills their last column

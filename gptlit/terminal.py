@@ -58,7 +58,7 @@ def _folded(line: str, columns: int) -> list[str]:
     return [*above, *(part + more for part in parts[:-1]), parts[-1]]
 
 
-class Folder:
+class WordWrapper:
     """Breaks a text at blanks while it is written piece by piece.
 
     A word that began where it doesn't fit is written on the next line, so that it is
@@ -107,7 +107,7 @@ class Folder:
 
 def broken(text: str, columns: int) -> str:
     """A text whose words don't cross the edge of a terminal."""
-    folder = Folder(columns)
+    folder = WordWrapper(columns)
     return folder.add(text) + folder.end()
 
 
@@ -185,7 +185,7 @@ def put_stream(pieces: Iterable[str], at_once: bool = False) -> None:
     """Write a text to standard output and end its last line; in a terminal, or `at_once`, each
     piece as it comes."""
     columns = columns_of(sys.stdout)
-    folder = None if columns is None else Folder(columns)
+    folder = None if columns is None else WordWrapper(columns)
     at_once = at_once or sys.stdout.isatty()
     last = ""
     for piece in pieces:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from gptlit.download import SourceError, Url, Wheel, fetch, replacing, sha256_of, write_atomically
+from gptlit.download import SourceError, Url, Wheel, fetch
+from gptlit.files import sha256_of
 from gptlit.messages import UsageError
 
 CONTENT = b"to be or not to be"
@@ -66,7 +67,7 @@ def test_the_users_folder_comes_first(tmp_path: Path, monkeypatch: pytest.Monkey
         fetch("text.txt", SHA, [source], tmp_path / "data")
 
 
-def test_unreachable_tells_what_was_tried_and_what_to_do(tmp_path: Path) -> None:
+def test_unreachable_sources_are_listed_with_a_fix(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         fetch("text.txt", SHA, [Fake(None), Fake(b"false")], tmp_path / "data", hint="; try X")
     told = str(caught.value)
@@ -113,20 +114,3 @@ def test_without_pip_the_fix_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(SourceError, match="ensurepip"):
         Wheel("sonnet", "1.0", "0" * 64, Path.read_bytes).read()
-
-
-def test_writing_is_all_or_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    write_atomically(path, b"old")
-
-    def interrupted() -> None:
-        with replacing(path) as file:
-            file.write(b"half of the n")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert path.read_bytes() == b"old"
-    write_atomically(path, b"new")
-    assert path.read_bytes() == b"new"
-    assert [item.name for item in tmp_path.iterdir()] == ["file"]

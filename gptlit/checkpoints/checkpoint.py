@@ -19,7 +19,7 @@ from gptlit import plain_data
 from gptlit.checkpoints import torch_files
 from gptlit.checkpoints.weight_shapes import NotFinite, checked
 from gptlit.corpora import inputs
-from gptlit.download import replacing
+from gptlit.files import replacing
 from gptlit.messages import UsageError, is_first_process, note, opt
 from gptlit.model.gpt import GPT, GPTConfig
 from gptlit.plain_data import in_short, printable

@@ -21,7 +21,8 @@ from gptlit.checkpoints.gpt2_names import fitting
 from gptlit.checkpoints.weight_files import WEIGHTS, read_folder
 from gptlit.checkpoints.weight_shapes import State
 from gptlit.corpora import inputs
-from gptlit.download import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, replacing
+from gptlit.download import CONNECT_TIMEOUT_S, READ_TIMEOUT_S
+from gptlit.files import replacing
 from gptlit.messages import UsageError, did_you_mean, note, opt
 from gptlit.model.config import GPTConfig
 from gptlit.tokenizers.base import END_OF_SEQUENCE, END_OF_TEXT, Tokenizer

@@ -26,7 +26,7 @@ from gptlit.checkpoints.gpt2_names import (
 )
 from gptlit.checkpoints.weight_shapes import State, checked
 from gptlit.corpora.inputs import refuse_endless
-from gptlit.download import give_usual_mode
+from gptlit.files import give_usual_mode
 from gptlit.messages import UsageError
 from gptlit.model.config import GPTConfig
 from gptlit.model.gpt import GPT

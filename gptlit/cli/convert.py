@@ -9,7 +9,7 @@ from gptlit.checkpoints import checkpoint
 from gptlit.checkpoints.init_from import PUBLISHED, Origin, start_from, write_checkpoint
 from gptlit.checkpoints.nanogpt import read_nanogpt
 from gptlit.checkpoints.weight_files import write_hugging_face, write_safetensors
-from gptlit.download import writing
+from gptlit.files import writing
 from gptlit.messages import UsageError, did_you_mean, naming_flags, note
 from gptlit.parser import OneLineErrors, from_environment
 

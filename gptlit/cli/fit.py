@@ -30,8 +30,8 @@ from gptlit.cli.shorthand import ONE_OF_A_RUN, full_names, name_words, option_of
 from gptlit.cli.user_modules import importable
 from gptlit.corpora import inputs
 from gptlit.data.datamodule import TextDataModule
-from gptlit.download import write_atomically
-from gptlit.messages import UsageError, note, tell
+from gptlit.files import write_atomically
+from gptlit.messages import UsageError, note, print_lines
 from gptlit.parser import OneLineErrors, text_of
 from gptlit.runs import build, loggers, run_end, run_folder
 from gptlit.runs.callbacks import Report, SampleText, Throughput
@@ -594,7 +594,7 @@ class GptlitCLI(LightningCLI):
         }
         if reason := tokens.incomparable(split):
             rows["not comparable"] = f"bits_per_byte: {reason}"
-        tell("\n".join(f"{name:<20}{value}" for name, value in rows.items()), sys.stdout)
+        print_lines("\n".join(f"{name:<20}{value}" for name, value in rows.items()), sys.stdout)
 
     def _warn_of_text(self, split: str) -> None:
         """Tell of a split that isn't what it seems: trained on, or of a text that changed."""

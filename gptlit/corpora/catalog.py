@@ -11,7 +11,8 @@ from gptlit.corpora import inputs
 from gptlit.corpora.cleaning import AS_IT_IS, CleaningOptions
 from gptlit.corpora.reading import Documents, find_files, reading_of, unreadable
 from gptlit.corpora.text_encodings import AUTO, check_encoding
-from gptlit.download import Inline, Source, Url, Wheel, fetch, sha256_of
+from gptlit.download import Inline, Source, Url, Wheel, fetch
+from gptlit.files import sha256_of
 from gptlit.messages import UsageError, did_you_mean, opt
 
 

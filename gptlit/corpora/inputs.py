@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from gptlit.corpora.text_encodings import by_mark
-from gptlit.download import leftovers, replacing, writing
+from gptlit.files import leftovers, replacing, writing
 from gptlit.messages import UsageError, is_first_process, note, opt, progress
 
 PIPE_BYTES = 4 << 30  # of a text; what a pipe gives without an end must not fill the disk

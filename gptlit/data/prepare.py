@@ -26,7 +26,7 @@ from gptlit.data.encode_log import Done, Journal
 from gptlit.data.parallel import Encoder, Task, WordCounter
 from gptlit.data.splits import SPLITS, Splitting
 from gptlit.data.token_file import TokenFile
-from gptlit.download import sha256_of
+from gptlit.files import locked, sha256_of
 from gptlit.messages import UsageError, note, progress
 from gptlit.tokenizers.base import LARGEST_VOCABULARY, Tokenizer, TokenizerOptions, UnknownPieces
 from gptlit.tokenizers.bytepair import BytePairTokenizer
@@ -68,8 +68,9 @@ def prepare(
         if found := token_file.read(data_path, facts_path):
             return found
         folder.mkdir(parents=True, exist_ok=True)
-        with _alone(folder / ".lock"):
-            # who waited finds the other's work done
+        # one lock for all texts of a folder, since a preparation uses all cores
+        with locked(folder / ".lock", lambda: _report_waiting(folder)):
+            # the process that held the lock may have prepared this text
             if not (found := token_file.read(data_path, facts_path)):
                 with _working_in(part):
                     texts = {"": text, **own_texts}
@@ -140,24 +141,8 @@ def _key(
     return hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:16]
 
 
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Hold a lock that only one process has at a time; the system frees a killed one's.
-
-    One for all texts of a folder, since a preparation takes all cores.
-    """
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(path)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        note(f"waiting for another process, which prepares a text in {path.parent}")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+def _report_waiting(folder: Path) -> None:
+    note(f"waiting for another process, which prepares a text in {folder}")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gptlit.download import sha256_of
+from gptlit.files import sha256_of
 from gptlit.messages import UsageError
 from gptlit.tokenizers.base import Tokenizer
 from gptlit.tokenizers.state import from_state

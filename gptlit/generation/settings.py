@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from gptlit.messages import UsageError, opt, several
+from gptlit.messages import UsageError, as_strings, opt
 
 # settings of the draw, which a beam search doesn't make
 DRAW_SETTINGS = ("temperature", "top_k", "top_p", "min_p", "typical_p")
@@ -66,7 +66,7 @@ class SamplingSettings:
 
     def _check_length_and_strings(self) -> None:
         for name in ("stop", "ban"):
-            object.__setattr__(self, name, several(getattr(self, name), name))
+            object.__setattr__(self, name, as_strings(getattr(self, name), name))
         if self.max_new_tokens is not None and self.max_new_tokens < 0:
             raise UsageError("must be 0 or more", "max_new_tokens", self.max_new_tokens)
         most = math.inf if self.max_new_tokens is None else self.max_new_tokens

@@ -16,7 +16,7 @@ from jsonargparse import ActionYesNo, Namespace
 
 from gptlit.checkpoints import checkpoint
 from gptlit.cli.shorthand import name_words, option_of_predict
-from gptlit.download import write_atomically, writing
+from gptlit.files import write_atomically, writing
 from gptlit.generation import beam_search
 from gptlit.generation.generate import SAMPLES_AT_ONCE, stream_generate, tell_dropped
 from gptlit.generation.settings import DRAW_SETTINGS, BeamSettings, SamplingSettings

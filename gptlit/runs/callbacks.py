@@ -13,10 +13,10 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from gptlit.data.loaders import IGNORED
-from gptlit.download import write_atomically
+from gptlit.files import write_atomically
 from gptlit.generation.generate import generate, tell_dropped
 from gptlit.generation.settings import SamplingSettings
-from gptlit.messages import UsageError, several, shown
+from gptlit.messages import UsageError, as_strings, shown
 from gptlit.runs.loggers import SAMPLES, as_markdown
 from gptlit.streams import only_shown
 from gptlit.terminal import duration, printable
@@ -59,7 +59,7 @@ class SampleText(Callback):
         seed: int = 1337,
         min_interval: int = 0,
     ) -> None:
-        self.prompts = several(prompts, "samples.prompts")
+        self.prompts = as_strings(prompts, "samples.prompts")
         self.settings: dict[str, Any] = {
             "max_new_tokens": max_new_tokens,
             "temperature": temperature,

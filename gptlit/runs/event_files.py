@@ -18,7 +18,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.writer import FileWriter
 
-from gptlit.download import write_atomically
+from gptlit.files import write_atomically
 from gptlit.messages import note
 
 PATTERN = "events.out.tfevents.*"

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from tensorboard.compat.proto.event_pb2 import Event
 from torch.utils.tensorboard import summary
 
-from gptlit.download import write_atomically
+from gptlit.files import write_atomically
 from gptlit.runs import event_files, metrics_file
 from gptlit.runs.metrics_file import Row
 

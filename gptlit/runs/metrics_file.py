@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from gptlit.download import write_atomically
+from gptlit.files import write_atomically
 
 Row = dict[str, str]
 

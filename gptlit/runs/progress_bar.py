@@ -10,7 +10,7 @@ import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
-from gptlit.messages import tell
+from gptlit.messages import print_lines
 from gptlit.streams import for_bars
 from gptlit.training.module import LitGPT
 
@@ -59,7 +59,7 @@ class RunBar(ProgressBar):
 
     def print(self, *args: Any, sep: str = " ", **kwargs: Any) -> None:
         """Print above the bars, or where none is drawn."""
-        tell(sep.join(map(str, args)), sys.stdout)
+        print_lines(sep.join(map(str, args)), sys.stdout)
 
     # ------------------------------------------------------------------ training
 

@@ -5,23 +5,22 @@ lightning_logs/version_N/
 """
 
 import contextlib
-import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
 from gptlit.checkpoints import checkpoint
-from gptlit.download import leftovers, write_atomically
+from gptlit.files import leftovers, locked, write_atomically
 from gptlit.messages import UsageError, opt
 from gptlit.runs.loggers import METRICS, Curves, Records, Table, cut, logs_from, restore
 from gptlit.runs.saving import BestCheckpoint, RunCheckpoint
 from gptlit.training import processes
 
 CONFIG = "config.yaml"
+LOCK = ".lock"
 
 
 def claim(root: Path) -> Path:
@@ -72,39 +71,25 @@ def of_checkpoint(path: Path) -> Path | None:
     return path.parent.parent if path.parent.name == folder.name else folder.parent
 
 
-@contextlib.contextmanager
-def alone(path: Path, instead: str) -> Iterator[None]:
-    """Be the only process that trains in a folder; the system frees a killed one's hold.
-
-    Where the system or a network's file system knows no such hold, nothing is checked.
+def alone(path: Path, instead: str) -> contextlib.AbstractContextManager[None]:
+    """Lock a folder, so that no other process trains in it.
 
     Args:
-        path: The folder, which is there.
-        instead: What to do other than wait, for the message.
+        path: Path of the folder, which exists.
+        instead: What to do instead of waiting, for the message.
 
     Raises:
-        UsageError: another process does.
+        UsageError: Another process holds the lock.
     """
-    try:
-        import fcntl
-    except ImportError:  # on Windows
-        fcntl = None  # type: ignore[assignment]  # a module elsewhere
-    if fcntl is None or not processes.on_rank_zero():
-        yield
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UsageError(
-                    f"{path}: another process is training in this folder; wait until it ends, or "
-                    f"{instead}"
-                ) from error
-        yield
-    finally:
-        os.close(descriptor)
+
+    def refuse() -> NoReturn:
+        raise UsageError(
+            f"{path}: another process is training in this folder; wait until it ends, or {instead}"
+        )
+
+    if not processes.on_rank_zero():
+        return contextlib.nullcontext()
+    return locked(path / LOCK, refuse, remove=True)
 
 
 class RunFolder:

@@ -16,7 +16,7 @@ from torch import Tensor, strided
 from gptlit import plain_data
 from gptlit.checkpoints.checkpoint import write
 from gptlit.checkpoints.torch_files import check_sizes
-from gptlit.download import replacing
+from gptlit.files import replacing
 from gptlit.messages import UsageError
 from gptlit.training.loop_state import ends_epoch, has_stepped, is_over, validation_follows
 

@@ -17,7 +17,7 @@ from typing import Any
 from gptlit import terminal
 from gptlit.checkpoints import checkpoint
 from gptlit.cli.arguments import find_study, shipped_studies, take
-from gptlit.download import write_atomically
+from gptlit.files import write_atomically
 from gptlit.messages import UsageError, note
 from gptlit.parser import with_environment
 from gptlit.runs import run_folder

@@ -19,7 +19,7 @@ from gptlit.checkpoints import checkpoint
 from gptlit.cli import saved_options
 from gptlit.cli.fit import GptlitCLI, NothingToTrain
 from gptlit.cli.lightning_warnings import quiet
-from gptlit.download import write_atomically
+from gptlit.files import write_atomically
 from gptlit.messages import MEMORY_ADVICE, RunError, UsageError, is_out_of_memory, note
 from gptlit.predict.checkpoints import logged
 from gptlit.runs import run_folder

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gptlit.messages import UsageError, did_you_mean, several
+from gptlit.messages import UsageError, as_strings, did_you_mean
 from gptlit.plain_data import shown
 
 Unknown = Literal["error", "skip"]
@@ -47,7 +47,7 @@ class TokenizerOptions:
     eos: bool = False
 
     def __post_init__(self) -> None:
-        special = several(self.special_tokens, "data.tokenizer.special_tokens")
+        special = as_strings(self.special_tokens, "data.tokenizer.special_tokens")
         object.__setattr__(self, "special_tokens", special)
         if "" in special:
             reason = "an empty string cannot be a token; name one such as <PAD>"

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from gptlit.checkpoints import checkpoint
-from gptlit.download import sha256_of
+from gptlit.files import sha256_of
 from gptlit.predict import command
 from gptlit.runs import run_folder
 from tests.conftest import TINY, Result, Run, made_up_text

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import gptlit as package
-from gptlit import download
+from gptlit import files
 from gptlit.checkpoints import checkpoint
 from gptlit.messages import UsageError
 from tests.conftest import TINY, Result, Run, assert_equal
@@ -239,14 +239,14 @@ def test_a_run_ends_by_a_message_when_the_disk_is_full(
 def test_a_folder_that_is_closed_ends_the_run_too(
     gptlit: Call, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = download.tempfile.mkstemp
+    real = files.tempfile.mkstemp
 
     def mkstemp(**options: Any) -> Any:
         if ".ckpt" in options["prefix"]:
             raise PermissionError(errno.EACCES, "Permission denied", "a folder")
         return real(**options)
 
-    monkeypatch.setattr(download.tempfile, "mkstemp", mkstemp)
+    monkeypatch.setattr(files.tempfile, "mkstemp", mkstemp)
     failed = fit(gptlit, text_file)
     assert failed.code == 1
     assert failed.err == "gptlit: error: Permission denied: a folder; nothing was saved\n"

@@ -1,0 +1,121 @@
+"""Files on disk: hashes, atomic writes, what interrupted writes leave behind, and locks."""
+
+import contextlib
+import errno
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+from gptlit.messages import RunError
+
+# errors of file systems that have no locks, some networks' among them
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+def sha256_of(path: Path) -> str:
+    """Return a file's sha256 in hex, read in constant memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Open a temporary file that replaces `path` when the block succeeds, and is removed otherwise.
+
+    The temporary file is in the folder of `path`, hence on the same file system. It is synced to
+    disk before the replacement and the folder after it, so that both survive a power cut.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        give_usual_mode(Path(temporary))
+        os.replace(temporary, path)
+    except BaseException as error:
+        Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a full disk's error names no file
+        raise
+    _sync_folder(path.parent)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write `content` to `path` completely or not at all."""
+    with replacing(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def writing(option: str, path: str | Path) -> Iterator[None]:
+    """Report a file that can't be written as an error of the option that names it.
+
+    Raises:
+        RunError: The disk is full, or the place doesn't exist or isn't writable.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise RunError(
+            f"{option} {path}: can't be written ({error.strerror}); name another place"
+        ) from error
+
+
+def leftovers(folder: Path, suffix: str) -> list[Path]:
+    """Return the temporary files of `replacing` that killed processes left in a folder."""
+    return list(folder.glob(f".*{suffix}.????????"))
+
+
+def give_usual_mode(path: Path) -> None:
+    """Set a file's permissions to those that `open` gives a new file under the process's umask."""
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(path, 0o666 & ~mask)
+
+
+@contextlib.contextmanager
+def locked(path: Path, when_busy: Callable[[], None], remove: bool = False) -> Iterator[None]:
+    """Hold a lock that one process has at a time; it ends with the process, however that ends.
+
+    Args:
+        path: Path of the lock's file. Where its file system has no locks, nothing is locked.
+        when_busy: Called when another process holds the lock: raises an error, or returns and
+            the lock is waited for.
+        remove: Whether the file is removed when the lock is released.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    try:
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            when_busy()
+            lock.acquire()
+    except OSError as error:
+        if error.errno not in WITHOUT_LOCKS:
+            raise
+    try:
+        yield
+    finally:
+        if remove and lock.is_locked:
+            with contextlib.suppress(OSError):  # Windows doesn't remove open files
+                path.unlink()
+        lock.release()
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":
+        return  # folders can't be opened there
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
