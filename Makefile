@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: train test check parity clean
+.PHONY: train test check help-pages parity clean
 
 train: .venv/.installed
 	$(BIN)/gptlit fit --config small.yaml $(ARGS)
@@ -16,6 +16,10 @@ check: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# what `gptlit VERB --help` prints of the options, after one was added or reworded
+help-pages: .venv/.installed-dev
+	$(BIN)/python -m tests.cli.help_options
 
 # compares with Hugging Face's transformers, in an environment of its own: installed next to
 # Lightning, transformers would slow every command

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 
 from gptlit import __version__, signals, startup, streams
+from gptlit.cli import help_pages
 from gptlit.messages import (
     MEMORY_ADVICE,
     RunError,
@@ -148,7 +149,7 @@ def _run(arguments: list[str]) -> int:
     code = 0
     verb, *rest = arguments or [""]
     if verb == "help" and rest:
-        verb, rest = rest[0], ["--help"]
+        verb, rest = rest[0], ["--help", *rest[1:]]
     verb = ALIASES.get(verb, verb)
     if verb in ("-h", "--help", "help"):
         print(HELP)
@@ -163,6 +164,8 @@ def _run(arguments: list[str]) -> int:
             f"{verb}: unknown verb; choose from {', '.join(VERBS)}."
             + did_you_mean(verb, [*VERBS, *ALIASES])
         )
+    elif (which := help_pages.asked(rest)) is not None:
+        print(help_pages.text(verb, VERBS[verb], which))
     else:
         _check_environment()
         _check_folder()

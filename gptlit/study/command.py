@@ -9,7 +9,6 @@ import importlib.util
 import io
 import shlex
 import sys
-import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,21 +27,6 @@ from gptlit.study.spec import Study
 from gptlit.study.tables import Outcome
 
 FLAGS = ("--remake", "--dry_run")
-HELP = """usage: gptlit study STUDY.yaml [--name NAME] [--dry_run] [--remake] [options]
-
-Make the runs of a study file, and compare them in a table and plots. The same
-command again resumes a stopped study: complete runs are kept, and an
-interrupted run is resumed at its last step.
-
-  STUDY.yaml   a path, or a shipped one:
-{shipped}
-  --name NAME  write runs to lightning_logs/NAME (default: the file's name)
-  --dry_run    list the runs without making them
-  --remake     replace runs that were made with other options; without it they
-               are refused
-
-Options of gptlit fit, such as --trainer.max_steps 50, apply to all runs and
-override the file's. The README describes the keys of a study file."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -52,9 +36,6 @@ def main(argv: Sequence[str]) -> None:
         UsageError: an invalid study, option or folder; raised before any run begins.
         SystemExit: the study was stopped (130, 143), or a run failed (1).
     """
-    if {"-h", "--help"} & set(argv):
-        print(HELP.format(shipped=textwrap.indent(textwrap.fill(_shipped(), 64), " " * 15)))
-        return
     if not argv or argv[0].startswith("-"):
         raise UsageError(
             "no study file; run gptlit study STUDY.yaml with a path or one of the shipped "
