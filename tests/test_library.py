@@ -73,7 +73,7 @@ def test_a_string_is_one_string_and_not_its_letters(model: GPT) -> None:
         GPTConfig(vocab_size=2, dropout_at="branch")  # type: ignore[arg-type]
     assert SampleText(prompts="ROMEO:").prompts == ["ROMEO:"]
     with pytest.raises(TypeError, match="^prompts: must be a list of strings, not one string"):
-        generate_many(model, TOKENIZER, "ab", [1, 2], **SHORT)
+        generate_many(model, TOKENIZER, "ab", [1, 2])
 
 
 def test_a_list_of_prompts_gives_a_list_of_texts(

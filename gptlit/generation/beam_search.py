@@ -26,11 +26,10 @@ from gptlit.generation.decoding import Windows
 from gptlit.generation.generate import (
     as_prompt,
     encode_prompt,
-    generate_many,
     rules_by_id,
 )
 from gptlit.generation.sampling import Rules, entropy
-from gptlit.generation.settings import BeamSettings, SamplingSettings
+from gptlit.generation.settings import GREEDY, BeamSettings
 from gptlit.generation.text_stream import Draft, Written
 from gptlit.messages import UsageError
 from gptlit.model.gpt import GPT
@@ -53,60 +52,44 @@ def search(
     model: GPT,
     tokenizer: Tokenizer,
     prompt: str = "",
+    settings: BeamSettings = GREEDY,
     *,
-    num_beams: int = 1,
     unknown: Unknown = "error",
     use_cache: bool = True,
     scored: bool = False,
-    **settings: Any,
 ) -> list[Found]:
     """The best continuations of a prompt, best first: `num_samples`, or as many as there are.
 
-    Of equally likely texts the one that continues the likelier text is before the other, then the
-    one with the lower id; of equal scores the one that ended earlier.
+    Of two equally likely texts, the one that continues the likelier text comes first, then the one
+    with the lower id; of two equal scores, the one that ended earlier.
 
     Args:
-        model: The model that writes.
-        tokenizer: The one it was trained with.
-        prompt: The text to continue.
-        num_beams: How many texts to follow at once; 1 is greedy.
-        unknown: What to do with characters outside the vocabulary: "error" or "skip".
+        model: Model that writes.
+        tokenizer: Tokenizer that the model was trained with.
+        prompt: Text to continue.
+        settings: Number of beams, how they are scored and when they end; greedy when left out.
+        unknown: "error" refuses characters outside the vocabulary, "skip" drops them.
         use_cache: Keep keys and values; the texts are the same either way.
-        scored: Tell each token's log probability and entropy.
-        settings: The other fields of `BeamSettings`.
+        scored: Record each token's log probability and entropy.
 
     Raises:
-        UsageError: a setting that can't work, or characters outside the vocabulary.
+        UsageError: settings that don't work with this tokenizer, characters outside the
+            vocabulary, or no text to find.
     """
-    beams = BeamSettings(num_beams=num_beams, **settings)
     ids = encode_prompt(tokenizer, prompt, unknown)
-    start = _Beam(Draft(tokenizer, ids.tolist(), beams.stop))
-    rules = rules_by_id(tokenizer, beams)
+    start = _Beam(Draft(tokenizer, ids.tolist(), settings.stop))
+    rules = rules_by_id(tokenizer, settings)
     was_training = model.training
     model.eval()
     try:
-        rows = _Rows(model, as_prompt(model, tokenizer, ids), beams, rules, use_cache)
-        found = _search(rows, start, beams, scored)
+        rows = _Rows(model, as_prompt(model, tokenizer, ids), settings, rules, use_cache)
+        found = _search(rows, start, settings, scored)
     finally:
         model.train(was_training)
     if not found:
         reason = "there is no text to find; every token is banned, or the model's logits aren't"
-        raise UsageError(f"{reason} numbers", "num_beams", num_beams)
-    return found[: beams.num_samples]
-
-
-def write(
-    model: GPT, tokenizer: Tokenizer, jobs: Sequence[tuple[str, int]], settings: dict[str, Any]
-) -> list[list[Written]]:
-    """The texts of each job, a prompt and a seed: those found if `num_beams` is among the
-    settings, or else the one drawn. Settings and errors are those of `search` or `generate_many`.
-    """
-    if settings.get("num_beams") is not None:
-        return [[*search(model, tokenizer, prompt, **settings)] for prompt, _ in jobs]
-    beam_only = set(BeamSettings.__dataclass_fields__) - set(SamplingSettings.__dataclass_fields__)
-    settings = {name: value for name, value in settings.items() if name not in beam_only}
-    prompts, seeds = zip(*jobs, strict=True)
-    return [[text] for text in generate_many(model, tokenizer, prompts, seeds, **settings)]
+        raise UsageError(f"{reason} finite", "num_beams", settings.num_beams)
+    return found[: settings.num_samples]
 
 
 @dataclass(frozen=True)

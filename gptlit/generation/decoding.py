@@ -7,7 +7,7 @@ length. `tests/test_decoding.py` holds both to the same logits for every part of
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -18,6 +18,25 @@ from gptlit.model.gpt import GPT, MLP, Attention, Block, KVCache, TokenShift
 
 Function = Callable[[Tensor], Tensor]
 FEW = 4  # rows
+
+
+def kept_tokens(block_size: int) -> int:
+    """Number of tokens that a full window keeps: its last half, at least one."""
+    return max(1, block_size // 2)
+
+
+def window_starts(n_tokens: int, block_size: int) -> Iterator[tuple[int, int]]:
+    """The windows from which all tokens of a text but the first are predicted.
+
+    Yields:
+        A window's first token, and the first token that is predicted from it; the last one is
+        predicted from block_size tokens.
+    """
+    start, predicted = 0, 1
+    while predicted < n_tokens:
+        yield start, predicted
+        predicted = start + block_size + 1
+        start = predicted - kept_tokens(block_size)
 
 
 class Windows:
@@ -39,7 +58,7 @@ class Windows:
         device = model.wte.weight.device
         self._model = model
         self._block_size = model.config.block_size
-        self._kept = max(1, self._block_size // 2)
+        self._kept = kept_tokens(self._block_size)
         self._ids = torch.zeros(len(prompts), self._block_size, dtype=torch.long, device=device)
         self._lengths = [min(len(prompt), self._block_size) for prompt in prompts]
         for row, prompt in enumerate(prompts):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gptlit.generation.decoding import Windows
 from gptlit.generation.sampling import Rules, Streams, entropy, next_token
-from gptlit.generation.settings import SamplingSettings
+from gptlit.generation.settings import DEFAULTS, SamplingSettings
 from gptlit.generation.text_stream import Draft, Written
 from gptlit.messages import UsageError, note, opt
 from gptlit.model.gpt import GPT
@@ -29,7 +29,7 @@ Prompt = TypeVar("Prompt", str, list[str])
 def generate_step(
     model: GPT,
     prompts: Sequence[Tensor] | Tensor,
-    sampling: SamplingSettings,
+    settings: SamplingSettings,
     seeds: Sequence[int],
     use_cache: bool = True,
     *,
@@ -38,7 +38,7 @@ def generate_step(
     forced: Sequence[int] = (),
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the next (B,) token ids and the (B, V) logits of the model that they come from,
-    `sampling.max_new_tokens` times, in eval mode.
+    `settings.max_new_tokens` times, in eval mode.
 
     What the model sees of a text, and when it is read anew, is the rule of `Windows`, the same
     with and without a cache.
@@ -47,30 +47,30 @@ def generate_step(
         model: Logits for (B, T) ids.
         prompts: B times (T,) ids, T >= 1 and not the same for all; of more than block_size, the
             last are used.
-        sampling: How to choose among the logits.
+        settings: How tokens are drawn, and how many.
         seeds: B seeds, one stream of random numbers each.
         use_cache: Keep keys and values instead of feeding the whole window for every token.
-        eos_id: Not drawn for the first `sampling.min_new_tokens` tokens.
+        eos_id: Not drawn for the first `settings.min_new_tokens` tokens.
         banned: Ids that are never drawn.
         forced: Ids that come first, whatever would have been drawn.
     """
     windows = Windows(model, prompts, use_cache)
     streams = Streams(seeds, prompts[0].device)
     rules = Rules(
-        sampling,
+        settings,
         prompts,
         model.config.vocab_size,
         banned=banned,
         forced=forced,
         eos_id=eos_id,
     )
-    steps = itertools.count() if sampling.max_new_tokens is None else range(sampling.max_new_tokens)
+    steps = itertools.count() if settings.max_new_tokens is None else range(settings.max_new_tokens)
     was_training = model.training
     model.eval()
     try:
         for _ in steps:
             logits = windows.logits()
-            ids = next_token(rules.apply(logits), streams.next(), sampling)  # (B,)
+            ids = next_token(rules.apply(logits), streams.next(), settings)  # (B,)
             rules.add(ids)
             windows.append(ids)
             yield ids, logits
@@ -126,21 +126,21 @@ def single_tokens(tokenizer: Tokenizer, strings: Sequence[str]) -> list[int]:
     return found
 
 
-def forced_tokens(tokenizer: Tokenizer, sampling: SamplingSettings) -> list[int]:
-    """The ids of `sampling.force`, tokenized on its own: with the end of the prompt it might have
+def forced_tokens(tokenizer: Tokenizer, settings: SamplingSettings) -> list[int]:
+    """The ids of `settings.force`, tokenized on its own: with the end of the prompt it might have
     made other tokens.
 
     Raises:
         UsageError: it can't be written with this vocabulary, or other options forbid it.
     """
-    force, limit = repr(sampling.force), sampling.max_new_tokens
+    force, limit = repr(settings.force), settings.max_new_tokens
     try:
-        ids: list[int] = tokenizer.encode(sampling.force).tolist()
+        ids: list[int] = tokenizer.encode(settings.force).tolist()
     except UnknownPieces as error:
         raise UsageError(str(error), "force") from error
     if tokenizer.unknown_id in ids:
         raise UsageError("holds what the model has no token for; leave it out", "force", force)
-    for string in sampling.ban:
+    for string in settings.ban:
         if not set(ids).isdisjoint(single_tokens(tokenizer, [string])):
             reason = f"contains {opt('ban')} {string!r}; leave one of them out"
             raise UsageError(reason, "force", force)
@@ -157,12 +157,12 @@ def as_prompt(model: GPT, tokenizer: Tokenizer, ids: np.ndarray) -> Tensor:
     return torch.as_tensor(ids.astype(np.int64), device=model.lm_head.weight.device)
 
 
-def rules_by_id(tokenizer: Tokenizer, sampling: SamplingSettings) -> dict[str, Any]:
+def rules_by_id(tokenizer: Tokenizer, settings: SamplingSettings) -> dict[str, Any]:
     """What `generate_step` and `Rules` take of a tokenizer: `eos_id`, `banned` and `forced`."""
     return {
         "eos_id": tokenizer.eos_id,
-        "banned": single_tokens(tokenizer, sampling.ban),
-        "forced": forced_tokens(tokenizer, sampling),
+        "banned": single_tokens(tokenizer, settings.ban),
+        "forced": forced_tokens(tokenizer, settings),
     }
 
 
@@ -170,45 +170,45 @@ def _steps(
     model: GPT,
     tokenizer: Tokenizer,
     prompts: Sequence[np.ndarray],
-    sampling: SamplingSettings,
+    settings: SamplingSettings,
     seeds: Sequence[int],
     use_cache: bool,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """`generate_step` for B times (T,) ids of prompts."""
     batch = [as_prompt(model, tokenizer, ids) for ids in prompts]
-    rules = rules_by_id(tokenizer, sampling)
-    return generate_step(model, batch, sampling, seeds, use_cache, **rules)
+    rules = rules_by_id(tokenizer, settings)
+    return generate_step(model, batch, settings, seeds, use_cache, **rules)
 
 
 def stream_generate(
     model: GPT,
     tokenizer: Tokenizer,
     prompt: str = "",
+    settings: SamplingSettings = DEFAULTS,
     *,
     seed: int = 1337,
     unknown: Unknown = "error",
     use_cache: bool = True,
-    **sampling: Any,
 ) -> Iterator[str]:
     """Yield the prompt, then its continuation piece by piece, up to the end of sequence if the
     tokenizer has one.
 
     Args:
-        model: The model that writes.
-        tokenizer: The one it was trained with.
-        prompt: The text to continue.
-        seed: Of the sample's own stream of random numbers.
-        unknown: What to do with characters outside the vocabulary: "error" or "skip".
+        model: Model that writes.
+        tokenizer: Tokenizer that the model was trained with.
+        prompt: Text to continue.
+        settings: How tokens are drawn, and where the text ends.
+        seed: Seed of the sample's own stream of random numbers.
+        unknown: "error" refuses characters outside the vocabulary, "skip" drops them.
         use_cache: Keep keys and values; the text is the same either way.
-        sampling: The fields of `SamplingSettings`.
 
     Raises:
-        UsageError: a setting that can't work, or characters outside the vocabulary.
+        UsageError: settings that don't work with this tokenizer, or characters outside the
+            vocabulary.
     """
-    settings = SamplingSettings(**sampling)
     ids = encode_prompt(tokenizer, prompt, unknown)
     text = Draft(tokenizer, ids.tolist(), settings.stop)
-    # what can't work is told before anything is
+    # settings that don't work are refused before the prompt is yielded
     steps = _steps(model, tokenizer, [ids], settings, [seed], use_cache)
     yield text.prompt
     for step, _ in steps:
@@ -276,17 +276,22 @@ def generate(
         TypeError: a prompt that is not a string.
     """
     given = locals()
-    settings = {each.name: given[each.name] for each in fields(SamplingSettings)}
-    settings |= {"unknown": unknown, "use_cache": use_cache}
+    settings = SamplingSettings(**{each.name: given[each.name] for each in fields(DEFAULTS)})
     if isinstance(prompt, str):
-        return "".join(stream_generate(model, tokenizer, prompt, seed=seed, **settings))
+        pieces = stream_generate(
+            model, tokenizer, prompt, settings, seed=seed, unknown=unknown, use_cache=use_cache
+        )
+        return "".join(pieces)
     if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
         name = type(prompt).__name__
         raise TypeError(f"prompt: must be a string or a list of strings, not a {name}")
     texts: list[str] = []
     for first in range(0, len(prompt), SAMPLES_AT_ONCE):
         some = prompt[first : first + SAMPLES_AT_ONCE]
-        written = generate_many(model, tokenizer, some, [seed] * len(some), **settings)
+        seeds = [seed] * len(some)
+        written = generate_many(
+            model, tokenizer, some, seeds, settings, unknown=unknown, use_cache=use_cache
+        )
         texts += [each.whole for each in written]
     return texts
 
@@ -296,28 +301,28 @@ def generate_many(
     tokenizer: Tokenizer,
     prompts: Sequence[str],
     seeds: Sequence[int],
+    settings: SamplingSettings = DEFAULTS,
     *,
     unknown: Unknown = "error",
     use_cache: bool = True,
     scored: bool = False,
-    **sampling: Any,
 ) -> list[Written]:
-    """A text for each prompt and seed, in their order.
-
-    They are one batch. Each text is the one that `generate` gives for its
-    prompt and seed. Arguments and errors are those of `stream_generate`.
+    """Write a text for each prompt and seed, in one batch; each is the text that `generate` gives.
 
     Args:
-        model: The model that writes.
-        tokenizer: The one it was trained with.
-        prompts: The texts to continue.
-        seeds: One for each prompt.
-        unknown: As for `stream_generate`.
-        use_cache: As for `stream_generate`.
-        scored: Tell each token's log probability and entropy.
-        sampling: The fields of `SamplingSettings`.
+        model: Model that writes.
+        tokenizer: Tokenizer that the model was trained with.
+        prompts: Texts to continue.
+        seeds: A seed for each prompt.
+        settings: How tokens are drawn, and where texts end.
+        unknown: "error" refuses characters outside the vocabulary, "skip" drops them.
+        use_cache: Keep keys and values; the texts are the same either way.
+        scored: Record each token's log probability and entropy.
+
+    Raises:
+        UsageError: settings that don't work with this tokenizer, or characters outside the
+            vocabulary.
     """
-    settings = SamplingSettings(**sampling)
     if isinstance(prompts, str):
         raise TypeError("prompts: must be a list of strings, not one string")
     encoded = {prompt: encode_prompt(tokenizer, prompt, unknown) for prompt in set(prompts)}
@@ -338,18 +343,6 @@ def _scores(logits: Tensor, ids: Tensor) -> list[tuple[float, float]]:
     """The log probability of each of (B,) ids under (B, V) logits, and the entropy."""
     logs = logits.float().log_softmax(dim=-1).gather(1, ids[:, None])[:, 0]
     return list(zip(logs.tolist(), entropy(logits.float()).tolist(), strict=True))
-
-
-def generate_samples(
-    model: GPT, tokenizer: Tokenizer, prompt: str = "", *, seeds: Sequence[int], **options: Any
-) -> list[str]:
-    """A text for each of `seeds`, prompt and continuation, drawn as one batch.
-
-    Each is the text that `generate` gives for its seed. Options and errors are those of
-    `generate_many`.
-    """
-    written = generate_many(model, tokenizer, [prompt] * len(seeds), seeds, **options)
-    return [each.whole for each in written]
 
 
 def tell_dropped(

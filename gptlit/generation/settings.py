@@ -85,14 +85,12 @@ class SamplingSettings:
             )
             raise UsageError(reason, "force", repr(self.force))
 
-    @property
-    def is_beam_search(self) -> bool:
-        """Whether texts are searched for instead of drawn."""
-        return False
-
     def used(self) -> dict[str, Any]:
         """The settings that apply, by name."""
         return {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+
+
+DEFAULTS = SamplingSettings()
 
 
 @dataclass(frozen=True)
@@ -148,6 +146,7 @@ class BeamSettings(SamplingSettings):
 
     @property
     def is_beam_search(self) -> bool:
+        """Whether texts are searched for instead of drawn."""
         return self.num_beams is not None
 
     def used(self) -> dict[str, Any]:
@@ -155,3 +154,6 @@ class BeamSettings(SamplingSettings):
         own -= {each.name for each in dataclasses.fields(SamplingSettings)}
         unused = DRAW_SETTINGS if self.is_beam_search else own
         return {name: value for name, value in super().used().items() if name not in unused}
+
+
+GREEDY = BeamSettings(num_beams=1)

@@ -17,9 +17,10 @@ from jsonargparse import ActionYesNo, Namespace
 from gptlit.checkpoints import checkpoint
 from gptlit.cli.shorthand import name_words, option_of_predict
 from gptlit.files import write_atomically, writing
-from gptlit.generation import beam_search
+from gptlit.generation.beam_search import Found
 from gptlit.generation.generate import SAMPLES_AT_ONCE, stream_generate, tell_dropped
-from gptlit.generation.settings import DRAW_SETTINGS, BeamSettings, SamplingSettings
+from gptlit.generation.jobs import write_jobs
+from gptlit.generation.settings import BeamSettings
 from gptlit.generation.text_stream import Written
 from gptlit.messages import UsageError, note
 from gptlit.model.gpt import GPT
@@ -150,8 +151,8 @@ def parser() -> OneLineErrors:
     return options
 
 
-def sampling(options: Namespace) -> dict[str, Any]:
-    """The settings in parsed options that apply, with --greedy applied; checks them all.
+def sampling(options: Namespace) -> BeamSettings:
+    """The settings in parsed options, with --greedy applied; checks them all.
 
     Raises:
         UsageError: a value that can't work.
@@ -162,29 +163,31 @@ def sampling(options: Namespace) -> dict[str, Any]:
         text_of(f"--{name}", "".join(fields[name]))
     if options.greedy:
         fields["temperature"] = 0.0
-    BeamSettings(**fields)
-    if options.num_beams is None:
-        fields = {name: fields[name] for name in SamplingSettings.__dataclass_fields__}
-    else:
-        fields = {name: fields[name] for name in fields if name not in DRAW_SETTINGS}
+    settings = BeamSettings(**fields)
     if options.num_samples < 1:
         raise UsageError(f"--num_samples {options.num_samples}: must be 1 or more")
     if not 0 <= options.seed < 2**63 - options.num_samples:
         raise UsageError(f"--seed {options.seed}: must be 0 or more, and below 2^63")
-    endless = fields["max_new_tokens"] is None
+    endless = settings.max_new_tokens is None
     if endless and (options.num_samples > 1 or options.format == "jsonl" or options.output_file):
         raise UsageError(ENDLESS)
-    return fields
+    return settings
 
 
 def in_batches(
-    model: GPT, tokenizer: Tokenizer, given: Sequence[tuple[str, int]], settings: dict[str, Any]
+    model: GPT,
+    tokenizer: Tokenizer,
+    given: Sequence[tuple[str, int]],
+    settings: BeamSettings,
+    unknown: Unknown,
+    scored: bool,
 ) -> Iterator[list[Written]]:
     """The texts of each job in turn, in batches that memory can hold, however many there are; a
     beam search is a batch by itself."""
-    n = SAMPLES_AT_ONCE if settings.get("num_beams") is None else 1
+    n = 1 if settings.is_beam_search else SAMPLES_AT_ONCE
     for first in range(0, len(given), n):
-        yield from beam_search.write(model, tokenizer, given[first : first + n], settings)
+        some = given[first : first + n]
+        yield from write_jobs(model, tokenizer, some, settings, unknown=unknown, scored=scored)
 
 
 def put(
@@ -200,7 +203,7 @@ def put(
     texts = ((text, seed) for job, (_, seed) in zip(found, work, strict=True) for text in job)
     scores = []
     for index, (text, seed) in enumerate(texts):
-        if isinstance(text, beam_search.Found):
+        if isinstance(text, Found):
             scores.append(f"{text.score:.4f}")
         if options.format == "jsonl":
             about = {"checkpoint": options.ckpt_path[0]}
@@ -260,14 +263,14 @@ def refuse_output(path: str) -> None:
     raise UsageError(f"--output_file {path}: {reason}")
 
 
-def header(options: Namespace, settings: dict[str, Any], given: Sequence[str]) -> str:
+def header(options: Namespace, settings: BeamSettings, given: Sequence[str]) -> str:
     """What stands at the beginning of a file of texts; nothing in .jsonl."""
     if options.format != "text":
         return ""
     rows = {"checkpoint": options.ckpt_path[0], "weights": options.weights}
     if options.num_beams is None:
         rows |= {"seed": options.seed, "num_samples": options.num_samples}
-    rows |= {**settings, "unknown": options.unknown}
+    rows |= {**settings.used(), "unknown": options.unknown}
     rows |= {"prompt": given[0] if len(given) == 1 else list(given)}
     return "".join(f"# {name}: {value!r}\n" for name, value in rows.items()) + "\n"
 
@@ -337,7 +340,7 @@ def understood(known: OneLineErrors, argv: Sequence[str]) -> tuple[Namespace, Mo
     return options, mode
 
 
-def _compare(options: Namespace, settings: dict[str, Any], known: OneLineErrors) -> None:
+def _compare(options: Namespace, settings: BeamSettings, known: OneLineErrors) -> None:
     from gptlit.predict import sweep, sweep_tables
 
     plan = sweep.plan(options, settings, prompts.given(options), known)
@@ -347,7 +350,7 @@ def _compare(options: Namespace, settings: dict[str, Any], known: OneLineErrors)
         if path == plan.stages[0].path:
             size = model.config.block_size
             prompts.tell_about(plan.prompts, options.unknown, tokenizer, size)
-        return functools.partial(in_batches, model, tokenizer)
+        return functools.partial(in_batches, model, tokenizer, unknown=options.unknown, scored=True)
 
     rows = plan.rows(writer)
     # what can't be written is refused before anything is told
@@ -391,23 +394,21 @@ def _put_parts(parts: Iterable[str], out: IO[str]) -> None:
 
 def _write(
     options: Namespace,
-    settings: dict[str, Any],
+    settings: BeamSettings,
     given: Sequence[str],
     model: GPT,
     tokenizer: Tokenizer,
 ) -> None:
     prompts.tell_about(given, options.unknown, tokenizer, model.config.block_size)
     work = prompts.jobs(given, prompts.seeds(options))
-    if settings["max_new_tokens"] is None and len(work) > 1:
+    if settings.max_new_tokens is None and len(work) > 1:
         raise UsageError(ENDLESS)
     plain = options.format == "text" and options.output_file is None
     # one after the other they take longer than as a batch, but are seen at once
     most = MOST_STREAMED if sys.stdout.isatty() else 1
     if plain and len(work) <= most and options.num_beams is None:
         streams = [
-            stream_generate(
-                model, tokenizer, prompt, seed=seed, unknown=options.unknown, **settings
-            )
+            stream_generate(model, tokenizer, prompt, settings, seed=seed, unknown=options.unknown)
             for prompt, seed in work
         ]
         # a prompt that can't be continued is refused before any text is told
@@ -416,6 +417,7 @@ def _write(
             sys.stdout.write(SEPARATOR if index else "")
             put_stream(itertools.chain([prompt] if options.echo else [], pieces))
         return
-    more = {"unknown": options.unknown, "scored": options.format == "jsonl"}
+    scored = options.format == "jsonl"
+    texts = in_batches(model, tokenizer, work, settings, options.unknown, scored)
     with output(options.output_file, header(options, settings, given)) as out:
-        put(in_batches(model, tokenizer, work, settings | more), work, options, out)
+        put(texts, work, options, out)

@@ -63,7 +63,7 @@ def _main(arguments: Sequence[str]) -> None:
     modes.refuse_on_devices(options, mode)
     settings = command.sampling(options)
     given = inputs.in_all_processes("prompts", lambda: prompts.given(options))
-    if settings["max_new_tokens"] is None:
+    if settings.max_new_tokens is None:
         raise UsageError("--max_new_tokens null: needs one device, without --trainer options")
     chosen = parser.instantiate(options).trainer.as_dict()
     processes.check(chosen)
@@ -84,7 +84,7 @@ def _main(arguments: Sequence[str]) -> None:
 
     scored = options.format == "jsonl"
     model.predict_jobs = work
-    model.predict_options = {"unknown": options.unknown, "scored": scored, **settings}
+    model.predict_options = {"settings": settings, "unknown": options.unknown, "scored": scored}
     chosen["callbacks"] = [*processes.as_list(chosen["callbacks"]), _Writer(put)]
     chosen |= {"logger": False, "enable_progress_bar": False, "use_distributed_sampler": False}
     chosen |= {"enable_checkpointing": False, "enable_model_summary": False}

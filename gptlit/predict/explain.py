@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from gptlit.generation.decoding import kept_tokens, window_starts
 from gptlit.generation.generate import encode_prompt
 from gptlit.messages import UsageError, opt
 from gptlit.model.gpt import GPT
@@ -119,14 +120,12 @@ def spelled(tokenizer: Tokenizer, id_: int) -> str:
 
 
 def _scored(model: GPT, tokenizer: Tokenizer, ids: list[int]) -> Iterator[Scored]:
-    """All of some ids but the first."""
+    """The tokens of some ids but the first, each with its probability."""
     size = model.config.block_size
-    kept = max(1, size // 2)
-    first, context = 0, 1  # of the window, and how much of it stands before the next token
-    while first + context < len(ids):
-        window = torch.tensor(ids[first : first + size], device=model.lm_head.weight.device)
-        following = ids[first + context : first + size + 1]
-        logits = model(window[None])[0, context - 1 :][: len(following)]  # (n, V)
+    for start, predicted in window_starts(len(ids), size):
+        window = torch.tensor(ids[start : start + size], device=model.lm_head.weight.device)
+        following = ids[predicted : start + size + 1]
+        logits = model(window[None])[0, predicted - start - 1 :][: len(following)]  # (n, V)
         logs = logits.float().log_softmax(dim=-1)
         own = logs.gather(1, torch.tensor(following, device=logs.device)[:, None])  # (n, 1)
         ranks = (logs > own).sum(dim=1) + 1
@@ -139,7 +138,6 @@ def _scored(model: GPT, tokenizer: Tokenizer, ids: list[int]) -> Iterator[Scored
                 if other != id_
             ]
             yield Scored(spelled(tokenizer, id_), id_, logprob, rank, alternatives[:ALTERNATIVES])
-        first, context = first + size + 1 - kept, kept
 
 
 def as_jsonl(texts: Iterable[Explained]) -> Iterator[str]:
@@ -173,7 +171,8 @@ def summary(text: Explained) -> str:
     start = "a newline" if text.start == "\n" else text.start
     told += "not predicted" if start is None else f"predicted from {start}"
     if n_tokens > text.block_size:
-        told += f"; context {text.block_size}, its last {text.block_size // 2} kept when full"
+        kept = kept_tokens(text.block_size)
+        told += f"; context {text.block_size}, its last {kept} kept when full"
     loss, perplexity, bits = text.figures.values()
     if loss is None:
         return told

@@ -6,7 +6,6 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from jsonargparse import Namespace
 
@@ -46,7 +45,7 @@ class Session:
         tokenizer: The one it was trained with.
         options: Those of `gptlit predict`, as they are by now.
         parser: Gave the options, and so knows what a value of each is.
-        check: Gives the fields of `SamplingSettings` in options, or raises UsageError.
+        check: Makes the settings of options, or raises UsageError.
         prompt: The last one.
         n_texts: How many were begun.
     """
@@ -55,7 +54,7 @@ class Session:
     tokenizer: Tokenizer
     options: Namespace
     parser: OneLineErrors
-    check: Callable[[Namespace], dict[str, Any]]
+    check: Callable[[Namespace], SamplingSettings]
     prompt: str = ""
     n_texts: int = 0
 
@@ -136,7 +135,7 @@ def _answer(session: Session, line: str, by_hand: bool) -> bool:
 
 
 def _told(session: Session, name: str) -> str:
-    value = session.check(session.options).get(name, session.options[name])
+    value = session.check(session.options).used().get(name, session.options[name])
     return "none" if value in (None, [], "") else str(value)
 
 
@@ -157,7 +156,7 @@ def _changed(session: Session, name: str, value: str) -> Namespace:
 
 def _check(session: Session, options: Namespace) -> None:
     """Refuse settings that can't work, or not with this model's tokenizer."""
-    rules_by_id(session.tokenizer, SamplingSettings(**session.check(options)))
+    rules_by_id(session.tokenizer, session.check(options))
 
 
 def _in_slashes(message: str) -> str:
@@ -178,9 +177,9 @@ def _write(session: Session, by_hand: bool) -> None:
             session.model,
             session.tokenizer,
             session.prompt,
+            settings,
             seed=options.seed + index,
             unknown=options.unknown,
-            **settings,
         )
         first = next(pieces)
         session.n_texts += 1

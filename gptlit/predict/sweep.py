@@ -12,7 +12,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from gptlit.generation.settings import DRAW_SETTINGS, BeamSettings
+from gptlit.generation.settings import BeamSettings
 from gptlit.generation.text_stream import Written
 from gptlit.messages import UsageError, did_you_mean
 from gptlit.parser import OneLineErrors
@@ -20,8 +20,8 @@ from gptlit.predict.checkpoints import Stage, find
 from gptlit.predict.prompts import jobs, seeds
 
 Settings = dict[str, Any]
-# the texts of each of some prompts and seeds under some settings, all by one model
-Writer = Callable[[Sequence[tuple[str, int]], Settings], Iterable[list[Written]]]
+# writes scored texts for prompts and seeds with one model
+Writer = Callable[[Sequence[tuple[str, int]], BeamSettings], Iterable[list[Written]]]
 
 
 def sweepable() -> list[str]:
@@ -116,17 +116,15 @@ class Sweep:
         settings: All settings; those of a combination come in their place.
         prompts: What to continue.
         seeds: One for each text of a prompt.
-        unknown: As for `stream_generate`.
         echo: Tell the prompt with each text.
         weights: What the models' weights are rounded to.
     """
 
     stages: Sequence[Stage]
     combinations: Sequence[Settings]
-    settings: Settings
+    settings: BeamSettings
     prompts: Sequence[str]
     seeds: Sequence[int]
-    unknown: str = "error"
     echo: bool = True
     weights: str = "float32"
 
@@ -139,12 +137,12 @@ class Sweep:
         for stage in self.stages:
             write = writer(stage.path)
             for combination in self.combinations:
-                settings = self.settings | combination
+                settings = dataclasses.replace(self.settings, **combination)
                 # a search is one job for each prompt, and gives the best texts of it
                 told = self.seeds_of(combination)
                 work = jobs(self.prompts, self.seeds[: len(told)])
                 try:
-                    texts = list(write(work, settings | {"unknown": self.unknown, "scored": True}))
+                    texts = list(write(work, settings))
                 except UsageError as error:
                     raise UsageError(f"{stage.path}: {error}") from error
                 for seed, found in zip(itertools.cycle(told), texts, strict=False):
@@ -152,8 +150,8 @@ class Sweep:
 
     def seeds_of(self, combination: Settings) -> Sequence[int | None]:
         """The seed of each job of a prompt; None stands for a beam search's only one."""
-        is_search = (self.settings | combination).get("num_beams") is not None
-        return [None] if is_search else self.seeds
+        settings = dataclasses.replace(self.settings, **combination)
+        return [None] if settings.is_beam_search else self.seeds
 
     @property
     def is_all_search(self) -> bool:
@@ -167,7 +165,7 @@ class Sweep:
 
 def plan(
     options: Namespace,
-    settings: Settings,
+    settings: BeamSettings,
     prompts: Sequence[str],
     parser: OneLineErrors,
 ) -> Sweep:
@@ -190,11 +188,9 @@ def plan(
     combinations = [
         dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
     ]
-    if "num_beams" in grid:
-        settings = settings | {"num_samples": options.num_samples}
     for combination in combinations:
         try:
-            whole = BeamSettings(**settings | combination)
+            whole = dataclasses.replace(settings, **combination)
         except UsageError as error:
             name = str(error).removeprefix("--").split()[0]
             raise (_of_sweep(error) if name in grid else error) from error
@@ -209,7 +205,6 @@ def plan(
         settings,
         prompts,
         swept_seeds,
-        options.unknown,
         options.echo,
         options.weights,
     )
@@ -217,11 +212,7 @@ def plan(
 
 def as_json(row: Row, sweep: Sweep) -> dict[str, Any]:
     """All of a row, as one flat object."""
-    seed = {"seed": row.seed}
-    settings = sweep.settings
-    if row.seed is None:
-        seed = {}
-        settings = {name: settings[name] for name in settings if name not in DRAW_SETTINGS}
+    seed = {} if row.seed is None else {"seed": row.seed}
     return {
         "checkpoint": str(row.stage.path),
         "step": row.stage.step,
@@ -229,8 +220,7 @@ def as_json(row: Row, sweep: Sweep) -> dict[str, Any]:
         "val/step": row.stage.val_step,
         "weights": sweep.weights,
         **seed,
-        **settings,
-        **row.settings,
+        **dataclasses.replace(sweep.settings, **row.settings).used(),
         **row.figures,
         **dataclasses.asdict(row.written),
     }

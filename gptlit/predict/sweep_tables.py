@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gptlit.checkpoints import checkpoint
-from gptlit.generation.settings import DRAW_SETTINGS, BeamSettings
+from gptlit.generation.settings import BeamSettings
 from gptlit.messages import note
 from gptlit.predict.checkpoints import Stage, run_of
 from gptlit.predict.modes import Format
@@ -74,11 +74,12 @@ def caption(sweep: Sweep) -> str:
     if len(sweep.seeds) == 1 and not sweep.is_all_search:
         parts.append(f"seed {sweep.seeds[0]}")
     usual = dataclasses.asdict(BeamSettings())
+    combined = [dataclasses.replace(sweep.settings, **each) for each in sweep.combinations]
+    used = {name: value for settings in combined for name, value in settings.used().items()}
     parts += [
         f"{name} {_told(value)}"
-        for name, value in sweep.settings.items()
+        for name, value in used.items()
         if name not in sweep.combinations[0]
-        and not (sweep.is_all_search and name in DRAW_SETTINGS)
         and (name in ("temperature", "max_new_tokens") or value != usual[name])
     ]
     return ", ".join(parts)

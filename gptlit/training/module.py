@@ -21,7 +21,7 @@ from gptlit.checkpoints import weight_shapes
 from gptlit.data.datamodule import TextDataModule
 from gptlit.data.loaders import IGNORED, Batch
 from gptlit.data.window_order import hashed
-from gptlit.generation import beam_search
+from gptlit.generation.jobs import write_jobs
 from gptlit.generation.text_stream import Written
 from gptlit.messages import UsageError, note, opt
 from gptlit.model import cost
@@ -418,7 +418,7 @@ class LitGPT(L.LightningModule):
         if not len(batch):
             return []  # with more devices than texts some have none
         jobs = [self.predict_jobs[job] for job in batch.tolist()]
-        return beam_search.write(self.net, self.tokenizer, jobs, self.predict_options)
+        return write_jobs(self.net, self.tokenizer, jobs, **self.predict_options)
 
     # ------------------------------------------------------------------ optimizer
 

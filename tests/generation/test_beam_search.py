@@ -9,15 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from gptlit.generation.beam_search import Found, search, write
-from gptlit.generation.generate import generate, generate_many
-from gptlit.generation.settings import BeamSettings
+from gptlit.generation.beam_search import Found
+from gptlit.generation.generate import generate
+from gptlit.generation.jobs import write_jobs
+from gptlit.generation.settings import BeamSettings, SamplingSettings
 from gptlit.messages import UsageError
 from gptlit.model.gpt import GPT, GPTConfig
 from gptlit.tokenizers.base import TokenizerOptions
 from gptlit.tokenizers.bytepair import BytePairTokenizer
 from gptlit.tokenizers.characters import CharTokenizer
 from gptlit.tokenizers.words import WordTokenizer
+from tests.generation.by_keywords import generate_many, search
 
 KINDS: dict[str, dict[str, Any]] = {
     "gpt2": {},
@@ -438,10 +440,11 @@ def test_words_are_spelled_as_in_a_text_of_one_beam(prompt: str) -> None:
 def test_jobs_are_searched_or_drawn() -> None:
     model, jobs = made(), [("ab", 5), ("", 6), ("ab", 7)]
     settings: Settings = {"num_beams": 3, "num_samples": 2, "max_new_tokens": 9}
-    found = write(model, PLAIN, jobs, settings)
+    found = write_jobs(model, PLAIN, jobs, BeamSettings(**settings))
     assert found == [search(model, PLAIN, prompt, **settings) for prompt, _ in jobs]
     assert [len(texts) for texts in found] == [2, 2, 2]
-    drawn = write(model, PLAIN, jobs, {"max_new_tokens": 9})
+    drawn = write_jobs(model, PLAIN, jobs, SamplingSettings(max_new_tokens=9))
+    assert write_jobs(model, PLAIN, jobs, BeamSettings(max_new_tokens=9)) == drawn
     alone = generate_many(model, PLAIN, ["ab", "", "ab"], [5, 6, 7], max_new_tokens=9)
     assert drawn == [[text] for text in alone]
 
@@ -493,7 +496,7 @@ def test_a_search_that_finds_nothing_says_so() -> None:
     broken = made()
     with torch.no_grad():
         broken.wte.weight.fill_(math.nan)
-    with pytest.raises(UsageError, match="logits aren't numbers"):
+    with pytest.raises(UsageError, match="logits aren't finite"):
         search(broken, PLAIN, "a", num_beams=2)
 
 

@@ -6,13 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptlit.generation.beam_search import search
 from gptlit.generation.generate import (
     generate,
-    generate_many,
-    generate_samples,
     generate_step,
-    stream_generate,
 )
 from gptlit.generation.settings import SamplingSettings
 from gptlit.generation.text_stream import Stopper
@@ -20,6 +16,7 @@ from gptlit.messages import UsageError
 from gptlit.model.gpt import GPT, GPTConfig
 from gptlit.tokenizers.characters import CharTokenizer
 from gptlit.tokenizers.words import WordTokenizer
+from tests.generation.by_keywords import generate_many, generate_samples, search, stream_generate
 
 TOKENIZER = CharTokenizer("\n abcdefg")
 
@@ -215,9 +212,8 @@ def test_forced_tokens_have_the_models_own_probability(model: GPT) -> None:
     ],
 )
 def test_what_can_not_be_forced(model: GPT, settings: dict[str, Any], told: str) -> None:
-    stream = stream_generate(model, TOKENIZER, "a", **settings)
     with pytest.raises(UsageError, match=told):
-        next(stream)  # before the prompt is told
+        next(stream_generate(model, TOKENIZER, "a", **settings))  # before the prompt is yielded
 
 
 def test_what_the_model_has_no_token_for_is_neither_forced_nor_banned() -> None:

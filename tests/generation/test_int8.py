@@ -5,9 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gptlit.generation.generate import generate, generate_samples
+from gptlit.generation.generate import generate
 from gptlit.generation.int8 import Int8Linear, pack_int8
 from gptlit.tokenizers.characters import CharTokenizer
+from tests.generation.by_keywords import generate_samples
 from tests.model.test_gpt import gpt
 
 

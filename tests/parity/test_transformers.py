@@ -13,12 +13,12 @@ from torch import Tensor
 
 from gptlit.checkpoints.tokenizer_files import GPT2_PATTERN, TIKTOKEN_GPT2_PATTERN, read, write
 from gptlit.checkpoints.weight_files import read_folder, write_hugging_face
-from gptlit.generation.beam_search import search
 from gptlit.model.gpt import GPT, GPTConfig
 from gptlit.tokenizers.base import Tokenizer, TokenizerOptions
 from gptlit.tokenizers.bytepair import BytePairTokenizer
 from gptlit.tokenizers.characters import CharTokenizer
 from gptlit.tokenizers.words import WordTokenizer, count_words
+from tests.generation.by_keywords import search
 
 transformers = pytest.importorskip("transformers", reason="is told by `make parity`")
 WITHIN = 1e-5

@@ -16,8 +16,6 @@ import torch
 
 import gptlit as package
 from gptlit.__main__ import main
-from gptlit.generation import beam_search
-from gptlit.generation.beam_search import search
 from gptlit.generation.text_stream import Written
 from gptlit.predict import command as predict_module
 from gptlit.predict import prompts
@@ -26,6 +24,7 @@ from gptlit.tokenizers.base import UNKNOWN_WORD
 from gptlit.tokenizers.characters import CharTokenizer
 from gptlit.tokenizers.words import WordTokenizer
 from tests.conftest import Result, Run, after_introduction, launched
+from tests.generation.by_keywords import search
 
 Call = Callable[..., Result]
 
@@ -144,7 +143,7 @@ def test_several_texts_stream_to_a_terminal_one_after_the_other(
     options = ["--prompt=the", "--prompt=king", "--num_samples=2"]
     wanted = predict(gptlit, run, *options).out
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    monkeypatch.setattr(beam_search, "write", None)
+    monkeypatch.setattr(predict_module, "write_jobs", None)
     assert predict(gptlit, run, *options).out == wanted
     refused = predict(gptlit, run, "--prompt=the", "--prompt=ß")
     assert (refused.code, refused.out) == (2, "")
@@ -276,15 +275,15 @@ def test_what_was_written_until_ctrl_c_is_kept_beside_the_file(
     gptlit: Call, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = predict(gptlit, run, "--prompt=the", "--prompt=king").out
-    write, calls = beam_search.write, []
+    write, calls = predict_module.write_jobs, []
 
-    def stops(*arguments: Any) -> list[list[Written]]:
+    def stops(*arguments: Any, **options: Any) -> list[list[Written]]:
         calls.append(arguments)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return write(*arguments)
+        return write(*arguments, **options)
 
-    monkeypatch.setattr(beam_search, "write", stops)
+    monkeypatch.setattr(predict_module, "write_jobs", stops)
     monkeypatch.setattr(predict_module, "SAMPLES_AT_ONCE", 1)
     Path("out.txt").write_text("from before", encoding="utf-8")
     prompts = ["--prompt=the", "--prompt=king", "--prompt=love"]

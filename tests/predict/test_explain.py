@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from gptlit.__main__ import main
-from gptlit.generation.generate import generate_many
 from gptlit.messages import UsageError
 from gptlit.model.gpt import GPT, GPTConfig
 from gptlit.predict.explain import ALTERNATIVES, Explained, Scored, as_text, explain, summary
@@ -23,6 +22,7 @@ from gptlit.tokenizers.bytepair import BytePairTokenizer
 from gptlit.tokenizers.characters import CharTokenizer
 from gptlit.tokenizers.words import WordTokenizer
 from tests.conftest import Result, Run, after_introduction
+from tests.generation.by_keywords import generate_many
 
 Call = Callable[..., Result]
 TOKENIZER = CharTokenizer("\n abcdefg")

@@ -1,0 +1,45 @@
+"""Texts of prompts and seeds, by whichever method the settings choose."""
+
+from collections.abc import Sequence
+
+from gptlit.generation.beam_search import search
+from gptlit.generation.generate import generate_many
+from gptlit.generation.settings import DEFAULTS, BeamSettings, SamplingSettings
+from gptlit.generation.text_stream import Written
+from gptlit.model.gpt import GPT
+from gptlit.tokenizers.base import Tokenizer, Unknown
+
+
+def write_jobs(
+    model: GPT,
+    tokenizer: Tokenizer,
+    jobs: Sequence[tuple[str, int]],
+    settings: SamplingSettings = DEFAULTS,
+    *,
+    unknown: Unknown = "error",
+    scored: bool = False,
+) -> list[list[Written]]:
+    """Write the texts of each job: those that a beam search finds, or the one that is drawn.
+
+    Args:
+        model: Model that writes.
+        tokenizer: Tokenizer that the model was trained with.
+        jobs: A prompt and a seed each; drawn texts are one batch.
+        settings: `BeamSettings` with num_beams for a beam search, which doesn't use the seeds.
+        unknown: "error" refuses characters outside the vocabulary, "skip" drops them.
+        scored: Record each token's log probability and entropy.
+
+    Raises:
+        UsageError: settings that don't work with this tokenizer, or characters outside the
+            vocabulary.
+    """
+    if isinstance(settings, BeamSettings) and settings.is_beam_search:
+        return [
+            [*search(model, tokenizer, prompt, settings, unknown=unknown, scored=scored)]
+            for prompt, _ in jobs
+        ]
+    prompts, seeds = zip(*jobs, strict=True)
+    texts = generate_many(
+        model, tokenizer, prompts, seeds, settings, unknown=unknown, scored=scored
+    )
+    return [[text] for text in texts]
