@@ -1,4 +1,4 @@
-"""`gptlit import` and `gptlit export`: somebody else's weights in, one's own out."""
+"""`gptlit import` and `gptlit export`: exchange weights with nanoGPT and Hugging Face."""
 
 import os
 from collections.abc import Sequence
@@ -19,38 +19,25 @@ WRITERS = {"hugging_face": write_hugging_face, "safetensors": write_safetensors}
 
 
 def import_parser() -> OneLineErrors:
-    """The options of `gptlit import`."""
-    options = OneLineErrors(
-        prog="gptlit import",
-        description="Make a checkpoint of somebody else's weights, running none of their code.",
-        allow_abbrev=False,
-    )
-    options.add_argument("source", type=str, help="What the files are: nanogpt or hugging_face.")
-    options.add_argument(
-        "weights",
-        type=str,
-        help=f"nanoGPT's ckpt.pt; or a folder in Hugging Face's format, or {', '.join(PUBLISHED)}.",
-    )
-    options.add_argument(
-        "meta",
-        nargs="?",
-        type=str,
-        default=None,
-        help="nanoGPT's meta.pkl; without it the tokenizer is GPT-2's.",
-    )
-    options.add_argument(
-        "--output", type=str, default=None, help="The checkpoint to write; WEIGHTS.ckpt by default."
-    )
-    options.add_argument("--data_dir", type=str, default="data", help="As for fit.")
-    return options
+    """Return the parser of `gptlit import`."""
+    parser = OneLineErrors(prog="gptlit import", allow_abbrev=False)
+    add = parser.add_argument
+    add("source", type=str, help="Format of the files: nanogpt or hugging_face.")
+    weights = f"A ckpt.pt of nanoGPT, a folder in Hugging Face's format, or {', '.join(PUBLISHED)}."
+    add("weights", type=str, help=weights)
+    meta = "The meta.pkl of nanoGPT; without it the tokenizer is GPT-2's."
+    add("meta", nargs="?", type=str, default=None, help=meta)
+    add("--output", type=str, default=None, help="Checkpoint to write; by default WEIGHTS.ckpt.")
+    add("--data_dir", type=str, default="data", help="Folder for fetched files.")
+    return parser
 
 
 @naming_flags()
 def import_(argv: Sequence[str]) -> None:
-    """Run `gptlit import` with these options.
+    """Run `gptlit import` with these arguments.
 
     Raises:
-        UsageError: an option or a file that can't work.
+        UsageError: An argument or a file is invalid.
     """
     options = import_parser().parse_args([*from_environment("import"), *argv])
     if options.source not in SOURCES:
@@ -68,57 +55,53 @@ def import_(argv: Sequence[str]) -> None:
             origin = Origin(weights.name, *read_nanogpt(weights, meta, folder))
         except UsageError as error:
             raise UsageError(f"gptlit import nanogpt: {error}") from error
+    elif options.meta is not None:
+        raise UsageError(f"{options.meta}: only nanogpt has a meta.pkl; leave it out")
     else:
-        if options.meta is not None:
-            raise UsageError(f"{options.meta}: of nanogpt only; leave it out")
         try:
             origin = start_from(options.weights, folder)
         except UsageError as error:
             raise _of_command("gptlit import hugging_face", "--model.init_from", error) from error
     with writing("--output", output):
         write_checkpoint(origin, output)
-    count = sum(tensor.numel() for name, tensor in origin.state.items() if name != "lm_head.weight")
-    if not origin.config.tie_weights:
-        count += origin.state["lm_head.weight"].numel()
+    config = origin.config
+    n_parameters = sum(
+        tensor.numel()
+        for name, tensor in origin.state.items()
+        if name != "lm_head.weight" or not config.tie_weights
+    )
     note(
-        f"{output}: {count:,} parameters, context {origin.config.block_size}, vocabulary "
-        f"{origin.config.vocab_size} ({origin.tokenizer.kind}); write with: gptlit predict "
+        f"{output}: {n_parameters:,} parameters, context {config.block_size}, vocabulary "
+        f"{config.vocab_size} ({origin.tokenizer.kind}); write with: gptlit predict "
         f"--ckpt_path {output}"
     )
 
 
 def _of_command(command: str, flag: str, error: UsageError) -> UsageError:
-    """An error of what the command names without a flag."""
+    """Return an error about a positional argument in place of one about a flag."""
     return UsageError(str(error).replace(flag, command, 1))
 
 
 def export_parser() -> OneLineErrors:
-    """The options of `gptlit export`."""
-    options = OneLineErrors(
-        prog="gptlit export",
-        description="Write a model for other programs, into a new folder.",
-        allow_abbrev=False,
+    """Return the parser of `gptlit export`."""
+    parser = OneLineErrors(prog="gptlit export", allow_abbrev=False)
+    add = parser.add_argument
+    add("checkpoint", type=str, help="A checkpoint's path, or best or last of the newest run.")
+    add("folder", type=str, help="Folder to write; must be new or empty.")
+    formats = (
+        "hugging_face: files for transformers' AutoModelForCausalLM and AutoTokenizer, for models "
+        "that its GPT-2 class can hold. safetensors: weights, config and tokenizer of any model."
     )
-    options.add_argument(
-        "checkpoint", type=str, help="A checkpoint, or best or last of the newest run."
-    )
-    options.add_argument("folder", type=str, help="The folder to write; new, or empty.")
-    options.add_argument(
-        "--format",
-        type=Format,
-        default="hugging_face",
-        help="hugging_face, for transformers' AutoModelForCausalLM and AutoTokenizer, where GPT-2's"
-        " class holds the model; safetensors, plain weights, options and tokenizer of any model.",
-    )
-    return options
+    add("--format", type=Format, default="hugging_face", help=formats)
+    return parser
 
 
 @naming_flags()
 def export(argv: Sequence[str]) -> None:
-    """Run `gptlit export` with these options.
+    """Run `gptlit export` with these arguments.
 
     Raises:
-        UsageError: an option, a checkpoint or a model that can't work.
+        UsageError: An argument or a checkpoint is invalid, or the format can't hold the model.
     """
     options = export_parser().parse_args([*from_environment("export"), *argv])
     try:

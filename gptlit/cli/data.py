@@ -1,10 +1,12 @@
-"""`gptlit data`: what a text is, under one or more tokenizers, without training. No torch."""
+"""`gptlit data`: prepares a text and prints its statistics under one or more tokenizers.
+
+Imports no torch.
+"""
 
 import dataclasses
 import os
-import shutil
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,51 +20,46 @@ from gptlit.data.splits import SPLITS, Splitting
 from gptlit.data.token_file import TokenFile
 from gptlit.messages import UsageError, note, shown
 from gptlit.parser import OneLineErrors, from_environment
-from gptlit.terminal import visible
+from gptlit.terminal import columns, padded, visible, width
 from gptlit.tokenizers.base import Tokenizer, UnknownPieces, parse_options
 
-COUNT_AT_ONCE = 1 << 20
-MANY_WINDOWS = 500
-SIDE_BY_SIDE = ["char", "word", "bpe:1024", "tiktoken:gpt2"]
+TOKENS_PER_BLOCK = 1 << 20  # counted at a time
+MIN_WINDOWS = 500  # of a suggested block size
+DEFAULT_TOKENIZERS = ["char", "word", "bpe:1024", "tiktoken:gpt2"]
 
 
 def parser() -> OneLineErrors:
-    """The options of `gptlit data`."""
-    options = OneLineErrors(
-        prog="gptlit data",
-        description="Prepare a text and tell what it is; `gptlit data list` tells the known ones.",
-        allow_abbrev=False,
-    )
-    options.add_argument(
-        "text", nargs="?", default="shakespeare", help="A corpus by name, a path of yours, or list."
-    )
-    options.add_argument(
-        "--tokenizer",
-        type=list[str] | str,
-        default=None,
-        help="One, or more side by side: [char, word, bpe:1024, tiktoken:gpt2].",
-    )
-    options.add_argument("--jsonl_field", type=str, default="text", help="As for fit.")
-    options.add_argument("--column", type=str | None, default=None, help="As for fit.")
-    options.add_argument("--encoding", type=str, default=AUTO, help="As for fit.")
-    options.add_class_arguments(CleaningOptions, "cleaning")
-    options.add_argument("--tokenize", type=str, default=None, help="Show the pieces of a string.")
-    options.add_argument(
-        "--eos", type=bool, default=False, help="Close each document by an end-of-sequence token."
-    )
-    options.add_class_arguments(Splitting)
-    options.add_argument("--data_dir", type=str, default="data", help="As for fit.")
-    return options
+    """Return the parser of `gptlit data`."""
+    parser = OneLineErrors(prog="gptlit data", allow_abbrev=False)
+    add = parser.add_argument
+    text = "A corpus by name, a path (file, folder or glob), or list for all corpora."
+    add("text", nargs="?", default="shakespeare", help=text)
+    tokenizer = "A tokenizer, or several to compare: [char, word, bpe:1024, tiktoken:gpt2]."
+    add("--tokenizer", type=list[str] | str, default=None, help=tokenizer)
+    field = "Field with the text in .jsonl and .json files."
+    add("--jsonl_field", type=str, default="text", help=field)
+    column = "Column with the text in .csv and .tsv files; by default text, or the only one."
+    add("--column", type=str | None, default=None, help=column)
+    encoding = "Encoding of the files, such as utf-8 or cp1252; auto detects and reports it."
+    add("--encoding", type=str, default=AUTO, help=encoding)
+    parser.add_class_arguments(CleaningOptions, "cleaning")
+    add("--tokenize", type=str, default=None, help="Print the tokens of this string instead.")
+    eos = "End each document with an end-of-sequence token."
+    add("--eos", type=bool, default=False, help=eos)
+    parser.add_class_arguments(Splitting)
+    data_dir = "Folder for fetched texts and token files."
+    add("--data_dir", type=str, default="data", help=data_dir)
+    return parser
 
 
 def entropy_bits(counts: np.ndarray) -> float:
-    """The entropy of a distribution given by counts, in bits (Shannon 1948)."""
+    """Return the entropy in bits of the distribution with these counts (Shannon 1948)."""
     shares = counts[counts > 0] / counts.sum()
     return float(-(shares * np.log2(shares)).sum())
 
 
-def figures(file: TokenFile) -> dict[str, str]:
-    """What there is to tell of a text under one tokenizer, by name."""
+def statistics(file: TokenFile) -> dict[str, str]:
+    """Return the formatted statistics of a text under one tokenizer, by name."""
     sizes = file.provenance["sizes"].values()
     n_tokens, n_bytes = len(file.ids), sum(size["bytes"] for size in sizes)
     n_chars, n_unknown = (sum(size[name] for size in sizes) for name in ("characters", "unknown"))
@@ -78,7 +75,7 @@ def figures(file: TokenFile) -> dict[str, str]:
         "tokens": f"{n_tokens:,}",
         **{f"  {split}": f"{file.size(split):,}" for split in SPLITS if file.size(split)},
         "unknown": f"{n_unknown / n_tokens:.2%}",
-        "characters a token": f"{n_chars / n_tokens:.3f}",
+        "characters per token": f"{n_chars / n_tokens:.3f}",
         "bits per byte, uniform": f"{np.log2(file.tokenizer.vocab_size) * per_byte:.3f}",
         "bits per byte, unigram": f"{entropy_bits(token_counts(file)) * per_byte:.3f}",
         "documents": f"{len(lengths):,}",
@@ -97,19 +94,20 @@ def _from_to(sizes: list[int]) -> str:
 
 
 def token_counts(file: TokenFile) -> np.ndarray:
-    """(vocab_size,) how often each token occurs; the file is read block by block."""
+    """Return how often each token occurs, (vocab_size,), reading the file block by block."""
     counts = np.zeros(file.tokenizer.vocab_size, dtype=np.int64)
-    for first in range(0, len(file.ids), COUNT_AT_ONCE):
-        block = file.ids[first : first + COUNT_AT_ONCE]
+    for first in range(0, len(file.ids), TOKENS_PER_BLOCK):
+        block = file.ids[first : first + TOKENS_PER_BLOCK]
         counts += np.bincount(block, minlength=len(counts))
     return counts
 
 
 def suggested_block_sizes(file: TokenFile) -> list[int]:
-    """Powers of two that suit a text.
+    """Return the powers of two that suit a text as block sizes.
 
-    Of each a pass has at least MANY_WINDOWS windows, and a validation split at least one. The
-    largest is the first that holds 95 of 100 documents whole: more context would stay unused.
+    An epoch has more than MIN_WINDOWS windows of each, and the smallest held-out split at least
+    one. The largest is the first that holds 95% of the documents whole, since more context would
+    remain unused.
     """
     long = np.percentile(file.document_lengths(), 95)
     n_held_out = min((n for n in map(file.size, SPLITS[1:]) if n), default=len(file.ids))
@@ -117,68 +115,69 @@ def suggested_block_sizes(file: TokenFile) -> list[int]:
     return [
         size
         for size in sizes
-        if file.size("train") // size > MANY_WINDOWS and size <= n_held_out and size < 2 * long
+        if file.size("train") // size > MIN_WINDOWS and size <= n_held_out and size < 2 * long
     ]
 
 
 def pieces(tokenizer: Tokenizer, ids: np.ndarray) -> list[str]:
-    """What each id spells."""
+    """Return the string of each token id."""
     spell = tokenizer.incremental_decoder()
     return [spell(id_) for id_ in ids.tolist()]
 
 
 def _tokenized(string: str, tokenizer: Tokenizer) -> str:
     ids = tokenizer.encode(string, "skip")
-    told = f"{len(ids)} tokens: {'|'.join(visible(piece) for piece in pieces(tokenizer, ids))}"
+    line = f"{len(ids)} tokens: {'|'.join(map(visible, pieces(tokenizer, ids)))}"
     try:
         tokenizer.encode(string)
     except UnknownPieces as error:
-        told += f"   unknown: {' '.join(map(visible, error.pieces))}"
-    return told
+        line += f"   unknown: {' '.join(map(visible, error.pieces))}"
+    return line
 
 
 def table(columns: dict[str, dict[str, str]]) -> str:
-    """Figures by name, a column for each tokenizer, at least two blanks between."""
-    names = list(next(iter(columns.values())))
-    rows = [["", *columns]]
-    rows += [[name, *(column[name] for column in columns.values())] for name in names]
-    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
-    padded = [
-        [row[0].ljust(widths[0])]
-        + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+    """Return a table of statistics by name, with a column for each tokenizer."""
+    names = next(iter(columns.values()))
+    rows = [["", *columns], *([n, *(each[n] for each in columns.values())] for n in names)]
+    widths = [max(map(width, cells)) for cells in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(padded(cell, widths[i], right=i > 0) for i, cell in enumerate(row))
         for row in rows
-    ]
-    return "\n".join("  ".join(row) for row in padded)
+    )
 
 
 def known_corpora(folder: Path) -> str:
-    """The corpora known by name, a line each, with what is cached under `folder`."""
+    """Return a line for each known corpus, with the place where it is cached.
+
+    Args:
+        folder: Folder of fetched texts, next to GPTLIT_DATA_DIR.
+    """
     lines = []
+    own = os.environ.get("GPTLIT_DATA_DIR")
     for name, corpus in CORPORA.items():
-        own = os.environ.get("GPTLIT_DATA_DIR")
         places = [Path(own), folder] if own else [folder]
-        at = [place for place in places if (place / corpus.filename).is_file()]
-        cached = f"in {at[0]}" if at else "not fetched yet"
+        place = next((each for each in places if (each / corpus.filename).is_file()), None)
+        cached = f"in {place}" if place else "not fetched yet"
         size = f"{corpus.n_bytes / 1e6:.1f} MB"
         lines.append(f"{name:<16}{size:<8}{corpus.about}; {corpus.licence}; {cached}")
     return "\n".join(lines)
 
 
-def _as_own(message: str) -> str:
-    """A message with this verb's options, which have the names of fit's, but no group."""
+def _without_group(message: str) -> str:
+    """Return a message with this verb's option names, which are those of fit without "data."."""
     return shown(message).replace("--data.", "--")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run `gptlit data` with these options.
+    """Run `gptlit data` with these arguments.
 
     Raises:
-        UsageError: an option or a text that can't work.
+        UsageError: An argument or the text is invalid.
     """
     try:
         _main(argv)
     except UsageError as error:
-        raise UsageError(_as_own(str(error))) from error
+        raise UsageError(_without_group(str(error))) from error
 
 
 def _main(argv: Sequence[str]) -> None:
@@ -191,7 +190,7 @@ def _main(argv: Sequence[str]) -> None:
     if path and not Path(path).exists() and not set(path) & set("*?["):
         raise UsageError(
             f"{path}: no such file, and not one of the known {', '.join(CORPORA)}; "
-            "gptlit data list tells of them"
+            "gptlit data list describes them"
         )
     text = catalog.load(
         options.text,
@@ -204,9 +203,9 @@ def _main(argv: Sequence[str]) -> None:
         cleaning=CleaningOptions(**options.cleaning.as_dict()),
     )
     splitting = Splitting(**{name: options[name] for name in Splitting.__dataclass_fields__})
-    chosen = options.tokenizer or (["char"] if options.tokenize is None else SIDE_BY_SIDE)
+    chosen = options.tokenizer or (["char"] if options.tokenize is None else DEFAULT_TOKENIZERS)
     files: dict[str, TokenFile] = {}
-    left_out: dict[str, str] = {}
+    failed: dict[str, str] = {}
     for short in [chosen] if isinstance(chosen, str) else chosen:
         try:
             files[short] = prepare.prepare(
@@ -217,21 +216,19 @@ def _main(argv: Sequence[str]) -> None:
                 own_texts={},
             )
         except UsageError as error:
-            if options.tokenizer or short == SIDE_BY_SIDE[0]:
+            if options.tokenizer or short == DEFAULT_TOKENIZERS[0]:
                 raise
-            left_out[short] = str(error)  # none that was asked for
+            failed[short] = str(error)  # of the tokenizers that are compared by default
     for line in next(iter(files.values())).provenance["report"]:
-        note(_as_own(line))
+        note(_without_group(line))
     if options.tokenize is None:
-        print(f"{text.name}\n{table({short: figures(file) for short, file in files.items()})}")
+        print(f"{text.name}\n{table({short: statistics(file) for short, file in files.items()})}")
         return
-    told = {short: _tokenized(options.tokenize, file.tokenizer) for short, file in files.items()}
-    _print_wrapped(told | left_out)
+    lines = {short: _tokenized(options.tokenize, file.tokenizer) for short, file in files.items()}
+    _print_wrapped(lines | failed)
 
 
-def _print_wrapped(
-    lines: dict[str, str], columns: Callable[[], int] = lambda: shutil.get_terminal_size().columns
-) -> None:
+def _print_wrapped(lines: dict[str, str]) -> None:
     indent = max(map(len, lines)) + 2
     for name, line in lines.items():
         wrapped = textwrap.wrap(line, max(20, columns() - indent), break_on_hyphens=False)

@@ -1,4 +1,4 @@
-"""Commands that use Lightning: without its announcements, all processes ending together."""
+"""Runs commands that use Lightning without its announcements and expected warnings."""
 
 import contextlib
 import logging
@@ -11,7 +11,7 @@ from typing import TextIO
 from gptlit.training import processes
 
 LOGGERS = ("lightning.pytorch", "lightning.fabric")
-# what Lightning logs unasked; reports of profilers, callbacks and loggers are no such thing
+# what Lightning logs by itself; reports of profilers, callbacks and loggers are still shown
 ANNOUNCEMENTS = re.compile(
     r"""\s*(\[rank:\ \d+\]\ )?(
     Seed\ set\ to
@@ -41,15 +41,15 @@ ANNOUNCEMENTS = re.compile(
 
 
 class _NoAnnouncements(logging.Filter):
-    """Passes every record but those of Lightning that announce what users see anyway."""
+    """Drops Lightning's records that are in `ANNOUNCEMENTS`."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        is_lightnings = record.name.startswith(LOGGERS)
-        return not (is_lightnings and ANNOUNCEMENTS.match(record.getMessage()))
+        of_lightning = record.name.startswith(LOGGERS)
+        return not (of_lightning and ANNOUNCEMENTS.match(record.getMessage()))
 
 
 def _handlers() -> list[logging.Handler]:
-    """What the records of Lightning's modules come to; a filter of a logger is for its own."""
+    """Return the handlers of Lightning's loggers, as a logger's filter misses its children."""
     found: dict[logging.Handler, None] = {}
     for name in LOGGERS:
         logger: logging.Logger | None = logging.getLogger(name)
@@ -61,7 +61,7 @@ def _handlers() -> list[logging.Handler]:
 
 @contextlib.contextmanager
 def _to_stderr(handler: logging.StreamHandler[TextIO]) -> Iterator[None]:
-    """Let a handler write to the standard error of now, not of when Lightning was imported."""
+    """Redirect a handler from the standard error at Lightning's import to the current one."""
     before = handler.setStream(sys.stderr)
     try:
         yield
@@ -74,9 +74,9 @@ def _to_stderr(handler: logging.StreamHandler[TextIO]) -> Iterator[None]:
 def _without_announcements() -> Iterator[None]:
     with contextlib.ExitStack() as undone:
         for handler in _handlers():
-            only = _NoAnnouncements()
-            handler.addFilter(only)
-            undone.callback(handler.removeFilter, only)
+            no_announcements = _NoAnnouncements()
+            handler.addFilter(no_announcements)
+            undone.callback(handler.removeFilter, no_announcements)
             if type(handler) is logging.StreamHandler:
                 undone.enter_context(_to_stderr(handler))
         yield
@@ -84,35 +84,35 @@ def _without_announcements() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Lightning's tips and announcements off: the start-up block tells what matters."""
+    """Suppress Lightning's announcements and the warnings that gptlit's way of using it causes."""
     with warnings.catch_warnings(), _without_announcements():
         for expected in (
-            # a run that goes on finds its folder filled, as it should, or begins a new one
+            # a resumed run finds files in its folder
             r".*The dirpath has changed from.*",
             r".*Checkpoint directory .* exists and is not empty",
             r".*Experiment logs directory .* exists and is not empty",
-            # what --trainer.barebones is for
+            # --trainer.barebones is for measuring speed, and needs no metrics
             r".*You are trying to `self\.log(_dict)?\(\)` but `Trainer\(barebones=True\)`.*",
-            # the metrics are summed over ranks before they are logged
+            # metrics are summed over ranks before they are logged
             r".*sync_dist=True.*",
-            # batches of a model this small need no workers, and the loaders have none
+            # batches of a small model need no workers
             r".*does not have many workers.*",
-            # a short epoch is no mistake
+            # a small text has short epochs
             r".*number of training batches .* is smaller than the logging interval.*",
-            # a resumed metric's sums come from the checkpoint
+            # the sums of a resumed metric come from the checkpoint
             r"(?s).*``compute`` method of metric TextLoss was called before the ``update``.*",
-            # evaluating needs none of the callbacks that watched the training
+            # evaluation does not need the callbacks of training
             r".*callbacks used to create the checkpoint need to be provided.*",
-            # `main(argv)` gives its arguments, whatever the process's own are
+            # `main(argv)` passes arguments explicitly
             r".*LightningCLI's args parameter is intended to run from within Python.*",
-            # samples are told apart by their rank
+            # samples are identified by their rank
             r".*Couldn't infer the batch indices.*",
-            # the loader freezes its order itself
+            # the loader fixes its order itself
             r".*requested to overfit but enabled train dataloader shuffling.*",
-            # how Lightning uses its own libraries
+            # deprecations in the libraries that Lightning uses
             r"(?s).*(JSONARGPARSE_DEPRECATION_WARNINGS|instantiate_classes).*",
             r".*isinstance\(treespec, LeafSpec\). is deprecated.*",
-            # the order of windows is arithmetic: the position is all there is to restore
+            # the position is all the state that the order of windows has
             r".*You're resuming from a checkpoint that ended before the epoch ended.*",
         ):
             warnings.filterwarnings("ignore", expected)
@@ -121,7 +121,7 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def lightning_command() -> Iterator[None]:
-    """Run a command that uses Lightning, in one process or as one of several."""
+    """Run a command that uses Lightning; several processes of a launcher end together."""
     processes.end_with_launcher()
     with quiet(), processes.telling_of_lost_ranks():
         yield

@@ -1,4 +1,4 @@
-"""Classes of the user's own, imported from beside the config that names them.
+"""Imports the user's own classes from the folder of the config that names them.
 
 `python -m gptlit` imports from the current folder, the `gptlit` command doesn't.
 """
@@ -15,14 +15,14 @@ _DOTTED = re.compile(r"\b([A-Za-z_]\w*)(?:\.[A-Za-z_]\w*)+")
 
 @contextlib.contextmanager
 def importable(texts: Sequence[str], folders: Sequence[Path]) -> Iterator[None]:
-    """Import what dotted names in the user's options mean from the folders, where it lies there.
+    """Make modules in the folders importable where the user's options name their classes.
 
-    A folder is looked in last, and only if it holds a named module that is found nowhere else:
-    its other files must not stand in for packages that are not installed.
+    A folder is searched last, and only if it holds a named module that is found nowhere else:
+    its other files must not replace packages that are not installed.
 
     Args:
         texts: Configs and flags as the user gave them.
-        folders: Those of the configs, and the current one.
+        folders: Folders of the configs, and the current one.
     """
     named = {match[1] for text in texts for match in _DOTTED.finditer(text)}
     missing = {name for name in named if not _is_found(name)}
@@ -36,7 +36,7 @@ def importable(texts: Sequence[str], folders: Sequence[Path]) -> Iterator[None]:
         yield
     finally:
         for folder in added:
-            with contextlib.suppress(ValueError):  # what is imported may change the list as well
+            with contextlib.suppress(ValueError):  # an imported module may change sys.path too
                 sys.path.remove(folder)
 
 
@@ -49,5 +49,5 @@ def _is_found(name: str) -> bool:
         return True
     try:
         return importlib.util.find_spec(name) is not None
-    except (ImportError, ValueError):  # of a module that is half there
+    except (ImportError, ValueError):  # of a partly initialised module
         return False

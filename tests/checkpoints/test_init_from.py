@@ -203,7 +203,7 @@ def test_a_folder_becomes_a_checkpoint_and_is_the_same_again(
         assert torch.equal(tensor, back.state_dict()[name])
     with pytest.raises(UsageError, match="gptlit export nowhere.ckpt: no such file"):
         export(["nowhere.ckpt", "x"])
-    with pytest.raises(UsageError, match="meta.pkl: of nanogpt only"):
+    with pytest.raises(UsageError, match="meta.pkl: only nanogpt has a meta.pkl; leave it out"):
         import_(["hugging_face", "exported", "meta.pkl", "--output=y.ckpt"])
 
 

@@ -1,4 +1,4 @@
-"""Classes of the user's own lie beside the config, and the `gptlit` command finds them there."""
+"""The `gptlit` command finds the user's own classes in the folder of the config."""
 
 import subprocess
 import sys
@@ -17,13 +17,13 @@ class Mine(Callback):
 """
 
 
-def test_the_command_finds_a_callback_beside_its_config(tmp_path: Path, text_file: Path) -> None:
-    """Also what it imports itself, and a plain file of the current folder stays unseen."""
-    beside = tmp_path / "configs"
-    beside.mkdir()
-    (beside / "ownmod.py").write_text(MINE)
-    (beside / "helpfulmod.py").write_text("GREETING = 'mine is there'")
-    (beside / "mine.yaml").write_text("trainer: {callbacks: [{class_path: ownmod.Mine}]}")
+def test_the_command_finds_a_callback_next_to_its_config(tmp_path: Path, text_file: Path) -> None:
+    """Modules that it imports are found too; other files of the current folder are not imported."""
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    (folder / "ownmod.py").write_text(MINE)
+    (folder / "helpfulmod.py").write_text("GREETING = 'mine is there'")
+    (folder / "mine.yaml").write_text("trainer: {callbacks: [{class_path: ownmod.Mine}]}")
     (tmp_path / "omegaconf.py").write_text("open('ran', 'w')")  # which Lightning looks for
     command = Path(sys.executable).with_name("gptlit")
     words = ["fit", *TINY, "--config=configs/mine.yaml", "--trainer.max_steps=1"]
@@ -35,18 +35,18 @@ def test_the_command_finds_a_callback_beside_its_config(tmp_path: Path, text_fil
     assert not (tmp_path / "ran").exists()
 
 
-def test_only_folders_with_what_is_named_are_looked_in(
+def test_only_folders_with_a_named_module_are_searched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "path", [each for each in sys.path if each])
     one, other = tmp_path / "one", tmp_path / "other"
     for folder in (one, other):
         folder.mkdir()
-        (folder / "json.py").touch()  # a module of Python's, which stays that
+        (folder / "json.py").touch()  # must not replace Python's own module
     (one / "ownmod.py").touch()
     (other / "package_of_mine").mkdir()
     (other / "package_of_mine" / "parts.py").touch()
-    (other / "data").mkdir()  # which holds no modules
+    (other / "data").mkdir()  # holds no modules
     before = list(sys.path)
     with importable(["trainer: {callbacks: [ownmod.Mine, json.JSONDecoder]}"], [one, other]):
         assert sys.path == [*before, str(one)]
