@@ -18,7 +18,7 @@ from gptlit.generation.generate import generate_many, stream_generate
 from gptlit.generation.settings import SamplingSettings
 from gptlit.messages import UsageError
 from gptlit.model.gpt import GPT, GPTConfig
-from gptlit.runs.callbacks import SampleText
+from gptlit.runs.sample_text import SampleText
 from gptlit.tokenizers.base import Tokenizer, TokenizerOptions
 from gptlit.tokenizers.characters import CharTokenizer
 from tests.conftest import Run

@@ -13,7 +13,7 @@ from gptlit.generation.settings import SamplingSettings
 from gptlit.messages import RunError, UsageError, naming_flags, note, opt
 from gptlit.model.gpt import GPTConfig
 from gptlit.optim.optimizers import Recipe
-from gptlit.runs.callbacks import SampleText
+from gptlit.runs.sample_text import SampleText
 from gptlit.tokenizers.base import TokenizerOptions, parse_options
 from gptlit.training.module import LitGPT
 

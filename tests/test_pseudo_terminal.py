@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from gptlit.messages import note
-from gptlit.runs.progress_bar import SECONDS
+from gptlit.runs.progress_bar import REDRAW_SECONDS
 from tests.conftest import TINY, Result, Run
 from tests.pseudo_terminal import Terminal, seen
 
@@ -124,7 +124,7 @@ class Loud(Callback):
     ]
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: object, **__: object) -> None:
-        time.sleep(SECONDS)  # so that a bar is drawn each time
+        time.sleep(REDRAW_SECONDS)  # so that a bar is drawn each time
         if trainer.global_step > 1 and self.SAYS[trainer.global_step - 2 :]:
             self.SAYS[trainer.global_step - 2]()
 

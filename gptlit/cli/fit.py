@@ -34,12 +34,13 @@ from gptlit.files import write_atomically
 from gptlit.messages import UsageError, note, print_lines
 from gptlit.parser import OneLineErrors, text_of
 from gptlit.runs import build, loggers, run_end, run_folder
-from gptlit.runs.callbacks import Report, SampleText, Throughput
 from gptlit.runs.progress_bar import RunBar
+from gptlit.runs.report import Report, Throughput
+from gptlit.runs.sample_text import SampleText
 from gptlit.runs.stopping import Patience, Stopping
 from gptlit.streams import only_shown
 from gptlit.tokenizers.state import from_state
-from gptlit.training import logged_metrics, processes, resuming
+from gptlit.training import logged_metrics, monitors, processes, resuming
 from gptlit.training.divergence import Guard
 from gptlit.training.module import NOT_IN_WEIGHTS, LitGPT
 from gptlit.training.overfitting import Overfitting
@@ -372,7 +373,7 @@ class GptlitCLI(LightningCLI):
             settings |= {"logger": False, "enable_checkpointing": False, "barebones": False}
             return processes.new_trainer(**settings | {"callbacks": own})
         names = logged_metrics.logged(trainer, self.datamodule.has_validation)
-        logged_metrics.check_monitored(given, names)
+        monitors.check_monitored(given, names)
         self.stopping = processes.refusing(Stopping, trainer.max_time)
         settings["max_time"] = None  # Lightning's Timer ends between two batches of a step
         if trainer.barebones:

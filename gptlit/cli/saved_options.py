@@ -14,7 +14,8 @@ Parse = Callable[[Any], Any]
 
 # where version 0.1.0 had the classes that a run's options can name
 _MOVED = {
-    "callbacks": "runs.callbacks",
+    "callbacks.SampleText": "runs.sample_text",
+    "callbacks": "runs.report",
     "guard": "training.divergence",
     "overfitting": "training.overfitting",
     "progress_bar": "runs.progress_bar",
@@ -31,11 +32,12 @@ def read(text: str) -> Any:
     Raises:
         yaml.YAMLError: invalid YAML, or tags that name classes.
     """
-    return yaml.safe_load(re.sub(rf"\bgptlit\.({'|'.join(_MOVED)})\.(?=[A-Z])", _moved, text))
+    return yaml.safe_load(re.sub(r"\bgptlit\.([a-z_]+)\.([A-Z]\w*)", _moved, text))
 
 
 def _moved(found: re.Match[str]) -> str:
-    return f"gptlit.{_MOVED[found[1]]}."
+    module, name = found[1], found[2]
+    return f"gptlit.{_MOVED.get(f'{module}.{name}') or _MOVED.get(module, module)}.{name}"
 
 
 def leave_out(written: dict[str, Any], options: Namespace, parse: Parse) -> list[str]:

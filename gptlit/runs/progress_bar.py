@@ -1,4 +1,4 @@
-"""The progress bar of a run: one line from its first step to its last."""
+"""The progress bar of a run, from its first step to its last, and lines printed above it."""
 
 import math
 import sys
@@ -10,14 +10,14 @@ import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
-from gptlit.messages import print_lines
-from gptlit.streams import for_bars
+from gptlit.messages import print_lines, shown
+from gptlit.streams import for_bars, only_shown
 from gptlit.training.module import LitGPT
 
-SECONDS = 0.1  # between two drawings: small models make more steps than eyes can follow
-EVALUATION_AFTER_SECONDS = 1.0  # a bar that is gone again at once only flickers
-LEAST_BAR = 4  # columns
-# the richest that fits is drawn, so that a narrow terminal shows no half words
+REDRAW_SECONDS = 0.1  # small models make more steps per second than are worth drawing
+EVALUATION_AFTER_SECONDS = 1.0  # a bar for a shorter evaluation would only flicker
+MIN_BAR_COLUMNS = 4
+# the first one that fits the terminal is drawn
 METERS = (
     "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}, {rate_noinv_fmt}{postfix}",
     "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
@@ -25,7 +25,7 @@ METERS = (
     "{desc} {percentage:3.0f}%|{bar}|",
     "{desc} {percentage:3.0f}%",
 )
-# without a known end
+# for runs without a known end
 COUNTERS = (
     "{desc} {elapsed}, {rate_noinv_fmt}{postfix}",
     "{desc} {elapsed}{postfix}",
@@ -34,10 +34,16 @@ COUNTERS = (
 )
 
 
-class RunBar(ProgressBar):
-    """Counts optimizer steps to the end of the run, also of a resumed one.
+def print_above_bar(module: L.LightningModule, text: str) -> None:
+    """Print a text on rank 0, above a progress bar; a failure to print doesn't end the run."""
+    with only_shown():
+        module.print(shown(text))
 
-    A validation of more than a second gets a bar of its own while it lasts.
+
+class RunBar(ProgressBar):
+    """Counts optimizer steps up to the end of the run, including those before a resume.
+
+    A validation of more than a second has a bar of its own.
     """
 
     def __init__(self) -> None:
@@ -58,7 +64,7 @@ class RunBar(ProgressBar):
         self._enabled = True
 
     def print(self, *args: Any, sep: str = " ", **kwargs: Any) -> None:
-        """Print above the bars, or where none is drawn."""
+        """Print above the bars, if any is drawn."""
         print_lines(sep.join(map(str, args)), sys.stdout)
 
     # ------------------------------------------------------------------ training
@@ -82,7 +88,7 @@ class RunBar(ProgressBar):
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        self._close(trainer, pl_module)  # so that the message that follows has a line of its own
+        self._close(trainer, pl_module)  # so that the error message has a line of its own
 
     # ------------------------------------------------------------------ evaluations
 
@@ -119,8 +125,8 @@ class RunBar(ProgressBar):
             disable=not self._enabled,
             file=for_bars(sys.stdout),
             dynamic_ncols=True,
-            smoothing=0,  # the time to go is that of the mean step, validations included
-            bar_format=" ",  # nothing yet: what fits is chosen when it is drawn
+            smoothing=0,  # estimate the time left from the mean step, validations included
+            bar_format=" ",  # draw nothing until `_draw` chooses a format
             **options,
         )
 
@@ -132,8 +138,8 @@ class RunBar(ProgressBar):
     def _count_evaluated(self, label: str) -> None:
         if self._evaluation is not None:
             self._evaluation.n += 1
-            begun = self._evaluation.format_dict["elapsed"]
-            if begun > EVALUATION_AFTER_SECONDS and self._is_due():
+            elapsed = self._evaluation.format_dict["elapsed"]
+            if elapsed > EVALUATION_AFTER_SECONDS and self._is_due():
                 self._draw(self._evaluation, label)
 
     def _end_evaluation(self) -> None:
@@ -151,17 +157,17 @@ class RunBar(ProgressBar):
 
     def _is_due(self) -> bool:
         now = time.perf_counter()
-        if now - self._drawn_at < SECONDS:
+        if now - self._drawn_at < REDRAW_SECONDS:
             return False
         self._drawn_at = now
         return True
 
-    def _draw(self, bar: tqdm, label: str, *shown: Any) -> None:
+    def _draw(self, bar: tqdm, label: str, *metrics_of: Any) -> None:
         if bar.disable:
             return
-        if shown:
-            figures = {k: v for k, v in self.get_metrics(*shown).items() if k != "v_num"}
-            bar.set_postfix_str(", ".join(map(_told, figures.items())), refresh=False)
+        if metrics_of:
+            metrics = {k: v for k, v in self.get_metrics(*metrics_of).items() if k != "v_num"}
+            bar.set_postfix_str(", ".join(map(_formatted, metrics.items())), refresh=False)
         end = "" if bar.total is None else f"/{bar.total:,}"
         bar.set_description_str(f"{label} {bar.n:,}{end}", refresh=False)
         bar.bar_format = fitting_meter(bar.format_dict)
@@ -169,7 +175,7 @@ class RunBar(ProgressBar):
 
 
 def fitting_meter(state: Mapping[str, Any]) -> str:
-    """The richest format that leaves a bar of some columns in the terminal's width.
+    """Choose the richest format that leaves MIN_BAR_COLUMNS for the bar in the terminal's width.
 
     Args:
         state: tqdm's `format_dict` of a bar.
@@ -180,11 +186,11 @@ def fitting_meter(state: Mapping[str, Any]) -> str:
     columns = state["ncols"] or math.inf
     for each in formats:
         plain = {**state, "bar_format": each.replace("{bar}", ""), "ncols": None}
-        if len(tqdm.format_meter(**plain)) + LEAST_BAR * ("{bar}" in each) <= columns:
+        if len(tqdm.format_meter(**plain)) + MIN_BAR_COLUMNS * ("{bar}" in each) <= columns:
             return each
     return formats[-1]
 
 
-def _told(figure: tuple[str, Any]) -> str:
-    name, value = figure
+def _formatted(metric: tuple[str, Any]) -> str:
+    name, value = metric
     return f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}"

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gptlit.messages import UsageError
+from gptlit.training.logged_metrics import VALIDATION_METRICS
 
 Settings = dict[str, Any]
 At = Literal["end", "best"]
-METRICS = ("val/loss", "val/bits_per_byte", "val/perplexity", "val/gap", "train/loss_eval")
+METRICS = (*VALIDATION_METRICS, "train/loss_eval")
 COSTS = ("parameters", "tokens", "flops")  # of a run
 MAX_DRAWS = 1000  # for each random run, until it differs from all others
 LONGEST_NAME = 150

@@ -30,7 +30,7 @@ from gptlit.optim import optimizers
 from gptlit.optim.ema import Average
 from gptlit.tokenizers.base import Tokenizer
 from gptlit.tokenizers.state import from_state
-from gptlit.training import compiling, fsdp2, logged_metrics, losses, resuming, saved_state
+from gptlit.training import compiling, fsdp2, losses, monitors, resuming, saved_state
 from gptlit.training.compiling import Choice
 from gptlit.training.loop_state import ends_epoch, validation_follows
 from gptlit.training.metrics import TextLoss, text_figures
@@ -262,7 +262,7 @@ class LitGPT(L.LightningModule):
                 "model.init_from",
                 self.init_from,
             )
-        logged_metrics.check_in_time(self.trainer, self._steps_per_epoch(), self.run_length())
+        monitors.check_in_time(self.trainer, self._steps_per_epoch(), self.run_length())
         self.seed = self.seed or torch.initial_seed() % 2**63
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:

@@ -499,7 +499,7 @@ def test_a_figure_that_comes_too_late_is_found_before(fit: Call) -> None:
     rate = part("callbacks", "EarlyStopping", monitor="optim/lr")
     late = fit(rate, "--trainer.log_every_n_steps=7")
     assert late.code == 2
-    assert "at step 5, and it is first logged at step 7" in late.err
+    assert "at step 5, but it is first logged at step 7" in late.err
 
 
 def test_a_figure_of_a_callback_of_the_users_is_only_noted(

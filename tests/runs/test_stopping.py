@@ -17,8 +17,8 @@ import pytest
 
 from gptlit.__main__ import main
 from gptlit.checkpoints import checkpoint
-from gptlit.runs.callbacks import SampleText
 from gptlit.runs.loggers import Table
+from gptlit.runs.sample_text import SampleText
 from gptlit.runs.saving import RunCheckpoint
 from gptlit.runs.stopping import Stopping
 from gptlit.training.module import LitGPT

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gptlit.checkpoints import checkpoint
-from gptlit.runs.callbacks import Throughput
+from gptlit.runs.report import Throughput
 from gptlit.training.module import LitGPT
 from tests.conftest import TINY, Result, read_metrics
 

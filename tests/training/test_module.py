@@ -19,7 +19,8 @@ from gptlit.data.loaders import IGNORED
 from gptlit.generation.generate import generate
 from gptlit.messages import UsageError
 from gptlit.optim import optimizers
-from gptlit.runs.callbacks import SampleText, Throughput
+from gptlit.runs.report import Throughput
+from gptlit.runs.sample_text import SampleText
 from gptlit.runs.saving import RunCheckpoint
 from gptlit.tokenizers.base import Tokenizer
 from gptlit.training import module

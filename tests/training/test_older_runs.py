@@ -1,5 +1,6 @@
 """A run that version 0.1.0 saved, when all modules lay in one folder, loads and resumes."""
 
+import importlib
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 
 import gptlit as package
 from gptlit.checkpoints import checkpoint
+from gptlit.cli import saved_options
 from tests.conftest import Result, assert_equal, made_up_text, moved, timeless
 
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "run_0.1.0.zip"
@@ -90,3 +92,22 @@ def test_it_writes_and_is_evaluated(gptlit: Call, older: Path) -> None:
     assert package.generate(model, tokenizer, "the", max_new_tokens=4)
     judged = gptlit("validate", f"--ckpt_path={path}", "--data.path=speeches.txt")
     assert judged.code == 0, judged.err
+
+
+@pytest.mark.parametrize(
+    "older_name",
+    [
+        "callbacks.SampleText",
+        "callbacks.Throughput",
+        "guard.Guard",
+        "overfitting.Overfitting",
+        "progress_bar.RunBar",
+        "saving.BestCheckpoint",
+        "sharding.FSDP2",
+        "stopping.Patience",
+    ],
+)
+def test_saved_options_name_moved_classes(older_name: str) -> None:
+    path = saved_options.read(f"class_path: gptlit.{older_name}")["class_path"]
+    module, _, name = path.rpartition(".")
+    assert getattr(importlib.import_module(module), name).__name__ == older_name.split(".")[1]

@@ -1,0 +1,171 @@
+"""Lines that a run prints while it trains, and the speed that it logs."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from gptlit.data.loaders import IGNORED
+from gptlit.runs.progress_bar import print_above_bar
+from gptlit.runs.sample_text import SampleText
+from gptlit.terminal import duration
+from gptlit.training.module import LitGPT
+from gptlit.training.overfitting import Overfitting
+
+
+class Throughput(Callback):
+    """Logs `speed/step_ms` and `speed/tokens_per_s` (over all ranks) without validations."""
+
+    def __init__(self) -> None:
+        self._since = 0.0
+        self._from_step = 0
+
+    def _restart(self, trainer: L.Trainer) -> None:
+        self._since, self._from_step = time.perf_counter(), trainer.global_step
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._restart(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._restart(trainer)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any
+    ) -> None:
+        steps = trainer.global_step - self._from_step
+        every = trainer.log_every_n_steps
+        if not steps or not every or trainer.global_step % every:
+            return
+        assert isinstance(pl_module, LitGPT)
+        seconds = (time.perf_counter() - self._since) / steps
+        text = pl_module.text
+        tokens = text.windows_per_step * text.block_size
+        pl_module.log("speed/step_ms", seconds * 1e3)
+        pl_module.log("speed/tokens_per_s", tokens / seconds)
+        self._restart(trainer)
+
+
+class Report(Callback):
+    """Prints the start block, the first loss, the time left, and each evaluation.
+
+    It follows the callbacks that save, so that printing never delays a checkpoint.
+
+    Args:
+        precision_reason: Why the precision was chosen.
+        samples: Callback whose samples are printed.
+        overfitting: Callback whose warning is printed after a validation.
+        extra_rows: Names and values at the end of the start block.
+    """
+
+    ETA_AFTER_STEPS = 20
+
+    def __init__(
+        self,
+        precision_reason: str = "",
+        samples: SampleText | None = None,
+        overfitting: Overfitting | None = None,
+        extra_rows: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        self.precision_reason = precision_reason
+        self.samples = samples
+        self.overfitting = overfitting
+        self.extra_rows = extra_rows
+        self._has_printed_eta = False
+        self._since = 0.0
+        self._from_step = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, LitGPT)
+        self._since, self._from_step = time.perf_counter(), trainer.global_step
+        if trainer.is_global_zero:
+            block = start_block(trainer, pl_module, self.precision_reason, self.extra_rows)
+            print_above_bar(pl_module, block)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any
+    ) -> None:
+        assert isinstance(pl_module, LitGPT)
+        done = trainer.global_step - self._from_step
+        if trainer.global_step == 1 and done == 1:
+            uniform = torch.tensor(float(pl_module.config.vocab_size)).log()
+            first = trainer.callback_metrics["train/loss"]
+            print_above_bar(
+                pl_module,
+                f"first loss {first:.3f}; a uniform guess has ln(vocab_size) = {uniform:.3f}",
+            )
+            self._since, self._from_step = time.perf_counter(), 1  # the first step warms up
+        elif done == self.ETA_AFTER_STEPS and trainer.max_steps > 0 and not self._has_printed_eta:
+            self._has_printed_eta = True
+            per_step = (time.perf_counter() - self._since) / done
+            left = duration((trainer.max_steps - trainer.global_step) * per_step)
+            print_above_bar(
+                pl_module, f"{per_step * 1e3:.0f} ms per step, about {left} of training left"
+            )
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        metrics = trainer.callback_metrics
+        if "val/loss" in metrics:
+            evaluated = (
+                f"val/loss {metrics['val/loss']:.4f} (gap {metrics['val/gap']:+.4f}), "
+                f"perplexity {metrics['val/perplexity']:.2f}, "
+                f"bits per byte {metrics['val/bits_per_byte']:.3f}"
+            )
+        else:
+            evaluated = f"train/loss_eval {metrics['train/loss_eval']:.4f}"
+        print_above_bar(pl_module, f"step {trainer.global_step}: {evaluated}")
+        if self.overfitting is not None and self.overfitting.warning:
+            print_above_bar(pl_module, self.overfitting.warning)
+        self._show_sample(pl_module)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._show_sample(pl_module)
+
+    def _show_sample(self, module: L.LightningModule) -> None:
+        if self.samples is not None:
+            self.samples.show(module)
+
+
+def start_block(
+    trainer: L.Trainer,
+    module: LitGPT,
+    precision_reason: str,
+    extra_rows: Sequence[tuple[str, str]] = (),
+) -> str:
+    """Describe in one line each the device, model, text and steps of a run, then `extra_rows`."""
+    text = module.text
+    x, y = next(iter(text.train_slice()))
+    scored = int((y[0, :24] != IGNORED).sum())  # a document may be shorter
+    n_validation = text.tokens.size("val")
+    per_step = text.windows_per_step * text.block_size
+    device = trainer.strategy.root_device.type
+    if device == "cuda":
+        device = torch.cuda.get_device_name(trainer.strategy.root_device)
+    rows = {
+        "device": f"{trainer.world_size} x {device}"
+        + (f", threads: {torch.get_num_threads()}" if device == "cpu" else ""),
+        "precision": f"{trainer.precision}"
+        + (f" ({precision_reason})" if precision_reason else ""),
+        "model": f"{module.net.num_parameters():,} parameters, context "
+        f"{module.config.block_size}, vocabulary {module.config.vocab_size}",
+        "text": f"{text.tokens.provenance['name']}: {text.n_train_tokens:,} training tokens, "
+        f"{n_validation:,} validation tokens" + ("" if n_validation else " (monitors train/loss)"),
+        "step": f"{per_step:,} tokens; {_steps(text.steps_per_epoch)} per epoch",
+        "input": repr(text.tokenizer.decode(x[0, :scored].tolist())),
+        "target": repr(text.tokenizer.decode(y[0, :scored].tolist())),
+    }
+    if module.compile_option:
+        answer = "yes" if module.compiling.compiles else "no"
+        rows["compile"] = f"{answer} ({module.compiling.reason})"
+    if trainer.max_steps > 0:
+        epochs = trainer.max_steps / text.steps_per_epoch
+        rows["step"] += f"; {_steps(trainer.max_steps)} in all ({epochs:.2f} epochs)"
+    return "\n".join(f"  {name:<11}{value}" for name, value in [*rows.items(), *extra_rows])
+
+
+def _steps(number: int) -> str:
+    return f"{number:,} step{'' if number == 1 else 's'}"

@@ -1,0 +1,155 @@
+"""Sample text that a run generates while it trains."""
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from gptlit.files import write_atomically
+from gptlit.generation.generate import generate, tell_dropped
+from gptlit.generation.settings import SamplingSettings
+from gptlit.messages import UsageError, as_strings
+from gptlit.model.gpt import GPT
+from gptlit.runs.loggers import SAMPLES, as_markdown
+from gptlit.runs.progress_bar import print_above_bar
+from gptlit.terminal import printable
+from gptlit.training import fsdp2
+from gptlit.training.loop_state import ends_epoch
+from gptlit.training.module import LitGPT
+
+
+class SampleText(Callback):
+    """Generates sample text after each validation and each longer epoch, from the same prompts.
+
+    The text goes to samples.txt in the run's folder and to TensorBoard's text tab; its beginning
+    goes to the console.
+
+    Args:
+        prompts: Texts to continue; characters outside the vocabulary are left out with a warning.
+        max_new_tokens: Length of each sample.
+        temperature: As for `gptlit predict`.
+        top_k: As for `gptlit predict`.
+        seed: As for `gptlit predict`.
+        min_interval: Least number of steps between two samples; at the end of an epoch at least
+            100.
+    """
+
+    CONSOLE_LINES = 4
+    EPOCH_STEPS = 100  # the epoch of a small text can be a single step
+
+    def __init__(
+        self,
+        prompts: Sequence[str] = ("",),
+        max_new_tokens: int = 200,
+        temperature: float = SamplingSettings.temperature,
+        top_k: int | None = SamplingSettings.top_k,
+        seed: int = 1337,
+        min_interval: int = 0,
+    ) -> None:
+        self.prompts = as_strings(prompts, "samples.prompts")
+        try:
+            self.settings = SamplingSettings(
+                max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k
+            )
+        except UsageError as error:
+            raise error.within("samples") from error
+        if not 0 <= seed < 2**63:
+            raise UsageError("must be 0 or more, and below 2^63", "samples.seed", seed)
+        if min_interval < 0:
+            raise UsageError("must be 0 or more", "samples.min_interval", min_interval)
+        self.seed = seed
+        self.min_interval = min_interval
+        self.folder: Path | None = None  # the run's folder, set when the run is built
+        self._written_at = -1
+        self._excerpt = ""  # not printed yet
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"written_at": self._written_at}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._written_at = state_dict["written_at"]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        assert isinstance(pl_module, LitGPT)
+        assert pl_module.tokenizer is not None
+        for prompt in self.prompts:
+            tell_dropped(prompt, "skip", pl_module.tokenizer, "--samples.prompts")
+        if self.folder is not None and (file := self.folder / SAMPLES).exists():
+            self._cut(file, trainer.global_step)
+
+    def _cut(self, file: Path, n_steps: int) -> None:
+        """Remove samples of later steps than a resumed run's, which it generates again."""
+        content = file.read_bytes().decode(errors="replace")
+        for head in re.finditer(r"^=== step (\d+), ", content, re.MULTILINE):
+            if int(head[1]) > n_steps:
+                write_atomically(file, content[: head.start()].encode())
+                return
+            self._written_at = int(head[1])
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            evaluated = "val/loss" if "val/loss" in trainer.callback_metrics else "train/loss_eval"
+            self._write(trainer, pl_module, evaluated, self.min_interval)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if ends_epoch(trainer):
+            interval = max(self.min_interval, self.EPOCH_STEPS)
+            self._write(trainer, pl_module, "train/loss", interval)
+
+    def _write(
+        self, trainer: L.Trainer, module: L.LightningModule, metric: str, interval: int
+    ) -> None:
+        """Generate samples and write them, if the last ones are `interval` steps old."""
+        step = trainer.global_step
+        is_due = step - max(self._written_at, 0) >= max(interval, 1)
+        # all ranks gather a sharded net's weights, or none does
+        if trainer.fast_dev_run or not trainer.strategy.broadcast(is_due):
+            return
+        self._written_at = step
+        assert isinstance(module, LitGPT)
+        with module.averaged_weights():
+            net = fsdp2.whole(module.net)
+            if net is None:
+                return
+            texts = self._generate(net, module)
+        head = f"step {step}, {metric} {trainer.callback_metrics.get(metric, math.nan):.4f}"
+        if self.folder is not None:
+            file = self.folder / SAMPLES
+            before = file.read_bytes() if file.is_file() else b""
+            added = "".join(f"=== {head}\n{text}\n\n" for text in texts)
+            write_atomically(file, before + added.encode())
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                for index, text in enumerate(texts):
+                    # at the step of the metrics: Lightning counts from 0
+                    logger.experiment.add_text(f"sample/{index}", as_markdown(text), step - 1)
+                logger.save()  # before a checkpoint records the sample
+        if texts:
+            lines = texts[0].strip("\n").split("\n")[: self.CONSOLE_LINES]
+            self._excerpt = "\n".join(f"    {printable(line)}" for line in lines)
+
+    def _generate(self, net: GPT, module: LitGPT) -> list[str]:
+        assert module.tokenizer is not None
+        options: dict[str, Any] = {"seed": self.seed, "unknown": "skip", **self.settings.used()}
+        return [generate(net, module.tokenizer, prompt, **options) for prompt in self.prompts]
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any
+    ) -> None:
+        self.show(pl_module)  # for a Trainer without Report
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.show(pl_module)
+
+    def show(self, module: L.LightningModule) -> None:
+        """Print the beginning of the newest sample, once."""
+        if self._excerpt:
+            print_above_bar(module, self._excerpt)
+            self._excerpt = ""
