@@ -1,7 +1,7 @@
-"""How weights are changed: parameter groups, optimizers, and the learning rate's schedule."""
+"""The options of optimizer and schedule, parameter groups, and the optimizer that they make."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -67,16 +67,15 @@ class Recipe:
 def split(
     named: Iterable[tuple[str, nn.Parameter]], optimizer: Optimizer
 ) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """The trainable parameters that weight decay shrinks (Muon's own), and the others.
+    """Split the trainable parameters into those with weight decay (Muon's own) and the others.
 
-    By AdamW and SGD all matrices decay, embeddings among them, as in GPT-2's and nanoGPT's recipe:
-    a tied embedding is the head's matrix as well. Biases, norms and token shifts don't: they are
-    few, fit nothing by heart, and norms' weights would be drawn away from 1.
+    With AdamW and SGD all matrices decay, embeddings included, as in GPT-2 and nanoGPT, where a
+    tied embedding is also the head's matrix. Biases, norms and token shifts don't decay: they are
+    too few to memorise a text, and the weights of norms should stay near 1.
 
-    Muon's are the matrices of the blocks. Its update suits a matrix that vectors are multiplied
-    by; the rows of an embedding are looked up one by one, and a head's are as many as tokens, of
-    which most are rare. Both are AdamW's, and nothing of that decays: a rare token's row would
-    shrink at each step and grow at few.
+    Muon trains the matrices of the blocks, since its update suits matrices that vectors are
+    multiplied by. AdamW trains the others without decay: the rows of embedding and head belong to
+    single tokens, and that of a rare token would shrink at each step and grow at few.
     """
     first: list[nn.Parameter] = []
     second: list[nn.Parameter] = []
@@ -88,7 +87,7 @@ def split(
 
 
 def group_options(recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What an optimizer does with each part of `split`, at the schedule's peak."""
+    """The optimizer's options for each part of `split`, at the schedule's peak."""
     momentum = MOMENTUM.get(recipe.optimizer) if recipe.momentum is None else recipe.momentum
     adam: dict[str, Any] = {"lr": recipe.lr, "betas": recipe.betas, "weight_decay": 0.0}
     sgd: dict[str, Any] = {
@@ -101,7 +100,7 @@ def group_options(recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
     muon: dict[str, Any] = {"lr": recipe.muon_lr, "momentum": momentum, "beta2": recipe.muon_beta2}
     parts = {
         "adamw": (adam | decay, adam),
-        # its decay would be added to gradients, and so undone by their scaling
+        # Adam would add the decay to the gradients and then scale it away with them
         "adam": (adam, adam),
         "sgd": (sgd | decay, sgd),
         "muon": (muon | decay, adam),
@@ -110,12 +109,12 @@ def group_options(recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def build(model: nn.Module, recipe: Recipe, *, fused: bool = False) -> torch.optim.Optimizer:
-    """The optimizer of a recipe, with two groups of parameters, those of `split`.
+    """Make the optimizer of a recipe, with the two parameter groups of `split`.
 
     Args:
-        model: Whose parameters are changed.
-        recipe: Which optimizer, and its settings.
-        fused: Let one kernel make a whole step of Adam, AdamW or SGD.
+        model: Model to train.
+        recipe: Kind of optimizer, and its options.
+        fused: Run a whole step of Adam, AdamW or SGD in one kernel.
 
     Sources: Adam, Kingma and Ba 2015; AdamW, Loshchilov and Hutter 2019; SGD with the momentum of
     Sutskever et al. 2013 (Nesterov's); Muon, Jordan et al. 2024, and Li et al. 2025.
@@ -129,86 +128,15 @@ def build(model: nn.Module, recipe: Recipe, *, fused: bool = False) -> torch.opt
     return kind[recipe.optimizer](groups, fused=fused or None)
 
 
-# ---------------------------------------------------------------------- schedules
-
-
-def schedule(recipe: Recipe, end: int) -> Callable[[int], float]:
-    """The learning rate at a step, as a fraction of the peak, by the recipe's schedule.
-
-    Args:
-        recipe: With the schedule, its warmup and its floor.
-        end: The step at which the floor is reached; of no meaning to a constant rate.
-    """
-    warmup, floor = recipe.warmup_steps, recipe.min_lr / recipe.lr
-    if recipe.schedule == "cosine":
-        return warmup_cosine(warmup, end, floor)
-    if recipe.schedule == "constant":
-        return warmup_linear(warmup, end, end, 1.0)
-    share = 1.0 if recipe.schedule == "linear" else recipe.decay_fraction
-    return warmup_linear(warmup, end - round(share * end), end, floor)
-
-
 def parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    """All that an optimizer changes, in its order."""
+    """All parameters of an optimizer, in its order."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def total_norm(tensors: Iterable[Tensor]) -> Tensor:
-    """The Euclidean norm of all numbers in tensors together, a scalar that stays on their device.
+    """The Euclidean norm of all numbers in some tensors, a scalar on their device.
 
-    Of tensors that processes share the norm is that of the whole.
+    For tensors that are sharded over processes, it is the norm of the whole tensors.
     """
     norm = nn.utils.get_total_norm(list(tensors))
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-
-
-def warmup_cosine(warmup_steps: int, decay_steps: int, floor: float) -> Callable[[int], float]:
-    """The learning rate at a step, as a fraction of the peak.
-
-    Linear from 0 to 1 over `warmup_steps`, half a cosine to `floor` at `decay_steps`, then
-    `floor` (nanoGPT's and S5's schedule).
-
-    Args:
-        warmup_steps: Steps of the linear rise; 0 for none.
-        decay_steps: The step at which the floor is reached; at or below warmup_steps there is
-            no cosine.
-        floor: min_lr / lr.
-    """
-
-    def factor(step: int) -> float:
-        if step < warmup_steps:
-            return step / warmup_steps
-        if step >= decay_steps:
-            return floor
-        progress = (step - warmup_steps) / (decay_steps - warmup_steps)
-        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
-
-    return factor
-
-
-def warmup_linear(
-    warmup_steps: int, decay_from: int, decay_steps: int, floor: float
-) -> Callable[[int], float]:
-    """The learning rate at a step, as a fraction of the peak.
-
-    Linear from 0 to 1 over `warmup_steps`, 1 until `decay_from`, linear to `floor` at
-    `decay_steps`, then `floor` (Hu et al. 2024, MiniCPM: warmup, stable, decay).
-
-    Args:
-        warmup_steps: Steps of the linear rise; 0 for none.
-        decay_from: The last step at the peak, or the warmup's end where that comes later.
-        decay_steps: The step at which the floor is reached.
-        floor: min_lr / lr.
-    """
-    start = max(warmup_steps, decay_from)
-
-    def factor(step: int) -> float:
-        if step < warmup_steps:
-            return step / warmup_steps
-        if step >= decay_steps:
-            return floor
-        if step <= start:
-            return 1.0
-        return 1 - (1 - floor) * (step - start) / (decay_steps - start)
-
-    return factor

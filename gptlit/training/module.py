@@ -26,7 +26,7 @@ from gptlit.generation.text_stream import Written
 from gptlit.messages import UsageError, note, opt
 from gptlit.model import cost
 from gptlit.model.gpt import GPT, GPTConfig
-from gptlit.optim import optimizers
+from gptlit.optim import optimizers, schedules
 from gptlit.optim.ema import Average
 from gptlit.tokenizers.base import Tokenizer
 from gptlit.tokenizers.state import from_state
@@ -460,8 +460,8 @@ class LitGPT(L.LightningModule):
 
     def _schedule(self) -> Callable[[int], float]:
         if self.schedule == "constant":
-            return optimizers.schedule(self.recipe, sys.maxsize)
-        return optimizers.schedule(self.recipe, self._decay_end())
+            return schedules.lr_factor(self.recipe, sys.maxsize)
+        return schedules.lr_factor(self.recipe, self._decay_end())
 
     def _decay_end(self) -> int:
         end = self.run_length() if self.decay_steps is None else self.decay_steps
