@@ -39,7 +39,7 @@ if options.kind == "tiktoken":
 print("imported", flush=True)
 sys.stdin.readline()
 began = time.perf_counter()
-text = catalog.load("", path, Path(folder))
+text = catalog.load(catalog.TextOptions(path=path), Path(folder))
 encode = prepare._Preparation._encode
 def timed(*given):
     began = time.perf_counter()

@@ -146,8 +146,8 @@ def _beginning(text: Text, n_chars: int) -> str:
     """The first characters of a text, cleaned."""
     documents = text.documents()
     blocks: Iterable[str] = itertools.chain.from_iterable(documents)
-    if text.cleaning != AS_IT_IS:
-        blocks = Cleaner(text.cleaning)("".join(blocks) for blocks in documents)
+    if text.options.cleaning != AS_IT_IS:
+        blocks = Cleaner(text.options.cleaning)("".join(blocks) for blocks in documents)
     found, n_found = [], 0
     for block in blocks:
         found.append(block)

@@ -115,7 +115,7 @@ def find_config(name: str) -> Path:
     Raises:
         UsageError: there is neither, or what there is holds no options by name.
     """
-    name = inputs.kept(name, "--config", None, inputs.TEXT_BYTES)
+    name = inputs.path_or_copy(name, "--config", None, inputs.TEXT_BYTES)
     if Path(name).is_file():
         _check_config(name)
         return Path(name)

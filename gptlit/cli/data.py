@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from gptlit.corpora import catalog
-from gptlit.corpora.catalog import CORPORA
+from gptlit.corpora.catalog import CORPORA, TextOptions
 from gptlit.corpora.cleaning import CleaningOptions
-from gptlit.corpora.text_encodings import AUTO
 from gptlit.data import prepare
 from gptlit.data.splits import SPLITS, Splitting
 from gptlit.data.token_file import TokenFile
@@ -36,13 +35,7 @@ def parser() -> OneLineErrors:
     add("text", nargs="?", default="shakespeare", help=text)
     tokenizer = "A tokenizer, or several to compare: [char, word, bpe:1024, tiktoken:gpt2]."
     add("--tokenizer", type=list[str] | str, default=None, help=tokenizer)
-    field = "Field with the text in .jsonl and .json files."
-    add("--jsonl_field", type=str, default="text", help=field)
-    column = "Column with the text in .csv and .tsv files; by default text, or the only one."
-    add("--column", type=str | None, default=None, help=column)
-    encoding = "Encoding of the files, such as utf-8 or cp1252; auto detects and reports it."
-    add("--encoding", type=str, default=AUTO, help=encoding)
-    parser.add_class_arguments(CleaningOptions, "cleaning")
+    parser.add_class_arguments(TextOptions, skip={"corpus", "path"})
     add("--tokenize", type=str, default=None, help="Print the tokens of this string instead.")
     eos = "End each document with an end-of-sequence token."
     add("--eos", type=bool, default=False, help=eos)
@@ -192,16 +185,10 @@ def _main(argv: Sequence[str]) -> None:
             f"{path}: no such file, and not one of the known {', '.join(CORPORA)}; "
             "gptlit data list describes them"
         )
-    text = catalog.load(
-        options.text,
-        path,
-        folder,
-        path_option="gptlit data",
-        jsonl_field=options.jsonl_field,
-        column=options.column,
-        encoding=options.encoding,
-        cleaning=CleaningOptions(**options.cleaning.as_dict()),
-    )
+    reading = {name: options[name] for name in ("jsonl_field", "column", "encoding")}
+    cleaning = CleaningOptions(**options.cleaning.as_dict())
+    text_options = TextOptions(options.text, path, cleaning=cleaning, **reading)
+    text = catalog.load(text_options, folder, path_option="gptlit data")
     splitting = Splitting(**{name: options[name] for name in Splitting.__dataclass_fields__})
     chosen = options.tokenizer or (["char"] if options.tokenize is None else DEFAULT_TOKENIZERS)
     files: dict[str, TokenFile] = {}

@@ -236,11 +236,11 @@ class GptlitCLI(LightningCLI):
             raise UsageError("--preflight true: is an option of fit only")
         if options.lr_find:
             self._take_rate()
-        folder = Path(options.data.data_dir).expanduser() / inputs.FOLDER
+        folder = Path(options.data.data_dir).expanduser() / inputs.PIPES_FOLDER
         for name in TEXT_PATHS:
             if path := options.data[name]:
                 # whoever goes on finds the copy of a pipe, and not the pipe
-                options.data[name] = inputs.kept(path, f"--data.{name}", folder)
+                options.data[name] = inputs.path_or_copy(path, f"--data.{name}", folder)
         self._take_origin()
         if self.subcommand == "fit" and self.start is None:
             self._adapt_to_text()

@@ -85,6 +85,8 @@ def check(
 
 def _hints(made: type) -> dict[str, Any]:
     hints = hints_of(made.__init__)  # type: ignore[misc]  # of this class, and no other's
+    if "__signature__" in vars(made):  # its options are those of a dataclass
+        hints |= hints_of(made)
     takes_more = inspect.signature(made).parameters.get("gpt")
     return {**(hints_of(GPTConfig) if takes_more else {}), **hints}
 

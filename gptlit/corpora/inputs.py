@@ -23,7 +23,7 @@ TEXT_BYTES = 64 << 20  # of prompts and configs, which are held in memory
 BLOCK_BYTES = 1 << 20
 A_DAY_S = 24 * 60 * 60
 WAIT_S = 1.0  # without a byte, until a wait is announced
-FOLDER = "piped"  # of the copies, in the folder of the data
+PIPES_FOLDER = "piped"  # of the copies, in the folder of the data
 COPYING = ".pipe"  # ends the name of a copy that is not whole
 COPIES = "GPTLIT_COPIES"  # by the pipes' paths; a variable, so that processes started have it too
 _OPEN_FILE = re.compile(r"/dev/stdin|/dev/fd/\d+|/proc/(self|\d+)/fd/\d+")
@@ -57,7 +57,7 @@ def refuse_endless(path: Path, option: str, pipes: bool = False) -> None:
         )
 
 
-def kept(path: str, option: str, folder: Path | None, at_most: int = PIPE_BYTES) -> str:
+def path_or_copy(path: str, option: str, folder: Path | None, at_most: int = PIPE_BYTES) -> str:
     """The path itself, or that of a copy where it can be read only once.
 
     That is a named pipe, and an open file of this process such as /dev/stdin or the shell's
@@ -108,7 +108,7 @@ def read_text(path: str, option: str) -> str:
     """
     given = Path(path).expanduser()
     if not _is_terminal(given):
-        given = Path(kept(path, option, None, TEXT_BYTES))
+        given = Path(path_or_copy(path, option, None, TEXT_BYTES))
     with given.open("rb") as file:
         raw = file.read(TEXT_BYTES + 1)
     if len(raw) > TEXT_BYTES:

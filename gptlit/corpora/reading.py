@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gptlit.corpora import file_types, markup, rows, text_encodings
-from gptlit.corpora.inputs import FOLDER as COPIES_OF_PIPES
+from gptlit.corpora.inputs import PIPES_FOLDER
 from gptlit.corpora.unpacking import PACKINGS, head, packing_of, unpacked
 from gptlit.messages import UsageError, is_first_process, note, opt
 
@@ -183,7 +183,7 @@ def _with_end(blocks: Iterator[bytes]) -> Iterator[bytes]:
 def unreadable(option: str, path: Path, error: OSError) -> UsageError:
     """The error to raise for a file that can't be read."""
     advice = "give a text file, a folder or a glob"
-    if path.parent.name == COPIES_OF_PIPES:
+    if path.parent.name == PIPES_FOLDER:
         advice = f"it was the copy of a pipe; give {option} with the same text once more"
     return UsageError(f"{option} {path}: {error.strerror or error}; {advice}")
 

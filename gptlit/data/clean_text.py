@@ -19,7 +19,7 @@ AT_THE_END = "\n"
 
 
 @dataclass(frozen=True)
-class Spool:
+class CleanText:
     """A clean text on disk.
 
     Args:
@@ -51,7 +51,7 @@ class Spool:
         return int(mark_byte) + len(text[:n].encode())
 
 
-def write(text: Text, path: Path, joined: bool) -> Spool:
+def write(text: Text, path: Path, joined: bool) -> CleanText:
     """Read, clean and write a text in constant memory.
 
     Where the text can hold more than one document, line ends around each are dropped.
@@ -66,10 +66,10 @@ def write(text: Text, path: Path, joined: bool) -> Spool:
         UsageError: what is read is no text, or nothing of it is left.
     """
     documents = text.documents()
-    cleaner = Cleaner(text.cleaning)
-    many = documents.are_many or text.cleaning.paragraphs
+    cleaner = Cleaner(text.options.cleaning)
+    many = documents.are_many or text.options.cleaning.paragraphs
     left: Iterator[Iterator[str]] = iter(documents)
-    if text.cleaning != AS_IT_IS:
+    if text.options.cleaning != AS_IT_IS:
         left = (iter([document]) for document in cleaner("".join(blocks) for blocks in documents))
     n_bytes = sum(each.stat().st_size for each in text.files)  # packed ones go beyond it
     with path.open("wb") as file, progress(n_bytes, f"reading {text.name}") as bar:
@@ -90,7 +90,7 @@ def write(text: Text, path: Path, joined: bool) -> Spool:
         writer.write(AT_THE_END if many and joined else "")
         writer.end_document()
         writer.flush()
-    return Spool(
+    return CleanText(
         path,
         writer.n_chars,
         writer.n_bytes,

@@ -23,7 +23,7 @@ from typing import IO, Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from gptlit.data.clean_text import Spool
+from gptlit.data.clean_text import CleanText
 from gptlit.messages import progress
 from gptlit.tokenizers.base import Tokenizer
 from gptlit.tokenizers.words import WordTokenizer, count_words
@@ -71,7 +71,7 @@ class Task:
             yield raw[stretch.first - start : stretch.end - start].decode(), stretch
 
 
-def stretches(spool: Spool, first: int, end: int, at_most: int) -> Iterator[Stretch]:
+def stretches(spool: CleanText, first: int, end: int, at_most: int) -> Iterator[Stretch]:
     """The bytes from `first` to `end`, cut at the ends of documents and within long ones."""
     index = int(np.searchsorted(spool.ends[:, 1], first, "right"))
     with spool.path.open("rb") as file:
@@ -118,7 +118,7 @@ def _begins(byte: int) -> bool:
 
 
 def tasks(
-    spool: Spool, first: int, end: int, part: int = 0, at_most: int = TASK_BYTES
+    spool: CleanText, first: int, end: int, part: int = 0, at_most: int = TASK_BYTES
 ) -> Iterator[Task]:
     """The bytes from `first` to `end` in tasks of `at_most` bytes, all marked as of `part`."""
     gathered: list[Stretch] = []

@@ -21,7 +21,7 @@ import numpy as np
 
 from gptlit.corpora.catalog import Text
 from gptlit.data import clean_text, parallel, token_file
-from gptlit.data.clean_text import Spool
+from gptlit.data.clean_text import CleanText
 from gptlit.data.encode_log import Done, Journal
 from gptlit.data.parallel import Encoder, Task, WordCounter
 from gptlit.data.splits import SPLITS, Splitting
@@ -131,10 +131,12 @@ def _key(
     reading = [
         [
             name,
-            *(each.sha256, each.kinds, each.jsonl_field, each.column, each.encoding),
-            asdict(each.cleaning),
+            text.sha256,
+            text.kinds,
+            *(text.options.jsonl_field, text.options.column, text.options.encoding),
+            asdict(text.options.cleaning),
         ]
-        for name, each in {"": text, **own_texts}.items()
+        for name, text in {"": text, **own_texts}.items()
     ]
     # the size of tasks: a preparation goes on only with those that it began with
     wanted = [FORMAT, parallel.TASK_BYTES, reading, state, asdict(splitting)]
@@ -150,7 +152,7 @@ class _Part:
     """A span of a text that is tokenized on its own."""
 
     index: int
-    spool: Spool
+    spool: CleanText
     split: str
     n_chars: int
     first: int  # byte

@@ -25,11 +25,12 @@ class Splitting:
     """How a text is split.
 
     Args:
-        val_fraction: The share of characters for validation.
-        test_fraction: The share for `gptlit test`, behind each span for validation.
-        val_spans: How many spans, spread evenly over the text, the held-out characters lie in:
-            the text is cut in as many equal parts, and the end of each part is held out.
-        split_by: characters cuts anywhere; documents moves each cut to the nearest end of one.
+        val_fraction: Share of the characters, at the end of the text, held out for validation;
+            with 0 there is no validation and train/loss is watched.
+        test_fraction: Share of the characters for `gptlit test`, after the validation split.
+        val_spans: Spans over which the held-out characters are spread: the text is cut into as
+            many equal parts, and the end of each is held out.
+        split_by: characters cuts splits anywhere, documents at the nearest end of a document.
     """
 
     val_fraction: float = 0.1

@@ -66,7 +66,7 @@ def test_the_known_corpora() -> None:
 def test_path_wins_over_corpus(tmp_path: Path) -> None:
     file = tmp_path / "mine.txt"
     file.write_text("hello", encoding="utf-8")
-    text = catalog.load("tinyshakespeare", str(file), tmp_path / "data")
+    text = catalog.load(catalog.TextOptions("tinyshakespeare", str(file)), tmp_path / "data")
     assert text.files == (file,)
     assert text.sha256 == hashlib.sha256(b"hello").hexdigest()
     assert not (tmp_path / "data").exists()
@@ -74,11 +74,13 @@ def test_path_wins_over_corpus(tmp_path: Path) -> None:
 
 def test_unknown_names_and_missing_files(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"^corpus shakespear:.*Did you mean shakespeare\?"):
-        catalog.load("shakespear", None, tmp_path)
+        catalog.load(catalog.TextOptions("shakespear"), tmp_path)
     with pytest.raises(UsageError, match="^path /no/such.txt: No such file"):
-        catalog.load("shakespeare", "/no/such.txt", tmp_path)
+        catalog.load(catalog.TextOptions("shakespeare", "/no/such.txt"), tmp_path)
     with pytest.raises(UsageError, match="^val_path.*a folder without .txt"):
-        catalog.load("", str(tmp_path), tmp_path, path_option=opt("data.val_path"))
+        catalog.load(
+            catalog.TextOptions(path=str(tmp_path)), tmp_path, path_option=opt("data.val_path")
+        )
 
 
 @pytest.mark.parametrize("name", list(CORPORA))
@@ -93,7 +95,7 @@ def test_who_can_not_reach_an_address_hears_of_the_plays(
         (tmp_path / filename).write_text("text", encoding="utf-8")
         return tmp_path / filename
 
-    catalog.load(name, None, tmp_path, fetched=fetched)
+    catalog.load(catalog.TextOptions(name), tmp_path, fetched=fetched)
     wanted = "" if name in ("shakespeare", "sayings") else "no network but the package index"
     assert wanted in hints[0]
     assert bool(hints[0]) == bool(wanted)
@@ -102,6 +104,6 @@ def test_who_can_not_reach_an_address_hears_of_the_plays(
 def test_the_hash_of_several_files_knows_their_order(tmp_path: Path) -> None:
     for name, content in (("a.txt", "one"), ("b.txt", "two")):
         (tmp_path / name).write_text(content, encoding="utf-8")
-    both = catalog.load("", str(tmp_path), tmp_path).sha256
+    both = catalog.load(catalog.TextOptions(path=str(tmp_path)), tmp_path).sha256
     (tmp_path / "a.txt").rename(tmp_path / "c.txt")
-    assert catalog.load("", str(tmp_path), tmp_path).sha256 != both
+    assert catalog.load(catalog.TextOptions(path=str(tmp_path)), tmp_path).sha256 != both

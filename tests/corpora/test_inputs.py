@@ -151,12 +151,12 @@ def test_other_processes_of_a_run_get_the_copy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pipe(b"the king") as path:
-        copy = inputs.kept(path, "--data.path", tmp_path)
+        copy = inputs.path_or_copy(path, "--data.path", tmp_path)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert inputs.kept(path, "--data.path", tmp_path) == copy  # is closed, as in theirs
+    assert inputs.path_or_copy(path, "--data.path", tmp_path) == copy  # is closed, as in theirs
     monkeypatch.delenv(inputs.COPIES)
     with pipe(b"the king") as path, pytest.raises(UsageError, match="one process alone can read"):
-        inputs.kept(path, "--data.path", tmp_path)
+        inputs.path_or_copy(path, "--data.path", tmp_path)
 
 
 def test_other_processes_get_the_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +175,7 @@ def test_a_pipe_that_gives_too_much(tmp_path: Path) -> None:
         pipe(b"a" * 100_000) as path,
         pytest.raises(UsageError, match=f"--data.path {path}: the pipe gave more than .* MiB"),
     ):
-        inputs.kept(path, "--data.path", tmp_path / "piped", at_most=99_999)
+        inputs.path_or_copy(path, "--data.path", tmp_path / "piped", at_most=99_999)
     assert not list((tmp_path / "piped").iterdir())
 
 

@@ -75,7 +75,7 @@ def test_memory_is_bounded(
     path.write_bytes(packed(path.suffix, begin, fill, 64))
     beside = path.with_name("y.txt")
     beside.write_text("a text beside it", encoding="utf-8")
-    text = catalog.load("", f"{path.parent}/*", tmp_path)
+    text = catalog.load(catalog.TextOptions(path=f"{path.parent}/*"), tmp_path)
     tracemalloc.start()
     try:
         if told is None:

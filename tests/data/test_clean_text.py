@@ -7,44 +7,44 @@ from hypothesis import strategies as st
 from gptlit.corpora import catalog
 from gptlit.corpora.cleaning import CleaningOptions
 from gptlit.data import clean_text
-from gptlit.data.clean_text import Spool
+from gptlit.data.clean_text import CleanText
 from gptlit.messages import UsageError
 
 
-def write(folder: Path, *contents: str, joined: bool = True, **cleaning: object) -> Spool:
-    """Spool files of these contents."""
+def write(folder: Path, *contents: str, joined: bool = True, **cleaning: object) -> CleanText:
+    """CleanText files of these contents."""
     texts = folder / "texts"
     texts.mkdir()
     for index, content in enumerate(contents):
         (texts / f"{index}.txt").write_text(content, encoding="utf-8", newline="")
     options = CleaningOptions(**cleaning)  # type: ignore[arg-type]  # any option
-    text = catalog.load("", str(texts), folder, cleaning=options)
-    return clean_text.write(text, folder / "spool", joined)
+    text = catalog.load(catalog.TextOptions(path=str(texts), cleaning=options), folder)
+    return clean_text.write(text, folder / "clean", joined)
 
 
-def content(spooled: Spool) -> str:
-    return spooled.path.read_text(encoding="utf-8")
+def content(written: CleanText) -> str:
+    return written.path.read_text(encoding="utf-8")
 
 
 def test_one_file_stays_as_it_is(tmp_path: Path) -> None:
-    spooled = write(tmp_path, "\n\n a\r\nè\n\n")
-    assert content(spooled) == "\n\n a\nè\n\n"
-    assert (spooled.n_chars, spooled.n_bytes, spooled.characters) == (8, 9, "\n aè")
-    assert spooled.ends.tolist() == [[8, 9]]
-    assert "CRLF" in spooled.report[0]
+    written = write(tmp_path, "\n\n a\r\nè\n\n")
+    assert content(written) == "\n\n a\nè\n\n"
+    assert (written.n_chars, written.n_bytes, written.characters) == (8, 9, "\n aè")
+    assert written.ends.tolist() == [[8, 9]]
+    assert "CRLF" in written.report[0]
 
 
 def test_a_blank_line_between_documents(tmp_path: Path) -> None:
-    spooled = write(tmp_path, "\none\n\n", "  \n", "twò\nthree", "\nfour")
-    assert content(spooled) == "one\n\ntwò\nthree\n\nfour\n"
-    assert spooled.ends.tolist() == [[5, 5], [16, 17], [21, 22]]
+    written = write(tmp_path, "\none\n\n", "  \n", "twò\nthree", "\nfour")
+    assert content(written) == "one\n\ntwò\nthree\n\nfour\n"
+    assert written.ends.tolist() == [[5, 5], [16, 17], [21, 22]]
 
 
 def test_nothing_between_documents_that_a_token_parts(tmp_path: Path) -> None:
-    spooled = write(tmp_path, "one\n", "two\n\nthree\n", joined=False, paragraphs=True)
-    assert content(spooled) == "onetwothree"
-    assert spooled.ends[:, 0].tolist() == [3, 6, 11]
-    assert spooled.report == ("cleaning: paragraphs: 2 documents to 3, 4 characters fewer",)
+    written = write(tmp_path, "one\n", "two\n\nthree\n", joined=False, paragraphs=True)
+    assert content(written) == "onetwothree"
+    assert written.ends[:, 0].tolist() == [3, 6, 11]
+    assert written.report == ("cleaning: paragraphs: 2 documents to 3, 4 characters fewer",)
 
 
 @pytest.mark.parametrize("contents", [[""], [" \n"], ["", "\n"]])
@@ -59,12 +59,12 @@ def test_where_a_character_begins(tmp_path_factory: pytest.TempPathFactory, text
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(clean_text, "FLUSH_CHARS", 3)
         patch.setattr("gptlit.corpora.unpacking.BLOCK_BYTES", 2)
-        spooled = write(tmp_path_factory.mktemp("spool"), text)
-    assert content(spooled) == text
-    assert [spooled.byte_at(n) for n in range(len(text) + 1)] == [
+        written = write(tmp_path_factory.mktemp("clean"), text)
+    assert content(written) == text
+    assert [written.byte_at(n) for n in range(len(text) + 1)] == [
         len(text[:n].encode()) for n in range(len(text) + 1)
     ]
-    assert spooled.characters == "".join(sorted(set(text)))
+    assert written.characters == "".join(sorted(set(text)))
 
 
 def test_places_are_marked_from_the_beginning(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from tiktoken_ext.openai_public import r50k_pat_str
 
 from gptlit.corpora import catalog
 from gptlit.data import clean_text, parallel
+from gptlit.data.clean_text import CleanText
 from gptlit.data.parallel import Encoder, WordCounter, in_order, last_cut, tasks
 from gptlit.tokenizers.base import Tokenizer, UnknownPieces, parse_options
 from gptlit.tokenizers.bytepair import BytePairTokenizer
@@ -59,6 +60,11 @@ def test_the_last_place_to_cut() -> None:
     assert last_cut("è€ a\nbè".encode()[1:-1], line) == 7  # characters cut off at both ends
 
 
+def written_text(folder: Path) -> CleanText:
+    text = catalog.load(catalog.TextOptions(path=str(folder)), folder)
+    return clean_text.write(text, folder / "clean", joined=True)
+
+
 PIECES = st.sampled_from(["é b\n€", "€", "é b", "a"])
 
 
@@ -69,7 +75,7 @@ def test_tasks_cover_a_span_document_by_document(
     folder = tmp_path_factory.mktemp("tasks")
     for index, length in enumerate(lengths):
         (folder / f"{index}.txt").write_text(data.draw(PIECES) * length, encoding="utf-8")
-    text = clean_text.write(catalog.load("", str(folder), folder), folder / "spool", joined=True)
+    text = written_text(folder)
     end = text.byte_at(data.draw(st.integers(1, text.n_chars)))
     first = text.byte_at(data.draw(st.integers(0, text.n_chars - 1)))
     with pytest.MonkeyPatch.context() as patch:
@@ -99,9 +105,7 @@ def test_many_processes_give_what_one_gives(
     monkeypatch.setattr(parallel, "n_cores", lambda: 2)
     content = made_up_text(800)
     (tmp_path / "text.txt").write_text(content, encoding="utf-8")
-    text = clean_text.write(
-        catalog.load("", str(tmp_path), tmp_path), tmp_path / "spool", joined=True
-    )
+    text = written_text(tmp_path)
     tokenizer = CharTokenizer.train(content)
     encoder = Encoder(tokenizer, np.dtype(np.uint16))
     results = list(
@@ -124,9 +128,7 @@ def test_what_a_process_can_not_read_is_told_by_the_first(
     monkeypatch.setattr(parallel, "ALONE_BELOW_BYTES", 0)
     monkeypatch.setattr(parallel, "n_cores", lambda: 2)
     (tmp_path / "text.txt").write_text("abz", encoding="utf-8")
-    text = clean_text.write(
-        catalog.load("", str(tmp_path), tmp_path), tmp_path / "spool", joined=True
-    )
+    text = written_text(tmp_path)
     encoder = Encoder(CharTokenizer("ab"), np.dtype(np.uint16))
     with pytest.raises(UnknownPieces, match="'z' not in the vocabulary of 2 characters: ab"):
         list(in_order(encoder, tasks(text, 0, 3), 3, "text"))

@@ -29,7 +29,7 @@ from tests.conftest import made_up_text
 def load(folder: Path, content: str, name: str = "made up.txt", **options: Any) -> catalog.Text:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text(content, encoding="utf-8")
-    return catalog.load("", str(folder / name), folder, **options)
+    return catalog.load(catalog.TextOptions(path=str(folder / name), **options), folder)
 
 
 def prepared(
@@ -252,7 +252,7 @@ def once(*given, **more):
     sys.stdin.readline()
     return write(*given, **more)
 clean_text.write = once
-text = catalog.load("", {str(path)!r}, folder)
+text = catalog.load(catalog.TextOptions(path={str(path)!r}), folder)
 made = prepare.prepare(text, folder / "tokens", tokenizer=parse_options("char"),
                          splitting=Splitting(), own_texts={{}})
 print(len(made.ids), flush=True)
@@ -278,7 +278,7 @@ print(len(made.ids), flush=True)
     assert len(list(tmp_path.glob("tokens/*.bin"))) == 1
 
 
-@pytest.mark.parametrize("where", ["spool", "ids", "facts"])
+@pytest.mark.parametrize("where", ["clean", "ids", "facts"])
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     before = prepared(tmp_path).ids.tolist()
     there = {path.name: path.read_bytes() for path in tmp_path.glob("tokens/*.*")}
@@ -287,7 +287,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     targets = {
-        "spool": (prepare.clean_text, "write"),
+        "clean": (prepare.clean_text, "write"),
         "ids": (encode_log.Journal, "add"),
         "facts": (prepare.token_file, "write"),
     }
@@ -329,7 +329,7 @@ def documents(folder: Path, *contents: str, **options: Any) -> TokenFile:
     texts.mkdir()
     for index, content in enumerate(contents):
         (texts / f"{index}.txt").write_text(content, encoding="utf-8")
-    text = catalog.load("", str(texts), folder)
+    text = catalog.load(catalog.TextOptions(path=str(texts)), folder)
     splitting = Splitting(options.pop("val_fraction", 0.0), **options.pop("splitting", {}))
     return prepare.prepare(text, folder, splitting=splitting, own_texts={}, **options)
 

@@ -118,7 +118,7 @@ def test_a_loss_that_rises_on_both_splits_is_not_overfitting() -> None:
     assert not seen.finding
 
 
-def test_when_overfitting_is_told() -> None:
+def test_when_overfitting_is_reported() -> None:
     seen = Seen()
     assert seen.finding == ""
     losses = [3.0, 2.0, 2.11, 2.05, 2.1, 2.1, 2.5]
@@ -126,7 +126,7 @@ def test_when_overfitting_is_told() -> None:
         True,
         False,
     ]
-    assert "val/loss 2.5000 (gap +0.5000), and at step 1, in best.ckpt, 2.0000" in seen.finding
+    assert "val/loss is 2.5000 (gap +0.5000) and was 2.0000 at step 1 (best.ckpt)" in seen.finding
     assert not seen.add(9, 2.05, 0.5)
     assert seen.finding == ""
     far = Seen()

@@ -53,7 +53,7 @@ def test_rare_words_become_unknown() -> None:
 def test_the_ids_of_session4s_dante(tmp_path: Path) -> None:
     """The first ids that session4 publishes, of the whole Commedia."""
     try:
-        commedia = "".join(*catalog.load("dante", None, tmp_path).documents())
+        commedia = "".join(*catalog.load(catalog.TextOptions("dante"), tmp_path).documents())
     except UsageError as error:
         pytest.skip(f"the Commedia can't be fetched here: {error}")
     tokenizer = words_of(commedia, TokenizerOptions(kind="word"))

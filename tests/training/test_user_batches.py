@@ -1,5 +1,6 @@
 """LitGPT on a user's own loaders, and a data module from a checkpoint."""
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,7 @@ def elsewhere(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 def test_a_data_module_is_what_was_saved(run: Run, elsewhere: Path) -> None:
     data = TextDataModule.load_from_checkpoint(elsewhere)
-    assert (data.path, data.batch_size, data.block_size) == (str(run.text), 4, 8)
+    assert (data.options.path, data.batch_size, data.block_size) == (str(run.text), 4, 8)
     assert data.tokenizer_or_options.state() == gptlit.load(elsewhere)[1].state()
     again = TextDataModule(**dict(data.hparams))
     assert again.hparams == data.hparams
@@ -154,7 +155,8 @@ def test_another_text_is_refused_unless_it_is_given(run: Run, elsewhere: Path) -
     changed = Path("changed.txt").absolute()
     changed.write_text(run.text.read_text(encoding="utf-8") + "the king\n", encoding="utf-8")
     data = TextDataModule.load_from_checkpoint(elsewhere)
-    data.path = str(changed)  # as if the file under its name were another now
+    # as if the file's content had changed
+    data.options = dataclasses.replace(data.options, path=str(changed))
     with pytest.raises(UsageError, match="^path .*the text has changed"):
         data.prepare_data()
     given = TextDataModule.load_from_checkpoint(elsewhere, path=str(changed), batch_size=2)
