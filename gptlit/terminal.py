@@ -1,26 +1,27 @@
-"""What a terminal can show: widths, visible white space, colours, text piece by piece."""
+"""Text for a terminal: widths, tables, line wrapping, colours, durations."""
 
 import itertools
+import json
 import os
 import re
 import shutil
 import sys
 import textwrap
 import unicodedata
-from collections.abc import Iterable
-from typing import IO
+from collections.abc import Collection, Iterable, Sequence
+from typing import IO, Any
 
 SEPARATOR = "---\n"  # between texts
 MARKS = {" ": "␣", "\n": "⏎", "\t": "⇥"}
 
 
 def columns() -> int:
-    """The width of the terminal; $COLUMNS, or else 80, where there is none."""
+    """Return the width of the terminal; without one, $COLUMNS or 80."""
     return shutil.get_terminal_size().columns
 
 
 def columns_of(file: IO[str]) -> int | None:
-    """The width of the terminal that a stream is shown in; None where it isn't shown in one."""
+    """Return the width of the terminal that a stream writes to, or None if it writes elsewhere."""
     try:
         return os.get_terminal_size(file.fileno()).columns or None
     except (AttributeError, OSError, ValueError):
@@ -28,11 +29,11 @@ def columns_of(file: IO[str]) -> int | None:
 
 
 def folded(text: str, columns: int) -> str:
-    """A text whose longer lines are broken at blanks, continued under where they begin.
+    """Break lines that are too long at whitespace, and indent their continuations.
 
-    That is under its value in a line `  name    value`. A value that is a command of gptlit is
-    continued as a shell reads it, by a backslash. A longer word than fits, such as a path that is
-    to be copied, stays whole.
+    A line `  name    value` is continued below its value. A command of gptlit is continued by a
+    backslash, so that it can be pasted into a shell. A word that is too long, such as a path,
+    stays whole.
     """
     return "\n".join(part for line in text.split("\n") for part in _folded(line, columns))
 
@@ -45,7 +46,7 @@ def _folded(line: str, columns: int) -> list[str]:
         return [line]
     above, margin = [], " " * (len(head) or 2)
     if head.strip() and len(head) + max(map(width, text.split())) > columns:
-        above, head, margin = [head.rstrip()], " " * 4, " " * 4  # too wide to stand beside it
+        above, head, margin = [head.rstrip()], " " * 4, " " * 4  # the value starts on the next line
     more = " \\" if text.startswith("gptlit ") else ""
     parts = textwrap.wrap(
         text,
@@ -59,71 +60,71 @@ def _folded(line: str, columns: int) -> list[str]:
 
 
 class WordWrapper:
-    """Breaks a text at blanks while it is written piece by piece.
+    """Wraps a text at whitespace while it is written piece by piece.
 
-    A word that began where it doesn't fit is written on the next line, so that it is
-    held until the word ends or fills a line.
+    A word is held until it ends or fills a line, since it moves to the next line if it doesn't fit.
 
     Args:
-        columns: Of the terminal.
+        columns: Width of the terminal.
     """
 
     def __init__(self, columns: int) -> None:
         self._columns = columns
-        self._at = 0  # the columns of the line that are taken
-        self._blanks = ""  # in front of the word
+        self._used = 0  # columns of the current line
+        self._spaces = ""  # before the word
         self._word = ""
 
     def add(self, piece: str) -> str:
-        """What is certain of the text so far, and wasn't given yet."""
+        """Return what can be written after this piece."""
         return "".join(map(self._next, piece))
 
     def _next(self, character: str) -> str:
         if character in " \n":
-            given = self.end()
+            ready = self.end()
             if character == "\n":
-                self._at, self._blanks = 0, ""
-                return given + "\n"
-            self._blanks += character
-            return given
+                self._used, self._spaces = 0, ""
+                return ready + "\n"
+            self._spaces += character
+            return ready
         self._word += character
-        # one that fills a line is broken by the terminal, wherever it stands
+        # the terminal itself breaks a word that is longer than a line
         return self.end() if width(self._word) >= self._columns else ""
 
     def end(self) -> str:
-        """What was held."""
+        """Return the word that is held."""
         if not self._word:
             return ""
-        given, size = self._blanks + self._word, width(self._word)
-        # without blanks it is the rest of a word that fills more than a line
-        if self._at and self._blanks and self._at + len(self._blanks) + size > self._columns:
-            given, self._at = f"\n{self._word}", size
+        ready, size = self._spaces + self._word, width(self._word)
+        # without spaces it is the rest of a word that is longer than a line
+        if self._used and self._spaces and self._used + len(self._spaces) + size > self._columns:
+            ready, self._used = f"\n{self._word}", size
         else:
-            # a full line is not the same as an empty one: what comes next needs a new line
-            self._at = (self._at + len(self._blanks) + size - 1) % self._columns + 1
-        self._blanks = self._word = ""
-        return given
+            # between 1 and columns: a full line differs from an empty one
+            self._used = (self._used + len(self._spaces) + size - 1) % self._columns + 1
+        self._spaces = self._word = ""
+        return ready
 
 
-def broken(text: str, columns: int) -> str:
-    """A text whose words don't cross the edge of a terminal."""
-    folder = WordWrapper(columns)
-    return folder.add(text) + folder.end()
+def wrap_words(text: str, columns: int) -> str:
+    """Wrap a text so that no word crosses the edge of the terminal."""
+    wrapper = WordWrapper(columns)
+    return wrapper.add(text) + wrapper.end()
 
 
 def in_colour(file: IO[str]) -> bool:
-    """Whether to colour what goes there: a terminal, and NO_COLOR (no-color.org) isn't set."""
+    """Whether to colour a stream: a terminal, and NO_COLOR (no-color.org) isn't set."""
     return file.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def visible(piece: str) -> str:
-    """A piece with its white space visible; one that spells nothing is a dot."""
+    """Replace whitespace by visible signs, and an empty text by a dot."""
     return printable("".join(MARKS.get(c, c) for c in piece)) or "·"
 
 
-def printable(text: str) -> str:
-    """A text whose control characters, but for line ends, are escaped."""
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+def printable(text: str, one_line: bool = False) -> str:
+    """Escape control characters, and line breaks too if the text is to be one line."""
+    kept = "" if one_line else "\n"
+    return "".join(c if c.isprintable() or c in kept else repr(c)[1:-1] for c in text)
 
 
 def _width(character: str) -> int:
@@ -133,38 +134,61 @@ def _width(character: str) -> int:
 
 
 def width(text: str) -> int:
-    """The columns that a line takes: two for a wide character, none for one that combines."""
+    """Return the columns that a line takes: two for a wide character, none for a combining one."""
     return len(text) if text.isascii() else sum(map(_width, text))
 
 
 def padded(text: str, columns: int, right: bool = False) -> str:
-    """A line of at least so many columns, its text at the left, or at the right."""
-    blanks = " " * (columns - width(text))
-    return blanks + text if right else text + blanks
+    """Pad a line to a width, aligning its text left or right."""
+    spaces = " " * (columns - width(text))
+    return spaces + text if right else text + spaces
+
+
+def column_widths(rows: Iterable[Sequence[str]]) -> list[int]:
+    """Return the width of each column's longest cell."""
+    return [max(map(width, column)) for column in zip(*rows, strict=True)]
+
+
+def align_row(cells: Sequence[str], widths: Sequence[int], left: Collection[int]) -> str:
+    """Return a line of a table, two spaces between its cells.
+
+    Args:
+        cells: The texts.
+        widths: Width of each column.
+        left: Indices of the columns that are aligned left; the others are aligned right.
+    """
+    pairs = enumerate(zip(cells, widths, strict=True))
+    return "  ".join(padded(cell, n, index not in left) for index, (cell, n) in pairs).rstrip()
+
+
+def align_columns(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> list[str]:
+    """Return the lines of a table; `left` is as for `align_row`."""
+    widths = column_widths(rows)
+    return [align_row(row, widths, left) for row in rows]
 
 
 def shortened(text: str, columns: int) -> str:
-    """A line of at most so many columns, cut where it would be longer."""
+    """Cut a line that is longer than so many columns."""
     if width(text) <= columns:
         return text
     return text[: _fitting(text, columns - 1)] + "…"
 
 
 def _fitting(line: str, columns: int) -> int:
-    """How many characters of a line fit."""
+    """Return how many characters of a line fit."""
     ends = itertools.accumulate(map(_width, line))
     return sum(1 for _ in itertools.takewhile(lambda end: end <= columns, ends))
 
 
 def wrapped(text: str, columns: int) -> list[str]:
-    """The lines of a text, none longer than so many columns, broken at blanks where possible."""
+    """Break a text into lines of at most so many columns, at whitespace where possible."""
     lines = []
     for line in printable(text.expandtabs(4)).split("\n"):
         rest = line
         while width(rest) > columns:
             end = max(1, _fitting(rest, columns))
-            blank = rest.rfind(" ", 0, end + 1)
-            end = blank if rest[: max(blank, 0)].strip() else end
+            space = rest.rfind(" ", 0, end + 1)
+            end = space if rest[: max(space, 0)].strip() else end
             lines.append(rest[:end].rstrip(" "))
             rest = rest[end:].lstrip(" ")
         lines.append(rest)
@@ -172,7 +196,7 @@ def wrapped(text: str, columns: int) -> list[str]:
 
 
 def duration(seconds: float) -> str:
-    """45 s, 3 min 20 s, 2 h 5 min."""
+    """Format seconds: 45 s, 3 min 20 s, 2 h 5 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -181,20 +205,31 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def put_stream(pieces: Iterable[str], at_once: bool = False) -> None:
-    """Write a text to standard output and end its last line; in a terminal, or `at_once`, each
-    piece as it comes."""
+def format_value(value: Any, null: str = "null") -> str:
+    """Format an option's value as it is typed: text, true, 3e-05; None as `null`."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else null if value is None else json.dumps(value)
+
+
+def write_stream(pieces: Iterable[str], at_once: bool = False) -> None:
+    """Write a text to standard output and end its last line.
+
+    Args:
+        pieces: Parts of the text.
+        at_once: Whether each piece is flushed, as it always is in a terminal.
+    """
     columns = columns_of(sys.stdout)
-    folder = None if columns is None else WordWrapper(columns)
+    wrapper = None if columns is None else WordWrapper(columns)
     at_once = at_once or sys.stdout.isatty()
     last = ""
     for piece in pieces:
-        sys.stdout.write(folder.add(piece) if folder else piece)
+        sys.stdout.write(wrapper.add(piece) if wrapper else piece)
         last = piece or last
         if at_once:
             sys.stdout.flush()
-    if folder:
-        sys.stdout.write(folder.end())
+    if wrapper:
+        sys.stdout.write(wrapper.end())
     if not last.endswith("\n"):
         sys.stdout.write("\n")
     sys.stdout.flush()

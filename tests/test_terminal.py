@@ -5,7 +5,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptlit.terminal import (
-    broken,
     folded,
     in_colour,
     padded,
@@ -13,6 +12,7 @@ from gptlit.terminal import (
     shortened,
     visible,
     width,
+    wrap_words,
     wrapped,
 )
 
@@ -97,7 +97,7 @@ def test_folding_changes_white_space_alone(text: str, columns: int) -> None:
 
 @given(st.text("ab \n", max_size=200), st.integers(4, 20))
 def test_words_do_not_cross_the_edge(text: str, columns: int) -> None:
-    found = broken(text, columns)
+    found = wrap_words(text, columns)
     assert found.split() == text.split()
     for line in found.split("\n"):
         for word in re.finditer(r"\S+", line):  # the terminal breaks a line at its edge

@@ -19,7 +19,7 @@ from gptlit.data.splits import SPLITS, Splitting
 from gptlit.data.token_file import TokenFile
 from gptlit.messages import UsageError, note, shown
 from gptlit.parser import OneLineErrors, from_environment
-from gptlit.terminal import columns, padded, visible, width
+from gptlit.terminal import align_columns, columns, visible
 from gptlit.tokenizers.base import Tokenizer, UnknownPieces, parse_options
 
 TOKENS_PER_BLOCK = 1 << 20  # counted at a time
@@ -132,11 +132,7 @@ def table(columns: dict[str, dict[str, str]]) -> str:
     """Return a table of statistics by name, with a column for each tokenizer."""
     names = next(iter(columns.values()))
     rows = [["", *columns], *([n, *(each[n] for each in columns.values())] for n in names)]
-    widths = [max(map(width, cells)) for cells in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(padded(cell, widths[i], right=i > 0) for i, cell in enumerate(row))
-        for row in rows
-    )
+    return "\n".join(align_columns(rows))
 
 
 def known_corpora(folder: Path) -> str:

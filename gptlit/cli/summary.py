@@ -13,7 +13,7 @@ from torch import nn
 from gptlit.data.loaders import Batch
 from gptlit.model import cost
 from gptlit.model.gpt import GPT, NoPositions
-from gptlit.terminal import duration
+from gptlit.terminal import align_columns, duration
 from gptlit.training import losses
 from gptlit.training.module import LitGPT
 
@@ -56,8 +56,7 @@ def report(trainer: L.Trainer, module: LitGPT, precision_reason: str = "") -> st
 
 def aligned(rows: Rows) -> str:
     """Names, and values behind them, in two columns."""
-    width = max(len(name) for name, _ in rows) + 2
-    return "\n".join(f"  {name:<{width}}{value}" for name, value in rows)
+    return "\n".join(f"  {line}" for line in align_columns(rows, left=(0, 1)))
 
 
 def _share(count: int, total: int) -> str:

@@ -27,7 +27,7 @@ from gptlit.model.gpt import GPT
 from gptlit.parser import OneLineErrors, text_of, with_environment
 from gptlit.predict import modes, prompts
 from gptlit.predict.modes import Format, Mode
-from gptlit.terminal import SEPARATOR, broken, columns, columns_of, in_colour, put_stream
+from gptlit.terminal import SEPARATOR, columns, columns_of, in_colour, wrap_words, write_stream
 from gptlit.tokenizers.base import Tokenizer, Unknown
 
 FILE_COLUMNS = 100
@@ -212,7 +212,7 @@ def put(
         else:
             shown = text.whole if options.echo else text.text
             told = (SEPARATOR if index else "") + shown + ("" if shown.endswith("\n") else "\n")
-        out.write(told if columns is None else broken(told, columns))
+        out.write(told if columns is None else wrap_words(told, columns))
         out.flush()
     if scores and options.format == "text" and len(work) == 1:
         note(f"scores, the best first: {', '.join(scores)}")
@@ -415,7 +415,7 @@ def _write(
         begun = [(next(pieces), pieces) for pieces in streams]
         for index, (prompt, pieces) in enumerate(begun):
             sys.stdout.write(SEPARATOR if index else "")
-            put_stream(itertools.chain([prompt] if options.echo else [], pieces))
+            write_stream(itertools.chain([prompt] if options.echo else [], pieces))
         return
     scored = options.format == "jsonl"
     texts = in_batches(model, tokenizer, work, settings, options.unknown, scored)

@@ -16,7 +16,7 @@ from gptlit.messages import UsageError, did_you_mean, note
 from gptlit.model.gpt import GPT
 from gptlit.parser import OneLineErrors, text_of
 from gptlit.predict import prompts
-from gptlit.terminal import SEPARATOR, put_stream
+from gptlit.terminal import SEPARATOR, write_stream
 from gptlit.tokenizers.base import Tokenizer
 
 HELP = """\
@@ -183,4 +183,4 @@ def _write(session: Session, by_hand: bool) -> None:
         )
         first = next(pieces)
         session.n_texts += 1
-        put_stream(itertools.chain([first] if options.echo else [], pieces), at_once=True)
+        write_stream(itertools.chain([first] if options.echo else [], pieces), at_once=True)

@@ -16,7 +16,15 @@ from gptlit.messages import note
 from gptlit.predict.checkpoints import Stage, run_of
 from gptlit.predict.modes import Format
 from gptlit.predict.sweep import Row, Sweep, as_json
-from gptlit.terminal import padded, printable, shortened, visible, width, wrapped
+from gptlit.terminal import (
+    align_row,
+    column_widths,
+    format_value,
+    printable,
+    shortened,
+    visible,
+    wrapped,
+)
 
 K = TypeVar("K", bound=Hashable)
 LEAST_TEXT = 30  # columns; where a table leaves less for the text, it stands below its figures
@@ -77,16 +85,12 @@ def caption(sweep: Sweep) -> str:
     combined = [dataclasses.replace(sweep.settings, **each) for each in sweep.combinations]
     used = {name: value for settings in combined for name, value in settings.used().items()}
     parts += [
-        f"{name} {_told(value)}"
+        f"{name} {format_value(value, 'none')}"
         for name, value in used.items()
         if name not in sweep.combinations[0]
         and (name in ("temperature", "max_new_tokens") or value != usual[name])
     ]
     return ", ".join(parts)
-
-
-def _told(value: Any) -> str:
-    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _told_of(stage: Stage) -> dict[str, str]:
@@ -101,7 +105,7 @@ def _labels(
 ) -> dict[str, str]:
     """What tells a row from the others."""
     labels = _told_of(stage) if len(sweep.stages) > 1 else {}
-    labels |= {name: _told(value) for name, value in settings.items()}
+    labels |= {name: format_value(value, "none") for name, value in settings.items()}
     if len(sweep.seeds) > 1 and not sweep.is_all_search:
         labels["seed"] = "-" if seed is None else str(seed)
     if len(sweep.prompts) > 1:
@@ -124,8 +128,9 @@ def _widths(sweep: Sweep) -> dict[str, int]:
         for stage, combination in itertools.product(sweep.stages, sweep.combinations)
         for seed, prompt in itertools.product(sweep.seeds_of(combination), sweep.prompts)
     ]
-    widths = {name: max(width(name), *(width(each[name]) for each in labels)) for name in labels[0]}
-    return widths | {name: len(name) for name in FIGURES}
+    names = [*labels[0], *FIGURES]
+    rows = [[each.get(name, "") for name in names] for each in labels]
+    return dict(zip(names, column_widths([names, *rows]), strict=True))
 
 
 def as_text(sweep: Sweep, rows: Iterable[Row], room: int) -> Iterator[str]:
@@ -161,8 +166,9 @@ def _paragraph(text: str, room: int) -> str:
 
 
 def _line(told: dict[str, str], widths: dict[str, int], text: str) -> str:
-    line = [padded(told[name], widths[name], name not in AT_THE_LEFT) for name in widths]
-    return "  ".join([*line, text]).rstrip()
+    left = [index for index, name in enumerate(widths) if name in AT_THE_LEFT]
+    cells = [told[name] for name in widths]
+    return f"{align_row(cells, list(widths.values()), left)}  {text}".rstrip()
 
 
 def as_markdown(sweep: Sweep, rows: Iterable[Row]) -> Iterator[str]:
@@ -220,7 +226,7 @@ def to_tensorboard(sweep: Sweep, rows: Iterable[Row], folder: Path) -> None:
 
 
 def _name(row: Row, several_runs: bool) -> str:
-    settings = [f"{name}={_told(value)}" for name, value in row.settings.items()]
+    settings = [f"{name}={format_value(value, 'none')}" for name, value in row.settings.items()]
     run = [run_of(row.stage.path).name] if several_runs else []
     return ",".join(run + settings) or "texts"
 

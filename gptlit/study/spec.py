@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gptlit.messages import UsageError
+from gptlit.terminal import format_value
 from gptlit.training.logged_metrics import VALIDATION_METRICS
 
 Settings = dict[str, Any]
@@ -192,13 +193,6 @@ def _is_exact(value: Any) -> bool:
     """Whether a folder's name identifies the value, neither rounded nor cleaned."""
     shown = format_value(value)
     return float(shown) == value if isinstance(value, float) else _cleaned(shown) == shown
-
-
-def format_value(value: Any) -> str:
-    """Format an option's value for tables and folder names."""
-    if isinstance(value, float):
-        return f"{value:g}"
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def setting_label(settings: Settings, equals: str = " ", separator: str = ", ") -> str:

@@ -34,8 +34,8 @@ from gptlit.study.spec import (
     Settings,
     Study,
     as_arguments,
-    format_value,
 )
+from gptlit.terminal import format_value
 from gptlit.yaml_keys import refuse_duplicates
 
 KEYS = (

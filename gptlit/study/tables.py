@@ -18,11 +18,10 @@ from gptlit.study.spec import (
     Settings,
     Setup,
     Study,
-    format_value,
     setting_label,
     short_names,
 )
-from gptlit.terminal import duration, padded, shortened, width, wrapped
+from gptlit.terminal import align_columns, duration, format_value, shortened, width, wrapped
 
 MOST_SERIES = 16  # in a legend
 CURVE_POINTS = 60
@@ -122,16 +121,13 @@ def _aligned(cells: Sequence[dict[str, str]], room: int) -> list[str]:
     """Rows below their heads, or, where there is no room for that, a paragraph for each."""
     cells = [{name: shortened(text, LONGEST_CELL) for name, text in row.items()} for row in cells]
     names = list(dict.fromkeys(itertools.chain(*cells)))
-    widths = {
-        name: max(width(name), *(width(row.get(name, "-")) for row in cells)) for name in names
-    }
-    if sum(widths.values()) + 2 * (len(names) - 1) > room:
+    lines = align_columns(
+        [names, *([row.get(name, "-") for name in names] for row in cells)],
+        left=[index for index, name in enumerate(names) if name == "setting"],
+    )
+    if max(map(width, lines)) > room:
         paragraphs = [", ".join(f"{name} {text}" for name, text in row.items()) for row in cells]
         return list(itertools.chain(*(wrapped(each, room) for each in paragraphs)))
-    lines = []
-    for row in [{name: name for name in names}, *cells]:
-        padding = [padded(row.get(n, "-"), widths[n], right=n != "setting") for n in names]
-        lines.append("  ".join(padding).rstrip())
     return lines
 
 

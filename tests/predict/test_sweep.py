@@ -138,7 +138,7 @@ def test_a_wide_table_has_one_line_for_a_short_text(
     monkeypatch.setenv("COLUMNS", "100")
     text = call(gptlit, run, "--sweep", "top_k=3,9", "--ban=\n", "--echo=false").out
     caption, rest = text.split("\n\n", 1)
-    shared = "prompt 'the', seed 1337, temperature 0.8, max_new_tokens 15, ban ['\\n']"
+    shared = "prompt 'the', seed 1337, temperature 0.8, max_new_tokens 15, ban [\"\\n\"]"
     assert shared in " ".join(caption.split())
     head, first, second, *_ = filter(None, rest.splitlines())
     assert head.split() == ["top_k", "logprob", "entropy", "distinct", "text"]
