@@ -1,4 +1,4 @@
-"""Fits the options of a new run to its text, where they are a shipped config's or defaults."""
+"""Adapts options of a new run to its text: those that the user left to a config or a default."""
 
 import itertools
 import os
@@ -16,16 +16,16 @@ from gptlit.data.datamodule import TextDataModule
 from gptlit.messages import UsageError, opt
 from gptlit.tokenizers.base import Tokenizer, TokenizerOptions
 
-HEAD_CHARS = 1_000_000  # of a text, in which a config's prompts are looked for
+HEAD_CHARS = 1_000_000  # of the text, searched for the prompts of a config
 
 
 @dataclass
 class Adapted:
-    """What has become of a run's options.
+    """The changes to a run's options.
 
     Args:
-        changes: A line for each option that was changed.
-        expectation: What such a text can give, in short lines.
+        changes: A line for each changed option.
+        expectation: Short lines on what a model of such a text can learn.
     """
 
     changes: list[str] = field(default_factory=list)
@@ -33,29 +33,29 @@ class Adapted:
 
     @property
     def rows(self) -> list[tuple[str, str]]:
-        """The same as names and values, for a table."""
-        told = {"adapted": self.changes, "expect": self.expectation}
+        """Rows of names and values for the start-up block."""
+        groups = {"adapted": self.changes, "expect": self.expectation}
         return [
             ("" if index else name, line)
-            for name, lines in told.items()
+            for name, lines in groups.items()
             for index, line in enumerate(lines)
         ]
 
 
 def adapt(options: Namespace, chosen: Collection[str], tokenizer: Tokenizer | None) -> Adapted:
-    """Change what the user left to a shipped config, where the text is another than its own.
+    """Adapt options that the user didn't give to the text, where the user chose the text.
 
-    Prompts that don't stand in the text give way to its beginning. For a text of fewer than
-    SMALL_CHARS characters, the share for validation, block, batch and the interval between
-    validations are those of `small_texts`.
+    Prompts that don't occur in the text are replaced by its beginning. For a text of fewer than
+    SMALL_CHARS characters, `small_texts` chooses the validation fraction, block size, batch size
+    and validation interval.
 
     Args:
-        options: Those of `fit`, changed in place.
-        chosen: The names of options that the user gave, which stay as they are.
-        tokenizer: A finished one, which the run begins with.
+        options: Options of `fit`, changed in place.
+        chosen: Names of the options that the user gave; they are not changed.
+        tokenizer: Tokenizer of the weights that the run begins from, if any.
 
     Raises:
-        UsageError: the text is too short for any block size, or can't be read.
+        UsageError: The text is too short for any block size, or can't be read.
     """
     adapted = Adapted()
     if not {"data.path", "data.corpus"} & set(chosen):
@@ -63,7 +63,7 @@ def adapt(options: Namespace, chosen: Collection[str], tokenizer: Tokenizer | No
     text = _data_module(options, tokenizer).load_text()
     head = _beginning(text, HEAD_CHARS)
     if not head.strip():
-        return adapted  # who reads it whole refuses it
+        return adapted  # preparing the text reports that it is empty
     if len(head) < small_texts.SMALL_CHARS:
         _adapt_sizes(options, chosen, tokenizer, head, adapted)
     prompts = options.samples.prompts
@@ -103,7 +103,7 @@ def _adapt_sizes(
                 model.block_size, lambda size: module.order_of(size).n_windows, n_val, least_windows
             )
 
-        # a batch of the user's own that no block size has windows for is refused as ever
+        # a batch size given by the user that is too large is reported by the data module
         size = fitting(least) or fitting(1)
         if size is None:
             raise _too_short(module, chosen)
@@ -143,18 +143,18 @@ def _too_short(module: TextDataModule, chosen: Collection[str]) -> UsageError:
 
 
 def _beginning(text: Text, n_chars: int) -> str:
-    """The first characters of a text, cleaned."""
+    """Return the first characters of the cleaned text."""
     documents = text.documents()
     blocks: Iterable[str] = itertools.chain.from_iterable(documents)
     if text.options.cleaning != AS_IT_IS:
         blocks = Cleaner(text.options.cleaning)("".join(blocks) for blocks in documents)
-    found, n_found = [], 0
+    found, n_missing = [], n_chars
     for block in blocks:
-        found.append(block)
-        n_found += len(block)
-        if n_found >= n_chars:
+        found.append(block[:n_missing])
+        n_missing -= len(block)
+        if n_missing <= 0:
             break
-    return "".join(found)[:n_chars]
+    return "".join(found)
 
 
 def _data_module(options: Namespace, tokenizer: Tokenizer | None) -> TextDataModule:
@@ -169,7 +169,7 @@ def _data_module(options: Namespace, tokenizer: Tokenizer | None) -> TextDataMod
 
 
 def n_processes(trainer: Namespace) -> int:
-    """How many processes a run will have, by its options of the Trainer and by the launcher."""
+    """Return the number of processes of a run, from its Trainer options and the launcher."""
     if launched := os.environ.get("WORLD_SIZE"):
         return int(launched)
     devices = trainer.devices

@@ -1,4 +1,4 @@
-"""The command line before parsing: config names become paths, checkpoints bring their options."""
+"""Prepares a command line for parsing: finds configs, and reads the options of a checkpoint."""
 
 import importlib.resources
 from collections.abc import Callable, Iterator, Sequence
@@ -16,41 +16,41 @@ from gptlit.messages import UsageError, did_you_mean
 from gptlit.parser import GROUPS, from_environment
 from gptlit.yaml_keys import refuse_duplicates
 
-STUDIES = "studies/"  # among the configs, and none
+STUDIES = "studies/"  # the folder of configs that are study files
 DEFAULT_CONFIG = "small.yaml"
-# a comment ahead of YAML: the parser reads a file whose name is the text, if there is one
+# a comment before YAML, too long for a path: the parser looks for a file of that name first
 NO_PATH = f"#{'-' * 5000}\n"
-MOST_CHARACTERS = 1 << 17  # of a run's options; a run has some 3,000
-HELP = {"-h", "--help", "--print_config"}
+MOST_CHARACTERS = 1 << 17  # of the options in a checkpoint; a run has about 3,000
+PRINT_CONFIG = "--print_config"
 
 
 @dataclass(frozen=True)
 class Start:
-    """The checkpoint that a command starts from: its path, and all that it holds."""
+    """The checkpoint that a command starts from: its path and its content."""
 
     path: Path
     content: dict[str, Any]
 
     @property
     def described(self) -> dict[str, Any]:
-        """What gptlit put into it: config, tokenizer, text, run, seed."""
+        """gptlit's part of the content: config, tokenizer, text, run, seed."""
         return self.content[checkpoint.KEY]
 
     @property
     def step(self) -> int:
-        """The optimizer steps made before it was saved."""
+        """Optimizer steps made before it was saved."""
         return int(self.content["global_step"])
 
 
 @dataclass(frozen=True)
 class CommandLine:
-    """A command as Lightning's CLI understands it, and what it starts from.
+    """The arguments for Lightning's CLI, and the checkpoint that they start from.
 
     Args:
-        words: The arguments; a checkpoint's options are a config before all others.
+        words: Arguments; a checkpoint's options are a config before all others.
         start: The checkpoint, if there is one.
-        configs: The files that the user names.
-        trusts: Whether all of the checkpoint's options are taken.
+        configs: Paths of the configs that the user gave.
+        trusts: Whether to use all options of the checkpoint.
     """
 
     words: list[str]
@@ -60,7 +60,7 @@ class CommandLine:
 
 
 def take(words: Sequence[str], *names: str) -> tuple[list[str], list[str]]:
-    """The values of each `--name value` or `--name=value`, and the other words."""
+    """Return the values of the named options, and the other words."""
     values, others = [], []
     remaining = iter(words)
     for word in remaining:
@@ -72,12 +72,12 @@ def take(words: Sequence[str], *names: str) -> tuple[list[str], list[str]]:
         elif (following := next(remaining, None)) is not None:
             values.append(following)
         else:
-            others.append(word)  # the parser tells what is missing
+            others.append(word)  # the parser reports the missing value
     return values, others
 
 
 def shipped_configs() -> dict[str, Path]:
-    """The configs that are installed with the package, by their path within it."""
+    """Return the configs installed with the package, by their path within its folder."""
     folder = Path(str(importlib.resources.files("gptlit.configs")))
     found = sorted(folder.rglob("*.yaml"), key=lambda path: (len(path.parts), path))
     configs = {path.relative_to(folder).as_posix(): path for path in found}
@@ -85,16 +85,16 @@ def shipped_configs() -> dict[str, Path]:
 
 
 def shipped_studies() -> dict[str, Path]:
-    """The study files that are installed with the package, by their names."""
+    """Return the study files installed with the package, by name."""
     folder = Path(str(importlib.resources.files("gptlit.configs"))) / STUDIES
     return {path.name: path for path in sorted(folder.glob("*.yaml"))}
 
 
 def find_study(name: str) -> Path:
-    """The study file at a path, or else the shipped one of that name.
+    """Return the study file at a path, or else the shipped one of that name.
 
     Raises:
-        UsageError: there is neither.
+        UsageError: There is no such file.
     """
     inputs.refuse_endless(path := Path(name).expanduser(), "gptlit study")
     if path.is_file():
@@ -110,10 +110,10 @@ def find_study(name: str) -> Path:
 
 
 def find_config(name: str) -> Path:
-    """The config at a path, or else the shipped one of that name, with or without its ending.
+    """Return the config at a path, or else the shipped one of that name, with or without .yaml.
 
     Raises:
-        UsageError: there is neither, or what there is holds no options by name.
+        UsageError: There is no such file, or it is not a mapping of options.
     """
     name = inputs.path_or_copy(name, "--config", None, inputs.TEXT_BYTES)
     if Path(name).is_file():
@@ -132,10 +132,10 @@ def find_config(name: str) -> Path:
 
 
 def given_by_user(words: Sequence[str]) -> set[str]:
-    """The options given by flag, by environment or by a config of the user's own, by full name.
+    """Return the full names of options given by flag, environment or the user's own configs.
 
     Args:
-        words: The arguments, as `expand` returns them for a run without a checkpoint.
+        words: Arguments as `expand` returns them for a run without a checkpoint.
     """
     shipped = {path.resolve() for path in shipped_configs().values()}
     given: set[str] = set()
@@ -156,7 +156,7 @@ def _names_in(options: dict[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def _check_config(name: str) -> None:
-    """Refuse what the parser would refuse without naming the file, or not at all."""
+    """Refuse errors that the parser would report without naming the file, or not at all."""
     try:
         text = Path(name).read_text(encoding="utf-8")
         content = yaml.safe_load(text)
@@ -182,7 +182,7 @@ def _check_config(name: str) -> None:
 
 
 def _options_of(start: Start) -> dict[str, Any]:
-    """The options of the run that saved a checkpoint."""
+    """Return the options of the run that saved a checkpoint."""
     try:
         if len(start.described["run"]) > MOST_CHARACTERS:
             raise TypeError("no options of a run")
@@ -198,7 +198,7 @@ def _options_of(start: Start) -> dict[str, Any]:
 
 
 def _trusts(words: Sequence[str]) -> bool:
-    """Whether `--trust_checkpoint` stands among the arguments, alone or as true."""
+    """Whether the arguments have `--trust_checkpoint`, alone or with true."""
     trusts = False
     for word, following in zip(words, [*words[1:], "--"], strict=False):
         name, equals, value = word.partition("=")
@@ -209,7 +209,7 @@ def _trusts(words: Sequence[str]) -> bool:
 
 
 def _given(words: Sequence[str], configs: Sequence[Path]) -> set[str]:
-    """Dotted names of the options that the user sets, rather than adds to."""
+    """Return dotted names of the options that the user sets, without those added to by `+`."""
     found = set()
     for word in words:
         name = word.removeprefix("--").partition("=")[0]
@@ -235,26 +235,25 @@ def expand(
     arguments: Sequence[str],
     check: Callable[[dict[str, Any], Path, set[str]], dict[str, Any]],
 ) -> CommandLine:
-    """Arguments that Lightning's CLI understands, and the checkpoint they start from.
+    """Return the arguments for Lightning's CLI, and the checkpoint that they start from.
 
-    What comes later wins: configs, then environment variables, then flags. A checkpoint
-    brings its own run's options as a config before all others: the whole of them to go on
-    training, those of model and data to evaluate. `fit` with neither config nor checkpoint
-    gets small.yaml.
+    Later arguments win: configs, then environment variables, then flags. The options of a
+    checkpoint's run become a config before all others: all of them to resume training, those of
+    model and data to evaluate. `fit` with neither config nor checkpoint uses small.yaml.
 
     Args:
-        verb: The command's.
-        arguments: Those behind it.
-        check: Gives what may be used of a checkpoint's options, by the options, the
-            checkpoint's path, and the names of those that the user gives.
+        verb: Verb of the command.
+        arguments: Arguments after the verb.
+        check: Returns the usable options of a checkpoint. Its arguments are the options, the
+            checkpoint's path, and the names of the options that the user gives.
 
     Raises:
-        UsageError: no such config or checkpoint, or one that isn't to be trusted.
+        UsageError: A config or checkpoint doesn't exist or can't be used.
     """
     names, words = take([*from_environment(verb), *arguments], "--config", "-c")
     paths, words = take(words, "--ckpt_path")
     files = [find_config(name) for name in names]
-    if not paths and verb != "fit" and not HELP & set(words):
+    if not paths and verb != "fit" and PRINT_CONFIG not in words:
         paths = ["best"]
     if not paths:
         if verb == "fit" and not files:
@@ -267,7 +266,7 @@ def expand(
     if not trusts:
         options = check(options, start.path, _given(words, files))
     if take(words, "--data.corpus")[0] and not take(words, "--data.path")[0]:
-        # the corpus named now is meant, not the file of then, which would win
+        # the checkpoint's data.path would win over the corpus given now
         options["data"]["path"] = None
     configs = [NO_PATH + yaml.safe_dump(options), *files]
     own = [*(f"--config={each}" for each in configs), *words, f"--ckpt_path={start.path}"]

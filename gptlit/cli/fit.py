@@ -24,7 +24,7 @@ from gptlit import __version__, yaml_keys
 from gptlit.checkpoints import checkpoint, init_from
 from gptlit.cli import lr_find, preflight, saved_options, summary, trusted_options
 from gptlit.cli.adapting import Adapted, adapt
-from gptlit.cli.arguments import HELP, CommandLine, expand, given_by_user
+from gptlit.cli.arguments import PRINT_CONFIG, CommandLine, expand, given_by_user
 from gptlit.cli.lightning_warnings import lightning_command
 from gptlit.cli.shorthand import ONE_OF_A_RUN, full_names, name_words, option_of_run
 from gptlit.cli.user_modules import importable
@@ -641,7 +641,7 @@ def main(arguments: Sequence[str]) -> None:
     verb, *rest = arguments
     with lightning_command(), contextlib.ExitStack() as held:
         if verb == "summary":
-            if HELP & set(rest):
+            if PRINT_CONFIG in rest:
                 print("gptlit summary takes the options of gptlit fit, and doesn't train\n")
             GptlitCLI("fit", rest, held, look=_summarize)
         else:

@@ -1,4 +1,4 @@
-"""A run's options as they are written: only those that can be read back for a resume."""
+"""Writes a run's options, leaving out those that can not be read back for a resume."""
 
 import contextlib
 import copy
@@ -12,7 +12,7 @@ from jsonargparse import Namespace
 
 Parse = Callable[[Any], Any]
 
-# where version 0.1.0 had the classes that a run's options can name
+# modules of version 0.1.0 with classes that a run's options can name: their present modules
 _MOVED = {
     "callbacks.SampleText": "runs.sample_text",
     "callbacks": "runs.report",
@@ -27,10 +27,10 @@ _MOVED = {
 
 
 def read(text: str) -> Any:
-    """The options of a run, as its checkpoint keeps them: YAML.
+    """Return the options of a run from the YAML in its checkpoint.
 
     Raises:
-        yaml.YAMLError: invalid YAML, or tags that name classes.
+        yaml.YAMLError: The YAML is invalid, or has tags that name classes.
     """
     return yaml.safe_load(re.sub(r"\bgptlit\.([a-z_]+)\.([A-Z]\w*)", _moved, text))
 
@@ -41,15 +41,16 @@ def _moved(found: re.Match[str]) -> str:
 
 
 def leave_out(written: dict[str, Any], options: Namespace, parse: Parse) -> list[str]:
-    """Remove from a run's options as they are written what reading them again fails at.
+    """Remove values that can not be parsed again from a run's written options.
 
     Args:
-        written: By groups, as YAML has them; changed in place.
-        options: The same, as they were parsed at first.
-        parse: Reads options, and raises a ValueError or a TypeError for those that it can't.
+        written: Options by group, as loaded from YAML; changed in place.
+        options: Parsed options that were written.
+        parse: Parses options; raises a ValueError or a TypeError where it can't.
 
     Returns:
-        The dotted names of what was left out, arguments of classes by themselves if possible.
+        Dotted names of the removed options, and of single arguments of classes where the rest
+        of the class can be parsed.
     """
 
     def reader(group: str, name: str) -> Parse:
@@ -71,17 +72,19 @@ def leave_out(written: dict[str, Any], options: Namespace, parse: Parse) -> list
 
 
 def dump(options: Namespace, dump_all: Callable[[Namespace], str]) -> tuple[str, list[str]]:
-    """Options as YAML, and the dotted names of what had to be left out for that.
+    """Return options as YAML, and the dotted names of arguments that could not be written.
 
     Args:
-        options: By groups, as they were parsed.
-        dump_all: Writes them, and raises a ValueError or a TypeError if it can't.
+        options: Parsed options by group.
+        dump_all: Writes options; raises a ValueError or a TypeError where it can't.
     """
     try:
         return dump_all(options), []
     except (ValueError, TypeError) as error:
         specs = {name: value for name, value in vars(options.trainer).items() if _specs(value)}
-        names = [f"trainer.{name}.{own}" for name, value in specs.items() for own in _odd(value)]
+        names = [
+            f"trainer.{name}.{own}" for name, value in specs.items() for own in _objects(value)
+        ]
         if not names:
             raise error
         options = copy.copy(options)
@@ -89,26 +92,26 @@ def dump(options: Namespace, dump_all: Callable[[Namespace], str]) -> tuple[str,
         for name, value in specs.items():
             options.trainer[name] = copy.deepcopy(value)
             for spec in _specs(options.trainer[name]):
-                for own in _odd(spec):
+                for own in _objects(spec):
                     del spec.init_args[own]
         return dump_all(options), names
 
 
 def _specs(value: Any) -> list[Namespace]:
-    """The classes that an option names, with their arguments."""
+    """Return the classes that an option names, with their arguments."""
     items = value if isinstance(value, list) else [value]
     return [each for each in items if isinstance(each, Namespace) and "init_args" in each]
 
 
-def _odd(value: Any) -> list[str]:
-    """The arguments of classes that are objects, such as an Enum, of which YAML knows nothing."""
+def _objects(value: Any) -> list[str]:
+    """Return the names of class arguments that YAML can't write, such as an Enum."""
     found = []
     for spec in _specs(value):
         for name, each in vars(spec.init_args).items():
             with contextlib.suppress(Exception):
                 yaml.safe_dump(each)
                 continue
-            if not callable(each):  # of which jsonargparse writes where it is imported from
+            if not callable(each):  # jsonargparse writes the import path of a callable
                 found.append(name)
     return found
 
@@ -127,7 +130,7 @@ def _reads(value: Any, original: Any, read: Parse) -> bool:
 
 
 def _differs(found: Any, original: Any) -> bool:
-    """Whether a string stands where something else was: a description of it, that is."""
+    """Whether an object was read as a string, which only describes it."""
     if isinstance(found, str):
         return found != original and not isinstance(original, os.PathLike)
     if isinstance(found, list | tuple) and isinstance(original, list | tuple):
@@ -140,7 +143,7 @@ def _differs(found: Any, original: Any) -> bool:
 
 
 def _readable(value: Any, original: Any, read: Parse) -> tuple[Any, list[str]]:
-    """What of an option's value is readable, and the names of the rest within it."""
+    """Return the readable part of an option's value, and the names of the other parts."""
     if isinstance(value, list) and _has_class(value):
         parts = [
             _readable(*each, lambda item: read([item])[0])
@@ -167,7 +170,7 @@ def _without(value: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
 
 
 def _lost(value: dict[str, Any], original: Any, read: Parse) -> list[str]:
-    """The arguments of a class that are read as the strings that describe them."""
+    """Return the arguments of a class that are read as strings instead of objects."""
     try:
         found = vars(read(value)["init_args"])
     except (ValueError, TypeError, KeyError):

@@ -1,4 +1,4 @@
-"""Short forms of the command line: words without an option, and options without their group."""
+"""Expands short forms of the command line: values without an option, options without a group."""
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -9,9 +9,9 @@ from gptlit.cli.arguments import shipped_configs
 from gptlit.corpora.catalog import CORPORA
 from gptlit.messages import UsageError, did_you_mean, is_first_process, note
 
-# what is meant as true or false, also where the parser knows it by another word only
+# values of a switch, including spellings that the parser refuses
 BOOLEANS = {"true", "false", "yes", "no", "on", "off", "1", "0", "none", "null"}
-# what a run has one of, by the options that name it, and how to give more
+# options of which a run takes one value: what the value is, and how to give more
 ONE_OF_A_RUN = {
     "--data.path": "text (a folder, or a glob in quotes, takes many files)",
     "--data.corpus": "text (a folder, or a glob in quotes, takes many files)",
@@ -26,23 +26,23 @@ def name_words(
     lists: Collection[str] = (),
     one_of: Mapping[str, str] = {},
 ) -> list[str]:
-    """The same words, each that stands alone as the value of the option that it means.
+    """Return the words with an option added to each value that has none.
 
     Args:
-        words: Options and values, as they were typed.
-        option_for: Gives the option, such as --prompt, that a word means.
-        switches: Options whose value, true or false, may be left out.
+        words: Options and values, as typed.
+        option_for: Returns the option, such as --prompt, that a value belongs to.
+        switches: Options whose value, true or false, may be omitted.
         lists: Options that take all values up to the next option.
-        one_of: What there is one of, by options; a word may not name a second one, since an
-            option that is given again replaces the first without notice.
+        one_of: Kinds of values, by option, of which a run takes one: a repeated option would
+            replace the first value without notice.
 
     Raises:
-        UsageError: a word names a second one.
+        UsageError: There are several values of a kind in `one_of`.
     """
     named: list[str] = []
-    found: dict[str, list[str]] = {}  # by what there is one of: what is given
+    found: dict[str, list[str]] = {}  # values by kind
     from_words: set[str] = set()
-    waiting = ""  # the option whose value may come next
+    waiting = ""  # option whose value may come next
 
     def take(option: str, value: str) -> None:
         if kind := one_of.get(option):
@@ -73,10 +73,10 @@ def name_words(
 
 
 def option_of_run(word: str) -> str:
-    """What a word means to fit, validate, test and summary: a config, a checkpoint or a text.
+    """Return the option of a value of fit, validate, test and summary: config, checkpoint or text.
 
     Raises:
-        UsageError: it means none of them, or more than one.
+        UsageError: The value belongs to none of the options, or to several.
     """
     stems = {Path(name).stem for name in shipped_configs()}
     is_yaml = word.endswith((".yaml", ".yml"))
@@ -94,16 +94,16 @@ def option_of_run(word: str) -> str:
         candidates = " or ".join(f"{option} {word}" for option in found)
         raise UsageError(f"{word}: may mean {candidates}; give the option's name")
     raise UsageError(
-        f"{word}: is no option, and no config, checkpoint or text either; options are written "
+        f"{word}: is not an option, a config, a checkpoint or a text; options are written "
         f"--name value.{did_you_mean(word, sorted(stems | set(CORPORA)))}"
     )
 
 
 def option_of_predict(word: str) -> str:
-    """What a word means to predict: a prompt, or the file of a checkpoint.
+    """Return the option of a value of predict: a prompt or a checkpoint.
 
     Raises:
-        UsageError: it may be both.
+        UsageError: The value may be either.
     """
     if word in ALIASES:
         raise UsageError(
@@ -113,14 +113,14 @@ def option_of_predict(word: str) -> str:
 
 
 def full_names(words: Sequence[str], known: Collection[str]) -> list[str]:
-    """The same words, with --lr as --model.lr where exactly one option ends in that name.
+    """Return the words with full option names: --model.lr for --lr if no other name ends in lr.
 
     Args:
-        words: Options and values, as they were typed.
-        known: The full names of all options, such as model.lr.
+        words: Options and values, as typed.
+        known: Full names of all options, such as model.lr.
 
     Raises:
-        UsageError: several options end in the name; the message lists them.
+        UsageError: Several options end in the name; the message lists them.
     """
     full: list[str] = []
     for word in words:
@@ -134,7 +134,7 @@ def full_names(words: Sequence[str], known: Collection[str]) -> list[str]:
             found += sorted(each for each in known if each.startswith(f"{name}_"))
             raise UsageError(f"{flag}: may mean {' or '.join(f'--{each}' for each in found)}")
         if not found:
-            full.append(word)  # the parser refuses it, and suggests another
+            full.append(word)  # the parser refuses it and suggests another
             continue
         if is_first_process():
             note(f"{flag}: taken as --{found[0]}")

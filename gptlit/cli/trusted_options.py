@@ -1,9 +1,9 @@
-"""What a checkpoint's stored run options may do: be options, and not run or write anything else.
+"""Checks the run options in a checkpoint, so that they can't run code or write elsewhere.
 
-A checkpoint can come from anybody, and its options become a config. So from them come plain
-values, Lightning's and gptlit's own callbacks, loggers and profilers with plain arguments, and
-no folder but the run's own. All else is refused, unless the user gives it or trusts the file.
-Nothing is imported to find out.
+A checkpoint can come from anyone, and its options become a config. Allowed are plain values,
+callbacks, loggers and profilers of Lightning and gptlit with plain arguments, and folders within
+the run's own. Everything else is refused, unless the user gives the option or trusts the
+checkpoint. The checks import nothing.
 """
 
 import inspect
@@ -27,29 +27,34 @@ from gptlit.runs import run_folder
 
 FLAG = "--trust_checkpoint true"
 CLASSES = {"callbacks": Callback, "logger": Logger, "profiler": Profiler, "plugins": None}
-BY_NAME = ("trainer.strategy", "trainer.accelerator")  # or of a class, which a string may name
+BY_NAME = ("trainer.strategy", "trainer.accelerator")  # strings that could name a class
 PROFILERS = ("simple", "advanced", "pytorch", "xla")
-UNLISTED = (LambdaCallback,)  # which calls whatever it is given
-MOST_VALUES = 20_000  # aliases make a short YAML text a huge one
+REFUSED = (LambdaCallback,)  # calls its arguments
+MOST_VALUES = 20_000  # aliases can make a short YAML text huge
 
 _FOLDER = re.compile(r"(^|_)(dir|dirpath|path|folder|root|location)$")
 _REMOTE = re.compile(r"(^|_)(api_key|uri|url|host|entity|workspace)$")
 
 
 class _Refused(Exception):
-    """What a part of the options would do, and the option that the user could give instead."""
+    """Options are refused.
 
-    def __init__(self, what: str, option: str) -> None:
-        super().__init__(f"options {what}")
-        self.instead = f"{option} yourself"
+    Args:
+        effect: What the options would do, with "options" as the subject.
+        option: Flag that the user could give instead.
+    """
+
+    def __init__(self, effect: str, option: str) -> None:
+        super().__init__(f"options {effect}")
+        self.remedy = f"give {option} yourself"
 
 
 class _Linked(_Refused):
-    """A run's folder has a link by which something else would be written to."""
+    """The run's folder has a link to a place outside of it."""
 
     def __init__(self, link: Path) -> None:
         Exception.__init__(self, f"folder has the link {link} to {link.resolve()}, outside of it")
-        self.instead = "remove the link"
+        self.remedy = "remove the link"
 
 
 def check(
@@ -58,20 +63,20 @@ def check(
     given: Collection[str],
     groups: Mapping[str, type],
 ) -> dict[str, Any]:
-    """The options of a checkpoint's run, as far as the user doesn't give them.
+    """Return the options of a checkpoint's run, without those that the user gives.
 
     Args:
-        options: As the checkpoint has them.
-        path: Of the checkpoint.
-        given: Names of options, such as trainer.logger, that the user gives beside it.
-        groups: The class whose arguments a group of options is.
+        options: Options in the checkpoint.
+        path: Path of the checkpoint.
+        given: Names of options, such as trainer.logger, that the user gives.
+        groups: Class whose arguments the options of a group are.
 
     Raises:
-        UsageError: names what is refused, and the flag with which it isn't.
+        UsageError: An option is refused; the message names the flag that would allow it.
     """
     try:
         if not _is_small(options):
-            raise _Refused("are no run's options", "--config CONFIG")
+            raise _Refused("are too many to be those of a run", "--config CONFIG")
         own = _Options(path, given)
         if "trainer" in options:
             own.check_links()
@@ -79,12 +84,12 @@ def check(
     except _Refused as error:
         raise UsageError(
             f"--ckpt_path {path}: its run's {printable(str(error))}; give {FLAG} if you trust "
-            f"whoever made the checkpoint, or {printable(error.instead)}"
+            f"the source of the checkpoint, or {printable(error.remedy)}"
         ) from error
 
 
 def _hints(made: type) -> dict[str, Any]:
-    hints = hints_of(made.__init__)  # type: ignore[misc]  # of this class, and no other's
+    hints = hints_of(made.__init__)  # type: ignore[misc]  # the hints of exactly this class
     if "__signature__" in vars(made):  # its options are those of a dataclass
         hints |= hints_of(made)
     takes_more = inspect.signature(made).parameters.get("gpt")
@@ -102,7 +107,7 @@ def _is_small(options: Mapping[str, Any]) -> bool:
 
 
 def _is_within(path: Path, folder: Path) -> bool:
-    """Whether a path lies in a folder, wherever links lead."""
+    """Whether a path is in a folder once links are resolved."""
     return folder.resolve() in path.resolve().parents
 
 
@@ -111,11 +116,11 @@ class _Options:
         self.given = given
         self.run = run_folder.of_checkpoint(path)
         self.root = self.run.absolute().parent.parent if self.run else None
-        self.place = self.root or Path.cwd()  # where a resume writes
-        self.began: Path | None = None  # the folder that its run was started in
+        self.place = self.root or Path.cwd()  # folder that a resumed run writes to
+        self.began: Path | None = None  # working folder of the first command of the run
 
     def check_links(self) -> None:
-        """Refuse links in the run's folder by which a resume would write elsewhere."""
+        """Refuse links in the run's folder through which a resumed run would write elsewhere."""
         if self.run is None:
             return
         for path in self.run.rglob("*"):
@@ -192,7 +197,7 @@ class _Options:
         return {**value, "init_args": kept}
 
     def _argument(self, name: str, own: str, value: str) -> None:
-        """Refuse an argument of a class that would write or send elsewhere."""
+        """Refuse an argument of a class that names a remote address or another folder."""
         if _REMOTE.search(own) or re.search("://|::", value):
             raise _Refused(f"send to {value} ({name}.{own})", f"--{name}")
         if _FOLDER.search(own):
@@ -217,7 +222,7 @@ class _Options:
         raise _Refused(f"write to {value} ({name}), outside of its run's folder", option)
 
     def _where_it_began(self, options: Mapping[str, Any]) -> Path | None:
-        """The folder that a run was started in, from which its relative folders are seen."""
+        """Return the working folder of the run's first command, to which its paths are relative."""
         trainer = options.get("trainer")
         value = trainer.get("default_root_dir") if isinstance(trainer, dict) else None
         parts = Path(str(value or ".")).parts
@@ -228,7 +233,7 @@ class _Options:
         )
 
     def _texts(self, name: str, value: str) -> str:
-        """Where a run keeps its texts, also if named as seen from another current folder."""
+        """Return the folder of a run's texts, which may be relative to another working folder."""
         if self.began and not Path(value).is_absolute():
             folder = self.began / value
             if has_tokens(folder) and _is_within(folder, self.began):
@@ -237,7 +242,7 @@ class _Options:
         return value
 
     def _root(self, name: str, value: str) -> str:
-        """Where a run's folder lies, also if named as seen from another current folder."""
+        """Return the root of a run's folder, which may be relative to another working folder."""
         folder = Path(value)
         if folder.expanduser().absolute().resolve() == Path.cwd().resolve():
             return value
@@ -250,14 +255,14 @@ class _Options:
 
 
 def _known_class(path: Any, base: type | None) -> type | None:
-    """The class of a dotted name if it is one of the listed ones, looked up without an import."""
+    """Return the class of a dotted name if it is allowed; imports nothing."""
     if not isinstance(path, str) or base is None:
         return None
     module, _, name = path.rpartition(".")
     if not re.fullmatch(r"(lightning\.pytorch|gptlit)(\.\w+)*", module):
         return None
     found = getattr(sys.modules.get(module), name, None)
-    if not isinstance(found, type) or not issubclass(found, base) or issubclass(found, UNLISTED):
+    if not isinstance(found, type) or not issubclass(found, base) or issubclass(found, REFUSED):
         return None
     own = re.match(r"(lightning\.pytorch|gptlit)\.", found.__module__)
     return found if own else None

@@ -28,18 +28,18 @@ Call = Callable[..., Result]
 WHICH = ("gptlit: resuming", "gptlit: model ")  # lines on the checkpoint that is used
 
 
-def assert_one_line(result: Result, *told: str) -> None:
+def assert_one_line(result: Result, *parts: str) -> None:
     assert result.code == 2
     lines = [line for line in result.err.splitlines() if not line.startswith(WHICH)]
     assert len(lines) == 1, result.err
     assert lines[0].startswith("gptlit: error: ")
     assert len(lines[0]) < 300
-    for part in told:
+    for part in parts:
         assert part in lines[0]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "parts"),
     [
         ("", ["no verb", "fit, predict, validate, test, data"]),
         ("--model.n_layer 3", ["no verb"]),
@@ -51,7 +51,7 @@ def assert_one_line(result: Result, *told: str) -> None:
         ("fit --seed 3", ["--seed: may mean --data.seed or --samples.seed or --seed_everything"]),
         ("resume", ["resume: unknown verb", "gptlit fit --ckpt_path last"]),
         ("help fitt", ["fitt: unknown verb", "Did you mean fit?"]),
-        ("fit tinny", ["tinny: is no option", "Did you mean tiny?"]),
+        ("fit tinny", ["tinny: is not an option", "Did you mean tiny?"]),
         ("fit tiny.yaml last", ["--ckpt_path last"]),
         ("predict best", ["best: may mean --prompt best or --ckpt_path best"]),
         ("predict ROMEO: --temprature 1", ["--temprature", "Did you mean --temperature?"]),
@@ -153,7 +153,7 @@ def assert_one_line(result: Result, *told: str) -> None:
         ("predict --ckpt_path nothing --trainer.devices 1", ["--ckpt_path nothing", "one device"]),
     ],
 )
-def test_one_line(gptlit: Call, tmp_path: Path, arguments: str, told: list[str]) -> None:
+def test_one_line(gptlit: Call, tmp_path: Path, arguments: str, parts: list[str]) -> None:
     for name, content in {
         "empty.txt": b"",
         "torn.txt": b"caf\xc3\xa9 \xff",
@@ -166,7 +166,7 @@ def test_one_line(gptlit: Call, tmp_path: Path, arguments: str, told: list[str])
         (tmp_path / name).write_bytes(content)
     (tmp_path / "nothing").mkdir()
     before = sorted(tmp_path.iterdir())
-    assert_one_line(gptlit(*arguments.split()), *told)
+    assert_one_line(gptlit(*arguments.split()), *parts)
     left = {path.name for path in tmp_path.iterdir()} - {path.name for path in before}
     assert left <= {"data", "lightning_logs"}
     assert not list(tmp_path.glob("lightning_logs/*"))  # no run is left of what never began
@@ -401,8 +401,8 @@ REFUSED: list[tuple[str, list[str]]] = [
     ("fit --ckpt_path last --model.init_from last", ["--model.init_from last", "one of them"]),
     # checkpoints
     *(
-        (f"{verb} {name}", [name, told])
-        for name, told in {
+        (f"{verb} {name}", [name, parts])
+        for name, parts in {
             "code.ckpt": "it could run code",
             "pickle.ckpt": "torn, altered, or not a checkpoint",
             "torn.ckpt": "torn, altered, or not a checkpoint",
@@ -456,31 +456,31 @@ def words_of(line: str) -> list[str]:
     return [word for each in line.split() for word in (tiny if each == "TINY" else [each])]
 
 
-def assert_refused(result: Result, code: int, *told: str) -> str:
-    """One line of error, behind what is told of options that change."""
+def assert_refused(result: Result, code: int, *parts: str) -> str:
+    """One line of error, behind what is parts of options that change."""
     assert result.code == code, result.err
     lines = [line for line in result.err.splitlines() if " -> " not in line]
     lines = [line for line in lines if not line.startswith(WHICH)]
     assert len(lines) == 1, result.err
     assert lines[0].startswith("gptlit: error: ")
     assert len(lines[0]) < 400
-    for part in told:
+    for part in parts:
         assert part in lines[0]
     return lines[0]
 
 
-@pytest.mark.parametrize(("line", "told"), REFUSED)
+@pytest.mark.parametrize(("line", "parts"), REFUSED)
 def test_what_there_was_is_left_as_it_was(
-    gptlit: Call, monkeypatch: pytest.MonkeyPatch, furnished: Path, line: str, told: list[str]
+    gptlit: Call, monkeypatch: pytest.MonkeyPatch, furnished: Path, line: str, parts: list[str]
 ) -> None:
     monkeypatch.chdir(furnished)
     before = listing(furnished)
-    assert_refused(gptlit(*words_of(line)), 2, *told)
+    assert_refused(gptlit(*words_of(line)), 2, *parts)
     assert listing(furnished) == before
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "parts"),
     [
         ("predict --output_file /proc/x", ["--output_file /proc/x: can't be written"]),
         ("export last file/x", ["file/x: can't be written"]),
@@ -488,11 +488,11 @@ def test_what_there_was_is_left_as_it_was(
     ],
 )
 def test_where_nothing_can_be_written(
-    gptlit: Call, monkeypatch: pytest.MonkeyPatch, furnished: Path, line: str, told: list[str]
+    gptlit: Call, monkeypatch: pytest.MonkeyPatch, furnished: Path, line: str, parts: list[str]
 ) -> None:
     monkeypatch.chdir(furnished)
     before = listing(furnished)
-    assert_refused(gptlit(*words_of(line)), 1, *told)
+    assert_refused(gptlit(*words_of(line)), 1, *parts)
     assert listing(furnished) == before
 
 
@@ -505,7 +505,7 @@ def test_variables_that_nothing_reads(
 
 
 @pytest.mark.parametrize(
-    ("variable", "line", "told"),
+    ("variable", "line", "parts"),
     [
         ("GPTLIT_FIT__CONFIG=nowhere.yaml", "fit", ["--config nowhere.yaml"]),
         ("GPTLIT_PREDICT__TEMPERATURE=hot", "predict", ["--temperature hot: expected float"]),
@@ -520,7 +520,7 @@ def test_variables_of_the_verbs(
     furnished: Path,
     variable: str,
     line: str,
-    told: list[str],
+    parts: list[str],
 ) -> None:
     from gptlit import download
 
@@ -530,7 +530,7 @@ def test_variables_of_the_verbs(
     monkeypatch.setattr(download.Url, "read", unreachable)
     monkeypatch.chdir(furnished)
     monkeypatch.setenv(*variable.split("=", 1))
-    assert_refused(gptlit(*words_of(line)), 2, *told)
+    assert_refused(gptlit(*words_of(line)), 2, *parts)
 
 
 def test_two_processes_in_one_run_folder(gptlit: Call, run: Run) -> None:

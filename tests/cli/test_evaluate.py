@@ -17,12 +17,12 @@ def figures(result: Result) -> dict[str, str]:
 def test_validate_prints_what_training_logged(gptlit: Call, run: Run) -> None:
     result = gptlit("validate", "--ckpt_path", run.folder / "checkpoints" / "last.ckpt")
     assert result.code == 0
-    told = figures(result)
+    printed = figures(result)
     last = next(row for row in reversed(read_metrics(run.folder)) if row["val/loss"])
     for name in ("val/loss", "val/perplexity", "val/bits_per_byte"):
-        assert float(told[name]) == pytest.approx(float(last[name]), abs=1e-5)
-    assert int(told["tokens"]) == len(made_up_text()) - int(0.9 * len(made_up_text()))
-    assert "val/gap" not in told
+        assert float(printed[name]) == pytest.approx(float(last[name]), abs=1e-5)
+    assert int(printed["tokens"]) == len(made_up_text()) - int(0.9 * len(made_up_text()))
+    assert "val/gap" not in printed
 
 
 def test_validate_on_another_text(gptlit: Call, run: Run) -> None:
