@@ -12,7 +12,8 @@ from torch import nn
 
 from gptlit.data.loaders import Batch
 from gptlit.model import cost
-from gptlit.model.gpt import GPT, NoPositions
+from gptlit.model.gpt import GPT
+from gptlit.model.positions import NoPositions
 from gptlit.terminal import align_columns, duration
 from gptlit.training import losses
 from gptlit.training.module import LitGPT

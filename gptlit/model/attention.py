@@ -1,9 +1,12 @@
-"""Causal attention behind one signature: `eager` is the reference, the others are fast.
+"""Causal attention with one signature: `eager` is the reference, the others are faster.
 
-All take queries (B, n_head, n_query, head_size), whose positions are the last n_query of the
-keys', and keys and values (B, n_kv_head, n_key, head_size), n_key >= n_query, of which each head
-serves n_head / n_kv_head heads of queries that follow each other; `dropout` is the probability
-of dropping an attention weight. All give (B, n_head, n_query, head_size).
+Args of all:
+    q: (B, n_head, n_query, head_size) queries, at the last n_query positions of the keys.
+    k, v: (B, n_kv_head, n_key, head_size) keys and values, n_key >= n_query; each head is used by
+        n_head / n_kv_head consecutive heads of queries.
+    dropout: Probability of dropping an attention weight.
+
+All return (B, n_head, n_query, head_size).
 """
 
 import math
@@ -17,7 +20,7 @@ Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
 
 def _visible(n_query: int, n_key: int, device: torch.device) -> Tensor:
-    """(n_query, n_key) booleans: the queries are the last of the keys' positions."""
+    """(n_query, n_key) booleans: True where a query sees a key."""
     return torch.ones(n_query, n_key, dtype=torch.bool, device=device).tril(n_key - n_query)
 
 
@@ -36,13 +39,13 @@ def weights(q: Tensor, k: Tensor) -> Tensor:
 
 
 def eager(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
-    """`weights` times values, written out."""
+    """`weights` times values, in plain operations."""
     v = v.repeat_interleave(q.size(1) // v.size(1), dim=1)
     return F.dropout(weights(q, k), dropout) @ v
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
-    """As `eager`, by whichever of PyTorch's fused kernels suits device and sizes."""
+    """The same as `eager`, by the fused kernel that PyTorch chooses for device and sizes."""
     n_query, n_key = q.size(-2), k.size(-2)
     shared = q.size(1) != k.size(1)
     if n_query == n_key:
@@ -57,10 +60,10 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
 
 
 def flash(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
-    """As `sdpa`, by FlashAttention (Dao et al. 2022) or not at all.
+    """The same as `sdpa`, by FlashAttention (Dao et al. 2022) only.
 
     Raises:
-        RuntimeError: the device, the dtype or a mask rules it out.
+        RuntimeError: FlashAttention doesn't support the device, the dtype or the mask.
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 

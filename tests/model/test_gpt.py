@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from gptlit.messages import UsageError
+from gptlit.model.activations import ACTIVATIONS
 from gptlit.model.attention import BACK_ENDS, eager, sdpa
-from gptlit.model.gpt import ACTIVATIONS, GPT, GPTConfig, KVCache, Rotary, TokenShift
+from gptlit.model.gpt import GPT, GPTConfig, KVCache, TokenShift
+from gptlit.model.positions import Rotary
 
 
 def gpt(**options: object) -> GPT:
@@ -91,7 +93,7 @@ KINDS = {
 
 
 def shifted(model: GPT) -> GPT:
-    """Its token shifts, zero at the beginning, mix something in."""
+    """The model with token shifts that aren't zero, as they are at first."""
     for name, parameter in model.named_parameters():
         if ".shares." in name:
             torch.nn.init.uniform_(parameter, 0.2, 0.8)
@@ -129,7 +131,7 @@ def test_every_kind_gives_the_same_logits_from_a_cache(kind: str, split: tuple[i
     idx = torch.randint(11, (3, 6))
     cache = KVCache(model.config, 3, model.lm_head.weight)
     with torch.inference_mode():
-        for _ in range(2):  # as after a window that was full
+        for _ in range(2):  # the second time the cache holds old values
             cache.length = 0
             parts = [model(part, cache) for part in idx.split(split, dim=1)]
             torch.testing.assert_close(torch.cat(parts, dim=1), model(idx), atol=1e-5, rtol=1e-5)
@@ -160,7 +162,7 @@ def test_every_kind_first_guesses_uniformly(kind: str) -> None:
     assert abs(loss.item() - math.log(65)) < 0.1
 
 
-def test_zero_init_silences_branches_and_head() -> None:
+def test_zero_init_makes_branches_and_head_zero() -> None:
     model = gpt(**{**KINDS["modern"], "zero_init": True})
     assert (model(torch.randint(11, (2, 6))) == 0).all()
     parts = dict(model.named_parameters())
@@ -184,8 +186,8 @@ def test_the_first_loss_of_session4_is_as_published() -> None:
     assert max(losses) < 4.42
 
 
-def test_rotary_turns_by_distance_alone() -> None:
-    """The products of turned queries and keys depend on how far apart they are."""
+def test_rotary_products_depend_on_distance_alone() -> None:
+    """The products of rotated queries and keys depend on the distance between them."""
     turn = Rotary(GPTConfig(vocab_size=2, n_head=1, n_embd=8, block_size=12))
     q, k = torch.randn(2, 1, 1, 1, 8).expand(2, 1, 1, 12, 8)
     products = (turn(q, slice(12)) @ turn(k, slice(12)).transpose(2, 3))[0, 0]
@@ -202,7 +204,7 @@ def test_rotary_turns_by_distance_alone() -> None:
     assert turned[5].item() == pytest.approx((right * angle.cos() + left * angle.sin()).item())
 
 
-def test_sinusoidal_positions_are_the_papers() -> None:
+def test_sinusoidal_positions_follow_the_paper() -> None:
     table = gpt(positions="sinusoidal", position_base=500.0).wpe.weight
     for position in range(6):
         for i in range(4):
@@ -211,7 +213,7 @@ def test_sinusoidal_positions_are_the_papers() -> None:
             assert table[position, 2 * i + 1].item() == pytest.approx(math.cos(angle), abs=1e-6)
 
 
-def test_shared_heads_of_keys_are_repeated_ones() -> None:
+def test_shared_key_heads_equal_repeated_ones() -> None:
     shared = gpt(n_head=4, n_kv_head=2)
     whole = gpt(n_head=4)
     state = shared.state_dict()
@@ -246,7 +248,7 @@ def test_activations(activation: str, by_hand: Callable[[torch.Tensor], torch.Te
     torch.testing.assert_close(ACTIVATIONS[activation]()(x), by_hand(x), atol=1e-6, rtol=1e-5)
 
 
-def test_post_norm_norms_the_sum() -> None:
+def test_post_norm_normalises_the_sum() -> None:
     """Each block ends in a norm: mean 0 and variance 1 in every channel row."""
     block = gpt(norm_place="post").h[0]
     y = block(torch.randn(2, 6, 8) * 7)
@@ -255,7 +257,7 @@ def test_post_norm_norms_the_sum() -> None:
 
 
 @pytest.mark.parametrize("place", ["embedding", "attention", "branch", "block"])
-def test_dropout_is_where_it_is_put(place: str) -> None:
+def test_dropout_is_at_the_place_of_the_option(place: str) -> None:
     model = gpt(dropout=0.5, dropout_at=[place]).train()
     active = {
         name
@@ -287,7 +289,7 @@ def test_logits_stay_within_the_cap() -> None:
     assert uncapped(idx).abs().max() > 1
 
 
-def test_attention_can_be_looked_at() -> None:
+def test_attention_weights() -> None:
     model = gpt(n_kv_head=1, positions="rotary")
     idx = torch.randint(11, (3, 6))
     before = model(idx)
@@ -301,15 +303,15 @@ def test_attention_can_be_looked_at() -> None:
         gpt(mixer="none").attention_weights(idx)
 
 
-def test_a_model_that_sees_one_token_can_not_pass_the_bigram_entropy() -> None:
-    """Of a text, the mean of -ln p(next | this) by its own counts is the floor."""
+def test_a_model_of_one_token_reaches_the_bigram_entropy_and_no_less() -> None:
+    """The mean of -ln p(next | this) by the text's own counts is a lower bound of the loss."""
     torch.manual_seed(0)
     text = torch.randint(5, (400,))
     text[1::2] = (text[::2] * 2 + torch.randint(2, (200,))) % 5
     pairs = torch.zeros(5, 5)
     pairs.index_put_((text[:-1], text[1:]), torch.ones(399), accumulate=True)
     shares = pairs / pairs.sum(1, keepdim=True)
-    floor = -(pairs * shares.clamp_min(1e-9).log()).sum().item() / 399
+    bound = -(pairs * shares.clamp_min(1e-9).log()).sum().item() / 399
     model = gpt(vocab_size=5, mixer="none", positions="none", block_size=399, n_layer=1)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     for _ in range(300):
@@ -318,8 +320,8 @@ def test_a_model_that_sees_one_token_can_not_pass_the_bigram_entropy() -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        assert loss.item() > floor - 1e-4
-    assert loss.item() < floor + 0.02
+        assert loss.item() > bound - 1e-4
+    assert loss.item() < bound + 0.02
 
 
 def test_positions_matter() -> None:
@@ -375,7 +377,7 @@ def test_last_gives_the_last_position_only() -> None:
     torch.testing.assert_close(model(idx, last=True), model(idx)[:, -1:])
 
 
-def test_more_than_the_context_is_refused() -> None:
+def test_more_tokens_than_the_context_are_refused() -> None:
     with pytest.raises(ValueError, match="7 positions exceed block_size 6"):
         gpt()(torch.zeros(1, 7, dtype=torch.long))
 
@@ -422,7 +424,7 @@ def test_every_parameter_learns() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"n_embd": 130, "n_head": 4}, "^n_embd 130.*n_head 4.*128 or 132"),
         ({"n_embd": 2, "n_head": 4}, "4 would work"),
@@ -442,8 +444,8 @@ def test_every_parameter_learns() -> None:
         ({"logit_softcap": -1.0}, "^logit_softcap -1.0"),
     ],
 )
-def test_sizes_that_can_not_work(options: dict[str, float], told: str) -> None:
-    with pytest.raises(UsageError, match=told):
+def test_invalid_configs_are_refused(options: dict[str, float], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         GPTConfig(vocab_size=11, **options)  # type: ignore[arg-type]  # any option
 
 
