@@ -1,4 +1,4 @@
-"""Checkpoints side by side: which are meant, in which order, and how far each was trained."""
+"""The checkpoints that `gptlit predict` compares: their order, steps and validation losses."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -14,15 +14,15 @@ from gptlit.runs import metrics_file
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A checkpoint among others.
+class Compared:
+    """A checkpoint that is compared with others.
 
     Args:
-        path: Its file.
-        name: What tells it from the others.
-        step: The optimizer steps made before it was saved.
-        val_loss: Nats per token in the run's last validation up to then; None where none is known.
-        val_step: The step of that validation.
+        path: Path of its file.
+        name: Name that distinguishes it from the others.
+        step: Number of optimizer steps made before it was saved.
+        val_loss: Nats per token in the last validation before it was saved; None if unknown.
+        val_step: Step of that validation.
     """
 
     path: Path
@@ -32,56 +32,58 @@ class Stage:
     val_step: int | None = None
 
 
-def find(names: Sequence[str]) -> list[Stage]:
-    """What several `--ckpt_path` mean, in their order; of a folder, all its checkpoints by step.
+def find(names: Sequence[str]) -> list[Compared]:
+    """Find the checkpoints that several `--ckpt_path` name, in their order.
 
-    Files of a folder that hold the same weights, as best and last often do, are one stage.
+    A folder stands for all its checkpoints, by step. Files of a folder that hold the same weights,
+    as best and last often do, are one checkpoint.
 
     Args:
-        names: As for `checkpoint.resolve`, or the folder of a run, or of its checkpoints.
+        names: Names as for `checkpoint.resolve`, or folders of runs or of their checkpoints.
 
     Raises:
-        UsageError: no such file, a folder without checkpoints, or a file that isn't one.
+        UsageError: a missing or corrupt file, or a folder without checkpoints.
     """
-    found = [stage for name in names for stage in _find(name)]
-    if len({stage.path.parent for stage in found}) > 1:
+    found = [each for name in names for each in _find(name)]
+    if len({each.path.parent for each in found}) > 1:
         found = [
-            dataclasses.replace(stage, name=f"{run_of(stage.path).name}/{stage.name}")
-            for stage in found
+            dataclasses.replace(each, name=f"{_run_of(each.path).name}/{each.name}")
+            for each in found
         ]
     return found
 
 
-def run_of(path: Path) -> Path:
-    """The folder of the run that a checkpoint is of, or the checkpoint's own if it has none."""
+def _run_of(path: Path) -> Path:
+    """The folder of a checkpoint's run, or else the folder that the checkpoint is in."""
     folder = path.absolute().parent
     return folder.parent if folder.name == "checkpoints" else folder
 
 
-def _find(name: str) -> list[Stage]:
+def _find(name: str) -> list[Compared]:
     folder = Path(name).expanduser()
     if name in checkpoint.ALIASES or not folder.is_dir():
-        return [_stage(*checkpoint.read_named(name))]
+        return [_described(*checkpoint.read_named(name))]
     paths = sorted(folder.glob("checkpoints/*.ckpt")) or sorted(folder.glob("*.ckpt"))
     if not paths:
         raise UsageError(
-            f"--ckpt_path {name}: a folder without checkpoints; give that of a run, "
-            f"{checkpoint.RUNS}/version_N"
+            f"is a folder without checkpoints; give a run's folder, {checkpoint.RUNS}/version_N",
+            "ckpt_path",
+            name,
         )
-    distinct: list[tuple[Stage, dict[str, Any]]] = []
+    distinct: list[tuple[Compared, dict[str, Any]]] = []
     for path in paths:
         content = checkpoint.read(path)
-        stage = _stage(path, content)
+        found = _described(path, content)
         for index, (other, weights) in enumerate(distinct):
-            if other.step == stage.step and _same(weights, content["state_dict"]):
-                # the one that was saved after its own validation knows of it
-                knows = max(other, stage, key=lambda each: each.val_step or -1)
-                both = dataclasses.replace(knows, name=f"{other.name}, {stage.name}")
+            if other.step == found.step and _same(weights, content["state_dict"]):
+                # only one that was saved after a validation at this step has its loss
+                later = max(other, found, key=lambda each: each.val_step or -1)
+                both = dataclasses.replace(later, name=f"{other.name}, {found.name}")
                 distinct[index] = (both, weights)
                 break
         else:
-            distinct.append((stage, content["state_dict"]))
-    return sorted((stage for stage, _ in distinct), key=lambda stage: stage.step)
+            distinct.append((found, content["state_dict"]))
+    return sorted((each for each, _ in distinct), key=lambda each: each.step)
 
 
 def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -89,19 +91,12 @@ def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return all(name in other and torch.equal(one[name], other[name]) for name in names)
 
 
-def _stage(path: Path, content: dict[str, Any]) -> Stage:
+def _described(path: Path, content: dict[str, Any]) -> Compared:
     step = int(content["global_step"])
-    known = logged(run_of(path) / "metrics.csv")
-    # earlier versions saved a snapshot before the validation at its step: the run tells of it
+    # earlier versions saved a snapshot before the validation at its step: metrics.csv has its loss
+    known = metrics_file.by_step(_run_of(path) / "metrics.csv", "val/loss")
     evaluated = content[checkpoint.KEY].get("evaluated", {})
     if "val/loss" in evaluated:
         known[int(evaluated["step"])] = evaluated["val/loss"]
     last = max((each for each in known if each <= step), default=None)
-    return Stage(path, path.stem, step, None if last is None else known[last], last)
-
-
-def logged(metrics: Path, figure: str = "val/loss") -> dict[int, float]:
-    """A figure by the step after which it was logged, for each row that has it."""
-    rows = [row for row in metrics_file.read(metrics)[1] if row.get(figure)]
-    # steps are logged from 0, an evaluation under the step that went before it
-    return {int(row["step"]) + 1: float(row[figure]) for row in rows}
+    return Compared(path, path.stem, step, None if last is None else known[last], last)

@@ -1,4 +1,4 @@
-"""`gptlit predict` through Lightning's Trainer: the same texts, on as many devices as asked for."""
+"""`gptlit predict` through Lightning's Trainer: the same texts, on one or more devices."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -11,9 +11,11 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from gptlit.checkpoints import checkpoint
 from gptlit.cli.lightning_warnings import lightning_command
 from gptlit.corpora import inputs
+from gptlit.generation.generate import SAMPLES_AT_ONCE
 from gptlit.generation.text_stream import Written
 from gptlit.messages import UsageError, note
-from gptlit.predict import command, modes, prompts
+from gptlit.predict import modes, output, prompts
+from gptlit.predict.options import parse, parser, sampling_settings
 from gptlit.runs import run_end
 from gptlit.training import processes
 from gptlit.training.module import LitGPT
@@ -22,17 +24,21 @@ Texts = list[list[Written]]  # of each job
 
 
 def in_order(by_rank: Sequence[Texts]) -> Texts:
-    """The texts of all jobs, of which rank r of R had r, r + R, r + 2R, ..."""
+    """Merge the texts of all ranks by job; rank r of R wrote jobs r, r + R, r + 2R, ..."""
     rounds = itertools.zip_longest(*by_rank)
     return [texts for each in rounds for texts in each if texts is not None]
 
 
 class _Writer(BasePredictionWriter):
-    """Puts the texts of all ranks to standard output, in the order of their jobs."""
+    """Gathers the texts of all ranks on rank 0, and writes them there in the order of their jobs.
 
-    def __init__(self, put: Callable[[Texts], None]) -> None:
+    Args:
+        write: Function that writes the texts.
+    """
+
+    def __init__(self, write: Callable[[Texts], None]) -> None:
         super().__init__("epoch")
-        self._put = put
+        self._write = write
 
     def write_on_epoch_end(
         self,
@@ -47,50 +53,52 @@ class _Writer(BasePredictionWriter):
             by_rank = [[] for _ in range(trainer.world_size)]
             torch.distributed.all_gather_object(by_rank, own)
         if trainer.is_global_zero:
-            self._put(in_order(by_rank))
+            self._write(in_order(by_rank))
 
 
 def main(arguments: Sequence[str]) -> None:
-    """`gptlit predict` with --trainer.* options: the same texts, by `LitGPT.predict_step`."""
+    """Run `gptlit predict` with --trainer.* options."""
     with lightning_command():
         _main(arguments)
 
 
 def _main(arguments: Sequence[str]) -> None:
-    parser = command.parser()
-    parser.add_class_arguments(L.Trainer, "trainer", instantiate=False)
-    options, mode = command.understood(parser, arguments)
+    known = parser()
+    known.add_class_arguments(L.Trainer, "trainer", instantiate=False)
+    options, mode = parse(known, arguments)
     modes.refuse_on_devices(options, mode)
-    settings = command.sampling(options)
+    settings = sampling_settings(options)
     given = inputs.in_all_processes("prompts", lambda: prompts.given(options))
     if settings.max_new_tokens is None:
-        raise UsageError("--max_new_tokens null: needs one device, without --trainer options")
-    chosen = parser.instantiate(options).trainer.as_dict()
-    processes.check(chosen)
+        reason = "needs one device, without --trainer options"
+        raise UsageError(reason, "max_new_tokens", None)
+    trainer_options = known.instantiate(options).trainer.as_dict()
+    processes.check(trainer_options)
     path, content = checkpoint.read_named(options.ckpt_path[0])
     model = LitGPT.load_from_checkpoint(path, map_location="cpu")
     assert model.tokenizer is not None
     if processes.on_rank_zero():
         note(checkpoint.introduction(path, content))
         block_size = model.config.block_size
-        prompts.tell_about(given, options.unknown, model.tokenizer, block_size)
-    work = prompts.jobs(given, prompts.seeds(options))
+        prompts.warn_about(given, options.unknown, model.tokenizer, block_size)
+    jobs = prompts.jobs(given, prompts.seeds(options))
     options.ckpt_path = [str(path)]
 
-    def put(found: Texts) -> None:
-        header = command.header(options, settings, given)
-        with command.output(options.output_file, header) as out:
-            command.put(found, work, options, out)
+    def write(texts: Texts) -> None:
+        header = output.header(options, settings, given)
+        with output.opened(options.output_file, header) as out:
+            output.write_texts(texts, jobs, options, out)
 
     scored = options.format == "jsonl"
-    model.predict_jobs = work
+    model.predict_jobs = jobs
     model.predict_options = {"settings": settings, "unknown": options.unknown, "scored": scored}
-    chosen["callbacks"] = [*processes.as_list(chosen["callbacks"]), _Writer(put)]
-    chosen |= {"logger": False, "enable_progress_bar": False, "use_distributed_sampler": False}
-    chosen |= {"enable_checkpointing": False, "enable_model_summary": False}
-    trainer = processes.new_trainer(**chosen)
-    own = range(trainer.global_rank, len(work), trainer.world_size)
-    batches: Any = torch.tensor(list(own), dtype=torch.int64).split(command.SAMPLES_AT_ONCE)
+    callbacks = [*processes.as_list(trainer_options["callbacks"]), _Writer(write)]
+    trainer_options |= {"callbacks": callbacks, "logger": False, "enable_progress_bar": False}
+    trainer_options |= {"enable_checkpointing": False, "enable_model_summary": False}
+    trainer_options |= {"use_distributed_sampler": False}  # each rank takes its own jobs
+    trainer = processes.new_trainer(**trainer_options)
+    own = range(trainer.global_rank, len(jobs), trainer.world_size)
+    batches: Any = torch.tensor(list(own), dtype=torch.int64).split(SAMPLES_AT_ONCE)
     loader: Any = torch.utils.data.DataLoader(batches, batch_size=None)
     with run_end.interruptible(trainer):
         trainer.predict(model, loader, return_predictions=False)

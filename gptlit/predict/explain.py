@@ -1,4 +1,4 @@
-"""`gptlit predict --explain`: how well a model predicts a text, token by token."""
+"""`gptlit predict --explain`: the probability and rank of each token of a text."""
 
 import dataclasses
 import json
@@ -18,13 +18,13 @@ from gptlit.tokenizers.base import Tokenizer, Unknown
 
 ALTERNATIVES = 5
 LONGEST_TOKEN = 16  # columns
-# from which probability on there is which colour: green, yellow, red, and red turned round
+# least probability and ANSI code of each colour: green, yellow, red, and inverted red
 COLOURS = ((0.5, "32"), (0.1, "33"), (0.01, "31"), (0.0, "31;7"))
 
 
 @dataclass(frozen=True)
 class Alternative:
-    """Another token that could have stood there; its log probability is in nats."""
+    """Another token that the model could have predicted; its log probability is in nats."""
 
     token: str
     id: int
@@ -33,14 +33,14 @@ class Alternative:
 
 @dataclass(frozen=True)
 class Scored:
-    """A token of a text, and what the model thought of it.
+    """A token of a text with the model's prediction.
 
     Args:
-        token: What it spells; bytes that are no whole character as \\xe2.
+        token: Its text; bytes of an incomplete character are written as \\xe2.
         id: Its id.
-        logprob: In nats, by the model itself; None for a first token that nothing stands before.
-        rank: 1 for the likeliest; None likewise.
-        alternatives: The likeliest others, in order.
+        logprob: Log probability by the model, in nats; None for a first token without context.
+        rank: 1 for the likeliest token; None as for logprob.
+        alternatives: The likeliest other tokens, in order.
     """
 
     token: str
@@ -55,12 +55,12 @@ class Explained:
     """A text and its tokens.
 
     Args:
-        text: As the model read it.
-        pieces: What each token adds to it.
-        tokens: One for each piece.
-        start: What the first was predicted from, None if it wasn't.
-        n_bytes: Of the text that was predicted, in UTF-8.
-        block_size: The model's context.
+        text: The text as the model read it.
+        pieces: Part of the text that each token adds.
+        tokens: The tokens, one for each piece.
+        start: Token that the first one was predicted from; None if it was not predicted.
+        n_bytes: UTF-8 bytes of the predicted tokens.
+        block_size: The model's context in tokens.
     """
 
     text: str
@@ -71,8 +71,8 @@ class Explained:
     block_size: int
 
     @property
-    def figures(self) -> dict[str, float | None]:
-        """Of what was predicted: `loss` in nats per token, `perplexity`, `bits_per_byte`."""
+    def metrics(self) -> dict[str, float | None]:
+        """Metrics of the predicted tokens: `loss` in nats, `perplexity`, `bits_per_byte`."""
         nats = [-token.logprob for token in self.tokens if token.logprob is not None]
         if not nats or not self.n_bytes:
             return dict.fromkeys(("loss", "perplexity", "bits_per_byte"))
@@ -83,25 +83,27 @@ class Explained:
 
 @torch.inference_mode()
 def explain(model: GPT, tokenizer: Tokenizer, text: str, unknown: Unknown = "error") -> Explained:
-    """The probability of each token of a text given those before it, and what was likelier.
+    """Compute each token's probability given those before it, and the likeliest other tokens.
 
     The context is that of `generate_step`: when block_size tokens are in it, the last
-    block_size // 2 are kept. So a text has the probabilities that it would have when written.
-    A first token is predicted from what closes a document, or else from a newline; where the
-    model has neither, it isn't predicted.
+    block_size // 2 are kept, so a generated text gets the probabilities it was drawn with.
+    The first token is predicted from the end of sequence, or else from a newline; if the model has
+    neither, it is not predicted.
 
     Args:
-        model: Logits for (B, T) ids, in eval mode.
-        tokenizer: The one it was trained with.
-        text: Any.
-        unknown: What to do with characters outside the vocabulary: "error" or "skip".
+        model: The model, in eval mode.
+        tokenizer: The tokenizer it was trained with.
+        text: The text to explain.
+        unknown: Handling of characters outside the vocabulary: "error" or "skip".
 
     Raises:
-        UsageError: nothing to explain, or characters outside the vocabulary.
+        UsageError: an empty text, or characters outside the vocabulary.
     """
     ids = encode_prompt(tokenizer, text, unknown).tolist()
     if not ids:
-        raise UsageError(f"no text; give one by {opt('prompt')} or {opt('prompt_file')}", "explain")
+        raise UsageError(
+            f"there is no text; give one by {opt('prompt')} or {opt('prompt_file')}", "explain"
+        )
     start = tokenizer.start_id
     is_start = start == tokenizer.eos_id or tokenizer.piece(start) == b"\n"
     scored = [] if is_start else [Scored(spelled(tokenizer, ids[0]), ids[0])]
@@ -110,17 +112,17 @@ def explain(model: GPT, tokenizer: Tokenizer, text: str, unknown: Unknown = "err
     pieces = [spell(id_) for id_ in ids]
     read = "".join(pieces)
     n_bytes = len(read.encode()) - (0 if is_start else len(tokenizer.piece(ids[0])))
-    told_start = spelled(tokenizer, start) if is_start else None
-    return Explained(read, pieces, scored, told_start, n_bytes, model.config.block_size)
+    predicted_from = spelled(tokenizer, start) if is_start else None
+    return Explained(read, pieces, scored, predicted_from, n_bytes, model.config.block_size)
 
 
 def spelled(tokenizer: Tokenizer, id_: int) -> str:
-    """What a token spells by itself; bytes that are no whole character as \\xe2."""
+    """The text of a single token; bytes of an incomplete character are written as \\xe2."""
     return tokenizer.piece(id_).decode("utf-8", "backslashreplace")
 
 
 def _scored(model: GPT, tokenizer: Tokenizer, ids: list[int]) -> Iterator[Scored]:
-    """The tokens of some ids but the first, each with its probability."""
+    """Score all ids but the first."""
     size = model.config.block_size
     for start, predicted in window_starts(len(ids), size):
         window = torch.tensor(ids[start : start + size], device=model.lm_head.weight.device)
@@ -141,19 +143,19 @@ def _scored(model: GPT, tokenizer: Tokenizer, ids: list[int]) -> Iterator[Scored
 
 
 def as_jsonl(texts: Iterable[Explained]) -> Iterator[str]:
-    """An object in a line for each text."""
+    """Format each text as a JSON object in a line."""
     for text in texts:
         tokens = [dataclasses.asdict(token) for token in text.tokens]
-        told = {"text": text.text, "start": text.start, **text.figures, "tokens": tokens}
-        yield json.dumps(told) + "\n"
+        row = {"text": text.text, "start": text.start, **text.metrics, "tokens": tokens}
+        yield json.dumps(row) + "\n"
 
 
 def as_text(texts: Iterable[Explained], columns: int, colour: bool) -> Iterator[str]:
-    """A line for each token, and the figures of the whole; in colour, the text itself before.
+    """Format each text as a table of its tokens and a summary; in colour, after the text itself.
 
     Args:
-        texts: What to tell, parted by lines `---`.
-        columns: The terminal's width.
+        texts: The texts; lines `---` separate them.
+        columns: Width of the terminal.
         colour: Colour tokens by their probability.
     """
     for index, text in enumerate(texts):
@@ -165,19 +167,19 @@ def as_text(texts: Iterable[Explained], columns: int, colour: bool) -> Iterator[
 
 
 def summary(text: Explained) -> str:
-    """The figures of the whole in a line."""
+    """Format the metrics of a text in a line."""
     n_tokens = len(text.tokens)
-    told = f"{n_tokens} token{'s' * (n_tokens > 1)}, the first "
+    line = f"{n_tokens} token{'s' * (n_tokens > 1)}, the first "
     start = "a newline" if text.start == "\n" else text.start
-    told += "not predicted" if start is None else f"predicted from {start}"
+    line += "not predicted" if start is None else f"predicted from {start}"
     if n_tokens > text.block_size:
         kept = kept_tokens(text.block_size)
-        told += f"; context {text.block_size}, its last {kept} kept when full"
-    loss, perplexity, bits = text.figures.values()
+        line += f"; context {text.block_size}, its last {kept} kept when full"
+    loss, perplexity, bits = text.metrics.values()
     if loss is None:
-        return told
+        return line
     return f"loss {loss:.4f} nats per token, perplexity {perplexity:.2f}, " + (
-        f"{bits:.3f} bits per byte; {told}"
+        f"{bits:.3f} bits per byte; {line}"
     )
 
 
@@ -185,20 +187,20 @@ def _table(text: Explained, columns: int, colour: bool) -> Iterator[str]:
     shown = [shortened(visible(token.token), LONGEST_TOKEN) for token in text.tokens]
     column = max(len("token"), *map(width, shown))
     yield f"{padded('token', column)}   prob   nats   rank  likeliest others\n"
-    for token, told in zip(text.tokens, shown, strict=True):
+    for token, name in zip(text.tokens, shown, strict=True):
         if token.logprob is None:
-            yield f"{padded(told, column)}      -      -      -\n"
+            yield f"{padded(name, column)}      -      -      -\n"
             continue
-        left = f"{padded(told, column)}  {_percent(token.logprob):>5}"
+        left = f"{padded(name, column)}  {_percent(token.logprob):>5}"
         line = f"  {-token.logprob:5.2f}  {token.rank:5}"
         room = columns - width(left + line)
         others = ""
         for other in token.alternatives:
-            name = shortened(visible(other.token), LONGEST_TOKEN)
-            others += f"  {name} {_percent(other.logprob)}"
+            cell = f"  {shortened(visible(other.token), LONGEST_TOKEN)} {_percent(other.logprob)}"
+            others += cell
             if width(others) > room:
                 break
-            line += f"  {name} {_percent(other.logprob)}"
+            line += cell
         yield _coloured(left, token.logprob, colour) + line + "\n"
 
 
@@ -211,14 +213,14 @@ def _coloured(text: str, logprob: float | None, colour: bool = True) -> str:
     if not colour or logprob is None:
         return text
     code = next(code for least, code in COLOURS if math.exp(logprob) >= least)
-    # a colour behind a line end would run on to the edge
+    # a background colour would extend from a line break to the edge
     return re.sub(r"[^\n]+", lambda found: f"\x1b[{code}m{found[0]}\x1b[0m", text)
 
 
 def _heat(text: Explained) -> str:
     pairs = zip(text.pieces, text.tokens, strict=True)
-    told = "".join(_coloured(printable(piece), token.logprob) for piece, token in pairs)
+    coloured = "".join(_coloured(printable(piece), token.logprob) for piece, token in pairs)
     names = [f"{least:.0%} or more" for least, _ in COLOURS[:-1]] + ["less"]
     legend = zip(names, COLOURS, strict=True)
     key = ", ".join(_coloured(name, math.log(least or 1e-9)) for name, (least, _) in legend)
-    return f"{told}\n\n{key}\n\n"
+    return f"{coloured}\n\n{key}\n\n"

@@ -1,11 +1,11 @@
-"""`gptlit predict --interactive`: a prompt loop, whose settings change on the fly."""
+"""`gptlit predict --interactive`: a prompt loop with commands that change settings."""
 
 import contextlib
 import itertools
 import re
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from jsonargparse import Namespace
 
@@ -16,20 +16,24 @@ from gptlit.messages import UsageError, did_you_mean, note
 from gptlit.model.gpt import GPT
 from gptlit.parser import OneLineErrors, text_of
 from gptlit.predict import prompts
+from gptlit.predict.options import sampling_settings
 from gptlit.terminal import SEPARATOR, write_stream
 from gptlit.tokenizers.base import Tokenizer
 
 HELP = """\
-A line is a prompt, which the model continues; an empty one starts from the end
-  of sequence, else a newline, else the first token, whichever the model has.
-  /temperature 0.7   changes a setting; /temperature tells it, /top_k none takes a limit away
-  /stop TEXT         one more text to stop at, as /ban TOKEN; /stop none forgets them
-  /force TEXT        what each text begins with; /force none forgets it
+Each line is a prompt, which the model continues; an empty one starts from the
+end of sequence, else a newline, else the first token, whichever the model has.
+  /temperature 0.7   change a setting; /temperature shows it, /top_k none
+                     removes a limit
+  /stop TEXT         add a text to stop at; /stop none removes all
+  /ban TOKEN         add a token that is never written; /ban none removes all
+  /force TEXT        begin each text with TEXT; /force none ends that
   /seed 7            another text for the same prompt
   /again             the last prompt with the next seeds
-  /settings          tells all settings
+  /settings          show all settings
   //TEXT             a prompt that begins with /TEXT
-  /help, /quit       Ctrl-C stops a text, Ctrl-D leaves"""
+  /help              show this help
+  /quit              quit; Ctrl-C stops a text, Ctrl-D quits as well"""
 PROMPT = "> "
 COMMANDS = ("again", "settings", "help", "quit", "exit")
 LISTS = ("stop", "ban")
@@ -38,111 +42,109 @@ SETTINGS = (*SamplingSettings.__dataclass_fields__, "seed", "num_samples", "unkn
 
 @dataclass
 class Session:
-    """What a loop keeps between lines.
+    """The state of an interactive loop.
 
     Args:
         model: The model that writes.
-        tokenizer: The one it was trained with.
-        options: Those of `gptlit predict`, as they are by now.
-        parser: Gave the options, and so knows what a value of each is.
-        check: Makes the settings of options, or raises UsageError.
-        prompt: The last one.
-        n_texts: How many were begun.
+        tokenizer: The tokenizer it was trained with.
+        options: Current options of `gptlit predict`.
+        parser: Parser of the options, which parses new values.
+        prompt: The last prompt.
+        n_texts: Number of texts written so far.
     """
 
     model: GPT
     tokenizer: Tokenizer
     options: Namespace
     parser: OneLineErrors
-    check: Callable[[Namespace], SamplingSettings]
     prompt: str = ""
     n_texts: int = 0
 
 
-def talk(session: Session) -> None:
-    """Answer line after line of standard input, until its end or `/quit`.
+def loop(session: Session) -> None:
+    """Answer lines of standard input until its end or `/quit`.
 
-    In a terminal Ctrl-C stops the text that is being written; what comes from a file or a pipe
-    it ends altogether. Lines that can't work are told on stderr, and go by.
+    An invalid line is reported on stderr, and the loop continues. In a terminal Ctrl-C stops the
+    current text; if input comes from a file or a pipe, it ends the loop.
     """
     _check(session, session.options)
-    by_hand = sys.stdin.isatty()
-    # undecodable bytes are kept, so that a line is refused, and goes by
+    is_typed = sys.stdin.isatty()
+    # invalid bytes are kept, so that only their line is refused
     prompts.standard_input("--interactive", errors="surrogateescape")
-    if by_hand:
+    if is_typed:
         with contextlib.suppress(ImportError):
-            import readline  # noqa: F401  # gives input() a history and keys to edit by
-        note("a line is a prompt; /help tells more, Ctrl-D leaves")
+            import readline  # noqa: F401  # gives input() a history and line editing
+        note("each line is a prompt; /help shows commands, Ctrl-D quits")
     while True:
         try:
-            line = _read_line(by_hand)
-            if line is None or not _answer(session, line, by_hand):
+            line = _read_line(is_typed)
+            if line is None or not _answer(session, line, is_typed):
                 return
         except UsageError as error:
-            note(f"error: {_in_slashes(str(error))}")
+            note(f"error: {_with_slashes(str(error))}")
         except KeyboardInterrupt:
-            if not by_hand:
+            if not is_typed:
                 raise
             signals.forget()
             print(flush=True)
 
 
-def _read_line(by_hand: bool) -> str | None:
-    """The next line without its end; None where there is no more."""
-    if by_hand and sys.stdout.isatty():
+def _read_line(is_typed: bool) -> str | None:
+    """Read a line without its line break; None at the end of input."""
+    if is_typed and sys.stdout.isatty():
         try:
             return input(PROMPT)
         except EOFError:
             print()
             return None
-    if by_hand:
+    if is_typed:
         print(PROMPT, end="", file=sys.stderr, flush=True)
     line = sys.stdin.readline()
     return line.rstrip("\r\n") if line else None
 
 
-def _answer(session: Session, line: str, by_hand: bool) -> bool:
-    """Do what a line asks for; whether to go on.
+def _answer(session: Session, line: str, is_typed: bool) -> bool:
+    """Execute a command, or continue a prompt; returns False for /quit.
 
     Raises:
-        UsageError: it can't be done.
+        UsageError: an unknown command, an invalid setting or prompt.
     """
     text_of("standard input", line)
     if line.startswith("//") or not line.startswith("/"):
         session.prompt = line.removeprefix("/")
-        _write(session, by_hand)
+        _write(session, is_typed)
         return True
     name, _, value = line[1:].partition(" ")
     if name in ("quit", "exit"):
         return False
     if name == "again":
         session.options.seed += session.options.num_samples
-        _write(session, by_hand)
+        _write(session, is_typed)
     elif name == "help":
         print(HELP, file=sys.stderr)
     elif name == "settings":
         for each in SETTINGS:
-            print(f"  {each:<20}{_told(session, each)}", file=sys.stderr)
+            print(f"  {each:<20}{_value(session, each)}", file=sys.stderr)
     elif name not in SETTINGS:
         near = did_you_mean(name, [*COMMANDS, *SETTINGS]).replace("mean ", "mean /")
-        raise UsageError(f"/{name}: no such command or setting; /help tells them.{near}")
+        raise UsageError(f"/{name}: unknown command or setting; /help lists them.{near}")
     else:
         if value.strip():
             session.options = _changed(session, name, value.strip())
-        if by_hand or not value.strip():
-            print(f"  {name} {_told(session, name)}", file=sys.stderr)
+        if is_typed or not value.strip():
+            print(f"  {name} {_value(session, name)}", file=sys.stderr)
     return True
 
 
-def _told(session: Session, name: str) -> str:
-    value = session.check(session.options).used().get(name, session.options[name])
+def _value(session: Session, name: str) -> str:
+    value = sampling_settings(session.options).used().get(name, session.options[name])
     return "none" if value in (None, [], "") else str(value)
 
 
 def _changed(session: Session, name: str, value: str) -> Namespace:
-    """The options with another value for one of them, all checked."""
+    """The options with a new value of one of them, after checking all."""
     changed = session.options.clone()
-    given = session.parser.parse_args([f"--{name}={value}"])[name]
+    given: Any = session.parser.parse_args([f"--{name}={value}"])[name]
     if name in LISTS:
         given = [] if value == "none" else [*(changed[name] or []), *given]
     if name == "force" and value == "none":
@@ -155,23 +157,23 @@ def _changed(session: Session, name: str, value: str) -> Namespace:
 
 
 def _check(session: Session, options: Namespace) -> None:
-    """Refuse settings that can't work, or not with this model's tokenizer."""
-    rules_by_id(session.tokenizer, session.check(options))
+    """Refuse settings that are invalid, or invalid with this model's tokenizer."""
+    rules_by_id(session.tokenizer, sampling_settings(options))
 
 
-def _in_slashes(message: str) -> str:
-    """A message that names options of the command line, naming commands instead."""
+def _with_slashes(message: str) -> str:
+    """Replace the options in a message, such as --top_k, by commands, /top_k."""
     message = re.sub(rf"--(?=({'|'.join(SETTINGS)})\b)", "/", message)
     return message.replace("--prompt", "prompt")
 
 
-def _write(session: Session, by_hand: bool) -> None:
-    """The texts of the last prompt, as `gptlit predict` writes them, each as it comes."""
-    options, settings = session.options, session.check(session.options)
+def _write(session: Session, is_typed: bool) -> None:
+    """Write the texts of the last prompt, as `gptlit predict` does, while they are drawn."""
+    options, settings = session.options, sampling_settings(session.options)
     size = session.model.config.block_size
-    prompts.tell_about([session.prompt], options.unknown, session.tokenizer, size)
+    prompts.warn_about([session.prompt], options.unknown, session.tokenizer, size)
     for index in range(options.num_samples):
-        if index or (session.n_texts and not by_hand):
+        if index or (session.n_texts and not is_typed):
             print(SEPARATOR, end="")
         pieces = stream_generate(
             session.model,

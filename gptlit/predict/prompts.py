@@ -1,4 +1,4 @@
-"""The prompts of `gptlit predict`: where they come from, and what becomes of them."""
+"""The prompts of `gptlit predict`: reading them, and the texts to write for each."""
 
 import re
 import sys
@@ -18,57 +18,63 @@ ESCAPES = {"n": "\n", "t": "\t", "\\": "\\"}
 
 
 def given(options: Namespace) -> list[str]:
-    """The prompts given by options, a file or standard input; an empty one if there is none.
+    """Read the prompts given by options, a file or standard input; an empty one if there is none.
 
-    A file's last line end is not part of a prompt.
+    The last line break of a file is not part of a prompt.
 
     Raises:
-        UsageError: a file that can't be read, nothing in it, or bytes that are no text.
+        UsageError: a file that can not be read, has no lines, or is not UTF-8 text.
     """
     given = [text_of("--prompt", prompt) for prompt in options.prompt or []]
     if any("\\n" in prompt for prompt in given):
         note(
-            "warning: --prompt: a backslash and an n stay two characters; for a line end type "
+            "warning: --prompt: a backslash and an n stay two characters; for a line break type "
             "$'\\n' in bash, or use --prompt_file"
         )
-    if options.prompt_file is not None:
+    path = options.prompt_file
+    if path is not None:
         try:
-            if options.prompt_file == STANDARD_INPUT:
-                if not is_first_process():
-                    raise UsageError(
-                        "--prompt_file -: standard input can be read by one process alone; save "
-                        "what comes through it to a file and name that"
-                    )
-                content = standard_input("--prompt_file -").read(inputs.TEXT_BYTES + 1)
-                if len(content) > inputs.TEXT_BYTES:
-                    raise UsageError(
-                        f"--prompt_file -: more than {inputs.TEXT_BYTES >> 20} Mi characters came; "
-                        "give fewer prompts at once"
-                    )
+            if path == STANDARD_INPUT:
+                content = _read_standard_input()
             else:
-                content = inputs.read_text(options.prompt_file, "--prompt_file")
+                content = inputs.read_text(path, "--prompt_file")
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-            raise UsageError(f"--prompt_file {options.prompt_file}: {reason}") from error
+            raise UsageError(f"--prompt_file {path}: {reason}") from error
         content = content.removesuffix("\n")
         more = [line for line in content.split("\n") if line] if options.lines else [content]
         if not more:
-            raise UsageError(f"--prompt_file {options.prompt_file}: no line in it")
+            raise UsageError("has no lines with text", "prompt_file", path)
         given += more
     elif options.lines:
         raise UsageError("--lines: needs --prompt_file, whose lines are prompts")
     return given or [""]
 
 
+def _read_standard_input() -> str:
+    if not is_first_process():
+        raise UsageError(
+            "--prompt_file -: a single process can read standard input; save it to a file and "
+            "name that"
+        )
+    content = standard_input("--prompt_file -").read(inputs.TEXT_BYTES + 1)
+    if len(content) > inputs.TEXT_BYTES:
+        raise UsageError(
+            f"--prompt_file -: is more than {inputs.TEXT_BYTES >> 20} Mi characters; give fewer "
+            "prompts at once"
+        )
+    return content
+
+
 def standard_input(option: str, errors: str = "strict") -> IO[str]:
-    """Standard input as UTF-8 whatever the locale is, less a mark of byte order, as of a file.
+    """Standard input as UTF-8 in any locale, without a byte order mark.
 
     Args:
-        option: What reads it.
-        errors: As Python's `open` takes it.
+        option: Option that reads it, for messages.
+        errors: Handling of invalid bytes, as for Python's `open`.
 
     Raises:
-        UsageError: it has no end.
+        UsageError: standard input is a device that never ends.
     """
     inputs.refuse_endless_standard_input(option)
     stdin: Any = sys.stdin  # always a TextIOWrapper
@@ -77,12 +83,12 @@ def standard_input(option: str, errors: str = "strict") -> IO[str]:
 
 
 def unescaped(text: str) -> str:
-    r"""A text as typed in a shell, with \n, \t and \\ as the characters that they stand for."""
+    r"""Replace \n, \t and \\ by a line break, a tab and a backslash."""
     return re.sub(r"\\([nt\\])", lambda match: ESCAPES[match[1]], text)
 
 
 def with_unescaped(words: Sequence[str], names: Collection[str]) -> list[str]:
-    """The same arguments, with the values of these options unescaped."""
+    """Unescape the values of some options among command-line arguments."""
     found: list[str] = []
     for index, word in enumerate(words):
         name, equals, value = word.partition("=")
@@ -95,10 +101,10 @@ def with_unescaped(words: Sequence[str], names: Collection[str]) -> list[str]:
     return found
 
 
-def tell_about(
+def warn_about(
     prompts: Sequence[str], unknown: Unknown, tokenizer: Tokenizer, block_size: int
 ) -> None:
-    """Warn of what becomes of prompts: pieces dropped, or more than the context."""
+    """Warn of prompts with dropped characters, and of prompts longer than the context."""
     for prompt in prompts:
         tell_dropped(prompt, unknown, tokenizer)
         n_tokens = len(tokenizer.encode(prompt, "skip"))
@@ -110,11 +116,11 @@ def tell_about(
 
 
 def seeds(options: Namespace) -> range:
-    """The seed of each text of a prompt; a beam search gives all of a prompt's at once."""
+    """The seeds of a prompt's texts; a single one for a beam search, which returns all texts."""
     n = options.num_samples if options.num_beams is None else 1
     return range(options.seed, options.seed + n)
 
 
 def jobs(prompts: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, int]]:
-    """The prompt and seed of each text, in the order in which they are told."""
+    """The prompt and seed of each text, in the order of the output."""
     return [(prompt, seed) for prompt in prompts for seed in seeds]

@@ -1,4 +1,4 @@
-"""`gptlit predict --sweep`: the same prompts under all combinations of settings and checkpoints."""
+"""`gptlit predict --sweep`: the same prompts with all combinations of settings and checkpoints."""
 
 import dataclasses
 import itertools
@@ -16,11 +16,11 @@ from gptlit.generation.settings import BeamSettings
 from gptlit.generation.text_stream import Written
 from gptlit.messages import UsageError, did_you_mean
 from gptlit.parser import OneLineErrors
-from gptlit.predict.checkpoints import Stage, find
+from gptlit.predict.checkpoints import Compared, find
 from gptlit.predict.prompts import jobs, seeds
 
 Settings = dict[str, Any]
-# writes scored texts for prompts and seeds with one model
+# writes scored texts of jobs (prompt and seed) with one model
 Writer = Callable[[Sequence[tuple[str, int]], BeamSettings], Iterable[list[Written]]]
 
 
@@ -37,24 +37,24 @@ def sweepable() -> list[str]:
 
 
 def parse_grid(words: Sequence[str], parser: OneLineErrors) -> dict[str, list[Any]]:
-    """`temperature=0.5,0.8 top_k=5,none` as the values of each setting.
+    """Parse `temperature=0.5,0.8 top_k=5,none` to the values of each setting.
 
     Args:
-        words: Each `name=value,value`, or several of them with blanks between.
-        parser: That of `gptlit predict`, which knows what a value of each option is.
+        words: Strings `name=value,value`, or several of them separated by spaces.
+        parser: Parser of `gptlit predict`, which parses the values.
 
     Raises:
-        UsageError: a name that can't be swept, a value that isn't one, or a name given twice.
+        UsageError: a name that can not be swept, an invalid value, or a name given twice.
     """
     grid: dict[str, list[Any]] = {}
     for name, equals, values in (each.partition("=") for word in words for each in word.split()):
         if name not in (known := sweepable()):
             raise UsageError(
-                f"--sweep {name}: not a setting that is a number; choose from {', '.join(known)}."
+                f"--sweep {name}: not a numeric setting; choose from {', '.join(known)}."
                 + did_you_mean(name, known)
             )
         if not equals or "" in values.split(","):
-            raise UsageError(f"--sweep {name}{equals}{values}: say {name}=VALUE,VALUE,...")
+            raise UsageError(f"--sweep {name}{equals}{values}: write {name}=VALUE,VALUE,...")
         if name in grid:
             raise UsageError(f"--sweep {name}={values}: {name} is given twice; name it once")
         parsed = [_parse(name, value, parser) for value in values.split(",")]
@@ -66,36 +66,32 @@ def _parse(name: str, value: str, parser: OneLineErrors) -> Any:
     try:
         return parser.parse_args([f"--{name}={value}"])[name]
     except UsageError as error:
-        raise _of_sweep(error) from error
-
-
-def _of_sweep(error: UsageError) -> UsageError:
-    return UsageError(str(error).replace("--", "--sweep ", 1))
+        raise UsageError(str(error).replace("--", "--sweep ", 1)) from error
 
 
 @dataclass(frozen=True)
 class Row:
-    """A text, and what it was written by and with.
+    """A text of a sweep.
 
     Args:
-        stage: The checkpoint.
-        settings: Those of the combination alone.
-        seed: Of the text; None of a beam search, which draws nothing.
+        checkpoint: The checkpoint that wrote it.
+        settings: The settings that differ within the sweep.
+        seed: Seed of the text; None for a beam search.
         written: The text, scored.
     """
 
-    stage: Stage
+    checkpoint: Compared
     settings: Settings
     seed: int | None
     written: Written
 
     @property
-    def figures(self) -> dict[str, float | None]:
-        """What helps to decide, None where there is nothing to take a mean of.
+    def metrics(self) -> dict[str, float | None]:
+        """Metrics of the text; None where there is nothing to average.
 
-        logprob: the mean of its tokens' log probabilities, by the model itself, in nats.
-        entropy: the mean of those of the model's predictions, in nats.
-        distinct: the number of different words divided by that of words, between blanks.
+        logprob: mean log probability of its tokens by the model itself, in nats.
+        entropy: mean entropy of the model's predictions, in nats.
+        distinct: number of distinct words divided by the number of words.
         """
         words = self.written.text.split()
         logprobs, entropies = self.written.logprobs, self.written.entropies
@@ -108,19 +104,19 @@ class Row:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is compared with what.
+    """The checkpoints, settings, prompts and seeds of a sweep.
 
     Args:
-        stages: The checkpoints.
-        combinations: The settings that differ, one dict for each combination.
-        settings: All settings; those of a combination come in their place.
-        prompts: What to continue.
-        seeds: One for each text of a prompt.
-        echo: Tell the prompt with each text.
-        weights: What the models' weights are rounded to.
+        checkpoints: The checkpoints.
+        combinations: The settings that differ, a dict for each combination.
+        settings: All settings, which those of a combination replace.
+        prompts: Texts to continue.
+        seeds: Seed of each text of a prompt.
+        echo: Show the prompt with each text.
+        weights: Data type of the weights: float32 or int8.
     """
 
-    stages: Sequence[Stage]
+    checkpoints: Sequence[Compared]
     combinations: Sequence[Settings]
     settings: BeamSettings
     prompts: Sequence[str]
@@ -129,37 +125,37 @@ class Sweep:
     weights: str = "float32"
 
     def rows(self, writer: Callable[[Path], Writer]) -> Iterator[Row]:
-        """Each text, checkpoint by checkpoint; the texts of one combination are one batch.
+        """Write the texts, checkpoint by checkpoint, those of a combination as a batch.
 
         Raises:
-            UsageError: a checkpoint doesn't know what is in a prompt; names it.
+            UsageError: a prompt has characters outside a checkpoint's vocabulary.
         """
-        for stage in self.stages:
-            write = writer(stage.path)
+        for checkpoint in self.checkpoints:
+            write = writer(checkpoint.path)
             for combination in self.combinations:
                 settings = dataclasses.replace(self.settings, **combination)
-                # a search is one job for each prompt, and gives the best texts of it
-                told = self.seeds_of(combination)
-                work = jobs(self.prompts, self.seeds[: len(told)])
+                # a beam search is one job for each prompt, and returns its best texts
+                job_seeds = self.seeds_of(combination)
+                work = jobs(self.prompts, self.seeds[: len(job_seeds)])
                 try:
                     texts = list(write(work, settings))
                 except UsageError as error:
-                    raise UsageError(f"{stage.path}: {error}") from error
-                for seed, found in zip(itertools.cycle(told), texts, strict=False):
-                    yield from (Row(stage, combination, seed, text) for text in found)
+                    raise UsageError(f"{checkpoint.path}: {error}") from error
+                for seed, found in zip(itertools.cycle(job_seeds), texts, strict=False):
+                    yield from (Row(checkpoint, combination, seed, text) for text in found)
 
     def seeds_of(self, combination: Settings) -> Sequence[int | None]:
-        """The seed of each job of a prompt; None stands for a beam search's only one."""
+        """The seeds of a prompt's jobs; [None] for a beam search, which is a single job."""
         settings = dataclasses.replace(self.settings, **combination)
         return [None] if settings.is_beam_search else self.seeds
 
     @property
     def is_all_search(self) -> bool:
-        """Whether nothing is drawn."""
+        """Whether all combinations are beam searches, which draw nothing."""
         return all(self.seeds_of(each) == [None] for each in self.combinations)
 
     def text(self, row: Row) -> str:
-        """What is shown of a row's text."""
+        """The text of a row, with its prompt if `echo`."""
         return row.written.whole if self.echo else row.written.text
 
 
@@ -169,38 +165,37 @@ def plan(
     prompts: Sequence[str],
     parser: OneLineErrors,
 ) -> Sweep:
-    """What the options of `gptlit predict` compare.
+    """Plan a sweep from the options of `gptlit predict`.
 
     Raises:
-        UsageError: a combination or a checkpoint that can't work.
+        UsageError: an invalid combination or checkpoint.
     """
     grid = parse_grid(list(itertools.chain(*(options.sweep or []))), parser)
     if options.greedy and "temperature" in grid:
-        raise UsageError("--greedy: means temperature 0, which --sweep temperature is to vary")
+        raise UsageError("--greedy: sets temperature 0, which --sweep temperature varies")
     if "seed" in grid and options.num_samples > 1:
-        raise UsageError(
-            f"--num_samples {options.num_samples}: --sweep seed names the seeds; leave one out"
-        )
+        reason = "--sweep seed gives one text for each seed; leave one out"
+        raise UsageError(reason, "num_samples", options.num_samples)
     is_drawn = None in grid.get("num_beams", [options.num_beams])
     if "seed" in grid and not is_drawn:
-        raise UsageError("--sweep seed: has no part in a beam search, which draws nothing")
+        raise UsageError("--sweep seed: does not apply to a beam search, which draws nothing")
     swept_seeds = grid.pop("seed", list(seeds(options)))
+    if bad := [seed for seed in swept_seeds if not 0 <= seed < 2**63]:
+        raise UsageError(f"--sweep seed={bad[0]}: must be 0 or more, and below 2^63")
     combinations = [
         dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
     ]
     for combination in combinations:
         try:
-            whole = dataclasses.replace(settings, **combination)
+            checked = dataclasses.replace(settings, **combination)
         except UsageError as error:
-            name = str(error).removeprefix("--").split()[0]
-            raise (_of_sweep(error) if name in grid else error) from error
-        if whole.max_new_tokens is None:
-            raise UsageError("--max_new_tokens null: texts that are compared need an end")
-    if bad := [seed for seed in swept_seeds if not 0 <= seed < 2**63]:
-        raise UsageError(f"--sweep seed={bad[0]}: must be 0 or more, and below 2^63")
-    stages = find(options.ckpt_path)
+            is_swept = error.option in grid
+            swept = error.renamed(error.option, f"sweep {error.option}")
+            raise (swept if is_swept else error) from error
+        if checked.max_new_tokens is None:
+            raise UsageError("texts of a table need a limit", "max_new_tokens", None)
     return Sweep(
-        stages,
+        find(options.ckpt_path),
         combinations,
         settings,
         prompts,
@@ -211,16 +206,16 @@ def plan(
 
 
 def as_json(row: Row, sweep: Sweep) -> dict[str, Any]:
-    """All of a row, as one flat object."""
+    """All values of a row, as one flat object."""
     seed = {} if row.seed is None else {"seed": row.seed}
     return {
-        "checkpoint": str(row.stage.path),
-        "step": row.stage.step,
-        "val/loss": row.stage.val_loss,
-        "val/step": row.stage.val_step,
+        "checkpoint": str(row.checkpoint.path),
+        "step": row.checkpoint.step,
+        "val/loss": row.checkpoint.val_loss,
+        "val/step": row.checkpoint.val_step,
         "weights": sweep.weights,
         **seed,
         **dataclasses.replace(sweep.settings, **row.settings).used(),
-        **row.figures,
+        **row.metrics,
         **dataclasses.asdict(row.written),
     }

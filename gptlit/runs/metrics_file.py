@@ -16,6 +16,12 @@ def read(path: Path) -> tuple[list[str], list[Row]]:
     return parse(path.read_bytes() if path.is_file() else b"")
 
 
+def by_step(path: Path, metric: str) -> dict[int, float]:
+    """Values of a metric by the number of steps made before each, from a metrics.csv."""
+    # steps are logged from 0, and a validation under the step before it
+    return {int(row["step"]) + 1: float(row[metric]) for row in read(path)[1] if row.get(metric)}
+
+
 def parse(content: bytes) -> tuple[list[str], list[Row]]:
     """The columns of a table and its rows up to the first that isn't whole.
 

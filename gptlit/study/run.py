@@ -1,6 +1,7 @@
 """Making a study's runs one after another, each in this process, and reading their results."""
 
 import contextlib
+import functools
 import gc
 import json
 import statistics
@@ -21,8 +22,7 @@ from gptlit.cli.fit import GptlitCLI, NothingToTrain
 from gptlit.cli.lightning_warnings import quiet
 from gptlit.files import write_atomically
 from gptlit.messages import MEMORY_ADVICE, RunError, UsageError, is_out_of_memory, note
-from gptlit.predict.checkpoints import logged
-from gptlit.runs import run_folder
+from gptlit.runs import metrics_file, run_folder
 from gptlit.study.planning import (
     RESULT,
     Planned,
@@ -178,21 +178,21 @@ def _outcome(study: Study, planned: Planned, run: Path, failed: str = "") -> Out
     failed = failed or read_result(run)["failed"]
     if failed:
         return Outcome(planned.setup, failed=failed)
-    metrics = run / "metrics.csv"
-    curve = logged(metrics, study.metric)
+    logged = functools.partial(metrics_file.by_step, run / "metrics.csv")
+    curve = logged(study.metric)
     if not curve:
         return Outcome(
             planned.setup, failed=f"{study.metric} was not logged; choose another metric"
         )
     at = max(curve) if study.at == "end" else min(curve, key=lambda each: (curve[each], each))
-    known = {name: logged(metrics, name) for name in METRICS}
+    known = {name: logged(name) for name in METRICS}
     # steps after the best validation did not contribute to the metric
     step = at if study.at == "best" else read_result(run)["step"]
     tokens = step * planned.tokens_per_step
     results: dict[str, float] = {name: values[at] for name, values in known.items() if at in values}
     results |= {"step": at, "parameters": planned.parameters, "tokens": tokens}
     results["flops"] = tokens * planned.flops_per_token
-    if timed := logged(metrics, "speed/step_ms"):
+    if timed := logged("speed/step_ms"):
         results["seconds"] = step * statistics.fmean(timed.values()) / 1e3
     return Outcome(planned.setup, results, curve, text=planned.text)
 

@@ -18,7 +18,7 @@ from jsonargparse import ActionYesNo
 from gptlit.cli import convert, data, fit, help_pages
 from gptlit.cli.arguments import shipped_configs
 from gptlit.model.config import GPTConfig
-from gptlit.predict import command
+from gptlit.predict import options as predict_options
 
 FILE = Path(help_pages.__file__).with_name(help_pages.OPTIONS)
 WITH_LIGHTNING = ("fit", "validate", "test")
@@ -51,7 +51,7 @@ def parser_of(verb: str) -> ArgumentParser:
     """Return the parser of a verb that has one."""
     if verb not in WITH_LIGHTNING:
         own: dict[str, Callable[[], ArgumentParser]] = {
-            "predict": command.parser,
+            "predict": predict_options.parser,
             "data": data.parser,
             "import": convert.import_parser,
             "export": convert.export_parser,

@@ -10,7 +10,7 @@ from gptlit.checkpoints import checkpoint
 from gptlit.cli.arguments import find_config, shipped_configs
 from gptlit.cli.shorthand import full_names, name_words, option_of_run
 from gptlit.messages import UsageError
-from gptlit.predict.command import parser, understood
+from gptlit.predict.options import parse, parser
 from tests.conftest import TINY, Result, Run
 
 Call = Callable[..., Result]
@@ -131,7 +131,7 @@ def test_help_by_its_name(gptlit: Call) -> None:
 
 def test_what_a_shell_leaves_escaped(gptlit: Call, run: Run) -> None:
     typed = [r"--stop=\n\n", "--stop", r"a\\n\q", r"--force=\t", "--ban", r"\n"]
-    options, _ = understood(parser(), typed)
+    options, _ = parse(parser(), typed)
     assert (options.stop, options.force, options.ban) == (["\n\n", r"a\n\q"], "\t", ["\n"])
     path = run.folder / "checkpoints" / "last.ckpt"
     free = gptlit("predict", "--ckpt_path", path, "--max_new_tokens=200").out

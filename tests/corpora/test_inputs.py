@@ -15,7 +15,7 @@ import pytest
 from gptlit.checkpoints import checkpoint, nanogpt, weight_files
 from gptlit.corpora import inputs
 from gptlit.messages import UsageError
-from gptlit.predict import command, prompts
+from gptlit.predict import options, prompts
 from tests.conftest import TINY, Result, Run, made_up_text
 
 Gptlit = Callable[..., Result]
@@ -165,9 +165,9 @@ def test_other_processes_get_the_prompts(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert inputs.in_all_processes("prompts", lambda: [""]) == ["the king\n", "é"]
     monkeypatch.delenv(inputs.COPIES)  # as where the processes are started from outside
-    options = command.parser().parse_args(["--prompt_file=-"])
-    with pytest.raises(UsageError, match="--prompt_file -: .* by one process alone"):
-        inputs.in_all_processes("prompts", lambda: prompts.given(options))
+    parsed = options.parser().parse_args(["--prompt_file=-"])
+    with pytest.raises(UsageError, match="--prompt_file -: a single process can read"):
+        inputs.in_all_processes("prompts", lambda: prompts.given(parsed))
 
 
 def test_a_pipe_that_gives_too_much(tmp_path: Path) -> None:

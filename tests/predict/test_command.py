@@ -1,4 +1,4 @@
-"""`gptlit predict`, as users type it."""
+"""`gptlit predict` on the command line."""
 
 import dataclasses
 import io
@@ -17,9 +17,9 @@ import torch
 import gptlit as package
 from gptlit.__main__ import main
 from gptlit.generation.text_stream import Written
-from gptlit.predict import command as predict_module
-from gptlit.predict import prompts
+from gptlit.predict import command, prompts
 from gptlit.predict.devices import in_order
+from gptlit.predict.options import parser
 from gptlit.tokenizers.base import UNKNOWN_WORD
 from gptlit.tokenizers.characters import CharTokenizer
 from gptlit.tokenizers.words import WordTokenizer
@@ -34,7 +34,7 @@ def predict(gptlit: Call, run: Run, *options: Any) -> Result:
     return gptlit("predict", "--ckpt_path", path, "--max_new_tokens", 15, *options)
 
 
-def test_predict_gives_text_and_nothing_else(gptlit: Call, run: Run) -> None:
+def test_predict_prints_the_text_alone(gptlit: Call, run: Run) -> None:
     result = predict(gptlit, run, "--prompt", "ROMEO:")
     model, tokenizer = package.load(run.folder / "checkpoints" / "last.ckpt")
     text = package.generate(model, tokenizer, "ROMEO:", max_new_tokens=15)
@@ -81,7 +81,7 @@ def test_an_empty_prompt_and_an_over_long_one(gptlit: Call, run: Run) -> None:
     assert result.out.startswith("the king and")
 
 
-def test_unknown_characters_are_told_or_dropped(gptlit: Call, run: Run) -> None:
+def test_unknown_characters_are_refused_or_dropped(gptlit: Call, run: Run) -> None:
     result = predict(gptlit, run, "--prompt", "the ß")
     assert result.code == 2
     assert result.out == ""
@@ -91,28 +91,28 @@ def test_unknown_characters_are_told_or_dropped(gptlit: Call, run: Run) -> None:
     assert skipped.out == predict(gptlit, run, "--prompt", "the ").out
 
 
-def test_what_stands_for_unknown_words_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    for tokenizer, prompt, told in (
+def test_the_token_for_unknown_words_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    for tokenizer, prompt, pieces in (
         (WordTokenizer(["the", "king"], [UNKNOWN_WORD]), "the mad king, mad", "'mad', 'king,'"),
         (CharTokenizer("eht", [UNKNOWN_WORD]), "the ßß", "' ', 'ß'"),
     ):
         prompts.tell_dropped("the", "error", tokenizer)
         assert capsys.readouterr().err == ""
         prompts.tell_dropped(prompt, "error", tokenizer)
-        wanted = f"gptlit: warning: --prompt: the model reads {UNKNOWN_WORD} for {told}\n"
+        wanted = f"gptlit: warning: --prompt: the model reads {UNKNOWN_WORD} for {pieces}\n"
         assert capsys.readouterr().err == wanted
 
 
 @pytest.mark.parametrize("none", ["none", "None", "null"])
 def test_none_is_null(none: str) -> None:
-    known = predict_module.parser()
-    options = known.parse_args([f"--top_k={none}", "--max_new_tokens", none, "--prompt", none])
-    assert (options.top_k, options.max_new_tokens, options.prompt) == (None, None, [none])
+    known = parser()
+    parsed = known.parse_args([f"--top_k={none}", "--max_new_tokens", none, "--prompt", none])
+    assert (parsed.top_k, parsed.max_new_tokens, parsed.prompt) == (None, None, [none])
 
 
-def test_what_works_instead_of_a_number_is_told(gptlit: Call) -> None:
-    told = gptlit("predict", "--max_new_tokens=all").err
-    assert told == "gptlit: error: --max_new_tokens all: expected int or null\n"
+def test_a_message_names_what_works_instead_of_a_number(gptlit: Call) -> None:
+    message = gptlit("predict", "--max_new_tokens=all").err
+    assert message == "gptlit: error: --max_new_tokens all: expected int or null\n"
 
 
 def test_predict_streams_to_a_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +143,7 @@ def test_several_texts_stream_to_a_terminal_one_after_the_other(
     options = ["--prompt=the", "--prompt=king", "--num_samples=2"]
     wanted = predict(gptlit, run, *options).out
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    monkeypatch.setattr(predict_module, "write_jobs", None)
+    monkeypatch.setattr(command, "write_jobs", None)
     assert predict(gptlit, run, *options).out == wanted
     refused = predict(gptlit, run, "--prompt=the", "--prompt=ß")
     assert (refused.code, refused.out) == (2, "")
@@ -161,7 +161,7 @@ def test_a_closed_pipe_is_no_error(run: Run) -> None:
     assert done.returncode == 141
 
 
-def test_several_prompts_each_as_if_alone(gptlit: Call, run: Run) -> None:
+def test_several_prompts_are_written_as_if_alone(gptlit: Call, run: Run) -> None:
     together = predict(gptlit, run, "--prompt=the", "--prompt=king and", "--num_samples=2")
     alone = [
         predict(gptlit, run, f"--prompt={prompt}", f"--seed={seed}").out
@@ -181,7 +181,7 @@ def test_prompts_from_a_file_or_standard_input(
     assert whole.out == predict(gptlit, run, "--prompt", "the\nking").out
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbfthe\r\nking\n")))
     assert predict(gptlit, run, "--prompt_file=-").out == whole.out
-    for options, told in (
+    for options, message in (
         (["--prompt_file=nowhere.txt"], "--prompt_file nowhere.txt: No such file"),
         (["--lines"], "--lines: needs --prompt_file"),
         (["--max_new_tokens=null", "--num_samples=2"], "--max_new_tokens null"),
@@ -190,31 +190,31 @@ def test_prompts_from_a_file_or_standard_input(
     ):
         refused = predict(gptlit, run, *options)
         assert refused.code == 2
-        assert told in refused.err
+        assert message in refused.err
 
 
 @pytest.mark.parametrize("name", ["prompt", "stop", "ban", "force"])
-def test_bytes_of_a_shell_that_are_no_text(gptlit: Call, run: Run, name: str) -> None:
+def test_invalid_bytes_in_arguments(gptlit: Call, run: Run, name: str) -> None:
     refused = predict(gptlit, run, f"--{name}", os.fsdecode(b"the\xff"))
-    told = f"gptlit: error: --{name} 'the\\udcff': not UTF-8 text\n"
-    assert (refused.code, refused.out, refused.err) == (2, "", told)
+    message = f"gptlit: error: --{name} 'the\\udcff': not UTF-8 text\n"
+    assert (refused.code, refused.out, refused.err) == (2, "", message)
 
 
-def test_bytes_of_standard_input_that_are_no_text(
+def test_invalid_bytes_of_standard_input(
     gptlit: Call, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # what Python makes of standard input in the C locale takes any byte
+    # in the C locale Python's standard input accepts any byte
     stdin = io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), "utf-8", "surrogateescape")
     monkeypatch.setattr(sys, "stdin", stdin)
     refused = predict(gptlit, run, "--prompt_file=-")
-    told = "gptlit: error: --prompt_file -: not UTF-8 text\n"
-    assert (refused.code, refused.out, refused.err) == (2, "", told)
+    message = "gptlit: error: --prompt_file -: not UTF-8 text\n"
+    assert (refused.code, refused.out, refused.err) == (2, "", message)
 
 
-def test_jsonl_tells_each_tokens_probability(gptlit: Call, run: Run) -> None:
+def test_jsonl_has_each_tokens_probability(gptlit: Call, run: Run) -> None:
     options = ["--prompt=the", "--num_samples=2", "--temperature=0.5", "--top_k=3"]
-    told = predict(gptlit, run, *options, "--format=jsonl").out
-    rows = [json.loads(line) for line in told.splitlines()]
+    lines = predict(gptlit, run, *options, "--format=jsonl").out.splitlines()
+    rows = [json.loads(line) for line in lines]
     texts = predict(gptlit, run, *options).out
     assert "---\n".join(row["prompt"] + row["text"] + "\n" for row in rows) == texts
     model, tokenizer = package.load(run.folder / "checkpoints" / "last.ckpt")
@@ -222,7 +222,7 @@ def test_jsonl_tells_each_tokens_probability(gptlit: Call, run: Run) -> None:
         assert row["seed"] == seed
         assert row["checkpoint"] == str(run.folder / "checkpoints" / "last.ckpt")
         assert tokenizer.decode(row["ids"]) == row["text"]
-        # by the model itself, with neither temperature nor top_k, as far as the context goes
+        # by the model itself, without temperature and top_k, within the context
         ids = torch.tensor([[*tokenizer.encode("the").tolist(), *row["ids"]]])[:, :8]
         with torch.no_grad():
             logs = model(ids)[0].double().log_softmax(-1)
@@ -234,18 +234,18 @@ def test_jsonl_tells_each_tokens_probability(gptlit: Call, run: Run) -> None:
             assert row["entropies"][at - 3] == pytest.approx(wanted, abs=1e-5)
 
 
-def test_a_file_has_a_header_and_takes_its_place_whole(gptlit: Call, run: Run) -> None:
+def test_a_file_has_a_header_with_the_settings(gptlit: Call, run: Run) -> None:
     result = predict(gptlit, run, "--prompt=the", "--output_file=out.txt", "--top_k=4")
     assert (result.code, result.out) == (0, "")
     header, text = Path("out.txt").read_text(encoding="utf-8").split("\n\n", 1)
     assert text == predict(gptlit, run, "--prompt=the", "--top_k=4").out
-    told = dict(line.removeprefix("# ").split(": ", 1) for line in header.splitlines())
-    assert told["checkpoint"].endswith("last.ckpt'")
+    rows = dict(line.removeprefix("# ").split(": ", 1) for line in header.splitlines())
+    assert rows["checkpoint"].endswith("last.ckpt'")
     for name, value in (
         *(("seed", "1337"), ("num_samples", "1"), ("top_k", "4"), ("temperature", "0.8")),
         *(("prompt", "'the'"), ("weights", "'float32'"), ("unknown", "'error'")),
     ):
-        assert told[name] == value
+        assert rows[name] == value
     options = ["--num_beams=3", "--num_samples=2", "--output_file=out.txt", "--weights=int8"]
     assert predict(gptlit, run, *options).code == 0
     searched = Path("out.txt").read_text(encoding="utf-8").split("\n\n", 1)[0]
@@ -255,27 +255,27 @@ def test_a_file_has_a_header_and_takes_its_place_whole(gptlit: Call, run: Run) -
 
 
 @pytest.mark.parametrize(
-    ("path", "told"),
+    ("path", "message"),
     [
         (".", "is a folder; name a file"),
         ("nowhere/out.txt", "there is no folder nowhere; make it first"),
         (os.devnull, "is not a file; without --output_file texts go to standard output"),
     ],
 )
-def test_a_file_that_can_not_be_written_is_refused_before_any_work(
-    gptlit: Call, tmp_path: Path, path: str, told: str
+def test_a_file_that_can_not_be_written_is_refused_first(
+    gptlit: Call, tmp_path: Path, path: str, message: str
 ) -> None:
     refused = gptlit("predict", "--ckpt_path=nowhere.ckpt", f"--output_file={path}")
     assert (refused.code, refused.out) == (2, "")
-    assert refused.err == f"gptlit: error: --output_file {path}: {told}\n"
+    assert refused.err == f"gptlit: error: --output_file {path}: {message}\n"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_was_written_until_ctrl_c_is_kept_beside_the_file(
+def test_texts_written_until_ctrl_c_are_kept_next_to_the_file(
     gptlit: Call, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = predict(gptlit, run, "--prompt=the", "--prompt=king").out
-    write, calls = predict_module.write_jobs, []
+    write, calls = command.write_jobs, []
 
     def stops(*arguments: Any, **options: Any) -> list[list[Written]]:
         calls.append(arguments)
@@ -283,18 +283,19 @@ def test_what_was_written_until_ctrl_c_is_kept_beside_the_file(
             raise KeyboardInterrupt
         return write(*arguments, **options)
 
-    monkeypatch.setattr(predict_module, "write_jobs", stops)
-    monkeypatch.setattr(predict_module, "SAMPLES_AT_ONCE", 1)
+    monkeypatch.setattr(command, "write_jobs", stops)
+    monkeypatch.setattr(command, "SAMPLES_AT_ONCE", 1)
     Path("out.txt").write_text("from before", encoding="utf-8")
     prompts = ["--prompt=the", "--prompt=king", "--prompt=love"]
     stopped = predict(gptlit, run, *prompts, "--output_file=out.txt")
-    told = "gptlit: out.txt.partial holds what was written until then\ngptlit: stopped\n"
-    assert (stopped.code, stopped.out, after_introduction(stopped.err)) == (130, "", told)
+    message = "gptlit: out.txt.partial contains the texts that were written until then\n"
+    message += "gptlit: stopped\n"
+    assert (stopped.code, stopped.out, after_introduction(stopped.err)) == (130, "", message)
     assert Path("out.txt.partial").read_text(encoding="utf-8").split("\n\n", 1)[1] == whole
     assert Path("out.txt").read_text(encoding="utf-8") == "from before"
 
 
-def test_without_echo_there_is_the_continuation_alone(gptlit: Call, run: Run) -> None:
+def test_without_echo_the_prompt_is_left_out(gptlit: Call, run: Run) -> None:
     whole = predict(gptlit, run, "--prompt=the").out
     assert "the" + predict(gptlit, run, "--prompt=the", "--echo=false").out == whole
     two = predict(gptlit, run, "--prompt=the", "--num_samples=2").out
@@ -313,7 +314,7 @@ def test_stop_strings_and_bans_by_flag(gptlit: Call, run: Run) -> None:
 
 
 def test_a_beam_search_by_flag(gptlit: Call, run: Run) -> None:
-    """The best texts parted as samples are; their scores on stderr, or in .jsonl."""
+    """Prints the best texts like samples, and their scores on stderr or in .jsonl."""
     options = ["--prompt=the", "--num_beams=4", "--num_samples=3", "--length_penalty=0.5"]
     model, tokenizer = package.load(run.folder / "checkpoints" / "last.ckpt")
     settings = {"num_beams": 4, "num_samples": 3, "length_penalty": 0.5, "max_new_tokens": 15}
@@ -322,12 +323,12 @@ def test_a_beam_search_by_flag(gptlit: Call, run: Run) -> None:
     assert result.out == "---\n".join(text.whole + "\n" for text in found)
     scores = ", ".join(f"{text.score:.4f}" for text in found)
     assert after_introduction(result.err) == f"gptlit: scores, the best first: {scores}\n"
-    told = predict(gptlit, run, *options, "--format=jsonl")
-    rows = [json.loads(line) for line in told.out.splitlines()]
+    result = predict(gptlit, run, *options, "--format=jsonl")
+    rows = [json.loads(line) for line in result.out.splitlines()]
     checkpoint = {"checkpoint": str(run.folder / "checkpoints" / "last.ckpt")}
     assert rows == [checkpoint | dataclasses.asdict(text) for text in found]
-    assert "seed" not in rows[0]  # which has no part in it
-    assert after_introduction(told.err) == ""
+    assert "seed" not in rows[0]
+    assert after_introduction(result.err) == ""
 
 
 def test_one_beam_is_greedy_by_flag(gptlit: Call, run: Run) -> None:
@@ -357,15 +358,15 @@ def test_the_trainer_searches_and_forces_the_same(
 
 
 def test_texts_of_jobs_come_in_the_order_of_the_jobs() -> None:
-    """Whichever rank wrote them, and however many a job gave."""
+    """For any number of ranks, and of texts in a job."""
     texts = [[Written("p", f"{job}.{at}") for at in range(job % 3)] for job in range(7)]
     for n_ranks in (1, 2, 3, 9):
         by_rank = [texts[rank::n_ranks] for rank in range(n_ranks)]
         assert in_order(by_rank) == texts
 
 
-def test_weights_of_8_bits_write_and_are_nearly_the_same(gptlit: Call, run: Run) -> None:
-    """The log probabilities of the same forced text differ, by little."""
+def test_int8_weights_give_nearly_the_same_log_probabilities(gptlit: Call, run: Run) -> None:
+    """The log probabilities of the same forced text differ little."""
     found = []
     for weights in ("float32", "int8"):
         options = ["--force", "king", "--max_new_tokens", 4, "--format", "jsonl"]
@@ -375,7 +376,7 @@ def test_weights_of_8_bits_write_and_are_nearly_the_same(gptlit: Call, run: Run)
     assert found[1] == pytest.approx(found[0], abs=0.05)
 
 
-def test_a_sweep_over_beams_tells_the_best_of_each(gptlit: Call, run: Run) -> None:
+def test_a_sweep_over_beams_has_the_best_of_each(gptlit: Call, run: Run) -> None:
     result = predict(gptlit, run, "--sweep", "num_beams=1,4", "--format", "jsonl")
     rows = [json.loads(line) for line in result.out.splitlines()]
     model, tokenizer = package.load(run.folder / "checkpoints" / "last.ckpt")
@@ -384,10 +385,10 @@ def test_a_sweep_over_beams_tells_the_best_of_each(gptlit: Call, run: Run) -> No
     assert [row["num_beams"] for row in rows] == [1, 4]
 
 
-def test_a_sweep_over_beams_tells_several_texts_of_each(gptlit: Call, run: Run) -> None:
+def test_a_sweep_over_beams_has_several_texts_of_each(gptlit: Call, run: Run) -> None:
     options = ["--sweep", "num_beams=none,2,4", "--num_samples=2"]
-    told = predict(gptlit, run, *options, "--format=jsonl")
-    rows = [json.loads(line) for line in told.out.splitlines()]
+    result = predict(gptlit, run, *options, "--format=jsonl")
+    rows = [json.loads(line) for line in result.out.splitlines()]
     model, tokenizer = package.load(run.folder / "checkpoints" / "last.ckpt")
     best = [
         each.text

@@ -1,4 +1,4 @@
-"""`gptlit predict --explain`: each token's probability, rank and alternatives."""
+"""`gptlit predict --explain`: probability, rank and alternatives of each token."""
 
 import dataclasses
 import io
@@ -36,7 +36,7 @@ def net(tokenizer: Tokenizer, block_size: int = 8, scale: float = 5) -> GPT:
     model = GPT(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.mul_(scale)  # far from uniform, so that ranks are clear
+            parameter.mul_(scale)  # far from uniform, so that ranks are distinct
     return model
 
 
@@ -45,12 +45,12 @@ def model() -> GPT:
     return net(TOKENIZER)
 
 
-def test_each_token_by_the_rule_written_out(model: GPT) -> None:
-    """A full window keeps its last half; all logits are sorted to find ranks and others."""
+def test_each_token_against_a_plain_loop(model: GPT) -> None:
+    """A full window keeps its last half; ranks and alternatives follow from sorted logits."""
     text = "abc gfe\nabcdefg a fad\nbee cab"
     explained = explain(model, TOKENIZER, text)
     assert "".join(token.token for token in explained.tokens) == explained.text == text
-    window = [0]  # the newline before
+    window = [0]  # a newline precedes the text
     for token in explained.tokens:
         if len(window) > 8:
             window = window[-4:]
@@ -68,31 +68,31 @@ def test_each_token_by_the_rule_written_out(model: GPT) -> None:
 
 
 @pytest.mark.parametrize("n", [1, 7, 8, 9, 12, 13, 40])
-def test_a_text_has_the_probabilities_that_it_was_written_with(model: GPT, n: int) -> None:
+def test_a_generated_text_has_the_probabilities_it_was_drawn_with(model: GPT, n: int) -> None:
     (written,) = generate_many(model, TOKENIZER, [""], [3], max_new_tokens=n, scored=True)
-    told = [token.logprob for token in explain(model, TOKENIZER, written.text).tokens]
-    assert told == pytest.approx(written.logprobs, abs=1e-5)
+    found = [token.logprob for token in explain(model, TOKENIZER, written.text).tokens]
+    assert found == pytest.approx(written.logprobs, abs=1e-5)
 
 
 def test_a_context_of_one_token() -> None:
     one = net(TOKENIZER, block_size=1)
     (written,) = generate_many(one, TOKENIZER, [""], [3], max_new_tokens=9, scored=True)
-    told = [token.logprob for token in explain(one, TOKENIZER, written.text).tokens]
-    assert told == pytest.approx(written.logprobs, abs=1e-5)
+    found = [token.logprob for token in explain(one, TOKENIZER, written.text).tokens]
+    assert found == pytest.approx(written.logprobs, abs=1e-5)
 
 
-def test_figures_of_a_model_that_knows_nothing() -> None:
-    """A uniform one: the loss is ln V, the perplexity V, and every token ranks first."""
+def test_metrics_of_a_uniform_model() -> None:
+    """The loss is ln V, the perplexity V, and every token has rank 1."""
     explained = explain(net(TOKENIZER, scale=0), TOKENIZER, "abcabc\n")
     assert {token.rank for token in explained.tokens} == {1}
-    assert explained.figures == {
+    assert explained.metrics == {
         "loss": pytest.approx(math.log(9)),
         "perplexity": pytest.approx(9),
         "bits_per_byte": pytest.approx(math.log2(9)),
     }
 
 
-def test_what_a_first_token_is_predicted_from() -> None:
+def test_the_start_that_a_first_token_is_predicted_from() -> None:
     newline = explain(net(TOKENIZER), TOKENIZER, "ab")
     assert newline.start == "\n"
     closed = CharTokenizer("abc", ["<EOS>"], eos=True)
@@ -100,30 +100,30 @@ def test_what_a_first_token_is_predicted_from() -> None:
     assert document.start == "<EOS>"
     logs = net(closed)(torch.tensor([[0]]))[0, -1].log_softmax(-1)
     assert document.tokens[0].logprob == pytest.approx(logs[1].item(), abs=1e-5)
-    # a model without either has nothing to predict it from: it counts nowhere
+    # without an end of sequence and a newline it is not predicted, and not counted
     bare = CharTokenizer("abé")
     explained = explain(net(bare, scale=0), bare, "éab")
     assert (explained.start, explained.tokens[0]) == (None, Scored("é", 2))
-    assert explained.figures["bits_per_byte"] == pytest.approx(math.log2(3))
+    assert explained.metrics["bits_per_byte"] == pytest.approx(math.log2(3))
     assert explained.n_bytes == 2
     assert "the first not predicted" in summary(explained)
     alone = explain(net(bare), bare, "é")
-    assert set(alone.figures.values()) == {None}
+    assert set(alone.metrics.values()) == {None}
     assert summary(alone) == "1 token, the first not predicted"
     assert "é" in "".join(as_text([alone], 80, colour=True))
 
 
-def test_half_a_character_is_told_by_its_bytes() -> None:
+def test_an_incomplete_character_is_shown_by_its_bytes() -> None:
     tokenizer = BytePairTokenizer.train(["é"], TokenizerOptions(kind="bpe", vocab_size=257))
     explained = explain(net(tokenizer, scale=0), tokenizer, "aé漢")
     tokens = [token.token for token in explained.tokens]
     assert tokens == ["a", "\\xc3", "\\xa9", "\\xe6", "\\xbc", "\\xa2"]
     assert explained.text == "".join(explained.pieces) == "aé漢"
     assert explained.n_bytes == 6
-    assert explained.figures["bits_per_byte"] == pytest.approx(math.log2(257))
-    told = "".join(as_text([explained], 80, colour=False))
-    assert "�" not in told
-    assert "\\xc3" in told
+    assert explained.metrics["bits_per_byte"] == pytest.approx(math.log2(257))
+    table = "".join(as_text([explained], 80, colour=False))
+    assert "�" not in table
+    assert "\\xc3" in table
 
 
 def test_words() -> None:
@@ -131,13 +131,13 @@ def test_words() -> None:
     explained = explain(net(tokenizer, scale=0), tokenizer, "to be\nor")
     assert [token.token for token in explained.tokens] == ["to", "be", "\n", "or"]
     assert explained.pieces == ["to", " be", "\n", "or"]
-    assert explained.figures["bits_per_byte"] == pytest.approx(4 * 2 / 8)
+    assert explained.metrics["bits_per_byte"] == pytest.approx(4 * 2 / 8)
     forgetful = WordTokenizer(["be", "or", "to"])
     assert explain(net(forgetful), forgetful, "to be").start is None
 
 
 def test_nothing_to_explain(model: GPT) -> None:
-    with pytest.raises(UsageError, match="^explain: no text; give one by prompt"):
+    with pytest.raises(UsageError, match="^explain: there is no text; give one by prompt"):
         explain(model, TOKENIZER, "")
 
 
@@ -150,36 +150,36 @@ def call(gptlit: Call, run: Run, *options: Any) -> Result:
     )
 
 
-def test_a_line_for_each_token_and_the_whole(gptlit: Call, run: Run) -> None:
+def test_a_line_for_each_token_and_a_summary(gptlit: Call, run: Run) -> None:
     result = call(gptlit, run, "--explain", "--prompt=the king")
     assert (result.code, result.err) == (0, "")
     head, *lines = result.out.splitlines()
     assert head.split() == ["token", "prob", "nats", "rank", "likeliest", "others"]
     assert [line[0] for line in lines[:8]] == list("the␣king")
     nats = [float(line.split()[2]) for line in lines[:8]]
-    figures = re.fullmatch(
+    match = re.fullmatch(
         r"loss (\S+) nats per token, perplexity (\S+), (\S+) bits per byte; 8 tokens, the first "
         r"predicted from a newline",
         " ".join(lines[9:]),
     )
-    assert figures
-    loss, perplexity, bits = map(float, figures.groups())
+    assert match
+    loss, perplexity, bits = map(float, match.groups())
     assert loss == pytest.approx(sum(nats) / 8, abs=0.005)
     assert perplexity == pytest.approx(math.exp(loss), rel=1e-3)
     assert bits == pytest.approx(loss / math.log(2), abs=1e-3)
     assert "\x1b" not in result.out
 
 
-def test_longer_than_the_context_by_a_stated_rule(gptlit: Call, run: Run) -> None:
+def test_a_text_longer_than_the_context(gptlit: Call, run: Run) -> None:
     result = call(gptlit, run, "--explain", "--prompt=the king and the night")
     assert result.err == ""
     assert "context 8, its last 4 kept when full" in " ".join(result.out.split())
 
 
 def test_as_jsonl_in_a_file(gptlit: Call, run: Run) -> None:
-    options = ["--prompt=the", "--prompt=king", "--format=jsonl", "--output_file=told.jsonl"]
+    options = ["--prompt=the", "--prompt=king", "--format=jsonl", "--output_file=texts.jsonl"]
     assert call(gptlit, run, "--explain", *options).out == ""
-    the, king = map(json.loads, Path("told.jsonl").read_text(encoding="utf-8").splitlines())
+    the, king = map(json.loads, Path("texts.jsonl").read_text(encoding="utf-8").splitlines())
     assert (the["text"], king["text"]) == ("the", "king")
     assert [token["token"] for token in king["tokens"]] == list("king")
     nats = [-token["logprob"] for token in king["tokens"]]
@@ -187,7 +187,7 @@ def test_as_jsonl_in_a_file(gptlit: Call, run: Run) -> None:
     assert len(king["tokens"][0]["alternatives"]) == ALTERNATIVES
 
 
-def test_what_has_no_part_in_it_is_told(gptlit: Call, run: Run) -> None:
+def test_options_that_do_not_apply_are_reported(gptlit: Call, run: Run) -> None:
     plain = call(gptlit, run, "--explain", "--prompt=the")
     result = call(gptlit, run, "--explain", "--prompt=the", "--temperature=2", "--greedy")
     assert result.out == plain.out
@@ -203,7 +203,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_colours_tell_how_surprising(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_are_coloured_in_a_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     path = run.folder / "checkpoints" / "last.ckpt"
     arguments = ["predict", f"--ckpt_path={path}", "--explain", "--prompt=the king\nQ"]
     outputs = []
@@ -216,7 +216,7 @@ def test_colours_tell_how_surprising(run: Run, monkeypatch: pytest.MonkeyPatch) 
         outputs.append(terminal.getvalue())
     coloured, plain = outputs
     assert "\x1b" not in plain
-    # the text itself comes before the table, and is in it again
+    # the text itself precedes the table
     bare = re.sub(r"\x1b\[[\d;]*m", "", coloured)
     assert bare.startswith("the king\n")
     assert bare.endswith(plain)
@@ -225,14 +225,14 @@ def test_colours_tell_how_surprising(run: Run, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("share", "code"), [(0.5, "32"), (0.49, "33"), (0.1, "33"), (0.05, "31"), (0.001, "31;7")]
 )
-def test_each_colour_begins_where_it_is_said_to(share: float, code: str) -> None:
+def test_each_colour_begins_at_its_probability(share: float, code: str) -> None:
     token = Scored("x", 1, math.log(share), 1)
-    told = "".join(as_text([Explained("x", ["x"], [token], "\n", 1, 8)], 80, colour=True))
-    assert told.startswith(f"\x1b[{code}mx\x1b[0m\n")
+    shown = "".join(as_text([Explained("x", ["x"], [token], "\n", 1, 8)], 80, colour=True))
+    assert shown.startswith(f"\x1b[{code}mx\x1b[0m\n")
 
 
 @pytest.mark.parametrize("columns", [20, 40, 60])
-def test_others_are_as_many_as_fit(model: GPT, columns: int) -> None:
+def test_as_many_alternatives_as_fit_are_shown(model: GPT, columns: int) -> None:
     lines = "".join(as_text([explain(model, TOKENIZER, "abc")], columns, False)).splitlines()
     counts = {len(re.findall(r"%", line)) - 1 for line in lines[1:4]}
     assert all(len(line) <= max(columns, 45) for line in lines)

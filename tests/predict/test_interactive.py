@@ -1,4 +1,4 @@
-"""`gptlit predict --interactive`: typed, from a script, and interrupted."""
+"""`gptlit predict --interactive`: typed in a terminal, from a pipe, and interrupted."""
 
 import dataclasses
 import io
@@ -22,7 +22,7 @@ Script = Callable[..., Result]
 
 
 class Typed(io.TextIOWrapper):
-    """Lines that come from a terminal."""
+    """Standard input that is a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -66,12 +66,12 @@ def test_settings_change_on_the_fly(predict: Call, script: Script) -> None:
     ]
     assert result.out == "---\n".join(wanted)
     assert result.err == ""
-    # --greedy is only how it begins
+    # --greedy is the initial setting only
     result = script("/temperature 1.5", "the", options=("--greedy",))
     assert result.out == predict("--prompt=the", "--temperature=1.5").out
 
 
-def test_lists_grow_and_are_forgotten(predict: Call, script: Script) -> None:
+def test_lists_grow_and_are_cleared(predict: Call, script: Script) -> None:
     result = script("/stop e", "/stop a", "the", "/stop none", "the", "/ban e", "the")
     wanted = [
         predict("--prompt=the", "--stop=e", "--stop=a").out,
@@ -81,7 +81,7 @@ def test_lists_grow_and_are_forgotten(predict: Call, script: Script) -> None:
     assert result.out == "---\n".join(wanted)
 
 
-def test_a_forced_beginning_is_forgotten(predict: Call, script: Script) -> None:
+def test_a_forced_beginning_is_cleared(predict: Call, script: Script) -> None:
     result = script("/force king", "the", "/force none", "the", "/force")
     wanted = predict("--prompt=the", "--force=king").out, predict("--prompt=the").out
     assert result.out == "---\n".join(wanted)
@@ -89,7 +89,7 @@ def test_a_forced_beginning_is_forgotten(predict: Call, script: Script) -> None:
 
 
 @pytest.mark.parametrize(
-    ("good", "bad", "told"),
+    ("good", "bad", "message"),
     [
         ("/ban e", "/ban yß", "/ban 'yß': 'ß' not in the vocabulary"),
         ("/ban e", "/ban th", "/ban 'th': is 2 tokens of this model"),
@@ -97,29 +97,29 @@ def test_a_forced_beginning_is_forgotten(predict: Call, script: Script) -> None:
         ("/force king", "/ban g", "/force 'king': contains /ban 'g'"),
     ],
 )
-def test_what_the_tokenizer_can_not_do_is_refused_at_once(
-    predict: Call, script: Script, good: str, bad: str, told: str
+def test_strings_outside_the_vocabulary_are_refused_at_once(
+    predict: Call, script: Script, good: str, bad: str, message: str
 ) -> None:
     result = script(good, bad, "the")
-    (message,) = result.err.splitlines()
-    assert told in message
+    (line,) = result.err.splitlines()
+    assert message in line
     assert result.out == predict("--prompt=the", good.replace("/", "--").replace(" ", "=")).out
     refused = predict("--interactive", "--ban=th")
     assert (refused.code, refused.out) == (2, "")
 
 
-def test_lines_have_no_part(predict: Call) -> None:
+def test_lines_does_not_apply(predict: Call) -> None:
     refused = predict("--interactive", "--lines")
     assert (refused.code, refused.out) == (2, "")
-    assert "--lines: has no part in --interactive" in refused.err
+    assert "--lines: does not apply to --interactive" in refused.err
 
 
-def test_again_is_the_next_samples(predict: Call, script: Script) -> None:
+def test_again_writes_the_next_samples(predict: Call, script: Script) -> None:
     result = script("the", "/again", options=("--num_samples=2",))
     assert result.out == predict("--prompt=the", "--num_samples=4").out
 
 
-def test_again_is_the_next_sample(predict: Call, script: Script) -> None:
+def test_again_writes_the_next_sample(predict: Call, script: Script) -> None:
     result = script("the", "/again", "/again")
     assert result.out == predict("--prompt=the", "--num_samples=3").out
 
@@ -132,31 +132,31 @@ def test_an_empty_line_and_one_that_begins_with_a_slash(predict: Call, script: S
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
-        ("/temprature 1", "/temprature: no such command or setting; .*Did you mean /temperature?"),
+        ("/temprature 1", "/temprature: unknown command or setting; .*Did you mean /temperature?"),
         ("/temperature -1", "/temperature -1.0: must be 0"),
         ("/temperature hot", "/temperature hot: expected float"),
         ("/top_k 0", "/top_k 0: must be 1 or more"),
         ("/seed -1", "/seed -1: must be 0 or more"),
         ("/min_new_tokens 99", "/min_new_tokens 99: .*not above /max_new_tokens 15"),
-        ("/ckpt_path other", "/ckpt_path: no such command"),
+        ("/ckpt_path other", "/ckpt_path: unknown command"),
         ("/ban", "  ban none"),
         ("theß", "prompt: 'ß' not in the vocabulary .*; /unknown skip drops them"),
     ],
 )
-def test_a_wrong_line_is_told_and_goes_by(
-    predict: Call, script: Script, line: str, told: str
+def test_an_invalid_line_is_reported_and_skipped(
+    predict: Call, script: Script, line: str, message: str
 ) -> None:
     result = script(line, "the")
-    (message,) = result.err.splitlines()
-    assert re.search(told, message)
-    assert "--" not in message
+    (reported,) = result.err.splitlines()
+    assert re.search(message, reported)
+    assert "--" not in reported
     assert result.code == 0
     assert result.out == predict("--prompt=the").out
 
 
-def test_settings_and_help_are_not_text(script: Script) -> None:
+def test_settings_and_help_are_printed_on_stderr(script: Script) -> None:
     result = script("/top_k 4", "/settings", "/top_k", "/help", "/quit", "the")
     assert result.out == ""
     assert "  top_k               4\n" in result.err
@@ -167,12 +167,12 @@ def test_settings_and_help_are_not_text(script: Script) -> None:
     assert script("/top_k many", "/top_k").err.splitlines()[-1] == "  top_k none"
 
 
-def test_a_long_prompt_is_told(script: Script) -> None:
+def test_a_long_prompt_is_reported(script: Script) -> None:
     assert "the model sees its last 8 at once" in script("the king and").err
 
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, times: int = 1) -> None:
-    """The first texts are stopped by Ctrl-C after a few pieces."""
+    """Stop the first texts by Ctrl-C after a few pieces."""
     stream, left = interactive.stream_generate, [times]
 
     def stops(*arguments: Any, **options: Any) -> Iterator[str]:
@@ -194,10 +194,10 @@ def test_ctrl_c_stops_the_text_and_not_the_program(
     assert result.code == 0
     again = predict("--prompt=the", "--seed=9").out
     assert result.out == (whole[:6] + "\n") * 2 + again
-    assert "Ctrl-D leaves" in result.err
+    assert "Ctrl-D quits" in result.err
 
 
-def test_ctrl_c_ends_what_nobody_types(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_ends_the_loop_of_a_pipe(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted(monkeypatch)
     result = script("the", "the")
     assert result.code == 130
@@ -217,12 +217,12 @@ def test_text_that_is_not_utf8(predict: Call, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_in_a_terminal(run: Run, tmp_path: Path) -> None:
-    """Keys as they are pressed: Ctrl-C in a text without end and on a line, history, Ctrl-D."""
+    """Keys in a terminal: Ctrl-C in a text without a limit and on a line, history, Ctrl-D."""
     path = run.folder / "checkpoints" / "last.ckpt"
     arguments = ["predict", f"--ckpt_path={path}", "--interactive", "--max_new_tokens=null"]
     code = f"""
 import fcntl, sys, termios
-fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C of this terminal is a signal
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # makes Ctrl-C of this terminal a signal
 from gptlit.__main__ import main
 sys.exit(main({arguments!r}))
 """
@@ -244,7 +244,7 @@ sys.exit(main({arguments!r}))
         at = found + len(mark)
 
     def interrupt() -> None:
-        """Ctrl-C, again where it falls between two looks of Python's input() at its keys."""
+        """Press Ctrl-C, repeatedly, as Python's input() can miss one between two keys."""
         nonlocal seen
         start = len(seen)
         for _ in range(50):
@@ -259,7 +259,7 @@ sys.exit(main({arguments!r}))
         os.write(ours, b"the\n")
         until(b"\n")
         until(b"the")
-        until(b"\n")  # a text that has no end, a line of it
+        until(b"\n")  # a line of a text without a limit
         os.write(ours, b"\x03")
         until(b"\n> ")
         os.write(ours, b"nonsense")

@@ -1,4 +1,4 @@
-"""`gptlit predict --sweep`, and several checkpoints side by side."""
+"""`gptlit predict --sweep`, and tables of several checkpoints."""
 
 import html
 import itertools
@@ -11,12 +11,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gptlit.generation.text_stream import Written
 from gptlit.messages import UsageError
-from gptlit.predict import command, sweep_tables
-from gptlit.predict.checkpoints import Stage
+from gptlit.predict import options, sweep_tables
+from gptlit.predict.checkpoints import Compared
 from gptlit.predict.sweep import Row, parse_grid, sweepable
 from gptlit.terminal import printable, width
 from tests.conftest import Result, Run
@@ -35,44 +34,44 @@ def rows(result: Result) -> list[dict[str, Any]]:
     return [json.loads(line) for line in result.out.splitlines()]
 
 
-def test_what_can_be_swept() -> None:
+def test_numeric_settings_and_the_seed_can_be_swept() -> None:
     names = sweepable()
     assert {"temperature", "top_k", "min_p", "repetition_penalty", "max_new_tokens"} < set(names)
     assert "seed" in names
     assert not {"stop", "ban"} & set(names)
 
 
-def test_values_are_those_of_the_options() -> None:
+def test_values_are_parsed_as_those_of_the_options() -> None:
     words = ["temperature=0.5,1,1.0", "top_k=5,none"]
-    grid = parse_grid([" ".join(words)], command.parser())
-    assert grid == parse_grid(words, command.parser())
+    grid = parse_grid([" ".join(words)], options.parser())
+    assert grid == parse_grid(words, options.parser())
     assert grid == {"temperature": [0.5, 1.0], "top_k": [5, None]}
     assert isinstance(grid["top_k"][0], int)
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         ("temprature=1", "--sweep temprature: .*Did you mean temperature?"),
-        ("stop=a", "--sweep stop: not a setting that is a number"),
-        ("temperature", "--sweep temperature: say temperature=VALUE"),
-        ("temperature=", "--sweep temperature=: say"),
-        ("top_k=5,,7", "--sweep top_k=5,,7: say"),
+        ("stop=a", "--sweep stop: not a numeric setting"),
+        ("temperature", "--sweep temperature: write temperature=VALUE"),
+        ("temperature=", "--sweep temperature=: write"),
+        ("top_k=5,,7", "--sweep top_k=5,,7: write"),
         ("top_k=many", "--sweep top_k many: expected"),
         ("top_k=2.5", "--sweep top_k 2.5: expected"),
         ("top_k=1 top_k=2", "top_k is given twice"),
     ],
 )
-def test_grids_that_can_not_work(words: str, told: str) -> None:
-    with pytest.raises(UsageError, match=told):
-        parse_grid([words], command.parser())
+def test_invalid_grids(words: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        parse_grid([words], options.parser())
 
 
-def test_every_row_is_what_its_settings_write_alone(gptlit: Call, run: Run) -> None:
-    told = rows(call(gptlit, run, *GRID, "--num_samples=2", "--format=jsonl"))
+def test_each_row_is_the_text_of_its_settings_alone(gptlit: Call, run: Run) -> None:
+    found = rows(call(gptlit, run, *GRID, "--num_samples=2", "--format=jsonl"))
     wanted = list(itertools.product([0.5, 1.5], [3, None], [1337, 1338]))
-    assert [(row["temperature"], row["top_k"], row["seed"]) for row in told] == wanted
-    for row in told:
+    assert [(row["temperature"], row["top_k"], row["seed"]) for row in found] == wanted
+    for row in found:
         k = "null" if row["top_k"] is None else row["top_k"]
         options = [f"--temperature={row['temperature']}", f"--top_k={k}", f"--seed={row['seed']}"]
         (alone,) = rows(call(gptlit, run, *options, "--format=jsonl"))
@@ -80,7 +79,7 @@ def test_every_row_is_what_its_settings_write_alone(gptlit: Call, run: Run) -> N
             assert row[name] == alone[name]
         assert row["logprob"] == pytest.approx(sum(alone["logprobs"]) / 15)
         assert row["entropy"] == pytest.approx(sum(alone["entropies"]) / 15)
-    assert len({row["text"] for row in told}) > 4
+    assert len({row["text"] for row in found}) > 4
 
 
 def test_seeds_can_be_swept(gptlit: Call, run: Run) -> None:
@@ -126,7 +125,7 @@ def test_a_table_fits_any_terminal_and_holds_every_text(
     assert "val/loss" in squeezed
     assert "seed" in squeezed
     for row in rows(call(gptlit, run, *options, "--format=jsonl")):
-        if columns == 140:  # in the narrow ones lines of two columns' texts are broken up
+        if columns == 140:  # in narrow tables texts are wrapped
             assert row["text"].split()[0] in table
         assert f"{row['logprob']:.2f}" in table
         assert f"{row['distinct']:.0%}" in table
@@ -144,11 +143,11 @@ def test_a_wide_table_has_one_line_for_a_short_text(
     assert head.split() == ["top_k", "logprob", "entropy", "distinct", "text"]
     assert (first.split()[0], second.split()[0]) == ("3", "9")
     at = head.index("text")
-    told = rows(call(gptlit, run, "--sweep", "top_k=3,9", "--ban=\n", "--format=jsonl"))
-    assert [first[at:], second[at:]] == [row["text"].rstrip() for row in told]
+    found = rows(call(gptlit, run, "--sweep", "top_k=3,9", "--ban=\n", "--format=jsonl"))
+    assert [first[at:], second[at:]] == [row["text"].rstrip() for row in found]
 
 
-def test_a_table_in_a_file_minds_no_terminal(
+def test_a_table_in_a_file_has_a_fixed_width(
     gptlit: Call, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tables = []
@@ -161,31 +160,31 @@ def test_a_table_in_a_file_minds_no_terminal(
     assert call(gptlit, run, *GRID).out == tables[0]
 
 
-def test_rounded_weights_are_told(gptlit: Call, run: Run) -> None:
+def test_int8_weights_are_named_in_the_table(gptlit: Call, run: Run) -> None:
     options = ["--sweep", "top_k=3,9", "--weights=int8"]
     caption = call(gptlit, run, *options).out.split("\n\n", 1)[0]
     assert "weights int8" in " ".join(caption.split())
-    told = rows(call(gptlit, run, *options, "--format=jsonl"))
-    assert {row["weights"] for row in told} == {"int8"}
+    found = rows(call(gptlit, run, *options, "--format=jsonl"))
+    assert {row["weights"] for row in found} == {"int8"}
 
 
 def row_of(text: str) -> Row:
     written = Written("", text, [1, 2], [-1.0, -2.0], [0.5, 1.0])
-    return Row(Stage(Path("a.ckpt"), "a", 3), {}, 7, written)
+    return Row(Compared(Path("a.ckpt"), "a", 3), {}, 7, written)
 
 
-def test_figures_are_means_and_shares() -> None:
-    assert row_of("to be or\nnot to be").figures == {
+def test_metrics_are_means_and_shares() -> None:
+    assert row_of("to be or\nnot to be").metrics == {
         "logprob": -1.5,
         "entropy": 0.75,
         "distinct": 4 / 6,
     }
-    empty = Row(Stage(Path("a.ckpt"), "a", 3), {}, 7, Written("", " "))
-    assert set(empty.figures.values()) == {None}
+    empty = Row(Compared(Path("a.ckpt"), "a", 3), {}, 7, Written("", " "))
+    assert set(empty.metrics.values()) == {None}
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
-def test_markdown_takes_any_text_as_it_is(text: str) -> None:
+def test_any_text_is_escaped_for_markdown(text: str) -> None:
     cell = sweep_tables._escaped(text)
     assert not set("\n|*`[]\\$~") & set(cell)
     assert not re.search(r"<(?!br>)", cell)
@@ -204,44 +203,7 @@ def test_a_table_in_markdown(gptlit: Call, run: Run) -> None:
     assert [line.split(" | ")[1] for line in table[2:]] == ["3", "none", "3", "none"]
 
 
-def test_tensorboard_has_a_curve_for_each_combination(
-    gptlit: Call, run: Run, tmp_path: Path
-) -> None:
-    folder = tmp_path / "lightning_logs" / "version_0" / "checkpoints"
-    folder.mkdir(parents=True)
-    for step in (10, 30):
-        name = f"step_{step}.ckpt"
-        (folder / name).write_bytes((run.folder / "checkpoints" / name).read_bytes())
-    options = ["--ckpt_path=lightning_logs/version_0", "--prompt=the", "--max_new_tokens=9"]
-    options += ["--sweep", "top_k=3,9", "--num_samples=2"]
-    told = rows(gptlit("predict", *options, "--format=jsonl"))
-    for number in range(2):
-        result = gptlit("predict", *options, "--format=tensorboard")
-        assert (result.code, result.out) == (0, "")
-        assert f"lightning_logs/sweep_{number}" in result.err
-    for k in (3, 9):
-        board = EventAccumulator(f"lightning_logs/sweep_1/top_k={k}")
-        board.Reload()
-        for figure in ("logprob", "entropy", "distinct"):
-            events = board.Scalars(figure)
-            assert [event.step for event in events] == [10, 30]
-            for event in events:
-                pair = [r[figure] for r in told if (r["step"], r["top_k"]) == (event.step, k)]
-                assert len(pair) == 2
-                assert event.value == pytest.approx(sum(pair) / 2, rel=1e-5)
-        texts = board.Tensors("text/1/text_summary")
-        assert [event.step for event in texts] == [10, 30]
-        spoken = texts[0].tensor_proto.string_val[0].decode()
-        wanted = [r for r in told if (r["step"], r["top_k"], r["seed"]) == (10, k, 1338)]
-        lines = ("the" + wanted[0]["text"]).splitlines()
-        assert spoken.splitlines() == [f"    {line}" for line in lines]
-    board = EventAccumulator("lightning_logs/sweep_0")
-    board.Reload()
-    (table,) = board.Tensors("sweep/text_summary")
-    assert table.tensor_proto.string_val[0].decode().count("\n| ") == 2 + 8
-
-
-def test_a_prompt_that_one_of_the_models_does_not_know(gptlit: Call, run: Run) -> None:
+def test_a_prompt_outside_the_vocabulary_of_a_model(gptlit: Call, run: Run) -> None:
     result = call(gptlit, run, *GRID, "--prompt=ß")
     assert (result.code, result.out) == (2, "")
     assert "last.ckpt: --prompt: 'ß' not in the vocabulary" in result.err

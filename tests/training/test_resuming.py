@@ -292,10 +292,6 @@ def test_a_renamed_run_is_still_a_run(gptlit: Call, text_file: Path) -> None:
     assert [path.name for path in Path("lightning_logs").iterdir()] == [renamed.name]
     assert gptlit("predict", "--max_new_tokens=3").code == 0
     assert f"{renamed}/checkpoints/best.ckpt" in gptlit("validate").out
-    last = renamed / "checkpoints" / "last.ckpt"
-    tensorboard = ["--sweep", "top_k=1", "--format=tensorboard", "--max_new_tokens=2"]
-    assert gptlit("predict", f"--ckpt_path={last}", *tensorboard).code == 0
-    assert Path("lightning_logs/sweep_0").is_dir()
     # a new run takes a number, and is the newest
     assert fit(gptlit, text_file).code == 0
     assert checkpoint.resolve("last").parts[-3] == "version_0"

@@ -1,0 +1,150 @@
+"""The options of `gptlit predict`: parser, checks, and the settings that follow from them."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+from jsonargparse import ActionYesNo, Namespace
+
+from gptlit.cli.shorthand import name_words, option_of_predict
+from gptlit.generation.settings import BeamSettings
+from gptlit.messages import UsageError
+from gptlit.parser import OneLineErrors, text_of, with_environment
+from gptlit.predict import modes, prompts
+from gptlit.predict.modes import Format, Mode
+from gptlit.predict.output import check_output_file
+from gptlit.tokenizers.base import Unknown
+
+ESCAPED = ("--stop", "--ban", "--force")
+NO_LIMIT = "only a single text, written as it is drawn, may be without a limit; give a number"
+Weights = Literal["float32", "int8"]
+
+
+class Parser(OneLineErrors):
+    """Parser that replaces the escapes in strings that texts are compared with."""
+
+    def parse_args(  # type: ignore[override]  # whose other arguments are passed on
+        self, args: Sequence[str] | None = None, *others: Any, **options: Any
+    ) -> Namespace:
+        words = sys.argv[1:] if args is None else args
+        return super().parse_args(prompts.with_unescaped(words, ESCAPED), *others, **options)
+
+
+def parser() -> OneLineErrors:
+    """Make the parser of `gptlit predict` on one device."""
+    options = Parser(
+        prog="gptlit predict",
+        description="Write text with a trained model. --trainer.* options (see `gptlit fit "
+        "--help`) write through Lightning's Trainer, for instance on several devices.",
+        allow_abbrev=False,
+    )
+
+    def add(name: str, about: str, type_: Any = str, default: Any = None, **how: Any) -> None:
+        options.add_argument(name, type=type_, default=default, help=about, **how)
+
+    def add_switch(name: str, about: str, default: bool = False) -> None:
+        options.add_argument(name, action=ActionYesNo, nargs="?", default=default, help=about)
+
+    add(
+        "--ckpt_path",
+        "A checkpoint, or best (the default) or last of the newest run. Given several times, or as "
+        "a run's folder, for a table that compares the checkpoints.",
+        action="append",
+    )
+    add(
+        "--prompt",
+        "Text to continue; may be repeated. An empty one starts from the end of sequence, else a "
+        "newline, else the first token, whichever the model has.",
+        action="append",
+    )
+    add("--prompt_file", "File with the prompt; - is standard input.")
+    add_switch("--lines", "Each line of --prompt_file is a prompt.")
+    options.add_class_arguments(BeamSettings, skip={"stop", "ban", "num_samples"})
+    escapes = r" \n, \t and \\ are a line break, a tab and a backslash."
+    stop = "String that ends the text and is not part of it; may be repeated." + escapes
+    add("--stop", stop, action="append")
+    ban = "Token that is never written; may be repeated." + escapes
+    add("--ban", ban, action="append")
+    add_switch("--greedy", "The same as --temperature 0.")
+    add(
+        "--num_samples",
+        "Number of texts for each prompt; for a beam search, the best ones.",
+        int,
+        1,
+    )
+    add(
+        "--seed",
+        "Sample i is the text that --seed seed+i alone writes; a beam search ignores it.",
+        int,
+        1337,
+    )
+    unknown = f"Characters that the model does not know: {' or '.join(get_args(Unknown))} them."
+    add("--unknown", unknown, Unknown, "error")
+    add_switch("--echo", "Also write the prompt.", True)
+    add(
+        "--format",
+        "text, or jsonl: a line for each text, with each token's log probability and entropy, and "
+        "a beam search's score. Tables of --sweep and of several checkpoints also as markdown.",
+        Format,
+        "text",
+    )
+    add(
+        "--weights",
+        "float32, or int8: rounded weights, with which a CPU writes a single text faster.",
+        Weights,
+        "float32",
+    )
+    add("--output_file", "File to write to; begins with the settings.")
+    add(
+        "--sweep",
+        "Print a table of the same prompt with all combinations of values, for instance --sweep "
+        "temperature=0.5,0.8,1.2 top_k=5,none.",
+        nargs="+",
+        action="append",
+    )
+    explain = "Print the probability and rank of each token of the prompt; write nothing."
+    add_switch("--explain", explain)
+    add_switch(
+        "--interactive", "Type prompts one after another; /help shows how to change settings."
+    )
+    return options
+
+
+def parse(known: OneLineErrors, argv: Sequence[str]) -> tuple[Namespace, Mode]:
+    """Parse arguments and environment variables, and choose the mode.
+
+    Raises:
+        UsageError: an invalid option, or options that exclude each other.
+    """
+    switches, lists = known.options_of_nargs("?"), known.options_of_nargs("+")
+    words = name_words(argv, option_of_predict, switches, lists)
+    options = known.parse_args(with_environment("predict", words))
+    options.ckpt_path = options.ckpt_path or ["best"]
+    mode = modes.choose(options, known)
+    if options.output_file is not None:
+        check_output_file(options.output_file)
+    return options, mode
+
+
+def sampling_settings(options: Namespace) -> BeamSettings:
+    """Make and check the settings of sampling or beam search; --greedy sets temperature 0.
+
+    Raises:
+        UsageError: an invalid value.
+    """
+    given = {name: options[name] for name in BeamSettings.__dataclass_fields__}
+    given |= {name: given[name] or [] for name in ("stop", "ban")}
+    for name in ("stop", "ban", "force"):
+        text_of(f"--{name}", "".join(given[name]))
+    if options.greedy:
+        given["temperature"] = 0.0
+    settings = BeamSettings(**given)
+    if options.num_samples < 1:
+        raise UsageError("must be 1 or more", "num_samples", options.num_samples)
+    if not 0 <= options.seed < 2**63 - options.num_samples:
+        raise UsageError("must be 0 or more, and below 2^63", "seed", options.seed)
+    if settings.max_new_tokens is None and (
+        options.num_samples > 1 or options.format == "jsonl" or options.output_file
+    ):
+        raise UsageError(NO_LIMIT, "max_new_tokens", None)
+    return settings
