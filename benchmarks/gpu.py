@@ -88,7 +88,7 @@ class Clock(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, LitGPT)
-        pl_module.tells_every_batch = False  # this callback reads no training loss
+        pl_module.logs_every_batch = False  # this callback reads no training loss
         self._device = trainer.strategy.root_device
         is_cuda = self._device.type == "cuda"
         RUN.device = torch.cuda.get_device_name(self._device) if is_cuda else self._device.type
@@ -97,7 +97,7 @@ class Clock(Callback):
         RUN.flops_per_token = cost.training_flops_per_token(pl_module.net, causal=False)
         began = self._now()
         if self.mode != "eager":
-            pl_module.compile_steps(self.mode)
+            pl_module.compiled.compile(pl_module.net, self.mode)
         self._make_a_step(trainer, pl_module)
         RUN.compiling = self._now() - began
         self._start = self._since = self._now()

@@ -45,6 +45,7 @@ from gptlit.__main__ import main as gptlit
 from gptlit.data.loaders import Batch
 from gptlit.model.gpt import GPT
 from gptlit.optim import optimizers
+from gptlit.training import run_length
 from gptlit.training.module import LitGPT
 
 
@@ -88,8 +89,8 @@ Step = Callable[[], None]
 def same_steps(trainer: L.Trainer, module: LitGPT) -> tuple[nn.Module, Step]:
     """The Trainer's own work as a plain function, and the copy of the net that it trains."""
     net = copy.deepcopy(module.net)
-    optimizer = optimizers.build(net, module.recipe, fused=trainer.precision == "32-true")
-    factor, device = module._schedule(), trainer.strategy.root_device
+    optimizer = optimizers.build(net, module.options, fused=trainer.precision == "32-true")
+    factor, device = run_length.schedule(module.options, trainer), trainer.strategy.root_device
     peaks = [group["lr"] for group in optimizer.param_groups]
     batches = _endless(module.text.train_dataloader)
     clip, steps = float(trainer.gradient_clip_val or math.inf), iter(range(sys.maxsize))
@@ -125,7 +126,9 @@ def steps_of(parts: Parts, trainer: L.Trainer, module: LitGPT) -> Step:
     if parts.compile:
         net.compile()
     how: dict[str, Any] = {parts.optimizer: True} if parts.optimizer else {}
-    optimizer = torch.optim.AdamW(net.parameters(), lr=module.lr, betas=module.betas, **how)
+    optimizer = torch.optim.AdamW(
+        net.parameters(), lr=module.options.lr, betas=module.options.betas, **how
+    )
     data = torch.from_numpy(text.tokens.ids[:].astype(np.int64))
     batch, block, offsets = text.batch_size, text.block_size, torch.arange(text.block_size)
 
@@ -182,7 +185,7 @@ class InTurn(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, LitGPT)
-        pl_module.tells_every_batch = False  # as where no callback is added: this one reads none
+        pl_module.logs_every_batch = False  # as where no callback is added: this one reads none
         self._device = trainer.strategy.root_device
         WHERE.append(where(trainer))
         self._net, same = same_steps(trainer, pl_module)
@@ -239,7 +242,7 @@ class Alone(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, LitGPT)
-        pl_module.tells_every_batch = False
+        pl_module.logs_every_batch = False
         WHERE.append(where(trainer))
         if self.is_bare:
             _, step = same_steps(trainer, pl_module)

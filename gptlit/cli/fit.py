@@ -42,7 +42,8 @@ from gptlit.streams import only_shown
 from gptlit.tokenizers.state import from_state
 from gptlit.training import logged_metrics, monitors, processes, resuming
 from gptlit.training.divergence import Guard
-from gptlit.training.module import NOT_IN_WEIGHTS, LitGPT
+from gptlit.training.module import LitGPT
+from gptlit.training.options import ModelOptions
 from gptlit.training.overfitting import Overfitting
 
 TEXT_OPTIONS = tuple(
@@ -81,7 +82,7 @@ yaml_keys.check_what_is_parsed()
 
 def _trusted(options: dict[str, Any], path: Path, given: set[str]) -> dict[str, Any]:
     """What may be used of the options that a checkpoint brings."""
-    groups = {"model": LitGPT, "data": TextDataModule, "samples": SampleText, "guard": Guard}
+    groups = {"model": ModelOptions, "data": TextDataModule, "samples": SampleText, "guard": Guard}
     return trusted_options.check(options, path, given, groups)
 
 
@@ -115,7 +116,7 @@ class GptlitCLI(LightningCLI):
         self.look = look  # at what a fit would be, instead of making it
         self.place = place  # the folder of a new run, where it isn't the next version_N
         self.origin: init_from.Origin | None = None
-        self.precision_reason = "as asked"
+        self.precision_reason = "as given"
         self.folder: run_folder.RunFolder | None = None
         self.trial: lr_find.Trial | None = None
         self.left_out: list[str] = []  # of the options as they are written
@@ -300,7 +301,7 @@ class GptlitCLI(LightningCLI):
         if self.start is None and model.init_from is not None:
             # a shipped config's block size is for weights that it names itself
             stands = "model.block_size" in self.chosen or "model.init_from" not in self.chosen
-            self.origin = init_from.take(model, self.options.data, NOT_IN_WEIGHTS, stands)
+            self.origin = init_from.take(model, self.options.data, resuming.NOT_IN_WEIGHTS, stands)
             self.options.data.block_size = model.block_size
         elif self.start is not None and "model.init_from" in self.given:
             raise UsageError(
@@ -348,7 +349,7 @@ class GptlitCLI(LightningCLI):
             described = self.start.described
             size = described["config"]["vocab_size"]
             self.datamodule.use_tokenizer(from_state(described["tokenizer"], size))
-            self.model.check_fits(self.start.described)
+            resuming.check_config(described["config"], self.model.config)
         if self.origin is not None:
             self.datamodule.use_tokenizer(self.origin.tokenizer)
             self.model.first_weights = self.origin.state
@@ -379,7 +380,7 @@ class GptlitCLI(LightningCLI):
         if trainer.barebones:
             settings |= build.barebones(trainer)
             return processes.new_trainer(**settings | {"callbacks": [*given, self.stopping]})
-        self.model.tells_every_batch = bool(given)  # of gptlit's own none asks for that
+        self.model.logs_every_batch = bool(given)  # of gptlit's own none asks for that
         overfitting = Overfitting()
         rows = self.adapted.rows
         report = Report(self.precision_reason, options.samples, overfitting, rows)
@@ -541,10 +542,11 @@ class GptlitCLI(LightningCLI):
         trainer, data = self.trainer, self.datamodule
         model.configure_model()
         # the checks train by AdamW, which SGD's rates are far too high for
-        lr = preflight.LEAST_LR if model.optimizer == "sgd" else model.lr
-        training = preflight.Training(lr, model.warmup_steps, model.betas, model.weight_decay)
+        options = model.options
+        lr = preflight.LEAST_LR if options.optimizer == "sgd" else options.lr
+        training = preflight.Training(lr, options.warmup_steps, options.betas, options.weight_decay)
         model.net.to(trainer.strategy.root_device)
-        batches, new = data.train_dataloader(), model.init_from is None
+        batches, new = data.train_dataloader(), options.init_from is None
         if not preflight.run(model.net, data.tokenizer, batches, training, new=new):
             raise SystemExit(1)
 

@@ -105,7 +105,7 @@ def find(trainer: L.Trainer, model: LitGPT, data: TextDataModule) -> Trial:
             "--lr_find true: needs one process; find the rate by --trainer.devices 1, and give "
             "it by --model.lr"
         )
-    low, high = RANGES.get(model.optimizer, USUAL_RANGE)
+    low, high = RANGES.get(model.options.optimizer, USUAL_RANGE)
     # whose bar is drawn into log files, too
     silent = contextlib.redirect_stderr(io.StringIO())
     try:
@@ -127,7 +127,8 @@ def find(trainer: L.Trainer, model: LitGPT, data: TextDataModule) -> Trial:
 @contextlib.contextmanager
 def _in_proportion(model: LitGPT) -> Iterator[None]:
     """Let muon's matrices have their share of the rate that the tuner gives to all."""
-    share = model.muon_lr / model.lr if model.optimizer == "muon" else 1.0
+    options = model.options
+    share = options.muon_lr / options.lr if options.optimizer == "muon" else 1.0
 
     def times(factor: float) -> Any:
         def hook(optimizer: torch.optim.Optimizer, *_: Any) -> None:

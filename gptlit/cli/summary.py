@@ -15,7 +15,7 @@ from gptlit.model import cost
 from gptlit.model.gpt import GPT
 from gptlit.model.positions import NoPositions
 from gptlit.terminal import align_columns, duration
-from gptlit.training import losses
+from gptlit.training import losses, run_length
 from gptlit.training.module import LitGPT
 
 SILENT = (nn.Identity, NoPositions)
@@ -39,14 +39,19 @@ def report(trainer: L.Trainer, module: LitGPT, precision_reason: str = "") -> st
     net, text = module.net, module.text
     device = trainer.strategy.root_device
     memory = cost.memory(
-        net, text.batch_size, str(trainer.precision), device.type, module.recipe, bool(module.ema)
+        net,
+        text.batch_size,
+        str(trainer.precision),
+        device.type,
+        module.options,
+        bool(module.options.ema),
     )
     where = f"{text.batch_size} windows of {text.block_size} tokens, {trainer.precision}"
     why = f"{trainer.precision}: {precision_reason}" if precision_reason else ""
     sections = {
         "model": tree(net),
         "parameters": aligned(parameter_rows(module)),
-        f"memory on each device ({where})": aligned(memory_rows(memory, module.optimizer)),
+        f"memory on each device ({where})": aligned(memory_rows(memory, module.options.optimizer)),
         "operations": aligned(flops_rows(module)),
         "training": aligned(training_rows(module)),
         "time": aligned(time_rows(trainer, module)),
@@ -135,7 +140,7 @@ def parameter_rows(module: LitGPT) -> Rows:
         for name, count in counts.items()
         if count
     ]
-    decayed, undecayed = cost.decayed(net, module.recipe)
+    decayed, undecayed = cost.decayed(net, module.options)
     rows.append(("total", _share(total, total)))
     rows.append(("trainable", _share(cost.trainable(net), total)))
     rows.append(("weight decay", _share(decayed, total)))
@@ -198,7 +203,7 @@ def training_rows(module: LitGPT) -> Rows:
         ("tokens a step", f"{per_step:>15,}"),
         ("steps an epoch", f"{text.steps_per_epoch:>15,}"),
     ]
-    steps = module.run_length()
+    steps = run_length.steps_of_run(module.trainer)
     rule = cost.RULE_OF_20
     wanted = f"{rule} would be {rule * n_parameters:,} tokens"
     if steps is None:
@@ -229,7 +234,7 @@ def time_rows(trainer: L.Trainer, module: LitGPT) -> Rows:
     if step.n_windows < n_windows:
         told = f"{step.n_windows:>15}   of a step's {n_windows} windows, then scaled up"
         rows.append(("measured on", told))
-    if (steps := module.run_length()) is not None:
+    if (steps := run_length.steps_of_run(trainer)) is not None:
         told = f"{duration(steps * step.seconds):>15}   without validation and start"
         rows.append(("the run", told))
     return rows
@@ -267,7 +272,9 @@ def measure(
             inputs, targets = (part[:n_windows].to(device) for part in next(loader))
             with precision.forward_context():
                 logits = module(inputs)
-                loss, _ = losses.objective(logits, targets, module.label_smoothing, module.z_loss)
+                loss, _ = losses.objective(
+                    logits, targets, module.options.label_smoothing, module.options.z_loss
+                )
             loss.backward()
 
     def update() -> None:

@@ -20,7 +20,6 @@ from lightning.pytorch.profilers import Profiler
 
 from gptlit.data.token_file import DATA_DIR, has_tokens
 from gptlit.messages import UsageError
-from gptlit.model.config import GPTConfig
 from gptlit.plain_data import printable
 from gptlit.plain_values import hints_of, not_plain
 from gptlit.runs import run_folder
@@ -92,8 +91,7 @@ def _hints(made: type) -> dict[str, Any]:
     hints = hints_of(made.__init__)  # type: ignore[misc]  # the hints of exactly this class
     if "__signature__" in vars(made):  # its options are those of a dataclass
         hints |= hints_of(made)
-    takes_more = inspect.signature(made).parameters.get("gpt")
-    return {**(hints_of(GPTConfig) if takes_more else {}), **hints}
+    return hints
 
 
 def _is_small(options: Mapping[str, Any]) -> bool:

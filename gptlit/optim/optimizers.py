@@ -18,20 +18,41 @@ MOMENTUM = {"sgd": 0.9, "muon": 0.95}
 
 @dataclass(frozen=True)
 class Recipe:
-    """An optimizer and its schedule; `LitGPT` tells what each option means."""
+    """An optimizer and its learning rate schedule.
 
-    optimizer: Optimizer = "adamw"
+    Args:
+        lr: Peak learning rate. With sgd, 0.1 and more is usual.
+        min_lr: Learning rate at the end of the schedule and after it.
+        warmup_steps: Optimizer steps over which the learning rate rises linearly from 0 to lr.
+        decay_steps: Step at which the schedule reaches min_lr. By default the run's last step; a
+            run that is resumed with more steps takes the rates of a run planned for as many.
+        weight_decay: Weight decay of all matrices with adamw and sgd, and of the blocks' matrices
+            with muon; adam has none.
+        betas: Betas of adamw and adam, and of the AdamW part of muon.
+        optimizer: adamw; adam, without weight decay; sgd, with Nesterov momentum; muon, which
+            makes the directions of a matrix's update equally large (Jordan et al. 2024), for the
+            blocks' matrices, with AdamW at `lr` for embeddings, head, norms and biases.
+        muon_lr: Peak learning rate of the matrices that muon trains; its schedule is that of lr.
+        muon_beta2: Decay of the moving averages by which muon evens out the rows of a matrix's
+            update (NorMuon, Li et al. 2025); none for Muon as published.
+        momentum: Momentum of sgd, by default 0.9, and of muon, by default 0.95.
+        schedule: Shape after the warmup: cosine, half a wave down to min_lr; linear, straight
+            down; wsd (warmup, stable, decay), constant, then straight down; constant.
+        decay_fraction: With wsd, the fraction of decay_steps over which lr decays.
+    """
+
     lr: float = 1e-3
-    muon_lr: float = 0.012
-    muon_beta2: float | None = 0.95
     min_lr: float = 1e-4
-    schedule: Schedule = "cosine"
     warmup_steps: int = 100
     decay_steps: int | None = None
-    decay_fraction: float = 0.5
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.95)
+    optimizer: Optimizer = "adamw"
+    muon_lr: float = 0.012
+    muon_beta2: float | None = 0.95
     momentum: float | None = None
+    schedule: Schedule = "cosine"
+    decay_fraction: float = 0.5
 
     def __post_init__(self) -> None:
         steps, lr = self.decay_steps, opt("model.lr")

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from gptlit.messages import print_lines, shown
 from gptlit.streams import for_bars, only_shown
+from gptlit.training import run_length
 from gptlit.training.module import LitGPT
 
 REDRAW_SECONDS = 0.1  # small models make more steps per second than are worth drawing
@@ -71,7 +72,7 @@ class RunBar(ProgressBar):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, LitGPT)
-        end = pl_module.run_length()
+        end = run_length.steps_of_run(trainer)
         self._run = self._bar(end, trainer.global_step, unit=" steps", leave=True)
         self._draw(self._run, "step", trainer, pl_module)
 

@@ -158,9 +158,9 @@ def start_block(
         "input": repr(text.tokenizer.decode(x[0, :scored].tolist())),
         "target": repr(text.tokenizer.decode(y[0, :scored].tolist())),
     }
-    if module.compile_option:
-        answer = "yes" if module.compiling.compiles else "no"
-        rows["compile"] = f"{answer} ({module.compiling.reason})"
+    if module.options.compile:
+        choice = module.compiled.choice
+        rows["compile"] = f"{'yes' if choice.compiles else 'no'} ({choice.reason})"
     if trainer.max_steps > 0:
         epochs = trainer.max_steps / text.steps_per_epoch
         rows["step"] += f"; {_steps(trainer.max_steps)} in all ({epochs:.2f} epochs)"

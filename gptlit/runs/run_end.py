@@ -74,8 +74,8 @@ def fit(
         processes.leave_together()  # it ends all processes
         if not processes.on_rank_zero():
             raise SystemExit(0) from None  # of several codes the first one's is that of the run
-        slower = isinstance(error, NotFinite) and model.min_lr <= model.lr / 2
-        more = f" --model.lr {model.lr / 2:g}" if slower else ""
+        slower = isinstance(error, NotFinite) and model.options.min_lr <= model.options.lr / 2
+        more = f" --model.lr {model.options.lr / 2:g}" if slower else ""
         raise RunError(f"{error}{_resume_hint(folder, more)}") from error
     except OSError as error:
         if trainer.global_step == trained_before or not error.strerror:

@@ -18,7 +18,13 @@ from gptlit.checkpoints.checkpoint import write
 from gptlit.checkpoints.torch_files import check_sizes
 from gptlit.files import replacing
 from gptlit.messages import UsageError
-from gptlit.training.loop_state import ends_epoch, has_stepped, is_over, validation_follows
+from gptlit.training.loop_state import (
+    ends_epoch,
+    has_stepped,
+    is_over,
+    mark_validation_as_begun,
+    validation_follows,
+)
 
 
 class _BestState(TypedDict):
@@ -126,7 +132,7 @@ class RunCheckpoint(Checkpoint):
         between = has_stepped(trainer) and (trainer.validating or not ends_epoch(trainer))
         if between and self._saved_step != trainer.global_step:
             if trainer.validating:
-                _mark_validation_as_begun(trainer)
+                mark_validation_as_begun(trainer)
             self._save(trainer, last=True, snapshot=False)
         self._give_best(trainer)
 
@@ -166,17 +172,6 @@ class RunCheckpoint(Checkpoint):
 def _step(path: Path) -> int:
     number = path.stem.removeprefix("step_")
     return int(number) if number.isdigit() else 0
-
-
-def _mark_validation_as_begun(trainer: L.Trainer) -> None:
-    """Let a checkpoint say that its step's validation is to be made, from its beginning.
-
-    Lightning goes on with a validation whose first batch was begun and not finished; from a
-    checkpoint of any later batch it would take the validation for made.
-    """
-    progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
-    progress.reset()
-    progress.total.ready = progress.total.started = 1
 
 
 class DurableCheckpointIO(TorchCheckpointIO):

@@ -15,7 +15,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from gptlit import signals
 from gptlit.messages import is_first_process, opt
-from gptlit.training.loop_state import has_stepped, is_over
+from gptlit.training.loop_state import (
+    cluster_environment,
+    has_stepped,
+    is_over,
+    stop_as_by_sigterm,
+)
 
 # what asks for the end, beside signals, which win: they are 128 and their number
 NOTHING, TIME, SIGNAL = 0, 1, 128
@@ -67,7 +72,7 @@ class Stopping(Timer):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        cluster = trainer._accelerator_connector.cluster_environment
+        cluster = cluster_environment(trainer)
         if isinstance(cluster, SLURMEnvironment) and cluster.auto_requeue:
             self._left_to_lightning = {signal.SIGTERM}
         else:
@@ -121,7 +126,7 @@ class Stopping(Timer):
             asked = torch.tensor(self.cause, device=trainer.strategy.root_device)
             self.cause = int(trainer.strategy.reduce(asked, reduce_op="max"))
         if self.cause:
-            trainer._signal_connector.received_sigterm = True
+            stop_as_by_sigterm(trainer)
 
     @property
     def exit_code(self) -> int:

@@ -106,7 +106,7 @@ def plan(study: Study, setup: Setup) -> Planned:
 
 def _check(study: Study, cli: GptlitCLI) -> None:
     trainer, options = cli.trainer, cli.options.trainer
-    compiling.check(cli.model.compile_option, trainer.strategy.root_device.type)
+    compiling.check(cli.model.options.compile, trainer.strategy.root_device.type)
     if trainer.world_size > 1:
         raise UsageError(
             f"--trainer.devices {options.devices}: a study trains in one process; give "

@@ -1,14 +1,20 @@
-"""Whether torch.compile pays, and what to do where it fails."""
+"""torch.compile for training steps: where it pays off, and what happens where it fails."""
 
 import os
 import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
+import lightning as L
+import torch
 from torch import Tensor
 
 from gptlit.messages import UsageError, note
+from gptlit.model import cost
+from gptlit.model.gpt import GPT
+from gptlit.training import run_length
 
 COMPILERS = {"darwin": "clang++", "win32": "cl"}  # elsewhere g++
 CPU_FLOPS = 65e9  # a second, of a training step, whatever the CPU: a run's choice is no machine's
@@ -26,13 +32,72 @@ class Choice:
     reason: str
 
 
+class CompiledSteps:
+    """Computes logits in training steps, by a compiled net where that is chosen.
+
+    Validations and samples, whose batches have many shapes, don't use it.
+
+    Args:
+        option: The option `model.compile`.
+    """
+
+    def __init__(self, option: bool | Literal["auto"]) -> None:
+        self.option = option
+        self.choice = Choice(False, "as given")
+        self.forward: Forward | None = None  # compiled at its first call; None for the net itself
+
+    def choose(
+        self, trainer: L.Trainer, net: GPT, batch_size: int, before: bool | None = None
+    ) -> None:
+        """Decide by the option whether a fit compiles; other stages never do.
+
+        Args:
+            trainer: The run's Trainer.
+            net: The net to compile.
+            batch_size: Windows in a batch of a device.
+            before: Whether the run compiled before it was resumed; None for a new run.
+
+        Raises:
+            UsageError: the option is true and there is no compiler.
+        """
+        if trainer.state.fn != "fit":
+            return
+        device = trainer.strategy.root_device.type
+        if self.option == "auto":
+            windows = batch_size * trainer.accumulate_grad_batches
+            per_window = cost.training_flops_per_token(net) * net.config.block_size
+            self.choice = choose(
+                device,
+                run_length.steps_of_run(trainer),
+                windows * per_window,
+                compiler=has_compiler(),
+                before=before,
+            )
+        else:
+            self.choice = Choice(self.option, "as given")
+            check(self.option, device)
+        self.forward = None
+        if self.choice.compiles:
+            self.compile(net)
+
+    def compile(self, net: GPT, mode: str | None = None) -> None:
+        """Compile a net at the first training step, by a mode of torch.compile."""
+        # a function of the net, since a compiled module would give the weights other names
+        self.forward = torch.compile(lambda idx: net(idx), mode=mode)
+        if self.option == "auto":
+            self.forward = or_eager(self.forward, net, self._failed)
+
+    def _failed(self) -> None:
+        self.choice = Choice(False, "it failed")
+
+
 def has_compiler() -> bool:
-    """Whether there is the C++ compiler that torch.compile needs on a CPU."""
+    """Whether the C++ compiler that torch.compile needs on a CPU is installed."""
     return shutil.which(_compiler()) is not None
 
 
 def _compiler() -> str:
-    """The one that PyTorch calls."""
+    # as PyTorch chooses it
     return os.environ.get("CXX") or COMPILERS.get(sys.platform, "g++")
 
 
@@ -40,7 +105,7 @@ def check(option: bool | str, device: str) -> None:
     """Refuse to compile where that can't work.
 
     Raises:
-        UsageError: `--model.compile true` on a CPU without a compiler.
+        UsageError: the option is true, on a CPU without a compiler.
     """
     if option is True and device == "cpu" and not has_compiler():
         raise UsageError(
@@ -54,22 +119,22 @@ def check(option: bool | str, device: str) -> None:
 def choose(
     device: str, n_steps: int | None, flops: float, *, compiler: bool, before: bool | None = None
 ) -> Choice:
-    """What `--model.compile auto` means for a run.
+    """Decide what the option `model.compile` auto means for a run.
 
-    A compiled step's results differ in their last bits: a run that goes on does as it did before.
+    The results of a compiled step differ in their last bits, so a resumed run does as before.
 
-    On a CPU compiling must win back twice what it takes. Measured on one thread of two shared
+    On a CPU compiling must save twice the time that it takes. Measured on one thread of two shared
     cores, torch 2.13 (layers x width, cold cache): 2 x 64, 6% of a step for 28 s; 4 x 128, 7% for
     71 s; 6 x 192, nothing clear for 88 s. CPU_GAIN and CPU_SECONDS lie between, and an eager step
-    does CPU_FLOPS on both cores: so a run pays that takes more than an hour there. On CUDA a run
-    of CUDA_STEPS does: NOT measured, for lack of a GPU.
+    does CPU_FLOPS on both cores: compiling pays off in runs of more than an hour there. On CUDA it
+    does from CUDA_STEPS steps on: NOT measured, for lack of a GPU.
 
     Args:
-        device: Its type.
-        n_steps: Of the whole run; None where it has no planned end.
-        flops: Of a step.
+        device: Type of the device.
+        n_steps: Optimizer steps of the whole run; None where it has no planned end.
+        flops: FLOPs of a step.
         compiler: Whether there is a C++ compiler.
-        before: What the run did so far, if it goes on.
+        before: Whether the run compiled before it was resumed; None for a new run.
     """
     can = device == "cuda" or (device == "cpu" and compiler)
     if not can:
@@ -87,12 +152,12 @@ def choose(
 
 
 def or_eager(compiled: Forward, eager: Forward, failed: Callable[[], None]) -> Forward:
-    """`compiled`, and from its failure at the first call on `eager`.
+    """A function that calls `compiled`, or `eager` after compiling has failed at the first call.
 
     Args:
-        compiled: Compiles when it is called first.
-        eager: The same, not compiled.
-        failed: Called once, when it does.
+        compiled: Function that compiles when it is first called.
+        eager: The same function, not compiled.
+        failed: Called when compiling fails.
     """
     works: bool | None = None
 

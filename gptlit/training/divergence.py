@@ -85,11 +85,11 @@ class Guard(Callback):
     ) -> None:
         self._lr = float(optimizer.param_groups[-1]["lr"])  # that of --model.lr, also by Muon
         assert isinstance(pl_module, LitGPT)
-        self._norm = norm = pl_module.gradient_norm(optimizer)
+        self._norm = norm = pl_module.gradients.norm(optimizer)
         may_skip = self._skipped < self.skip_nonfinite and not _has_scaler(trainer)
         if may_skip and not norm.isfinite():
             self._skipped, self._norm = self._skipped + 1, None
-            pl_module.drop_gradients(optimizer)  # which leaves moments and decay alone as well
+            pl_module.gradients.drop(optimizer)  # which leaves moments and decay alone as well
             if trainer.is_global_zero:
                 note(
                     f"warning: step {trainer.global_step + 1}: gradient norm {norm:.3g}; skipped "

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.strategies import (
+    DeepSpeedStrategy,
     FSDPStrategy,
     ModelParallelStrategy,
     Strategy,
@@ -15,6 +16,9 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from gptlit.messages import UsageError, opt
 from gptlit.model.gpt import GPT
+
+# strategies by which a process has only parts of the weights
+SHARDING = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
 
 
 class FSDP2(ModelParallelStrategy):
@@ -46,7 +50,7 @@ StrategyRegistry.register("fsdp2", FSDP2, description=FSDP2.__doc__)
 
 
 def check(strategy: Strategy) -> None:
-    """Refuse strategies that would train silently wrong, or wait for ever.
+    """Refuse strategies that would train silently wrong, or wait forever.
 
     Raises:
         UsageError: names what to give instead.
@@ -58,6 +62,19 @@ def check(strategy: Strategy) -> None:
             "trainer.strategy",
             type(strategy).__name__,
         )
+
+
+def check_whole(strategy: Strategy, optimizer: str, ema: float) -> None:
+    """Refuse options that need all weights in each process where a strategy shards them.
+
+    Raises:
+        UsageError: names the option and a strategy that works.
+    """
+    needed = {"model.optimizer": (optimizer, optimizer == "muon"), "model.ema": (ema, bool(ema))}
+    for name, (value, is_given) in needed.items():
+        if is_given and isinstance(strategy, SHARDING):
+            reason = "needs each process to have all weights"
+            raise UsageError(f"{reason}; use {opt('trainer.strategy')} ddp", name, value)
 
 
 def shard(net: GPT, mesh: DeviceMesh) -> None:

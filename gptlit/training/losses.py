@@ -1,27 +1,35 @@
-"""What training minimises: cross-entropy, and what may be added to it."""
+"""The training objective, and the exact loss over a whole split with the metrics from it."""
+
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchmetrics import Metric
 
 from gptlit.data.loaders import IGNORED
+
+# Apple's GPUs have no float64, in which a sum over a split is exact to about 1e-12
+SUM_DTYPE = torch.float32 if torch.backends.mps.is_available() else torch.float64
 
 
 def objective(
     logits: Tensor, targets: Tensor, label_smoothing: float = 0.0, z_loss: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """What is minimised, and the cross-entropy proper, in nats a token; means of what is scored.
+    """The training objective and the plain cross-entropy, in nats per token.
+
+    Both are means over the targets that are not IGNORED.
 
     Args:
         logits: (B, T, V)
         targets: (B, T) token ids, or IGNORED.
-        label_smoothing: The share of the target that is spread evenly over the vocabulary
+        label_smoothing: Fraction of the target that is spread evenly over the vocabulary
             (Szegedy et al. 2016).
-        z_loss: Weight of the square of log Z, the logarithm of the sum of the logits' exponentials
-            (Chowdhery et al. 2022, PaLM: 1e-4); keeps logits from drifting.
+        z_loss: Weight of log(Z)^2, where Z is the sum of the logits' exponentials (Chowdhery et
+            al. 2022, PaLM: 1e-4); keeps logits from drifting.
 
     Returns:
-        Two scalars, the same one where nothing is added; the second has no gradient otherwise.
+        Two scalars; the same tensor where nothing is added, otherwise the second has no gradient.
     """
     logits, targets = logits.flatten(0, 1), targets.flatten()  # (B T, V), (B T)
     if not label_smoothing and not z_loss:
@@ -34,3 +42,58 @@ def objective(
         minimised = minimised + z_loss * squares.sum() / scored.sum()
     with torch.no_grad():
         return minimised, F.cross_entropy(logits, targets)
+
+
+def summed(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum of the cross-entropies of all targets that are not IGNORED, and their number.
+
+    Args:
+        logits: (B, T, V)
+        targets: (B, T) token ids, or IGNORED.
+
+    Returns:
+        Nats in SUM_DTYPE, and tokens; scalars.
+    """
+    losses = F.cross_entropy(
+        logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="none"
+    )  # (B T)
+    return losses.sum(dtype=SUM_DTYPE), (targets != IGNORED).sum()
+
+
+class TextLoss(Metric):
+    """The mean loss in nats per token, over all tokens seen on all ranks."""
+
+    nats: Tensor
+    tokens: Tensor
+    full_state_update = False
+    higher_is_better = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("nats", torch.zeros((), dtype=SUM_DTYPE), dist_reduce_fx="sum")
+        self.add_state("tokens", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, nats: Tensor, tokens: Tensor | int) -> None:
+        """Add a batch: the sum of its losses in nats, and its tokens."""
+        self.nats += nats.to(SUM_DTYPE)
+        self.tokens += tokens
+
+    def compute(self) -> Tensor:
+        return self.nats / self.tokens
+
+
+def text_metrics(
+    split: str, loss: Tensor, bytes_per_token: float | None = None
+) -> dict[str, Tensor]:
+    """The metrics that follow from a mean loss: val/loss, val/perplexity, val/bits_per_byte.
+
+    Args:
+        split: Name of the split, the metrics' prefix.
+        loss: Nats per token.
+        bytes_per_token: UTF-8 bytes of the text per token, for bits per byte, which compare models
+            across tokenizers; None leaves it out.
+    """
+    metrics = {f"{split}/loss": loss, f"{split}/perplexity": loss.exp()}
+    if bytes_per_token is not None:
+        metrics[f"{split}/bits_per_byte"] = loss / math.log(2) / bytes_per_token
+    return metrics

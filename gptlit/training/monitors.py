@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import (
 )
 
 from gptlit.messages import UsageError, did_you_mean, note
-from gptlit.training import processes
+from gptlit.training import loop_state, processes
 from gptlit.training.logged_metrics import STEP_METRICS
 
 
@@ -66,7 +66,9 @@ def check_in_time(trainer: Any, steps_per_epoch: int, run_length: int | None) ->
         per_epoch = callback.monitor == "train/loss_epoch"
         logged_at = _next(trainer.global_step, every[callback.monitor])
         read_at, too_late = run_length or logged_at, False
-        if not callback._check_on_train_epoch_end and (interval := _steps_to_validation(trainer)):
+        if not loop_state.checks_on_epoch_end(callback) and (
+            interval := _steps_to_validation(trainer)
+        ):
             read_at = min(read_at, _next(trainer.global_step, interval))
             # a validation after an epoch's last step precedes the metrics of the epoch
             too_late = per_epoch and read_at == logged_at

@@ -16,10 +16,10 @@ import lightning as L
 import torch
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from gptlit.messages import RunError, UsageError
+from gptlit.training import loop_state
 
 T = TypeVar("T")
 
@@ -63,10 +63,9 @@ def check(options: Any) -> None:
     given = copy.deepcopy({name: options[name] for name in OPTIONS})
     off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
     trainer = refusing(L.Trainer, **given, **dict.fromkeys(off, False))
-    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+    if method := loop_state.start_method(trainer.strategy):
         strategy = options["strategy"]
         name = strategy if isinstance(strategy, str) else type(strategy).__name__
-        method = getattr(trainer.strategy, "_start_method", "spawn")
         raise UsageError(
             f"--trainer.strategy {name}: starts its processes by {method}, and what they train "
             "does not come back to this one; give --trainer.strategy ddp, which works in a "

@@ -1,16 +1,28 @@
-"""Going on with a run under other options: what is told, refused, and counted anew."""
+"""Resuming a run with other options: which are refused, and how the saved state is adapted."""
 
-import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from gptlit.messages import UsageError, opt
+import lightning as L
+from torch import Tensor
+
+from gptlit.checkpoints import checkpoint
+from gptlit.data.datamodule import TextDataModule
+from gptlit.messages import UsageError, note, opt
+from gptlit.model.config import GPTConfig
 from gptlit.optim import optimizers
+from gptlit.optim.ema import Average
 from gptlit.plain_data import in_short
-from gptlit.tokenizers.base import TokenizerOptions, parse_options
+from gptlit.tokenizers.base import Tokenizer, TokenizerOptions, parse_options
+from gptlit.training import loop_state
+from gptlit.training.saved_state import AVERAGED
 
 MISSING = object()
+# options that a checkpoint's weights don't depend on, so that a resumed run may change them
+NOT_IN_WEIGHTS = ("vocab_size", "dropout", "dropout_at", "attention", "init", "zero_init")
+
+# ---------------------------------------------------------------------- options
 
 
 def changed(
@@ -18,8 +30,8 @@ def changed(
 ) -> Iterator[tuple[str, Any, Any]]:
     """The options that differ, as ("model.lr", old, new), in the order of `now`.
 
-    What the version that saved `before` didn't have is passed by, or has MISSING as its old
-    value if they come `with_new` ones.
+    Options that are not in `before` are left out; `with_new` options they have the old value
+    MISSING.
     """
     for name, new in now.items():
         old = before.get(name, MISSING)
@@ -32,13 +44,13 @@ def changed(
 def check_tokenizer(
     before: Mapping[str, Any], now: Mapping[str, Any], kind: str, given: Collection[str]
 ) -> None:
-    """Refuse options that ask for another tokenizer than a checkpoint's.
+    """Refuse options of another tokenizer than a checkpoint's.
 
     Args:
-        before: `--data` of the run that saved it; without these options where it was imported.
-        now: `--data` as it is now.
-        kind: Of the checkpoint's tokenizer.
-        given: The options that stand beside the checkpoint.
+        before: Data options of the run that saved it; an imported checkpoint has none of these.
+        now: Current data options.
+        kind: Kind of the checkpoint's tokenizer.
+        given: Names of the options given with the checkpoint.
 
     Raises:
         UsageError: names the option and both values.
@@ -49,14 +61,14 @@ def check_tokenizer(
             continue
         if name == "tokenizer":
             wanted, was = _options(new), None if old is None else _options(old)
-            # weights that a run began from, or that were imported, brought their own
+            # weights that a run began from, or imported weights, have their own tokenizer
             if was is None or was.kind != kind:
                 old, was = kind, None
             if wanted == was or (was is None and wanted.kind == kind):
                 continue
         raise UsageError(
-            f"the checkpoint's model has {old or False}, which its weights can't do without; leave "
-            "the option out, or begin a new run",
+            f"the checkpoint's model has {old or False}, and its weights need it; leave the option "
+            "out, or begin a new run",
             f"data.{name}",
             str(new),
         )
@@ -67,16 +79,99 @@ def _options(given: str | Mapping[str, Any]) -> TokenizerOptions:
     return replace(options, eos=False)  # an option of its own
 
 
+def check_config(saved: Mapping[str, Any], config: GPTConfig) -> None:
+    """Refuse a checkpoint whose weights belong to another model than a config describes.
+
+    Args:
+        saved: Config in the checkpoint.
+        config: Current config.
+
+    Raises:
+        UsageError: names the first option that differs, and both values.
+    """
+    for name, value in saved.items():
+        if name not in NOT_IN_WEIGHTS and (now := getattr(config, name, None)) != value:
+            raise UsageError(
+                f"the checkpoint's model has {value}, and its weights need it; leave the option "
+                "out, or begin a new run",
+                f"model.{name}",
+                str(now),
+            )
+
+
+def check_same_tokenizer(described: Mapping[str, Any], tokenizer: Tokenizer) -> None:
+    """Refuse a checkpoint with another tokenizer than that of the text.
+
+    Args:
+        described: The checkpoint's own entry, with its tokenizer and config.
+        tokenizer: Tokenizer of the text.
+
+    Raises:
+        UsageError: names both tokenizers.
+    """
+    if tokenizer.state() != described["tokenizer"]:
+        raise UsageError(
+            "the checkpoint's tokenizer is not that of the text: "
+            f"{described['tokenizer']['kind']} of {described['config']['vocab_size']} tokens "
+            f"against {tokenizer.kind} of {tokenizer.vocab_size}"
+        )
+
+
+def check_optimizer(content: Mapping[str, Any], optimizer: str) -> None:
+    """Refuse a checkpoint of a run with another optimizer.
+
+    Raises:
+        UsageError: names both optimizers.
+    """
+    before = content.get("hyper_parameters", {}).get("optimizer", "adamw")
+    if before != optimizer:
+        raise UsageError(
+            f"the run was trained by {in_short(str(before))}, which has another state; leave the "
+            f"option out, or begin a new run from its weights by {opt('model.init_from')}",
+            "model.optimizer",
+            optimizer,
+        )
+
+
+def take_recipe(
+    content: dict[str, Any], recipe: optimizers.Recipe, factor: Callable[[int], float]
+) -> tuple[float, float]:
+    """Put a recipe in place of the one in a checkpoint's optimizer and schedule.
+
+    An unchanged recipe leaves their values as they are, bit for bit.
+
+    Args:
+        content: Content of the checkpoint, changed in place.
+        recipe: Recipe of the resumed run.
+        factor: Schedule of the resumed run.
+
+    Returns:
+        Learning rates of the next step, by the checkpoint and by the recipe.
+    """
+    groups = optimizers.group_options(recipe)
+    (scheduler,) = content["lr_schedulers"]
+    (optimizer,) = content["optimizer_states"]
+    before = scheduler["_last_lr"][-1]
+    rates = [group["lr"] * factor(scheduler["last_epoch"]) for group in groups]
+    scheduler |= {"base_lrs": [group["lr"] for group in groups], "_last_lr": rates}
+    for old, new, rate in zip(optimizer["param_groups"], groups, rates, strict=True):
+        old |= {**new, "initial_lr": new["lr"], "lr": rate}
+    return before, rates[-1]
+
+
+# ---------------------------------------------------------------------- texts
+
+
 def same_split(split: str, trained: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Whether a split of a checkpoint's text is that of a text now, both as it describes them."""
+    """Whether a split is the same in a checkpoint's text and the current one, by provenance."""
     own, other = (text["own_texts"].get(split, [None, None])[1] for text in (trained, now))
-    # spans are of tokens in one file: those of a text of its own move with the text before it
+    # spans count tokens in one file: those of a split's own text move with the text before it
     same_text = own == other if own else other is None and trained["sha256"] == now["sha256"]
     return same_text and (own is not None or trained["spans"].get(split) == now["spans"][split])
 
 
 def was_trained_on(split: str, trained: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Whether some of a split of a text now was trained on, both as `same_split` has them."""
+    """Whether part of the current text's split was trained on, by both texts' provenance."""
     if split in now["own_texts"] or trained["sha256"] != now["sha256"]:
         return False
     return any(
@@ -87,99 +182,53 @@ def was_trained_on(split: str, trained: Mapping[str, Any], now: Mapping[str, Any
 
 
 def forget_scores(content: dict[str, Any], monitor: str) -> None:
-    """Let callbacks that compare a figure with earlier ones begin anew."""
+    """Reset callbacks that compare a metric with its earlier values."""
     for key in [key for key in content["callbacks"] if f"'monitor': {monitor!r}" in key]:
         del content["callbacks"][key]
 
 
-def recount(
-    content: dict[str, Any], windows_per_step: int, accumulated: int, steps_per_epoch: int
-) -> None:
-    """Count a run's place in its epoch by batches of another size.
+# ---------------------------------------------------------------------- weights and position
 
-    Lightning counts batches, the loader windows. Where the place isn't a whole number of steps
-    now, it is the one before.
 
-    Args:
-        content: Of the checkpoint, changed in place.
-        windows_per_step: As it is now.
-        accumulated: Batches in a step now.
-        steps_per_epoch: As it is now.
+def add_average(content: dict[str, Any], average: Average) -> None:
+    """Put averaged weights in place of a checkpoint's, and the raw weights next to them.
+
+    Writing and evaluating use the averages; a resume needs both.
     """
-    if not content["global_step"]:
-        return  # as Lightning's tuner saves it, before there is any place
-    loops = content["loops"]["fit_loop"]
-    batches, loaders = loops["epoch_loop.batch_progress"], loops["state_dict"]["combined_loader"]
-    position = loaders[0]["position"]
-    if (
-        batches["current"]["processed"] * windows_per_step == position * accumulated
-        and batches["total"]["processed"] == content["global_step"] * accumulated
-    ):
-        return
-    steps = min(position // windows_per_step, steps_per_epoch)
-    for counts, number in (
-        (batches["current"], steps * accumulated),
-        (batches["total"], content["global_step"] * accumulated),
-    ):
-        counts |= dict.fromkeys(counts, number)
-    loaders[0]["position"] = steps * windows_per_step
-    batches["is_last_batch"] = steps >= steps_per_epoch
+    averaged = average.averaged().items()
+    prefixed = {checkpoint.NET_PREFIX + name: value for name, value in averaged}
+    content["state_dict"] = {**content["state_dict"], **prefixed}
+    content[AVERAGED] = average.state()
 
 
-def complete_batch(content: dict[str, Any]) -> None:
-    """Let Lightning take a batch at whose end a checkpoint was saved for one that is over.
-
-    Of an epoch's last batch it would take the epoch for over as well, and leave out what
-    follows: the epoch's figures and sample. These are made (again), and told once.
-    """
-    loops = content["loops"]["fit_loop"]
-    batches = loops["epoch_loop.batch_progress"]
-    if batches["total"]["completed"] == batches["total"]["processed"] - 1:
-        batches["total"]["completed"] += 1
-        batches["current"]["completed"] += 1
-        loops["epoch_loop.state_dict"]["_batches_that_stepped"] = content["global_step"]
-        if batches["is_last_batch"]:
-            # an epoch that was limited leaves windows over
-            loops["state_dict"]["combined_loader"][0]["position"] = sys.maxsize
-
-
-def check_optimizer(content: Mapping[str, Any], optimizer: str) -> None:
-    """Refuse a checkpoint of a run that another optimizer trained.
-
-    Raises:
-        UsageError: names both.
-    """
-    before = content.get("hyper_parameters", {}).get("optimizer", "adamw")
-    if before != optimizer:
-        raise UsageError(
-            f"the run was trained by {in_short(str(before))}, whose state is another; leave the "
-            f"option out, or begin a new run from its weights by {opt('model.init_from')}",
-            "model.optimizer",
-            optimizer,
-        )
-
-
-def take_recipe(
-    checkpoint: dict[str, Any], recipe: optimizers.Recipe, factor: Callable[[int], float]
-) -> tuple[float, float]:
-    """Let a recipe win over the one in a checkpoint's optimizer and schedule.
-
-    Where they are the same, the values are too, bit for bit.
-
-    Args:
-        checkpoint: Changed in place.
-        recipe: That of the run that goes on.
-        factor: Its schedule.
+def take_raw_weights(content: dict[str, Any]) -> tuple[dict[str, Tensor], int] | None:
+    """Put the raw weights in place of a checkpoint's averaged ones, to train them.
 
     Returns:
-        The learning rates of the next step, by the checkpoint and by the recipe.
+        The averages and their number of updates; None where the checkpoint has no averages.
     """
-    groups = optimizers.group_options(recipe)
-    (scheduler,) = checkpoint["lr_schedulers"]
-    (optimizer,) = checkpoint["optimizer_states"]
-    before = scheduler["_last_lr"][-1]
-    rates = [group["lr"] * factor(scheduler["last_epoch"]) for group in groups]
-    scheduler |= {"base_lrs": [group["lr"] for group in groups], "_last_lr": rates}
-    for old, new, rate in zip(optimizer["param_groups"], groups, rates, strict=True):
-        old |= {**new, "initial_lr": new["lr"], "lr": rate}
-    return before, rates[-1]
+    if (kept := content.get(AVERAGED)) is None:
+        return None
+    prefix, state = checkpoint.NET_PREFIX, content["state_dict"]
+    averaged = {name: state[prefix + name] for name in kept["weights"]}
+    raw = {prefix + name: value for name, value in kept["weights"].items()}
+    content["state_dict"] = {**state, **raw}
+    return averaged, kept["updates"]
+
+
+def restore_position(content: dict[str, Any], trainer: L.Trainer, text: TextDataModule) -> None:
+    """Adapt a checkpoint's position in the text, and its best scores, to the current options."""
+    accumulated = trainer.accumulate_grad_batches
+    loop_state.recount(content, text.windows_per_step, accumulated, text.steps_per_epoch)
+    loop_state.complete_batch(content)
+    trained, now = content[checkpoint.KEY]["text"], text.describe_text()
+    if same_split("val", trained, now):
+        return
+    forget_scores(content, "val/loss")
+    if trainer.is_global_zero:
+        note(
+            "warning: the validation text has changed; the best val/loss and the count of early "
+            "stopping start anew"
+        )
+        if was_trained_on("val", trained, now):
+            note("warning: the val split overlaps the text that the model was trained on")

@@ -1,22 +1,30 @@
-"""What a run goes on from besides its weights, compared with what this run itself would save.
+"""The state in a checkpoint that a run resumes from besides its weights, checked part by part.
 
-Optimizer, schedule, loops and callbacks restore whatever a checkpoint has for them, and fail by
-it later. Here each part of unknown origin is refused by name, or what is of no use left out.
+Optimizer, schedule, loops and callbacks restore whatever a checkpoint contains, and would fail
+later. Here each part is compared with the state that this run itself would save; invalid parts
+are refused by name, and unused ones left out.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
+import lightning as L
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from gptlit import plain_data
+from gptlit.checkpoints import weight_shapes
 from gptlit.checkpoints.weight_shapes import check_tensors
 from gptlit.messages import UsageError
+from gptlit.model.config import GPTConfig
+from gptlit.training import loop_state
+from gptlit.training.user_batches import text_of
 
-# of an optimizer's numbers for a parameter, those that are not of its shape
+AVERAGED = "averaged"  # a checkpoint's key of the weights that its averaged weights stand for
+# an optimizer's values for a parameter that do not have the parameter's shape
 SCALARS = {"step"}
 LINES = {"mean_square"}  # Muon's, one for each row or each column
 ADAMS = {"step", "exp_avg", "exp_avg_sq"}
@@ -41,15 +49,6 @@ class _Scheduler(TypedDict):
     _get_lr_called_within_step: NotRequired[bool]
 
 
-class _Place(TypedDict):
-    epoch: int
-    position: int
-
-
-class _Loaders(TypedDict):
-    combined_loader: list[_Place]
-
-
 class _Training(TypedDict):
     optimizer_states: list[_Optimizer]
     lr_schedulers: list[_Scheduler]
@@ -61,14 +60,58 @@ class _Average(TypedDict):
     weights: dict[str, Any]
 
 
+def check(
+    content: dict[str, Any],
+    trainer: L.Trainer,
+    config: GPTConfig,
+    new_optimizer: Callable[[], torch.optim.Optimizer],
+) -> None:
+    """Refuse what Lightning would fail to restore, now or later.
+
+    Args:
+        content: Content of the checkpoint, changed in place.
+        trainer: The Trainer that restores it.
+        config: Config of the net.
+        new_optimizer: Makes an optimizer of the run.
+
+    Raises:
+        UsageError: names the part that can't be restored.
+    """
+    assert trainer.state.fn is not None
+    fn, is_fit = trainer.state.fn.value, trainer.state.fn == "fit"
+    # without the position of a loader that was in use before, as in Lightning's tuner
+    loop = {**getattr(trainer, f"{fn}_loop").state_dict(), "state_dict": {}}
+    # which the user's own loaders need not have
+    has_place = is_fit and bool(content["global_step"]) and text_of(trainer) is not None
+    loop_state.check_loop(content, f"{fn}_loop", loop, has_place)
+    # only its author knows which states a user's own callback can have
+    known = [each for each in trainer.callbacks if _is_known(type(each))]
+    check_callbacks(content, [(each.state_key, each.state_dict()) for each in known])
+    for each in trainer.callbacks:
+        if isinstance(each, ModelCheckpoint) and (
+            state := content.get("callbacks", {}).get(each.state_key)
+        ):
+            name = f"callbacks.{type(each).__name__}"
+            check_saved_paths(state, str(each.dirpath or "."), name)
+    if is_fit and "state_dict" in content:
+        check_training(content, new_optimizer())
+        if (kept := content.get(AVERAGED)) is not None:
+            check_average(kept)
+            weight_shapes.checked(kept["weights"], config, f"{AVERAGED}.weights.")
+
+
+def _is_known(made: type) -> bool:
+    return made.__module__.partition(".")[0] in ("lightning", "gptlit")
+
+
 def check_callbacks(
     content: Mapping[str, Any], callbacks: Iterable[tuple[str, Mapping[str, Any]]]
 ) -> None:
-    """Refuse states of callbacks that aren't made like those they have now.
+    """Refuse states of callbacks that differ in structure from their current states.
 
     Args:
-        content: Of the checkpoint.
-        callbacks: The key and the state of each.
+        content: Content of the checkpoint.
+        callbacks: Key and state of each callback.
 
     Raises:
         UsageError: names the part that can't be restored.
@@ -84,12 +127,12 @@ def check_callbacks(
 def check_saved_paths(state: Mapping[str, Any], folder: str, name: str) -> None:
     """Refuse a ModelCheckpoint's state with paths that lead out of its folder.
 
-    Lightning removes what lies there when a better checkpoint is saved, with all that is in it.
+    Lightning removes these files and folders when a better checkpoint is saved.
 
     Args:
-        state: Of the callback, as a checkpoint has it.
-        folder: The callback's.
-        name: What messages call the state.
+        state: State of the callback in the checkpoint.
+        folder: Folder of the callback.
+        name: Name of the state in messages.
 
     Raises:
         UsageError: names the path.
@@ -107,24 +150,24 @@ def check_saved_paths(state: Mapping[str, Any], folder: str, name: str) -> None:
 def _leads_out(path: str, folder: str) -> bool:
     if re.search(r"://|::", path):  # on a server, or a local file by another name
         return not re.search("://", folder) or not path.startswith(folder)
-    # as Lightning compares them, which follows neither links nor ".."
+    # as Lightning compares them: it follows neither links nor ".."
     inside = Path(folder).absolute() in Path(path).absolute().parents
     return inside and Path(folder).resolve() not in Path(path).resolve().parents
 
 
 def _of_any_number(example: Any) -> Any:
-    """An example whose whole numbers stand for any: a time of 0 s can become one of 0.28 s."""
+    """An example whose integers allow any number: a time of 0 s can become one of 0.28 s."""
     if isinstance(example, dict):
         return {name: _of_any_number(each) for name, each in example.items()}
     return float(example) if type(example) is int else example
 
 
 def check_training(content: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
-    """Make what a checkpoint has for a run's training fit for being restored.
+    """Check a checkpoint's optimizer and schedule, so that they can be restored.
 
     Args:
-        content: Of the checkpoint, changed in place.
-        optimizer: A new one of the run's.
+        content: Content of the checkpoint, changed in place.
+        optimizer: A new optimizer of the run.
 
     Raises:
         UsageError: names the part that can't be restored.
@@ -138,7 +181,7 @@ def check_training(content: dict[str, Any], optimizer: torch.optim.Optimizer) ->
 
 
 def _optimizer(saved: Any, new: torch.optim.Optimizer) -> dict[str, Any]:
-    """An optimizer's state with the new one's options, which are the run's own."""
+    """An optimizer's saved state, with the options of the run's new optimizer."""
     groups = new.state_dict()["param_groups"]
     sizes = [[len(group["params"]) for group in each] for each in (saved["param_groups"], groups)]
     if sizes[0] != sizes[1]:
@@ -179,7 +222,7 @@ def _check_shape(key: str, tensor: Tensor, parameter: Tensor, where: str) -> Non
 
 
 def _scheduler(saved: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """A schedule's state without what it would take for its own attributes."""
+    """A schedule's state without unknown entries, which it would take as attributes."""
     n_groups = len(optimizer.param_groups)
     if len(saved["_last_lr"]) != n_groups or saved["last_epoch"] < 0:
         raise UsageError("lr_schedulers: must have a rate for each group, and last_epoch 0 or more")
@@ -187,47 +230,8 @@ def _scheduler(saved: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     return {**kept, "lr_lambdas": [None] * n_groups}
 
 
-def check_loop(
-    content: dict[str, Any], name: str, example: Mapping[str, Any], has_place: bool
-) -> None:
-    """Make what a checkpoint has for one of the Trainer's loops fit for being restored.
-
-    Args:
-        content: Of the checkpoint, changed in place.
-        name: Of the loop, such as fit_loop.
-        example: Its state as it is now.
-        has_place: Whether it has begun an epoch, and the loader its place in the text.
-
-    Raises:
-        UsageError: names the part that can't be restored.
-    """
-    if "loops" not in content:
-        return
-    plain_data.check(dict[str, dict[str, Any]], content["loops"], "loops")
-    loop = content["loops"].get(name)
-    loop = plain_data.like(dict(example), {} if loop is None else loop, f"loops.{name}")
-    _check_counts(loop, f"loops.{name}")
-    if has_place:
-        loaders = loop["state_dict"]
-        plain_data.check(_Loaders, loaders, f"loops.{name}")
-        if len(loaders["combined_loader"]) != 1:
-            raise UsageError(f"loops.{name}.state_dict: a run has one loader")
-    content["loops"] = {**content["loops"], name: loop}
-
-
-def _check_counts(part: Any, name: str) -> None:
-    if isinstance(part, dict):
-        for key, each in part.items():
-            _check_counts(each, f"{name}.{key}")
-    elif isinstance(part, list):
-        for index, each in enumerate(part):
-            _check_counts(each, f"{name}[{index}]")
-    elif isinstance(part, int) and not 0 <= part < 2**63:
-        raise UsageError(f"{name} {plain_data.shown(part)}: must be 0 or more")
-
-
 def check_average(kept: Any) -> None:
-    """Refuse what is no state of an average of weights; the weights are compared elsewhere."""
-    plain_data.check(_Average, kept, "averaged")
+    """Refuse an invalid state of a moving average; its weights are checked elsewhere."""
+    plain_data.check(_Average, kept, AVERAGED)
     if kept["updates"] < 0:
-        raise UsageError(f"averaged.updates {kept['updates']}: must be 0 or more")
+        raise UsageError(f"{AVERAGED}.updates {kept['updates']}: must be 0 or more")

@@ -1,21 +1,55 @@
-"""Batches from a user's own loaders: what `LitGPT` takes for one, and has to know of them all."""
+"""Where `LitGPT` finds its batches: in a `TextDataModule`, or in loaders of the user's own."""
 
 from typing import Any
 
 import lightning as L
 import torch
 
+from gptlit.data.datamodule import TextDataModule
 from gptlit.data.loaders import Batch
-from gptlit.messages import UsageError
+from gptlit.messages import UsageError, opt
+from gptlit.tokenizers.base import Tokenizer
+from gptlit.training import fsdp2
 
 EXPECTED = (
     "a batch must be a tensor of (B, T + 1) token ids, or a pair of inputs and targets of (B, T) "
-    "token ids each, where target t is the token behind input t"
+    "token ids each, where target t is the token after input t"
 )
 
 
+def text_of(trainer: L.Trainer) -> TextDataModule | None:
+    """The Trainer's data module, or None where it trains on the user's own loaders."""
+    module = trainer.datamodule
+    return module if isinstance(module, TextDataModule) else None
+
+
+def batches_of(trainer: L.Trainer) -> "TextDataModule | OwnBatches":
+    """The Trainer's data module, or what stands for it where it trains on the user's loaders."""
+    return text_of(trainer) or OwnBatches(trainer)
+
+
+def check_own(trainer: L.Trainer, tokenizer: Tokenizer | None) -> None:
+    """Check that a model can be trained on loaders of the user's own.
+
+    Raises:
+        UsageError: its vocabulary is not known yet, or the strategy shards the weights.
+    """
+    if tokenizer is None:
+        raise UsageError(
+            "LitGPT has no vocabulary yet; give a TextDataModule, or call "
+            "use_tokenizer(tokenizer) before training on loaders of your own"
+        )
+    if isinstance(trainer.strategy, fsdp2.SHARDING):
+        raise UsageError(
+            "shards the weights, which needs a TextDataModule; loaders of your own train under "
+            f"{opt('trainer.strategy')} ddp",
+            "trainer.strategy",
+            type(trainer.strategy).__name__,
+        )
+
+
 def as_batch(batch: Any) -> Batch:
-    """Inputs and targets, (B, T) each, of a batch that a loader gave.
+    """Inputs and targets, (B, T) each, of a batch from any loader.
 
     Args:
         batch: (B, T + 1) ids, or a list of just these; or inputs and targets, (B, T) each.
@@ -25,8 +59,7 @@ def as_batch(batch: Any) -> Batch:
     """
     parts = list(batch) if isinstance(batch, tuple | list) else [batch]
     if not all(torch.is_tensor(part) and part.dim() == 2 for part in parts):
-        found = ", ".join(_about(part) for part in parts)
-        raise UsageError(f"{EXPECTED}; the loader gave {found}")
+        raise UsageError(f"{EXPECTED}; the loader gave {', '.join(map(_about, parts))}")
     if len(parts) == 1 and parts[0].size(1) > 1:
         inputs, targets = parts[0][:, :-1], parts[0][:, 1:]
     elif len(parts) == 2 and parts[0].shape == parts[1].shape:
@@ -43,13 +76,13 @@ def _about(part: Any) -> str:
 
 
 class OwnBatches:
-    """What `LitGPT` asks of a text, where the batches come from loaders that are not gptlit's.
+    """Stands for the data module where batches come from the user's own loaders.
 
     Args:
-        trainer: Whose loaders they are.
+        trainer: The Trainer that has the loaders.
     """
 
-    batch_size = 1  # unknown: `compile auto` takes steps for short ones
+    batch_size = 1  # unknown: `compile auto` assumes short steps
 
     def __init__(self, trainer: L.Trainer) -> None:
         self._trainer = trainer
@@ -60,6 +93,6 @@ class OwnBatches:
         return self._trainer.state.fn != "fit" or self._trainer.enable_validation
 
     def describe_text(self) -> dict[str, Any]:
-        """Where the text came from, as plain data for the checkpoint: nothing is known of it."""
+        """Provenance of the text as plain data for the checkpoint: nothing is known of it."""
         text: dict[str, Any] = {"name": "loaders of one's own", "sha256": "", "own_texts": {}}
         return {**text, "distinct": 0, "sizes": {}, "report": [], "spans": {"train": []}}

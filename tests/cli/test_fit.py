@@ -407,7 +407,7 @@ def test_lightnings_own_options_pass_through(gptlit: Call, text_file: Path) -> N
     result = fit(gptlit, text_file, *options)
     assert result.code == 0
     assert re.search(r"step\s+64 tokens", result.out)
-    assert "precision  bf16-true (as asked)" in result.out
+    assert "precision  bf16-true (as given)" in result.out
     assert not Path("lightning_logs/version_0/metrics.csv").exists()
 
 

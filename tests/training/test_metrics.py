@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from gptlit.training.metrics import TextLoss, text_figures
+from gptlit.training.losses import TextLoss, text_metrics
 
 
 def test_a_uniform_guess_has_the_closed_form() -> None:
@@ -11,10 +11,10 @@ def test_a_uniform_guess_has_the_closed_form() -> None:
     metric = TextLoss()
     for n_tokens in (100, 37, 1):
         metric.update(torch.tensor(n_tokens * math.log(27)), n_tokens)
-    figures = text_figures(metric.compute(), 148 / 138)
-    assert figures["loss"].item() == pytest.approx(math.log(27), rel=1e-6)
-    assert figures["perplexity"].item() == pytest.approx(27, rel=1e-6)
-    assert figures["bits_per_byte"].item() == pytest.approx(138 * math.log2(27) / 148, rel=1e-6)
+    metrics = text_metrics("val", metric.compute(), 148 / 138)
+    assert metrics["val/loss"].item() == pytest.approx(math.log(27), rel=1e-6)
+    assert metrics["val/perplexity"].item() == pytest.approx(27, rel=1e-6)
+    assert metrics["val/bits_per_byte"].item() == pytest.approx(138 * math.log2(27) / 148, rel=1e-6)
 
 
 def test_the_mean_is_over_tokens_not_batches() -> None:

@@ -119,7 +119,7 @@ def test_the_loop_is_a_plain_pytorch_loop(kit: Kit) -> None:
     plain = LitGPT(**options, **SIZES)
     data = kit.data()
     data.setup("fit")
-    plain._build(data.tokenizer)
+    plain.use_tokenizer(data.tokenizer)
     net = plain.net
     decayed = [p for p in net.parameters() if p.dim() == 2]
     others = [p for p in net.parameters() if p.dim() == 1]
@@ -266,7 +266,7 @@ def test_the_average_is_validated_saved_and_sampled_from(kit: Kit) -> None:
     )
     torch.manual_seed(5)
     begun = LitGPT(**{"warmup_steps": 2, **SIZES, **model})
-    begun._build(kit_tokenizer(kit))
+    begun.use_tokenizer(kit_tokenizer(kit))
     average = weights(begun)
     for n, step in enumerate(after.seen):
         decay = min(0.6, (1 + n) / (10 + n))
@@ -502,7 +502,7 @@ def test_telling_the_loss_now_and_then_changes_nothing_that_is_kept(
         log(self, name, *given, **options)
 
     monkeypatch.setattr(LitGPT, "log", counted)
-    monkeypatch.setattr(module, "TELL_AFTER_SECONDS", 1e9)
+    monkeypatch.setattr(module, "LOG_AFTER_SECONDS", 1e9)
     options = [f"--data.path={text_file}", "--data.val_fraction=0", "--trainer.max_steps=14"]
     options += ["--trainer.val_check_interval=5", "--trainer.log_every_n_steps=4"]
     for more in ([], ["--trainer.callbacks=LambdaCallback"]):

@@ -1,0 +1,41 @@
+"""The gradients of an optimizer step: their norm, computed once, and clipping by it."""
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_
+
+from gptlit.optim import optimizers
+
+
+class Gradients:
+    """Computes the norm of an optimizer step's gradients once, for all that use it."""
+
+    def __init__(self) -> None:
+        self._norm: Tensor | None = None  # of the current step, before clipping
+
+    def norm(self, optimizer: torch.optim.Optimizer) -> Tensor:
+        """The norm of all gradients of the current step before they are clipped.
+
+        A callback of your own that changes gradients should do so in `on_after_backward`.
+        """
+        if self._norm is None:
+            params = optimizers.parameters(optimizer)
+            grads = [parameter.grad for parameter in params if parameter.grad is not None]
+            self._norm = optimizers.total_norm(grads)
+        return self._norm
+
+    def drop(self, optimizer: torch.optim.Optimizer) -> None:
+        """Skip the current step: an optimizer leaves parameters without a gradient as they are."""
+        optimizer.zero_grad(set_to_none=True)
+        self._norm = None
+
+    def take_norm(self) -> Tensor | None:
+        """The norm of the current step if it was computed; the next step computes its own."""
+        norm, self._norm = self._norm, None
+        return norm
+
+
+def clip(optimizer: torch.optim.Optimizer, most: float | None, norm: Tensor) -> None:
+    """Scale gradients of a known norm down to a norm of at most `most`; 0 or None for any."""
+    if most and most > 0:
+        clip_grads_with_norm_(optimizers.parameters(optimizer), most, norm)

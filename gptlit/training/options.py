@@ -1,0 +1,58 @@
+"""ModelOptions: the options of `LitGPT`, each stated once as a field."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from gptlit.messages import UsageError
+from gptlit.model.config import GPTConfig
+from gptlit.optim.optimizers import Recipe
+
+
+@dataclass(frozen=True)
+class ModelOptions(Recipe, GPTConfig):
+    """The architecture of the net, the optimizer with its schedule, and how both are used.
+
+    Args:
+        ema: Decay of a moving average of the weights, such as 0.999 (about the last 1,000 steps);
+            the averages are validated, sampled from and saved in place of the weights. 0 for none.
+        label_smoothing: Fraction of the training target that is spread evenly over the
+            vocabulary.
+        z_loss: Weight of the squared log of the softmax's denominator, in training only; 1e-4 is
+            usual (PaLM). Logged losses include neither it nor label smoothing.
+        init_from: Weights to begin from, with their sizes and tokenizer: gpt2, gpt2-medium,
+            gpt2-large, gpt2-xl, a folder in Hugging Face's format, or a checkpoint of gptlit.
+        compile: Compile training steps with torch.compile; checkpoints stay the same. On a CPU
+            this needs a C++ compiler. auto compiles where it pays off, by device, size and steps.
+    """
+
+    ema: float = 0.0
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    init_from: str | None = None
+    compile: bool | Literal["auto"] = False
+
+    def __post_init__(self) -> None:
+        GPTConfig(**self._values_of(GPTConfig))  # which checks its options
+        Recipe.__post_init__(self)
+        if not 0 <= self.ema < 1:
+            reason = "must be below 1, such as 0.999, or 0 for none"
+            raise UsageError(reason, "model.ema", self.ema)
+        if not 0 <= self.label_smoothing < 1:
+            reason = "must be at least 0 and below 1; 0.1 is usual"
+            raise UsageError(reason, "model.label_smoothing", self.label_smoothing)
+        if not 0 <= self.z_loss < math.inf:
+            raise UsageError("must be 0 or more; 1e-4 is usual", "model.z_loss", self.z_loss)
+
+    def config(self, vocab_size: int) -> GPTConfig:
+        """The net's config for a vocabulary."""
+        return GPTConfig(**self._values_of(GPTConfig) | {"vocab_size": vocab_size})
+
+    def of_training(self) -> dict[str, Any]:
+        """The options that are not the net's, by name."""
+        net = {field.name for field in dataclasses.fields(GPTConfig)}
+        return {name: value for name, value in vars(self).items() if name not in net}
+
+    def _values_of(self, kind: type) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(kind)}

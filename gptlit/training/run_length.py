@@ -1,0 +1,65 @@
+"""The length of a run in optimizer steps, and the learning rate schedule over it."""
+
+import math
+import sys
+from collections.abc import Callable
+
+import lightning as L
+
+from gptlit.messages import UsageError, opt
+from gptlit.optim import schedules
+from gptlit.optim.optimizers import Recipe
+from gptlit.training.user_batches import text_of
+
+
+def steps_of_run(trainer: L.Trainer) -> int | None:
+    """Optimizer steps of the whole run; None if only its time or the user ends it."""
+    # trainer.estimated_stepping_batches would make the loaders before a resume restores them,
+    # which loses their position
+    if text_of(trainer) is None:
+        steps = trainer.estimated_stepping_batches
+        return None if math.isinf(steps) else int(steps)
+    ends = []
+    if trainer.max_steps >= 0:
+        ends.append(trainer.max_steps)
+    if trainer.max_epochs is not None and trainer.max_epochs >= 0:
+        ends.append(trainer.max_epochs * steps_of_epoch(trainer))
+    return min(ends, default=None)
+
+
+def steps_of_epoch(trainer: L.Trainer) -> int:
+    """Optimizer steps of an epoch, within limit_train_batches and overfit_batches."""
+    accumulated = trainer.accumulate_grad_batches
+    if (text := text_of(trainer)) is None:
+        n_batches = trainer.num_training_batches  # infinite for a loader without a length
+        return sys.maxsize if math.isinf(n_batches) else math.ceil(n_batches / accumulated)
+    whole, limit = text.steps_per_epoch, trainer.limit_train_batches
+    batches = limit if isinstance(limit, int) else int(limit * whole * accumulated)
+    return min(whole, math.ceil(batches / accumulated))  # Lightning steps on an incomplete window
+
+
+def schedule(recipe: Recipe, trainer: L.Trainer) -> Callable[[int], float]:
+    """The learning rate at a step, as a fraction of the peak, over the length of a run.
+
+    Raises:
+        UsageError: the run has no length to spread the schedule over, or is longer than the
+            schedule and would learn nothing after it.
+    """
+    if recipe.schedule == "constant":
+        return schedules.lr_factor(recipe, sys.maxsize)
+    end = steps_of_run(trainer) if recipe.decay_steps is None else recipe.decay_steps
+    if end is None:
+        raise UsageError(
+            "the run has no length to spread the schedule over; give "
+            f"{opt('trainer.max_steps')}, {opt('trainer.max_epochs')} or "
+            f"{opt('model.decay_steps')}",
+            "model.decay_steps",
+        )
+    if not recipe.min_lr and end < (steps_of_run(trainer) or sys.maxsize):
+        raise UsageError(
+            f"the run is longer, and would continue at learning rate {opt('model.min_lr')} 0 "
+            "without learning anything; give a min_lr above 0, or leave decay_steps out",
+            "model.decay_steps",
+            end,
+        )
+    return schedules.lr_factor(recipe, end)
