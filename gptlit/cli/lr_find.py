@@ -20,6 +20,7 @@ from gptlit import charts
 from gptlit.charts import Point, Series
 from gptlit.data.datamodule import TextDataModule
 from gptlit.messages import UsageError
+from gptlit.optim.optimizers import Recipe
 from gptlit.training.module import LitGPT
 
 STEPS = 100
@@ -109,7 +110,7 @@ def find(trainer: L.Trainer, model: LitGPT, data: TextDataModule) -> Trial:
     # whose bar is drawn into log files, too
     silent = contextlib.redirect_stderr(io.StringIO())
     try:
-        with _in_proportion(model), silent:
+        with _in_proportion(model.options), silent:
             found = Tuner(trainer).lr_find(
                 model,
                 datamodule=data,
@@ -125,10 +126,9 @@ def find(trainer: L.Trainer, model: LitGPT, data: TextDataModule) -> Trial:
 
 
 @contextlib.contextmanager
-def _in_proportion(model: LitGPT) -> Iterator[None]:
+def _in_proportion(recipe: Recipe) -> Iterator[None]:
     """Let muon's matrices have their share of the rate that the tuner gives to all."""
-    options = model.options
-    share = options.muon_lr / options.lr if options.optimizer == "muon" else 1.0
+    share = recipe.muon_lr / recipe.lr if recipe.optimizer == "muon" else 1.0
 
     def times(factor: float) -> Any:
         def hook(optimizer: torch.optim.Optimizer, *_: Any) -> None:

@@ -14,6 +14,7 @@ from gptlit.cli import lr_find
 from gptlit.cli.lr_find import Trial, changes
 from gptlit.messages import UsageError
 from gptlit.optim.muon import Muon
+from gptlit.optim.optimizers import Recipe
 from tests.conftest import TINY, Result, Run, assert_same_run
 
 Call = Callable[..., Result]
@@ -117,11 +118,8 @@ def test_muon_keeps_its_proportion_within_the_trial() -> None:
         step(group),
     )[1]
 
-    class Model:
-        optimizer, lr, muon_lr = "muon", 1e-3, 4e-3
-
     weight.grad = other.grad = torch.ones(2, 2)
-    with lr_find._in_proportion(Model()):  # type: ignore[arg-type]
+    with lr_find._in_proportion(Recipe(optimizer="muon", lr=1e-3, muon_lr=4e-3)):
         optimizer.step()
     assert seen == [[pytest.approx(0.4), 0.1]]
     optimizer.step()

@@ -356,7 +356,7 @@ def test_python_runs_no_code_of_a_checkpoint(hostile: Path, run: Run, evil: Path
     assert package.generate(model, tokenizer, "the", max_new_tokens=1)
     lit = LitGPT.load_from_checkpoint(hostile, map_location="cpu")
     data = TextDataModule.load_from_checkpoint(hostile)
-    assert (lit.lr, data.options.path) == (0.003, str(run.text))
+    assert (lit.options.lr, data.options.path) == (0.003, str(run.text))
     trainer = L.Trainer(
         max_steps=41, accelerator="cpu", logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, check_val_every_n_epoch=None,
