@@ -280,7 +280,7 @@ def test_the_average_is_validated_saved_and_sampled_from(kit: Kit) -> None:
     again = LitGPT.load_from_checkpoint(kit.folder / "last.ckpt", map_location="cpu")
     evaluated = kit.trainer(limit_val_batches=1.0).validate(again, kit.data(), verbose=False)
     assert evaluated[0]["val/loss"] == pytest.approx(loss.item(), abs=1e-7)
-    text = generate(net, tokenizer, "ROMEO:", seed=1337, **sampling.settings)
+    text = generate(net, tokenizer, "ROMEO:", seed=1337, **sampling.settings.used())
     assert text in (kit.folder / "samples.txt").read_text(encoding="utf-8")
 
 
