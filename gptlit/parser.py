@@ -130,7 +130,8 @@ class OneLineErrors(ArgumentParser):
             if not flag.startswith("-"):
                 return f"{flag}: not an option; options are written --name value"
             nearest = self._unknown(flag.lstrip("-")).replace("mean ", "mean --")
-            return f"{flag}: unknown option.{nearest}"
+            advice = f" {self.prog.replace(' [options]', '')} --help all lists the options."
+            return f"{flag}: unknown option.{nearest or advice}"
         if match := re.match(r"argument (--\w+)/\S+: invalid _boolean_type value: (.*)", message):
             return f"{match[1]} {match[2]}: expected true or false, or nothing at all"
         if match := re.search(r"does not accept option '([^']+)'", message):

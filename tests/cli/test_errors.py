@@ -1,4 +1,4 @@
-"""Bad input: one line on stderr that names the option, exit code 2, no traceback."""
+"""Invalid input: one line on stderr that names the option, exit code 2, no traceback."""
 
 import errno
 import hashlib
@@ -25,12 +25,12 @@ from tests.conftest import TINY, Result, Run, made_up_text
 Call = Callable[..., Result]
 
 
-WHICH = ("gptlit: resuming", "gptlit: model ")  # lines on the checkpoint that is used
+RESUME_NOTES = ("gptlit: resuming", "gptlit: model ")  # lines on the checkpoint that is used
 
 
 def assert_one_line(result: Result, *parts: str) -> None:
     assert result.code == 2
-    lines = [line for line in result.err.splitlines() if not line.startswith(WHICH)]
+    lines = [line for line in result.err.splitlines() if not line.startswith(RESUME_NOTES)]
     assert len(lines) == 1, result.err
     assert lines[0].startswith("gptlit: error: ")
     assert len(lines[0]) < 300
@@ -165,7 +165,7 @@ def test_one_line(gptlit: Call, tmp_path: Path, arguments: str, parts: list[str]
     assert_one_line(gptlit(*arguments.split()), *parts)
     left = {path.name for path in tmp_path.iterdir()} - {path.name for path in before}
     assert left <= {"data", "lightning_logs"}
-    assert not list(tmp_path.glob("lightning_logs/*"))  # no run is left of what never began
+    assert not list(tmp_path.glob("lightning_logs/*"))  # no folder of a run that never began
 
 
 def test_a_wrong_environment_variable(
@@ -176,7 +176,7 @@ def test_a_wrong_environment_variable(
 
 
 @pytest.mark.parametrize("option", ["limit_val_batches=2", "limit_val_batches=0", "fast_dev_run=1"])
-def test_figures_are_those_of_a_whole_split(gptlit: Call, run: Run, option: str) -> None:
+def test_metrics_are_of_the_whole_split(gptlit: Call, run: Run, option: str) -> None:
     path = run.folder / "checkpoints" / "last.ckpt"
     result = gptlit("validate", "--ckpt_path", path, f"--trainer.{option}")
     assert_one_line(result, "--trainer." + option.split("=")[0], "whole split")
@@ -217,9 +217,7 @@ def test_out_of_memory(gptlit: Call, monkeypatch: pytest.MonkeyPatch, failure: E
     assert_one_line(result, "lower --data.batch_size, then --model.block_size, then --model.n_embd")
 
 
-def test_what_is_not_the_users_fault_keeps_its_traceback(
-    gptlit: Call, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bug_keeps_its_traceback(gptlit: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(argv: object) -> None:
         raise RuntimeError("a mistake of ours")
 
@@ -232,7 +230,7 @@ def test_what_is_not_the_users_fault_keeps_its_traceback(
 
 
 def listing(folder: Path) -> dict[str, str]:
-    """What lies under a folder, token files aside: each file's hash."""
+    """Return the hash of each file in a folder, except token files."""
     return {
         str(path.relative_to(folder)): sha256_of(path) if path.is_file() else "folder"
         for path in sorted(folder.rglob("*"))
@@ -241,14 +239,14 @@ def listing(folder: Path) -> dict[str, str]:
 
 
 class Code:
-    """Unpickled, it would make a file."""
+    """Makes a file when it is unpickled."""
 
     def __reduce__(self) -> Any:
         return Path("RAN").touch, ()
 
 
 def altered(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path, Path], None]:
-    """Writes a copy of a good checkpoint in which something is changed."""
+    """Return a function that writes a changed copy of a valid checkpoint."""
 
     def write(good: Path, path: Path) -> None:
         content = torch.load(good, weights_only=True)
@@ -431,9 +429,9 @@ REFUSED: list[tuple[str, list[str]]] = [
 
 
 @pytest.fixture(scope="module")
-def furnished(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a run, a text, and a good many files that are of no use."""
-    folder = tmp_path_factory.mktemp("furnished")
+def folder_of_files(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a run, a text and many invalid files."""
+    folder = tmp_path_factory.mktemp("folder_of_files")
     shutil.copytree(run.folder, folder / "lightning_logs" / "version_0")
     shutil.copy(run.text, folder)
     for name, content in BYTES.items():
@@ -453,10 +451,10 @@ def words_of(line: str) -> list[str]:
 
 
 def assert_refused(result: Result, code: int, *parts: str) -> str:
-    """One line of error, behind what is parts of options that change."""
+    """Check that there is one line of error, apart from notes on changed options."""
     assert result.code == code, result.err
     lines = [line for line in result.err.splitlines() if " -> " not in line]
-    lines = [line for line in lines if not line.startswith(WHICH)]
+    lines = [line for line in lines if not line.startswith(RESUME_NOTES)]
     assert len(lines) == 1, result.err
     assert lines[0].startswith("gptlit: error: ")
     assert len(lines[0]) < 400
@@ -466,13 +464,17 @@ def assert_refused(result: Result, code: int, *parts: str) -> str:
 
 
 @pytest.mark.parametrize(("line", "parts"), REFUSED)
-def test_what_there_was_is_left_as_it_was(
-    gptlit: Call, monkeypatch: pytest.MonkeyPatch, furnished: Path, line: str, parts: list[str]
+def test_an_error_changes_no_file(
+    gptlit: Call,
+    monkeypatch: pytest.MonkeyPatch,
+    folder_of_files: Path,
+    line: str,
+    parts: list[str],
 ) -> None:
-    monkeypatch.chdir(furnished)
-    before = listing(furnished)
+    monkeypatch.chdir(folder_of_files)
+    before = listing(folder_of_files)
     assert_refused(gptlit(*words_of(line)), 2, *parts)
-    assert listing(furnished) == before
+    assert listing(folder_of_files) == before
 
 
 @pytest.mark.parametrize(
@@ -483,17 +485,21 @@ def test_what_there_was_is_left_as_it_was(
         ("import hugging_face last --output file/x", ["--output file/x: can't be written"]),
     ],
 )
-def test_where_nothing_can_be_written(
-    gptlit: Call, monkeypatch: pytest.MonkeyPatch, furnished: Path, line: str, parts: list[str]
+def test_places_that_are_not_writable(
+    gptlit: Call,
+    monkeypatch: pytest.MonkeyPatch,
+    folder_of_files: Path,
+    line: str,
+    parts: list[str],
 ) -> None:
-    monkeypatch.chdir(furnished)
-    before = listing(furnished)
+    monkeypatch.chdir(folder_of_files)
+    before = listing(folder_of_files)
     assert_refused(gptlit(*words_of(line)), 1, *parts)
-    assert listing(furnished) == before
+    assert listing(folder_of_files) == before
 
 
 @pytest.mark.parametrize("name", ["GPTLIT_FITT__MODEL__N_EMBD", "GPTLIT_FIT_MODEL__N_EMBD"])
-def test_variables_that_nothing_reads(
+def test_unknown_environment_variables(
     gptlit: Call, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv(name, "3")
@@ -510,10 +516,10 @@ def test_variables_that_nothing_reads(
         ("GPTLIT_DATA_DIR=/nowhere", "data dante --data_dir none", ["/nowhere/commedia.txt"]),
     ],
 )
-def test_variables_of_the_verbs(
+def test_environment_variables_of_the_verbs(
     gptlit: Call,
     monkeypatch: pytest.MonkeyPatch,
-    furnished: Path,
+    folder_of_files: Path,
     variable: str,
     line: str,
     parts: list[str],
@@ -524,7 +530,7 @@ def test_variables_of_the_verbs(
         raise download.SourceError("no network")
 
     monkeypatch.setattr(download.Url, "read", unreachable)
-    monkeypatch.chdir(furnished)
+    monkeypatch.chdir(folder_of_files)
     monkeypatch.setenv(*variable.split("=", 1))
     assert_refused(gptlit(*words_of(line)), 2, *parts)
 
@@ -539,7 +545,9 @@ def test_two_processes_in_one_run_folder(gptlit: Call, run: Run) -> None:
         result, 2, "lightning_logs/version_0: another process is training in this folder"
     )
     assert listing(Path("lightning_logs")) == before
-    assert gptlit("fit", "--ckpt_path=last", "--trainer.max_steps=42").code == 0  # it has ended
+    assert (
+        gptlit("fit", "--ckpt_path=last", "--trainer.max_steps=42").code == 0
+    )  # the other has ended
 
 
 def test_a_port_in_use(gptlit: Call, monkeypatch: pytest.MonkeyPatch, text_file: Path) -> None:
@@ -555,16 +563,18 @@ def test_a_port_in_use(gptlit: Call, monkeypatch: pytest.MonkeyPatch, text_file:
     assert not Path("lightning_logs").exists()
 
 
-def test_no_space_for_texts(gptlit: Call, monkeypatch: pytest.MonkeyPatch, furnished: Path) -> None:
+def test_no_space_for_texts(
+    gptlit: Call, monkeypatch: pytest.MonkeyPatch, folder_of_files: Path
+) -> None:
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.chdir(furnished)
-    before = listing(furnished)
+    monkeypatch.chdir(folder_of_files)
+    before = listing(folder_of_files)
     monkeypatch.setattr(os, "fsync", full)
     for line in ("predict --output_file new.txt", "import hugging_face last --output new.ckpt"):
         assert_refused(gptlit(*line.split()), 1, "new.", "No space left")
-    assert listing(furnished) == before
+    assert listing(folder_of_files) == before
 
 
 @pytest.mark.parametrize("line", ["--debug fit --model.n_embd 3", "fit --model.n_embd 3 --debug"])
@@ -637,7 +647,7 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
 
 @st.composite
 def configs(draw: st.DrawFn) -> list[str]:
-    """Up to seven options; more would hardly ever go together."""
+    """Draw up to seven options; more would rarely be valid together."""
     names = draw(st.lists(st.sampled_from(sorted(OPTIONS)), max_size=7, unique=True))
     return [f"--{name}={draw(OPTIONS[name])}" for name in names]
 
@@ -651,7 +661,7 @@ def configs(draw: st.DrawFn) -> list[str]:
 )
 @hypothesis.given(options=configs())
 def test_a_config_trains_or_is_refused(gptlit: Call, tmp_path: Path, options: list[str]) -> None:
-    """There is no third outcome: two steps, or one line and exit code 2."""
+    """A command trains two steps, or prints one line and exits with code 2."""
     root = tmp_path / hashlib.sha256(repr(options).encode()).hexdigest()[:12]
     text = tmp_path / "few.txt"
     text.write_text(made_up_text(300), encoding="utf-8")

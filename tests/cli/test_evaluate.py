@@ -1,4 +1,4 @@
-"""`gptlit validate` and `gptlit test`, as users type them."""
+"""`gptlit validate` and `gptlit test` on the command line."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,14 +10,14 @@ from tests.conftest import Result, Run, made_up_text, read_metrics
 Call = Callable[..., Result]
 
 
-def figures(result: Result) -> dict[str, str]:
+def metrics(result: Result) -> dict[str, str]:
     return dict(line.split(maxsplit=1) for line in result.out.splitlines())
 
 
 def test_validate_prints_what_training_logged(gptlit: Call, run: Run) -> None:
     result = gptlit("validate", "--ckpt_path", run.folder / "checkpoints" / "last.ckpt")
     assert result.code == 0
-    printed = figures(result)
+    printed = metrics(result)
     last = next(row for row in reversed(read_metrics(run.folder)) if row["val/loss"])
     for name in ("val/loss", "val/perplexity", "val/bits_per_byte"):
         assert float(printed[name]) == pytest.approx(float(last[name]), abs=1e-5)
@@ -32,11 +32,11 @@ def test_validate_on_another_text(gptlit: Call, run: Run) -> None:
         "validate", "--ckpt_path", path, "--data.path=other.txt", "--data.val_fraction=0.9999"
     )
     assert result.code == 0, result.err
-    assert int(figures(result)["tokens"]) == 22
+    assert int(metrics(result)["tokens"]) == 22
     assert not result.err
 
 
-def test_a_split_that_was_trained_on_is_told(gptlit: Call, run: Run) -> None:
+def test_a_split_that_was_trained_on_is_reported(gptlit: Call, run: Run) -> None:
     path = run.folder / "checkpoints" / "last.ckpt"
     result = gptlit("validate", "--ckpt_path", path, "--data.val_fraction=0.5")
     assert "warning: the val split overlaps the text that the model was trained on" in result.err
@@ -50,5 +50,5 @@ def test_test_needs_a_test_split(gptlit: Call, run: Run) -> None:
     Path("other.txt").write_text("the king and thy love\n", encoding="utf-8")
     result = gptlit("test", "--ckpt_path", path, "--data.test_path=other.txt")
     assert result.code == 0
-    assert {"test/loss", "test/perplexity", "test/bits_per_byte"} <= set(figures(result))
-    assert figures(result)["tokens"] == "22"
+    assert {"test/loss", "test/perplexity", "test/bits_per_byte"} <= set(metrics(result))
+    assert metrics(result)["tokens"] == "22"

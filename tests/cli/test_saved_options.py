@@ -1,4 +1,4 @@
-"""The config that a run writes is read back at once, so that a resume can read it."""
+"""The config that a run writes can be read back by a resume."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from tests.cli.test_trusted_options import crafted, of_lightning
 from tests.conftest import TINY, Result, Run
 
-# Lightning's callbacks warn of this and that
+# warnings of Lightning's callbacks
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 Call = Callable[..., Result]
@@ -21,19 +21,19 @@ CPU = torch.device("cpu")
 
 
 class Named(Callback):
-    """Does what is named, by a function or a word; jsonargparse can't write the word."""
+    """Has an argument that may be a function or a string; jsonargparse can't write the string."""
 
     def __init__(self, how: Callable[[], None] | str) -> None: ...
 
 
 class Placed(Callback):
-    """Has an object as its default, which is read as the string that describes it."""
+    """Has an object as a default, which is read back as a string."""
 
     def __init__(self, times: int, device: torch.device | str | None = CPU) -> None: ...
 
 
 class Untyped(Callback):
-    """Has an object as its default and no type for it, which can't even be written."""
+    """Has an object without a type as a default, which can't be written."""
 
     def __init__(self, times: int, device: Any = CPU) -> None: ...
 
@@ -42,8 +42,8 @@ def written() -> list[dict[str, object]]:
     return yaml.safe_load((FOLDER / "config.yaml").read_text())["trainer"]["callbacks"]
 
 
-def went_on(gptlit: Call, text: Path, *options: str) -> tuple[Result, Result]:
-    """A run of 4 steps, and what a resume to 6 without any other option gave."""
+def resumed(gptlit: Call, text: Path, *options: str) -> tuple[Result, Result]:
+    """Return the results of a run of 4 steps and of its resume to 6 without other options."""
     words = [*TINY, f"--data.path={text}", "--trainer.max_steps=4", *options]
     first = gptlit("fit", *words)
     assert first.code == 0, first.err
@@ -67,17 +67,17 @@ def test_an_argument_that_cant_be_read_back_is_left_out(
 ) -> None:
     class_path = f"tests.cli.test_saved_options.{made.__name__}"
     words = [f"--trainer.callbacks+={class_path}", "--trainer.callbacks.times=2"]
-    first, second = went_on(gptlit, text_file, *words)
+    first, second = resumed(gptlit, text_file, *words)
     assert left_out(first) == left_out(second) == ["--trainer.callbacks.device"]
     (callback,) = written()
     assert callback == {"class_path": class_path, "init_args": {"times": 2}}
 
 
 @pytest.mark.parametrize("device", [{}, {"device": "cpu"}, {"device": "device(type='cpu')"}])
-def test_a_run_of_a_class_that_is_refused_now_ends_in_one_line(
+def test_a_saved_class_that_is_refused_is_reported_in_one_line(
     gptlit: Call, run: Run, device: dict[str, str]
 ) -> None:
-    """As earlier versions saved it; with the callback given anew the run can be resumed."""
+    """Earlier versions saved it; the run can be resumed if the callback is given again."""
     swa = of_lightning("callbacks.StochasticWeightAveraging", swa_lrs=0.1, **device)
     path = crafted(run, Path("a.ckpt"), {"trainer.callbacks": [swa]})
     words = ["fit", f"--ckpt_path={path}", "--trainer.max_steps=41"]
@@ -93,8 +93,8 @@ def test_a_run_of_a_class_that_is_refused_now_ends_in_one_line(
 def test_a_class_that_cant_be_read_back_is_left_out_of_its_list(
     gptlit: Call, text_file: Path
 ) -> None:
-    """Its one argument is needed, and written as something else."""
-    first, second = went_on(
+    """Its required argument is written as something else."""
+    first, second = resumed(
         gptlit,
         text_file,
         "--trainer.callbacks+=EarlyStopping",
@@ -108,8 +108,8 @@ def test_a_class_that_cant_be_read_back_is_left_out_of_its_list(
     assert kept["class_path"] == "lightning.pytorch.callbacks.EarlyStopping"
 
 
-def test_what_can_be_read_back_is_written_as_it_is(gptlit: Call, text_file: Path) -> None:
-    first, _ = went_on(
+def test_readable_options_are_written_unchanged(gptlit: Call, text_file: Path) -> None:
+    first, _ = resumed(
         gptlit,
         text_file,
         "--trainer.callbacks+=EMAWeightAveraging",

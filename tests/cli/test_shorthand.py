@@ -1,4 +1,4 @@
-"""What is typed without an option's name, or without its group."""
+"""Values without an option's name, and options without a group."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +29,7 @@ KNOWN = {"model.lr", "model.min_lr", "data.seed", "samples.seed", "seed_everythi
         ("--lr --switch", "--lr --switch"),
     ],
 )
-def test_words_that_are_no_values(typed: str, named: str) -> None:
+def test_words_without_an_option(typed: str, named: str) -> None:
     words = name_words(typed.split(), lambda word: "--x", {"--switch"}, {"--list"})
     assert words == named.split()
 
@@ -44,7 +44,9 @@ def test_words_that_are_no_values(typed: str, named: str) -> None:
         ("validate best last", "best, last: are 2 values where a run takes one checkpoint"),
     ],
 )
-def test_a_word_replaces_nothing(gptlit: Call, text_file: Path, typed: str, refused: str) -> None:
+def test_a_word_replaces_no_given_value(
+    gptlit: Call, text_file: Path, typed: str, refused: str
+) -> None:
     result = gptlit(*typed.format(t=text_file.name).split())
     assert result.code == 2
     (line,) = result.err.splitlines()
@@ -55,6 +57,8 @@ def test_a_word_replaces_nothing(gptlit: Call, text_file: Path, typed: str, refu
     ("typed", "suggested"),
     [
         ("generat", "Did you mean generate?"),
+        ("fit --zzz 3", "--zzz: unknown option. gptlit fit --help all lists the options."),
+        ("data --zzz 3", "--zzz: unknown option. gptlit data --help all lists the options."),
         ("fit --epochs 3", "--epochs: unknown option. Did you mean --trainer.max_epochs?"),
         ("fit --steps 3", "Did you mean --trainer.max_steps?"),
         ("fit --text a.txt", "Did you mean --data.path?"),
@@ -70,7 +74,7 @@ def test_names_of_other_programs_are_suggested(gptlit: Call, typed: str, suggest
     assert suggested in result.err
 
 
-def test_what_a_word_means_to_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_option_of_a_word_for_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("mine.txt").touch()
     Path("texts").mkdir()
@@ -88,7 +92,7 @@ def test_what_a_word_means_to_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         option_of_run("dante")
 
 
-def test_names_without_their_group(capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_without_a_group(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--lr=1", "--model.min_lr", "2", "--lr_find", "--unheard", "--lr", "3"]
     wanted = ["--model.lr=1", "--model.min_lr", "2", "--lr_find", "--unheard", "--model.lr", "3"]
     assert full_names(words, KNOWN) == wanted
@@ -97,12 +101,12 @@ def test_names_without_their_group(capsys: pytest.CaptureFixture[str]) -> None:
         full_names(["--seed", "3"], KNOWN)
 
 
-def test_a_shipped_configs_name_needs_no_ending(gptlit: Call) -> None:
+def test_a_shipped_config_without_yaml_ending(gptlit: Call) -> None:
     assert find_config("tiny") == find_config("tiny.yaml") == shipped_configs()["tiny.yaml"]
     assert find_config("session4") == shipped_configs()["sources/session4.yaml"]
 
 
-def test_a_run_by_words_alone(gptlit: Call, text_file: Path) -> None:
+def test_a_run_given_by_words_alone(gptlit: Call, text_file: Path) -> None:
     options = [word.removeprefix("--config=") for word in TINY]
     result = gptlit("train", *options, text_file, "--max_steps", 2, "--lr=0.002")
     assert result.code == 0, result.err
@@ -110,13 +114,13 @@ def test_a_run_by_words_alone(gptlit: Call, text_file: Path) -> None:
     saved = yaml.safe_load(Path("lightning_logs/version_0/config.yaml").read_text())
     assert saved["data"]["path"] == str(text_file)
     assert (saved["trainer"]["max_steps"], saved["model"]["lr"]) == (2, 0.002)
-    assert saved["model"]["warmup_steps"] == 20  # of tiny.yaml
+    assert saved["model"]["warmup_steps"] == 20  # from tiny.yaml
     evaluated = gptlit("validate", "last")
     assert evaluated.code == 0
     assert evaluated.out == gptlit("validate", "--ckpt_path=last").out
 
 
-def test_prompts_by_words_alone(gptlit: Call, run: Run) -> None:
+def test_prompts_given_by_words_alone(gptlit: Call, run: Run) -> None:
     path = run.folder / "checkpoints" / "last.ckpt"
     wanted = gptlit("predict", "--ckpt_path", path, "--prompt=the", "--prompt=king", "--greedy")
     assert wanted.code == 0
@@ -124,12 +128,12 @@ def test_prompts_by_words_alone(gptlit: Call, run: Run) -> None:
         assert gptlit(verb, path, "the", "--greedy", "king").out == wanted.out
 
 
-def test_help_by_its_name(gptlit: Call) -> None:
+def test_help_as_a_verb(gptlit: Call) -> None:
     assert gptlit("help").out == gptlit("--help").out
     assert gptlit("help", "generate").out == gptlit("predict", "--help").out != ""
 
 
-def test_what_a_shell_leaves_escaped(gptlit: Call, run: Run) -> None:
+def test_escapes_that_a_shell_leaves(gptlit: Call, run: Run) -> None:
     typed = [r"--stop=\n\n", "--stop", r"a\\n\q", r"--force=\t", "--ban", r"\n"]
     options, _ = parse(parser(), typed)
     assert (options.stop, options.force, options.ban) == (["\n\n", r"a\n\q"], "\t", ["\n"])
@@ -143,7 +147,7 @@ def test_what_a_shell_leaves_escaped(gptlit: Call, run: Run) -> None:
     assert "type $'\\n' in bash" in prompt.err
 
 
-def test_weights_bring_their_block_size_over_a_shipped_config(gptlit: Call, run: Run) -> None:
+def test_the_block_size_of_weights_wins_over_a_shipped_config(gptlit: Call, run: Run) -> None:
     path = run.folder / "checkpoints" / "last.ckpt"
     begin = ["fit", f"--data.path={run.text}", f"--model.init_from={path}"]
     begin += ["--trainer.max_steps=1", "--samples.max_new_tokens=1", "--data.val_fraction=0.1"]

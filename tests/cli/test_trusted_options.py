@@ -1,4 +1,4 @@
-"""A stranger's checkpoint: whatever it holds, it runs no code and writes nowhere else."""
+"""An untrusted checkpoint runs no code and writes nothing outside of its folder."""
 
 import pickle
 import shutil
@@ -21,7 +21,7 @@ from tests.conftest import TINY, Result, Run
 
 Call = Callable[..., Result]
 
-# imported, called or made an object of, it leaves a file behind
+# leaves a file when it is imported, called or instantiated
 EVIL = """
 from pathlib import Path
 Path("ran").touch()
@@ -29,7 +29,7 @@ class Anything:
     def __init__(self, *_, **__): ...
 def function(*_, **__): ...
 """
-LEAST = {"data": {}, "model": {}}  # options of a run that has none
+LEAST = {"data": {}, "model": {}}  # the fewest options of a run
 MADE = {"class_path": "evilmod.Anything"}
 CALLS = {
     "class_path": "lightning.pytorch.callbacks.LambdaCallback",
@@ -43,10 +43,10 @@ def of_lightning(name: str, **arguments: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file that evil code leaves behind; its module lies in the current folder."""
+    """Return the path of the file that the evil module of the current folder makes."""
     (tmp_path / "evilmod.py").write_text(EVIL)
     (tmp_path / "evil.yaml").write_text("class_path: evilmod.Anything\n")
-    # files whose names can stand where a number or the text of a config does
+    # files whose names can replace a number or the text of a config
     config = "callbacks: [{class_path: evilmod.Anything}]\n"
     (tmp_path / "7").write_text(config)
     (tmp_path / "8").write_text(f"trainer: {{{config.strip()}}}\n")
@@ -59,7 +59,7 @@ def evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def crafted(run: Run, path: Path, changes: dict[str, Any] | str, **parts: Any) -> Path:
-    """The checkpoint of a run with other options of its run, by dotted name, or other YAML."""
+    """Write a run's checkpoint with changed options, by dotted name, or as other YAML."""
     content = checkpoint.read(run.folder / "checkpoints" / "last.ckpt")
     text = changes
     if isinstance(changes, dict):
@@ -164,8 +164,8 @@ def test_fit_takes_neither_code_nor_folders(
     assert result.out == ""
 
 
-def test_options_are_no_name_of_a_config(gptlit: Call, run: Run, evil: Path) -> None:
-    """Whoever unpacks a stranger's archive has files in it of any name."""
+def test_options_do_not_name_a_config(gptlit: Call, run: Run, evil: Path) -> None:
+    """An unpacked archive may have files of any name."""
     path = crafted(run, Path("a.ckpt"), yaml.safe_dump(LEAST))
     words = [*TINY, f"--data.path={run.text}", "--trainer.max_steps=41"]
     result = gptlit("fit", f"--ckpt_path={path}", *words)
@@ -188,7 +188,7 @@ def test_no_control_character_reaches_the_terminal(gptlit: Call, run: Run, evil:
 
 
 def resumable(run: Run, folder: Path, **parts: Any) -> Path:
-    """A run of one's own, copied, with other parts in its last checkpoint; the checkpoint."""
+    """Copy a run with other parts in its last checkpoint, and return that checkpoint."""
     shutil.copytree(run.folder, folder / "lightning_logs" / "version_0")
     last = folder / "lightning_logs" / "version_0" / "checkpoints" / "last.ckpt"
     content = checkpoint.read(last)
@@ -205,7 +205,7 @@ def resumable(run: Run, folder: Path, **parts: Any) -> Path:
 def test_a_resume_removes_nothing_elsewhere(
     gptlit: Call, run: Run, tmp_path: Path, how: str
 ) -> None:
-    """Lightning removes what a ModelCheckpoint's state has as the checkpoint before."""
+    """Lightning removes the previous checkpoint that is named in a ModelCheckpoint's state."""
     mine = tmp_path / "mine"
     (mine / "folder").mkdir(parents=True)
     inside = "lightning_logs/version_0/checkpoints"
@@ -228,7 +228,7 @@ def test_a_resume_removes_nothing_elsewhere(
     assert (mine / "folder").is_dir()
 
 
-def test_a_resume_follows_no_link_out_of_its_runs_folder(
+def test_a_resume_follows_no_link_out_of_the_runs_folder(
     gptlit: Call, run: Run, tmp_path: Path
 ) -> None:
     table = resumable(run, tmp_path).parent.parent / "metrics.csv"
@@ -259,17 +259,17 @@ def test_the_refusal_names_the_class_and_the_folder(gptlit: Call, run: Run, evil
         "!!python/object/apply:evilmod.function []",
         "{model: {lr: !!python/name:evilmod.function }, data: {}}",
         "[" * 400,
-        # a list of many that holds itself, again and again
+        # a list that contains itself many times
         "{data: {}, model: {a: &a [" + "0," * 999 + " *a]}}",
         "{data: {}, model: {a: [" + "0," * 10**7 + "]}}",
-        # a billion of values
+        # a billion values
         "{data: {}, model: {a: &a [1,1,1,1,1,1,1,1,1,1], b: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a,*a], "
         "c: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b,*b], d: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c,*c], "
         "e: [*d,*d,*d,*d,*d,*d,*d,*d,*d,*d]}}",
     ],
     ids=["an object", "a name", "deep", "recursive", "long", "wide"],
 )
-def test_what_is_no_plain_yaml_is_refused(gptlit: Call, run: Run, evil: Path, text: str) -> None:
+def test_unsafe_yaml_is_refused(gptlit: Call, run: Run, evil: Path, text: str) -> None:
     path = crafted(run, Path("a.ckpt"), text)
     for verb in ("fit", "validate"):
         result = gptlit(verb, f"--ckpt_path={path}")
@@ -284,7 +284,7 @@ KEYS = ("hyper_parameters", "datamodule_hyper_parameters")
 
 @pytest.fixture
 def hostile(run: Run, evil: Path) -> Path:
-    """A checkpoint that names code wherever it can."""
+    """Return a checkpoint that names code in every place that can hold it."""
     content = checkpoint.read(run.folder / "checkpoints" / "last.ckpt")
     hyper = {name: content[name] | {"_instantiator": "evilmod.function"} for name in KEYS}
     return crafted(run, Path("hostile.ckpt"), EVERYTHING, **hyper)
@@ -297,7 +297,7 @@ def hostile(run: Run, evil: Path) -> Path:
         ("fit --ckpt_path CKPT --trainer.max_steps=41 --preflight", 2),
         ("summary --ckpt_path CKPT", 2),
         ("import CKPT", 2),
-        # these use of it what is plain
+        # these use only its plain values
         ("fit --model.init_from CKPT --data.path TEXT --trainer.max_steps=1", 0),
         ("validate --ckpt_path CKPT", 0),
         ("predict --ckpt_path CKPT --max_new_tokens=2", 0),
@@ -318,9 +318,7 @@ def test_no_verb_runs_code_of_a_checkpoint(
 
 @pytest.mark.parametrize("verb", ["validate", "test"])
 @pytest.mark.parametrize("name", ["cleaning", "a tokenizer", "a rate"])
-def test_evaluations_take_no_code_either(
-    gptlit: Call, run: Run, evil: Path, verb: str, name: str
-) -> None:
+def test_evaluations_run_no_code(gptlit: Call, run: Run, evil: Path, verb: str, name: str) -> None:
     path = crafted(run, Path("a.ckpt"), CODE[name])
     result = gptlit(verb, f"--ckpt_path={path}")
     assert result.code == 2
@@ -328,7 +326,7 @@ def test_evaluations_take_no_code_either(
     assert not evil.exists()
 
 
-def test_a_study_goes_on_with_its_own_runs_only(gptlit: Call, text_file: Path, evil: Path) -> None:
+def test_a_study_resumes_only_its_own_runs(gptlit: Call, text_file: Path, evil: Path) -> None:
     study = {"config": "tiny.yaml", "grid": {"seed_everything": [1]}}
     options = [word.removeprefix("--").split("=") for word in TINY[1:]]
     study["options"] = {name: yaml.safe_load(value) for name, value in options} | {
@@ -350,7 +348,7 @@ def test_a_study_goes_on_with_its_own_runs_only(gptlit: Call, text_file: Path, e
 # ---------------------------------------------------------------------- from Python
 
 
-@pytest.mark.filterwarnings("ignore")  # Lightning's, of a Trainer without all that the CLI sets
+@pytest.mark.filterwarnings("ignore")  # Lightning's, of a Trainer without the CLI's settings
 def test_python_runs_no_code_of_a_checkpoint(hostile: Path, run: Run, evil: Path) -> None:
     model, tokenizer = package.load(hostile)
     assert package.generate(model, tokenizer, "the", max_new_tokens=1)
@@ -368,7 +366,7 @@ def test_python_runs_no_code_of_a_checkpoint(hostile: Path, run: Run, evil: Path
 
 
 def test_lightnings_own_instantiator_imports_nothing(run: Run, evil: Path) -> None:
-    """It is allowed by Lightning, and would parse hyperparameters as a command line is."""
+    """Lightning allows it, and it would parse hyperparameters like a command line."""
     found = {"_instantiator": "lightning.pytorch.cli.instantiate_module"}
     data = {**found, "cleaning": MADE, "tokenizer": "{class_path: evilmod.Anything}"}
     parts = {"hyper_parameters": {**found, "lr": MADE}, "datamodule_hyper_parameters": data}
@@ -403,7 +401,7 @@ def test_a_pickle_with_code_is_refused(run: Run, evil: Path) -> None:
     assert not evil.exists()
 
 
-def test_a_folder_for_texts_is_the_users_to_name(run: Run, evil: Path, tmp_path: Path) -> None:
+def test_only_the_user_names_a_folder_for_texts(run: Run, evil: Path, tmp_path: Path) -> None:
     hyper = {"datamodule_hyper_parameters": {"path": str(run.text), "data_dir": "/somewhere"}}
     path = crafted(run, Path("a.ckpt"), {}, **hyper)
     with pytest.raises(UsageError, match="/somewhere.*give data_dir"):
@@ -412,10 +410,10 @@ def test_a_folder_for_texts_is_the_users_to_name(run: Run, evil: Path, tmp_path:
     assert mine.folder == tmp_path / "mine"
 
 
-# ---------------------------------------------------------------------- what is one's own
+# ---------------------------------------------------------------------- own checkpoints
 
 
-def test_ones_own_classes_need_the_flag(gptlit: Call, run: Run, tmp_path: Path) -> None:
+def test_own_classes_need_the_flag(gptlit: Call, run: Run, tmp_path: Path) -> None:
     (tmp_path / "minemod.py").write_text(
         "from lightning.pytorch import Callback\n"
         "class Mine(Callback):\n"
@@ -432,11 +430,11 @@ def test_ones_own_classes_need_the_flag(gptlit: Call, run: Run, tmp_path: Path) 
     assert trusted.code == 0
     assert "mine is there" in trusted.out
     saved = yaml.safe_load(Path("lightning_logs/version_0/config.yaml").read_text())
-    assert "trust_checkpoint" not in saved  # which is for one command
+    assert "trust_checkpoint" not in saved  # applies to one command
 
 
 @pytest.mark.parametrize("how", ["flag", "config"])
-def test_what_the_user_gives_beside_it_is_trusted(
+def test_options_given_by_the_user_are_trusted(
     gptlit: Call, run: Run, evil: Path, tmp_path: Path, how: str
 ) -> None:
     logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "a"}}
@@ -458,7 +456,7 @@ def test_what_the_user_gives_beside_it_is_trusted(
     assert (tmp_path / "a").is_dir()  # the logger's
 
 
-def test_ones_own_run_in_a_folder_above_goes_on(
+def test_an_own_run_in_a_parent_folder_resumes(
     gptlit: Call, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "work").mkdir()
@@ -473,7 +471,7 @@ def test_ones_own_run_in_a_folder_above_goes_on(
     assert names == {"best.ckpt", "last.ckpt", "epoch=0-step=3.ckpt"}
 
 
-def test_ones_own_run_goes_on_without_a_flag(
+def test_an_own_run_resumes_without_a_flag(
     gptlit: Call, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = [
