@@ -1,4 +1,4 @@
-"""What users are told, in one line each."""
+"""Errors, notes and progress bars, in which options have the names that they are given by."""
 
 import contextlib
 import difflib
@@ -9,30 +9,30 @@ from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from typing import IO, TYPE_CHECKING, Self
 
-from gptlit.terminal import columns_of, folded
+from gptlit.terminal import columns_of, folded, format_value
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
 
-# whether messages name options as flags of the command line, or as arguments in Python
+# whether messages name options as flags (--model.n_embd), not as Python's arguments (n_embd)
 _as_flags = ContextVar("_as_flags", default=False)
-# around an option's name in a message: code points that no text has
+# noncharacters of Unicode that mark an option's name in a message
 _OPEN, _CLOSE = "\ufdd2", "\ufdd3"
 
 
 def opt(name: str) -> str:
-    """An option's name for the reason of a `UsageError`, which shows it as a flag or an argument.
+    """Mark an option's name in a message, so that it is shown as a flag or an argument.
 
     Args:
-        name: With the groups that it is in, as in a config: model.n_embd.
+        name: Full name with its groups, as in a config: model.n_embd.
     """
     return f"{_OPEN}{name}{_CLOSE}"
 
 
 @contextlib.contextmanager
 def naming_flags() -> Iterator[None]:
-    """Let messages name options as flags: the command line's --model.n_embd is n_embd in Python."""
+    """Show options in messages as flags while the block runs."""
     token = _as_flags.set(True)
     try:
         yield
@@ -40,32 +40,25 @@ def naming_flags() -> Iterator[None]:
         _as_flags.reset(token)
 
 
-def shown(message: str) -> str:
-    """A message as it is shown, with each option as a flag or an argument."""
-    return re.sub(f"{_OPEN}(.*?){_CLOSE}", _shown_option, message)
+def with_option_names(message: str) -> str:
+    """Replace the options marked in a message by their flags, or by the arguments' names."""
 
+    def name(match: re.Match[str]) -> str:
+        return f"--{match[1]}" if _as_flags.get() else match[1].rpartition(".")[2]
 
-def _shown_option(match: re.Match[str]) -> str:
-    return f"--{match[1]}" if _as_flags.get() else match[1].rpartition(".")[2]
-
-
-def _shown_value(value: object) -> str:
-    if _as_flags.get() and (value is None or isinstance(value, bool)):
-        return "null" if value is None else str(value).lower()  # as they are typed
-    return str(value)
+    return re.sub(f"{_OPEN}(.*?){_CLOSE}", name, message)
 
 
 class UsageError(ValueError):
-    """Something given can't work; the message names the option, its value and what would work.
+    """Invalid input; the message names the option, its value and what would work.
 
-    `gptlit.__main__.main` prints it on one line of stderr and returns exit code 2; there options
-    are flags, and elsewhere they are named as the arguments of Python that they are.
+    `gptlit.__main__.main` prints it as one line on stderr and returns exit code 2. The option is
+    shown as a flag on the command line, and as an argument in Python.
 
     Args:
-        reason: What is wrong, and what would work. Other options are named by `opt`.
-        option: The option's name with the groups that it is in: model.n_embd. Without one, the
-            reason is the whole message.
-        value: The option's value, where the message shows it.
+        reason: Problem and remedy. Other options in it are marked by `opt`.
+        option: Full name of the option, such as model.n_embd; if empty, the message is the reason.
+        value: Value of the option, if the message shows it.
     """
 
     def __init__(self, reason: str, option: str = "", value: object = ...) -> None:
@@ -75,17 +68,19 @@ class UsageError(ValueError):
         self.value = value
 
     def __str__(self) -> str:
-        given = opt(self.option) if self.option else ""
-        given += "" if self.value is ... else f" {_shown_value(self.value)}"
-        return shown(f"{given}: {self.reason}" if given else self.reason)
+        subject = opt(self.option) if self.option else ""
+        if self.value is not ...:
+            is_typed = _as_flags.get() and (self.value is None or isinstance(self.value, bool))
+            subject += f" {format_value(self.value) if is_typed else self.value}"
+        return with_option_names(f"{subject}: {self.reason}" if subject else self.reason)
 
     def renamed(self, name: str, other: str) -> Self:
-        """The same error of an option that has another name here."""
+        """Return the same error with an option under another name."""
         reason = self.reason.replace(opt(name), opt(other))
         return type(self)(reason, other if self.option == name else self.option, self.value)
 
     def within(self, group: str) -> Self:
-        """The same error where the options are in a group."""
+        """Return the same error with its options in a group."""
         reason = self.reason.replace(_OPEN, f"{_OPEN}{group}.")
         return type(self)(reason, f"{group}.{self.option}", self.value)
 
@@ -96,24 +91,24 @@ MEMORY_ADVICE = (
 
 
 class RunError(Exception):
-    """A run can't go on; the message says why, and what to try.
+    """A run can't continue; the message gives the reason and what to try.
 
-    `gptlit.__main__.main` prints it on one line of stderr and returns exit code 1. Options in the
-    message are named by `opt`, as those of a `UsageError` are.
+    `gptlit.__main__.main` prints it as one line on stderr and returns exit code 1. Options in the
+    message are marked by `opt`.
     """
 
     def __str__(self) -> str:
-        return shown(super().__str__())
+        return with_option_names(super().__str__())
 
 
 def as_strings(given: str | Iterable[str], option: str) -> list[str]:
-    """Strings as they may be given in Python: one, or several of them.
+    """Return a list of strings, given one string or several.
 
     Raises:
-        UsageError: anything else.
+        UsageError: `given` is anything else.
     """
     if isinstance(given, str):
-        return [given]  # which as a sequence would be its letters
+        return [given]  # as a sequence it would be its letters
     strings = list(given) if isinstance(given, Iterable) else [given]
     if isinstance(given, bytes) or not all(isinstance(each, str) for each in strings):
         raise UsageError("must be a string, or a list of strings", option, repr(given))
@@ -121,7 +116,7 @@ def as_strings(given: str | Iterable[str], option: str) -> list[str]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory, of whichever device, is used up."""
+    """Whether an error reports that a device, or the host, is out of memory."""
     # torch's CPU allocator raises a plain RuntimeError
     return isinstance(error, MemoryError) or any(
         sign in str(error) for sign in ("out of memory", "can't allocate memory")
@@ -129,41 +124,42 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one of several that speaks, by what launchers tell it."""
+    """Whether this is the only process, or the first by the variables that launchers set."""
     known = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
     return next((rank for rank in known if rank is not None), "0") == "0"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """' Did you mean X?' for the nearest of `known`, or '' when none is near."""
+    """Return ' Did you mean X?' for the most similar of `known`, or '' if none is similar."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" Did you mean {near[0]}?" if near else ""
 
 
 def note(message: str) -> None:
-    """One line on stderr, so that standard output holds nothing but the result; options in it are
-    named by `opt`."""
+    """Print one line on stderr; options in it are marked by `opt`."""
     if sys.stderr is None:
         return  # print would write to standard output instead
     with contextlib.suppress(OSError, ValueError):  # there is no other place to report it
-        print_lines(f"gptlit: {shown(message)}", sys.stderr)
+        print_lines(f"gptlit: {with_option_names(message)}", sys.stderr)
 
 
 def print_lines(text: str, file: IO[str]) -> None:
-    """Print lines above a progress bar if there is one, broken at blanks in a terminal."""
+    """Print lines above a progress bar if there is one, wrapped at whitespace in a terminal."""
     columns = columns_of(file)
-    # some terminals break a line that fills their last column
-    shown = text if columns is None else folded(text, columns - 1)
-    # only who has imported it can have drawn a bar
+    # some terminals wrap a line that fills the last column
+    lines = text if columns is None else folded(text, columns - 1)
+    # without the module there is no bar
     bars = sys.modules.get("tqdm")
     with bars.tqdm.external_write_mode(file) if bars else contextlib.nullcontext():
-        print(shown, file=file, flush=True)
+        print(lines, file=file, flush=True)
 
 
 def progress(n_bytes: int | None, label: str) -> "tqdm":
-    """A bar over bytes, or a count where None says that their number isn't known.
+    """Return a progress bar over bytes, shown in a terminal after one second.
 
-    It appears on a terminal after a second.
+    Args:
+        n_bytes: Number of bytes; None shows a count, for an unknown number.
+        label: Text before the bar.
     """
     from tqdm import tqdm
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 from gptlit.messages import UsageError, opt
+from gptlit.terminal import printable
 
 LARGEST_JSON = 256 * 2**20  # bytes; the largest tokenizer.json in use has a tenth of it
 DEEPEST = 50  # levels; a checkpoint has 8
@@ -189,14 +190,9 @@ def shown(value: Any) -> str:
     return f"of type {type(value).__name__}"
 
 
-def printable(text: str) -> str:
-    """A text on one line, in which nothing commands a terminal."""
-    return text if text.isprintable() else text.encode("unicode_escape").decode()
-
-
 def in_short(text: str) -> str:
     """A text for a message: its first characters, on one line."""
-    plain = printable(text[: SHOWN + 1])
+    plain = printable(text[: SHOWN + 1], one_line=True)
     return plain if len(plain) <= SHOWN else f"{plain[:SHOWN]}..."
 
 

@@ -22,7 +22,8 @@ from gptlit.corpora import inputs
 from gptlit.files import replacing
 from gptlit.messages import UsageError, is_first_process, note, opt
 from gptlit.model.gpt import GPT, GPTConfig
-from gptlit.plain_data import in_short, printable
+from gptlit.plain_data import in_short
+from gptlit.terminal import printable
 from gptlit.tokenizers.base import Tokenizer
 from gptlit.tokenizers.state import from_state
 
@@ -338,7 +339,7 @@ def evaluation(content: dict[str, Any]) -> str:
 
 def introduction(path: Path, content: dict[str, Any]) -> str:
     """Which model a checkpoint holds: its file, how far it was trained, and on which text."""
-    name = printable(content[KEY]["text"].get("name", "unknown"))
+    name = printable(content[KEY]["text"].get("name", "unknown"), one_line=True)
     trained = evaluation(content) if content["global_step"] else "imported weights"
     return f"model {path}: {trained}, text: {name}"
 

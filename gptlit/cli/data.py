@@ -17,7 +17,7 @@ from gptlit.corpora.cleaning import CleaningOptions
 from gptlit.data import prepare
 from gptlit.data.splits import SPLITS, Splitting
 from gptlit.data.token_file import TokenFile
-from gptlit.messages import UsageError, note, shown
+from gptlit.messages import UsageError, note, with_option_names
 from gptlit.parser import OneLineErrors, from_environment
 from gptlit.terminal import align_columns, columns, visible
 from gptlit.tokenizers.base import Tokenizer, UnknownPieces, parse_options
@@ -154,7 +154,7 @@ def known_corpora(folder: Path) -> str:
 
 def _without_group(message: str) -> str:
     """Return a message with this verb's option names, which are those of fit without "data."."""
-    return shown(message).replace("--data.", "--")
+    return with_option_names(message).replace("--data.", "--")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -20,9 +20,9 @@ from lightning.pytorch.profilers import Profiler
 
 from gptlit.data.token_file import DATA_DIR, has_tokens
 from gptlit.messages import UsageError
-from gptlit.plain_data import printable
 from gptlit.plain_values import hints_of, not_plain
 from gptlit.runs import run_folder
+from gptlit.terminal import printable
 
 FLAG = "--trust_checkpoint true"
 CLASSES = {"callbacks": Callback, "logger": Logger, "profiler": Profiler, "plugins": None}
@@ -82,8 +82,8 @@ def check(
         return own.checked(options, {**groups, "trainer": L.Trainer})
     except _Refused as error:
         raise UsageError(
-            f"--ckpt_path {path}: its run's {printable(str(error))}; give {FLAG} if you trust "
-            f"the source of the checkpoint, or {printable(error.remedy)}"
+            f"--ckpt_path {path}: its run's {printable(str(error), one_line=True)}; give {FLAG} if "
+            f"you trust the source of the checkpoint, or {printable(error.remedy, one_line=True)}"
         ) from error
 
 

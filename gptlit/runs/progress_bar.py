@@ -10,7 +10,7 @@ import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
-from gptlit.messages import print_lines, shown
+from gptlit.messages import print_lines, with_option_names
 from gptlit.streams import for_bars, only_shown
 from gptlit.training import run_length
 from gptlit.training.module import LitGPT
@@ -38,7 +38,7 @@ COUNTERS = (
 def print_above_bar(module: L.LightningModule, text: str) -> None:
     """Print a text on rank 0, above a progress bar; a failure to print doesn't end the run."""
     with only_shown():
-        module.print(shown(text))
+        module.print(with_option_names(text))
 
 
 class RunBar(ProgressBar):

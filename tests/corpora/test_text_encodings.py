@@ -9,7 +9,7 @@ import pytest
 
 from gptlit.corpora import unpacking
 from gptlit.corpora.reading import Documents, find_files
-from gptlit.messages import UsageError, shown
+from gptlit.messages import UsageError, with_option_names
 from tests.conftest import TINY, Result, made_up_text
 
 Gptlit = Callable[..., Result]
@@ -36,7 +36,9 @@ POLISH = (
 def read(path: Path, encoding: str = "auto") -> tuple[str, list[str]]:
     """A file's text, and what is said of it."""
     found = Documents(find_files(str(path), "--data.path"), "--data.path", encoding=encoding)
-    return "".join("".join(blocks) for blocks in found), [shown(note) for note in found.notes]
+    return "".join("".join(blocks) for blocks in found), [
+        with_option_names(note) for note in found.notes
+    ]
 
 
 @pytest.mark.parametrize("block", [1, 3, 1 << 20])
