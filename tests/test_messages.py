@@ -26,8 +26,8 @@ OF_PYTHON: list[tuple[Callable[[], Any], str, str]] = [
     ),
     (
         lambda: GPTConfig(vocab_size=2, n_embd=6, n_head=4),
-        "n_embd 6: not divisible by n_head 4",
-        "--model.n_embd 6: not divisible by --model.n_head 4",
+        "n_embd 6: must be a multiple of n_head 4",
+        "--model.n_embd 6: must be a multiple of --model.n_head 4",
     ),
     (lambda: LitGPT(n_layer=-1), "n_layer -1", "--model.n_layer -1"),
     (

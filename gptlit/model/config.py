@@ -1,4 +1,4 @@
-"""GPTConfig: what a GPT consists of, by typed options, checked where they arrive."""
+"""GPTConfig: the options of a GPT, with their types, defaults, help and checks."""
 
 import dataclasses
 import math
@@ -17,56 +17,55 @@ Init = Literal["gpt2", "torch", "unit"]
 DropoutPlace = Literal["embedding", "attention", "branch", "block"]
 Back = Literal["sdpa", "eager", "flash"]
 
-SIZES_BELOW = 2**31  # of a dimension; also what keeps arithmetic with sizes within 64 bits
-# of positions: tables of rotary and sinusoidal ones, and the cache, take memory for each
-LARGEST_BLOCK = 2**17
-SMALLEST, LARGEST = 1e-30, 1e30  # of factors, which have to be float32's as well
+SIZES_BELOW = 2**31  # keeps arithmetic with sizes within 64 bits
+LARGEST_BLOCK = 2**17  # tables of positions and the cache take memory for each position
+SMALLEST, LARGEST = 1e-30, 1e30  # bounds of factors, finite and above 0 in float32 too
 
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The sizes and parts of a GPT. S1, S4 and S5 are the systems in configs/sources.
+    """Sizes and parts of a GPT; configs/sources has those of several published models.
 
     Args:
         vocab_size: Number of distinct tokens.
-        n_layer: Number of blocks; 0 leaves embedding, norm and head (S4's basic model).
-        n_head: Attention heads in a block; divides n_embd.
-        n_kv_head: Heads of keys and values, each shared by n_head / n_kv_head queries' heads
-            (Ainslie et al. 2023, Llama); n_head when left out.
-        n_embd: Width: channels of the residual stream.
-        block_size: Context: the most tokens the model sees at once.
-        mlp_ratio: Width of the MLP between its layers, in n_embd (S5 compares 2, 4 and 8).
-        mlp_hidden: The same in channels; wins over mlp_ratio.
-        mixer: attention; none leaves it out, so that each token sees only itself (S5's TinyLM).
-        positions: learned, a row for each (GPT-2, S1, S5); sinusoidal, added as well (Vaswani
-            et al. 2017, S4); rotary, queries and keys turned by their position (Su et al. 2021,
-            Llama); none.
-        position_base: The base of sinusoidal and rotary wavelengths (S5 shows 500 and 50000).
-        n_positions: Rows of the learned table where they are more than block_size (S1: 512).
-        norm: layer, LayerNorm; rms, without mean and bias (Zhang and Sennrich 2019, Llama).
-        norm_place: pre, ahead of each branch (GPT-2, S5); post, after its sum (S1, S4).
+        n_layer: Number of blocks; 0 leaves embedding, norm and head (dante_basic).
+        n_head: Number of attention heads in a block; must divide n_embd.
+        n_kv_head: Number of key and value heads, each shared by n_head / n_kv_head query heads
+            (Ainslie et al. 2023, Llama); null for n_head.
+        n_embd: Width of the model, in channels.
+        block_size: Context length: the most tokens that the model sees at once.
+        mlp_ratio: Width of the MLP's hidden layer as a multiple of n_embd.
+        mlp_hidden: Width of the MLP's hidden layer in channels; null for mlp_ratio.
+        mixer: attention, or none, so that each token sees only itself (llm_from_scratch_tinylm).
+        positions: learned, a learned row for each position (GPT-2); sinusoidal, a fixed table
+            (Vaswani et al. 2017); rotary, queries and keys rotated by their position (Su et al.
+            2021, Llama); none.
+        position_base: Base of the wavelengths of sinusoidal and rotary positions.
+        n_positions: Number of learned positions, if more than block_size (session4 has 512).
+        norm: layer, LayerNorm; rms, RMSNorm without mean and bias (Zhang and Sennrich 2019, Llama).
+        norm_place: pre, before each branch (GPT-2); post, after adding it (session4,
+            dante_advanced).
         norm_weight: A learned factor for each channel of a norm.
-        norm_eps: Added to the variance.
-        qk_norm: RMSNorm on each head's queries and keys (Henry et al. 2020).
-        activation: gelu (S4, S5), gelu_tanh (GPT-2 as published), relu (S1), relu2, its square
-            (So et al. 2021), swiglu, gated (Shazeer 2020, Llama).
-        bias: Biases in linear layers and layer norms, as GPT-2 has them; S5 has none.
-        attn_proj: The output projection of attention; S4's single head has none.
-        tie_weights: The head's matrix is the embedding's (GPT-2).
-        head_bias: A bias in the head (S4).
-        logit_softcap: Squash logits smoothly to within +-this (Gemma 2).
-        token_shift: Add to each channel, ahead of attention and MLP, a learned share of what it was
-            at each of so many positions before (RWKV has 1); 0 for none.
-        init: gpt2, normal with 0.02 (`GPT.init_weights` has the table); torch, PyTorch's own
-            (S1, S4, S5); unit, embeddings of unit scale, matrices of 1 / sqrt(inputs).
-        zero_init: Output projections, and an untied head, begin at zero: each branch begins
-            silent, and the first loss is ln(vocab_size).
+        norm_eps: Number added to the variance in a norm.
+        qk_norm: RMSNorm on the queries and keys of each head (Henry et al. 2020).
+        activation: gelu; gelu_tanh (GPT-2 as published); relu; relu2, its square (So et al. 2021);
+            swiglu, gated (Shazeer 2020, Llama).
+        bias: Biases in linear layers and layer norms (GPT-2).
+        attn_proj: An output projection of attention.
+        tie_weights: One matrix for the embedding and the head (GPT-2).
+        head_bias: A bias in the head (dante_basic).
+        logit_softcap: Squash logits smoothly to within +- this number (Gemma 2); null for none.
+        token_shift: Number of earlier positions of which attention and MLP see a learned share in
+            each channel (RWKV has 1); 0 for none.
+        init: gpt2, normal with deviation 0.02; torch, PyTorch's own; unit, embeddings with
+            deviation 1 and matrices with 1 / sqrt(inputs). `GPT.init_weights` has the table.
+        zero_init: Initialise output projections and an untied head with zeros: the first loss is
+            ln(vocab_size).
         dropout: Probability of dropping a value.
-        dropout_at: Where: after the embedding, in attention's weights, at the end of each
-            branch, at the end of each block. GPT-2 has the first three, S1 only branch, S4 only
-            block, S5 embedding and branch.
-        attention: sdpa, PyTorch's fused kernels, whichever suits; flash, that one or an error;
-            eager, the reference.
+        dropout_at: Places of dropout: embedding, after it; attention, in its weights; branch, at
+            the end of each; block, at the end of each. GPT-2 has the first three.
+        attention: sdpa, the fastest of PyTorch's fused kernels for device and sizes; flash, only
+            FlashAttention; eager, the reference implementation.
     """
 
     vocab_size: int
@@ -101,34 +100,34 @@ class GPTConfig:
 
     @property
     def head_size(self) -> int:
-        """Channels of a head."""
+        """Number of channels of a head."""
         return self.n_embd // self.n_head
 
     @property
     def kv_heads(self) -> int:
-        """Heads of keys and values."""
+        """Number of key and value heads."""
         return self.n_head if self.n_kv_head is None else self.n_kv_head
 
     @property
     def hidden(self) -> int:
-        """Channels between the MLP's layers."""
+        """Width of the MLP's hidden layer."""
         return round(self.mlp_ratio * self.n_embd) if self.mlp_hidden is None else self.mlp_hidden
 
     def dropped(self, place: DropoutPlace) -> float:
-        """The probability of dropping a value at a place."""
+        """Probability of dropping a value at a place."""
         return self.dropout if place in self.dropout_at else 0.0
 
     def __post_init__(self) -> None:
         plain_data.check_fields(self, "model")
-        # as YAML and checkpoints have it, a list; a config is hashable and plain
+        # a list in YAML and checkpoints; a tuple makes the config hashable
         object.__setattr__(self, "dropout_at", tuple(self.dropout_at))
         self._check_bounds()
         for name in ("n_head", "n_embd", "block_size", "hidden"):
             if (value := getattr(self, name)) < 1:
                 if name == "hidden" and self.mlp_hidden is None:
-                    of = f"{opt('model.n_embd')} {self.n_embd}"
+                    n_embd = f"{opt('model.n_embd')} {self.n_embd}"
                     raise UsageError(
-                        f"gives the MLP {value} channels of {of}; it needs 1 or more",
+                        f"gives the MLP {value} channels with {n_embd}; it needs 1 or more",
                         "model.mlp_ratio",
                         self.mlp_ratio,
                     )
@@ -138,8 +137,8 @@ class GPTConfig:
             raise UsageError("must be 0 or more", "model.n_layer", self.n_layer)
         if not 0 <= self.token_shift < self.block_size:
             raise UsageError(
-                f"must be at least 0 and below {opt('model.block_size')} {self.block_size}; 3 is "
-                "what configs/best_cpu.yaml has",
+                f"must be at least 0 and below {opt('model.block_size')} {self.block_size}; "
+                "configs/best_cpu.yaml has 3",
                 "model.token_shift",
                 self.token_shift,
             )
@@ -149,8 +148,8 @@ class GPTConfig:
             below = self.n_embd // self.n_head * self.n_head
             nearest = [size for size in (below, below + self.n_head) if size]
             raise UsageError(
-                f"not divisible by {opt('model.n_head')} {self.n_head}; "
-                f"{' or '.join(map(str, nearest))} would work",
+                f"must be a multiple of {opt('model.n_head')} {self.n_head}; use "
+                f"{' or '.join(map(str, nearest))}",
                 "model.n_embd",
                 self.n_embd,
             )
@@ -174,7 +173,7 @@ class GPTConfig:
             raise UsageError(reason, "model.block_size", self.block_size)
         if not abs(self.mlp_ratio) < SIZES_BELOW or self.hidden >= SIZES_BELOW:
             raise UsageError(
-                f"gives the MLP no size below {SIZES_BELOW} of {opt('model.n_embd')} "
+                f"must give the MLP fewer than {SIZES_BELOW} channels with {opt('model.n_embd')} "
                 f"{self.n_embd}; 4 is usual",
                 "model.mlp_ratio",
                 self.mlp_ratio,
@@ -185,23 +184,23 @@ class GPTConfig:
             small = [n for n in range(1, math.isqrt(self.n_head) + 1) if self.n_head % n == 0]
             fit = sorted({*small, *(self.n_head // n for n in small)})
             raise UsageError(
-                f"must divide {opt('model.n_head')} {self.n_head}; "
-                f"{', '.join(map(str, fit))} would work",
+                f"must divide {opt('model.n_head')} {self.n_head}; use one "
+                f"of {', '.join(map(str, fit))}",
                 "model.n_kv_head",
                 self.kv_heads,
             )
         if self.positions == "rotary" and self.head_size % 2:
             raise UsageError(
-                f"turns pairs of channels, and {opt('model.n_embd')} {self.n_embd} / "
-                f"{opt('model.n_head')} {self.n_head} is odd",
+                f"needs an even number of channels in a head, and {opt('model.n_embd')} "
+                f"{self.n_embd} / {opt('model.n_head')} {self.n_head} is odd",
                 "model.positions",
                 self.positions,
             )
         if self.positions == "sinusoidal" and self.n_embd % 2:
-            reason = f"fills pairs of channels, and {opt('model.n_embd')} {self.n_embd} is odd"
+            reason = f"needs an even {opt('model.n_embd')}, and {self.n_embd} is odd"
             raise UsageError(reason, "model.positions", self.positions)
         if self.n_positions is not None and self.positions != "learned":
-            reason = f"is of {opt('model.positions')} learned, not {self.positions}"
+            reason = f"needs {opt('model.positions')} learned, not {self.positions}"
             raise UsageError(reason, "model.n_positions", self.n_positions)
         if self.n_positions is not None and self.n_positions < self.block_size:
             reason = f"must be at least {opt('model.block_size')} {self.block_size}"

@@ -584,7 +584,7 @@ def test_debug_shows_the_traceback(gptlit: Call, line: str) -> None:
     first, *_, last = result.err.splitlines()
     assert first == "Traceback (most recent call last):"
     assert "in __post_init__" in result.err
-    assert last.startswith("gptlit: error: --model.n_embd 3: not divisible by")
+    assert last.startswith("gptlit: error: --model.n_embd 3: must be a multiple of")
 
 
 # ---------------------------------------------------------------------- random configs
