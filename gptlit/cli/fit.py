@@ -499,7 +499,7 @@ class GptlitCLI(LightningCLI):
                 f"--trainer.default_root_dir {root}: no run can be kept there "
                 f"({error.strerror}); name a folder of yours"
             ) from error
-        self.held.enter_context(folder.alone())
+        self.held.enter_context(folder.lock())
         return folder
 
     @contextlib.contextmanager
@@ -570,7 +570,7 @@ class GptlitCLI(LightningCLI):
         build.say_where_profile(self.trainer.profiler)
         if processes.on_rank_zero():
             seconds = time.monotonic() - began
-            note(run_end.closing(self.trainer, self.stopping, folder, seconds))
+            note(run_end.summary(self.trainer, self.stopping, folder, seconds))
         processes.leave_together()
         if processes.on_rank_zero() and self.stopping.exit_code:
             raise SystemExit(self.stopping.exit_code)

@@ -1,6 +1,6 @@
-"""TensorBoard's event files: written without a thread, never at the cost of a run, and repaired.
+"""TensorBoard's event files: a writer without a thread, and the repair of damaged files.
 
-TensorBoard's own writer has a thread, which prints a traceback of its own when a disk is full.
+TensorBoard's own writer has a thread, which prints a traceback when a disk is full.
 """
 
 import io
@@ -22,15 +22,15 @@ from gptlit.files import write_atomically
 from gptlit.messages import note
 
 PATTERN = "events.out.tfevents.*"
-AT_ONCE = 1 << 20  # bytes
+FLUSH_BYTES = 1 << 20
 _numbers = itertools.count()
 
 
 class _EventFile:
-    """Takes the place of `EventFileWriter`: appends records when it is flushed.
+    """Replaces `EventFileWriter`; appends its records to the file when it is flushed.
 
-    The first failure is reported in one line, and nothing more is written: curves can be made again
-    from metrics.csv, when the run is resumed.
+    After a failure, reported in one line, nothing more is written: a resume makes the curves again
+    from metrics.csv.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -45,7 +45,7 @@ class _EventFile:
 
     def add_event(self, event: Event) -> None:
         RecordWriter(self._pending).write(event.SerializeToString())
-        if self._pending.tell() > AT_ONCE:
+        if self._pending.tell() > FLUSH_BYTES:
             self.flush()
 
     def flush(self) -> None:
@@ -60,7 +60,7 @@ class _EventFile:
             self._failed = True
             note(
                 f"warning: {self._path}: {error.strerror}; the run continues without TensorBoard's "
-                "curves, which are made again from metrics.csv when it is resumed"
+                "curves, which are restored from metrics.csv when it is resumed"
             )
 
     def close(self) -> None:
@@ -73,9 +73,9 @@ class _FileWriter(FileWriter):
 
 
 class Writer(SummaryWriter):
-    """torch's, whose events go to the disk when `flush` is called, by this thread."""
+    """torch's SummaryWriter, whose events are written by `flush`, in the calling thread."""
 
-    # torch declares both as None for good
+    # torch declares both as None
     file_writer: Any
     all_writers: Any
 
@@ -95,12 +95,12 @@ def _version(**fields: float) -> Event:
 
 
 def _mark(step: int) -> list[Event]:
-    """Let TensorBoard forget what was logged of this step and later ones."""
+    """Return events that make TensorBoard drop a step and later ones."""
     return [_version(step=step), Event(step=step, session_log=SessionLog(status=SessionLog.START))]
 
 
 def logged(folder: Path, n_steps: int) -> list[Event]:
-    """The summaries of a run's first steps, of all its files as far as they are whole."""
+    """Read the summaries of a run's first steps from all its event files, as far as intact."""
     events: list[Event] = []
     for path in sorted(folder.glob(PATTERN)):
         for event in LegacyEventFileLoader(str(path)).Load() if path.stat().st_size else ():
@@ -112,7 +112,7 @@ def logged(folder: Path, n_steps: int) -> list[Event]:
 
 
 def rewrite(folder: Path, events: Iterable[Event]) -> None:
-    """Replace all event files by one that has these summaries, in the order of their steps."""
+    """Replace all event files of a run by one with these summaries, sorted by step."""
     files = sorted(folder.glob(PATTERN))
     content = io.BytesIO()
     ordered = sorted(events, key=lambda event: event.step)

@@ -1,4 +1,7 @@
-"""What a run logs, each figure once: a table, metrics.csv, and curves for TensorBoard."""
+"""Loggers of metrics.csv and TensorBoard, and their restoration when a run is resumed.
+
+Each metric is logged once per step, also by a run that was killed and resumed.
+"""
 
 import re
 import tempfile
@@ -22,45 +25,45 @@ from gptlit.files import write_atomically
 from gptlit.runs import event_files, metrics_file
 from gptlit.runs.metrics_file import Row
 
-KEY = "gptlit_records"  # in a checkpoint
+KEY = "gptlit_records"  # of the copies in a checkpoint
 METRICS, SAMPLES = "metrics.csv", "samples.txt"
-MOST = 1 << 28  # bytes, however well a stranger has compressed more
-TIMED = "speed/"  # another time at each run, so that it has no part in a checkpoint
+MAX_BYTES = 1 << 28  # of a decompressed copy, which may come from a foreign checkpoint
+TIMED = "speed/"  # differs between equal runs, so that checkpoints leave it out
 
 
-class _Once:
-    """Which figures of the step at hand are logged already.
+class _Unlogged:
+    """Selects the metrics of the current step that aren't logged yet.
 
-    A run that was killed between a save and what it logged next logs some of it again when it
-    goes on. It is the same to the last bit, so the first one stays.
+    A run that was killed after a save logs metrics of that step again when it is resumed. They are
+    bitwise equal, so the first ones stay.
     """
 
     def __init__(self) -> None:
         self.step = -1
         self.names: set[str] = set()
 
-    def new(self, figures: Mapping[str, Any], step: int) -> dict[str, Any]:
+    def select(self, metrics: Mapping[str, Any], step: int) -> dict[str, Any]:
         if step != self.step:
             self.step, self.names = step, set()
-        found = {name: value for name, value in figures.items() if name not in self.names}
-        self.names |= set(found)
-        return found
+        new = {name: value for name, value in metrics.items() if name not in self.names}
+        self.names |= set(new)
+        return new
 
 
 class _Writer(ExperimentWriter):
-    """Lightning's, going on with a table that is there, and never without a whole one."""
+    """Lightning's writer, which continues an existing table and never leaves a broken one."""
 
     def __init__(self, folder: str) -> None:
         super().__init__(folder)
         self.metrics_keys = metrics_file.read(Path(self.metrics_file_path))[0]
 
     def _check_log_dir_exists(self) -> None:
-        """Nothing: Lightning's deletes the table."""
+        """Do nothing: Lightning would delete the table."""
 
     def save(self) -> None:
         path = Path(self.metrics_file_path)
         if metrics_file.is_cut(path):
-            # a full disk has cut a row, which is tried again
+            # a full disk cut the last row, which is written again
             metrics_file.write(path, *metrics_file.read(path))
         super().save()
 
@@ -70,11 +73,11 @@ class _Writer(ExperimentWriter):
 
 
 class Table(CSVLogger):
-    """metrics.csv; a row has the figures that were logged together, and their epoch and step."""
+    """Logs metrics.csv: one row for the metrics that are logged together, with epoch and step."""
 
     def __init__(self, root: Path, **options: Any) -> None:
         super().__init__(root, **options)
-        self.once = _Once()
+        self.unlogged = _Unlogged()
 
     @property
     @rank_zero_experiment
@@ -86,31 +89,30 @@ class Table(CSVLogger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         assert step is not None
-        # every row tells its epoch
-        if new := self.once.new({k: v for k, v in metrics.items() if k != "epoch"}, step):
+        if new := self.unlogged.select({k: v for k, v in metrics.items() if k != "epoch"}, step):
+            # every row has its epoch
             super().log_metrics(new | {k: v for k, v in metrics.items() if k == "epoch"}, step)
 
 
 class Curves(TensorBoardLogger):
-    """TensorBoard's events.
+    """Logs TensorBoard's events.
 
     Args:
         root: As for Lightning's logger.
-        n_steps: How many steps' events, of a run that goes on, are to stay.
+        n_steps: Number of steps whose events a resumed run keeps.
         **options: As for Lightning's logger.
     """
 
     def __init__(self, root: Path, n_steps: int = 0, **options: Any) -> None:
-        # TensorBoard heeds the second such mark of a run and all after it, so that the first
-        # process has to make one too
+        # TensorBoard ignores the first purge mark of a run, so a new run writes one too
         super().__init__(root, default_hp_metric=False, purge_step=n_steps, **options)
-        self.once = _Once()
+        self.unlogged = _Unlogged()
         self._saved_hparams: dict[str, Any] | None = None
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         assert step is not None
-        super().log_metrics(self.once.new(metrics, step), step)
+        super().log_metrics(self.unlogged.select(metrics, step), step)
 
     @property
     @rank_zero_experiment
@@ -122,7 +124,7 @@ class Curves(TensorBoardLogger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Bring the events to the disk, and hparams.yaml, which is whole or not there."""
+        """Flush the events, and write hparams.yaml atomically."""
         self.experiment.flush()
         path = Path(self.log_dir) / self.NAME_HPARAMS_FILE
         if self._saved_hparams != self.hparams or not path.is_file():
@@ -134,15 +136,15 @@ class Curves(TensorBoardLogger):
 
 
 def cut(path: Path, n_steps: int) -> set[str]:
-    """Take from a table what was logged after a run's first steps.
+    """Remove the rows after a run's first steps from a table.
 
     Args:
-        path: Of metrics.csv.
-        n_steps: Which rows stay; steps are logged from 0, and a validation under the number of
-            the step that went before it.
+        path: Path of metrics.csv.
+        n_steps: Number of steps to keep; steps are logged from 0, and a validation is logged with
+            the step before it.
 
     Returns:
-        The figures that were logged of the last of these steps.
+        Names of the metrics logged for the last step that is kept.
     """
     header, rows = metrics_file.read(path)
     kept = [row for row in rows if int(row["step"]) < n_steps]
@@ -152,20 +154,20 @@ def cut(path: Path, n_steps: int) -> set[str]:
 
 
 def logs_from(path: Path, first_step: int) -> bool:
-    """Whether a table has a row of that step, counted from 0, or of a later one."""
+    """Whether a table has a row of a step, counted from 0, or of a later one."""
     return any(int(row["step"]) >= first_step for row in metrics_file.read(path)[1])
 
 
 def as_markdown(sample: str) -> str:
-    """A sample for TensorBoard's text tab: indented by four, Markdown keeps lines and spaces."""
+    """Indent a sample by four spaces, so that Markdown keeps its line breaks and spaces."""
     return "\n".join(f"    {line}" for line in sample.split("\n"))
 
 
 class Records(Callback):
-    """Lets a checkpoint hold what its run had logged and written, so that it can be restored.
+    """Copies metrics.csv and samples.txt into each checkpoint, from which `restore` takes them.
 
     Args:
-        folder: Of the run.
+        folder: Folder of the run.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -188,25 +190,24 @@ class Records(Callback):
 
 def _unpacked(kept: Mapping[str, Any], name: str) -> bytes:
     try:
-        return zlib.decompressobj().decompress(kept[name], MOST)
+        return zlib.decompressobj().decompress(kept[name], MAX_BYTES)
     except (KeyError, TypeError, zlib.error):
-        return b""  # a checkpoint that something else has written
+        return b""  # not written by gptlit
 
 
 def restore(folder: Path, kept: Mapping[str, Any], n_steps: int) -> None:
-    """Complete what a run has logged and written, of which a crash can have left a part.
+    """Complete a run's metrics, samples and events, which a crash can have cut.
 
     Args:
-        folder: Of the run.
-        kept: As `Records` has it in the checkpoint that the run is resumed from.
-        n_steps: The checkpoint's step.
+        folder: Folder of the run.
+        kept: Copies that `Records` put into the checkpoint to resume from.
+        n_steps: Step of the checkpoint.
     """
     header, rows = metrics_file.read(folder / METRICS)
-    known_header, known = metrics_file.parse(_unpacked(kept, METRICS))
+    kept_header, kept_rows = metrics_file.parse(_unpacked(kept, METRICS))
     rows = [row for row in rows if int(row["step"]) < n_steps]
-    # both are the beginnings of the same table
-    rows += known[len(rows) :]
-    metrics_file.write(folder / METRICS, sorted({*header, *known_header}), rows)
+    rows += kept_rows[len(rows) :]  # both tables begin with the same rows
+    metrics_file.write(folder / METRICS, sorted({*header, *kept_header}), rows)
     samples, path = _unpacked(kept, SAMPLES), folder / SAMPLES
     if samples and (not path.is_file() or path.stat().st_size < len(samples)):
         write_atomically(path, samples)
@@ -222,7 +223,7 @@ def restore(folder: Path, kept: Mapping[str, Any], n_steps: int) -> None:
 
 
 def _summaries(rows: list[Row], samples: str) -> Iterator[tuple[int, Any]]:
-    """What TensorBoard shows of a table and of samples, each with its step as it is logged."""
+    """Yield TensorBoard's summaries of a table and of samples, each with its step from 0."""
     for row in rows:
         for name, value in row.items():
             if value and name != "step":

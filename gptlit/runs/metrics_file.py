@@ -1,4 +1,4 @@
-"""metrics.csv, read as far as it is whole: a full disk or a crash can have cut it anywhere."""
+"""Reading and writing metrics.csv, which a full disk or a crash can have cut anywhere."""
 
 import csv
 import io
@@ -12,7 +12,7 @@ Row = dict[str, str]
 
 
 def read(path: Path) -> tuple[list[str], list[Row]]:
-    """The columns and rows of a file; of one that isn't there, none."""
+    """Read a file's columns and intact rows; none if there is no file."""
     return parse(path.read_bytes() if path.is_file() else b"")
 
 
@@ -23,16 +23,15 @@ def by_step(path: Path, metric: str) -> dict[int, float]:
 
 
 def parse(content: bytes) -> tuple[list[str], list[Row]]:
-    """The columns of a table and its rows up to the first that isn't whole.
+    """Parse a table's columns and its rows up to the first incomplete one.
 
-    If the header isn't whole, there are none.
+    An incomplete header gives no columns and no rows.
     """
-    # what follows the last line end is a part of a line
-    lines_ended = content.rpartition(b"\n")[0].decode(errors="replace")
+    complete_lines = content.rpartition(b"\n")[0].decode(errors="replace")
     header: list[str] = []
     rows: list[Row] = []
     try:
-        for line in csv.reader(io.StringIO(lines_ended, newline="")):
+        for line in csv.reader(io.StringIO(complete_lines, newline="")):
             if not header:
                 if "step" not in line:
                     break
@@ -43,12 +42,12 @@ def parse(content: bytes) -> tuple[list[str], list[Row]]:
                 break
             rows.append(row)
     except csv.Error:
-        pass  # a field above csv's limit, which readers of texts raise for the whole process
+        pass  # a field above csv's limit, which the process may have raised for reading texts
     return header, rows
 
 
 def _is_whole(row: Row) -> bool:
-    """Whether a row has a step, and beside it numbers or nothing."""
+    """Whether a row has a step, and numbers or empty cells otherwise."""
     try:
         for value in filter(None, row.values()):
             float(value)
@@ -58,7 +57,7 @@ def _is_whole(row: Row) -> bool:
 
 
 def is_cut(path: Path) -> bool:
-    """Whether a file's last line isn't whole."""
+    """Whether a file's last line is incomplete."""
     if not path.is_file() or not path.stat().st_size:
         return path.is_file()
     with path.open("rb") as file:
@@ -67,7 +66,7 @@ def is_cut(path: Path) -> bool:
 
 
 def write(path: Path, header: Sequence[str], rows: Sequence[Row]) -> None:
-    """Replace a table as a whole, if it is another; one without columns is no file."""
+    """Write a table atomically if it differs from the file; without columns remove the file."""
     content = as_csv(header, rows)
     if not header:
         path.unlink(missing_ok=True)
@@ -76,7 +75,7 @@ def write(path: Path, header: Sequence[str], rows: Sequence[Row]) -> None:
 
 
 def as_csv(header: Sequence[str], rows: Sequence[Row]) -> bytes:
-    """A table as the content of a file."""
+    """Encode a table as CSV."""
     table = io.StringIO(newline="")
     writer = csv.DictWriter(table, header)
     writer.writeheader()

@@ -1,4 +1,4 @@
-"""How a run ends: what is told of it, the commands that follow from it, and the exit code."""
+"""The end of a run: its summary, the commands that resume and use it, and its errors."""
 
 import contextlib
 import shlex
@@ -24,7 +24,7 @@ from gptlit.training.overfitting import Overfitting
 
 @contextlib.contextmanager
 def interruptible(trainer: L.Trainer) -> Iterator[None]:
-    """Let Ctrl-C arrive as such: Lightning makes a SystemExit of it, others make errors.
+    """Raise KeyboardInterrupt for Ctrl-C, of which Lightning makes a SystemExit.
 
     Raises:
         KeyboardInterrupt: Ctrl-C.
@@ -33,7 +33,7 @@ def interruptible(trainer: L.Trainer) -> Iterator[None]:
         with signals.as_raised():
             yield
     except SystemExit as exit_:
-        by_signal = isinstance(exit_, SIGTERMException)  # after a step, as it should be
+        by_signal = isinstance(exit_, SIGTERMException)  # Stopping raised it, after a whole step
         if by_signal or trainer.state.status != TrainerStatus.INTERRUPTED:
             raise
         raise KeyboardInterrupt from None
@@ -47,36 +47,37 @@ def fit(
     trained_before: int,
     **options: Any,
 ) -> None:
-    """`trainer.fit`, up to its end or to where it was asked to stop.
+    """Call `trainer.fit`, and name the resume command in the errors that end it.
 
     Args:
-        trainer: With `stopping` among its callbacks.
+        trainer: Trainer with `stopping` among its callbacks.
         model: As for `trainer.fit`.
-        stopping: Tells afterwards whether the run was asked to stop, and by what.
-        folder: Of the run; None if it has none.
-        trained_before: Steps made by those who went before.
+        stopping: Callback that holds afterwards why the run stopped early, if it did.
+        folder: The run's folder; None if it has none.
+        trained_before: Number of steps before a resume.
         **options: As for `trainer.fit`.
 
     Raises:
         UsageError: Lightning refuses its options.
-        KeyboardInterrupt: a second Ctrl-C.
-        RunError: the loss is no number, or a disk is full; tells how to go on.
+        KeyboardInterrupt: A second Ctrl-C.
+        RunError: The loss is not finite, or a disk is full.
     """
     try:
         with interruptible(trainer):
             processes.refusing(trainer.fit, model, **options)
     except SIGTERMException:
-        stopping.cause = stopping.cause or SIGNAL + signal.SIGTERM  # by SLURM, through Lightning
+        # SLURM's signal, which Lightning handles
+        stopping.cause = stopping.cause or SIGNAL + signal.SIGTERM
     except KeyboardInterrupt:
-        last = _resume_hint(folder)
-        raise KeyboardInterrupt(f"stopped in step {trainer.global_step + 1}{last}") from None
+        step = trainer.global_step + 1
+        raise KeyboardInterrupt(f"stopped in step {step}{_resume_hint(folder)}") from None
     except RunError as error:
-        processes.leave_together()  # it ends all processes
+        processes.leave_together()  # the error is raised in all processes
         if not processes.on_rank_zero():
-            raise SystemExit(0) from None  # of several codes the first one's is that of the run
+            raise SystemExit(0) from None  # the run's exit code is that of rank 0
         slower = isinstance(error, NotFinite) and model.options.min_lr <= model.options.lr / 2
-        more = f" --model.lr {model.options.lr / 2:g}" if slower else ""
-        raise RunError(f"{error}{_resume_hint(folder, more)}") from error
+        options_now = f" --model.lr {model.options.lr / 2:g}" if slower else ""
+        raise RunError(f"{error}{_resume_hint(folder, options_now)}") from error
     except OSError as error:
         if trainer.global_step == trained_before or not error.strerror:
             raise
@@ -86,15 +87,15 @@ def fit(
 
 
 def _resume_hint(folder: Path | None, options: str = "") -> str:
-    saved = folder and _to_resume(folder / "checkpoints" / "last.ckpt")
+    saved = folder and _newest_checkpoint(folder / "checkpoints" / "last.ckpt")
     if not saved:
         return "; nothing was saved"
     path, content = saved
     return f"; {_command('fit', path, options)} resumes from step {content['global_step']}"
 
 
-def _to_resume(last: Path) -> tuple[Path, dict[str, Any]] | None:
-    """last.ckpt, or a best.ckpt or step_N.ckpt where the run ended before the first one."""
+def _newest_checkpoint(last: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Read last.ckpt, or the newest other checkpoint of a run that has no last.ckpt yet."""
     with contextlib.suppress(UsageError):
         return last, checkpoint.read(last)
     return checkpoint.newest_whole(last)
@@ -104,35 +105,41 @@ def _command(verb: str, path: Path, options: str = "") -> str:
     return f"gptlit {verb} --ckpt_path {shlex.quote(str(path))}{options}"
 
 
-def closing(trainer: L.Trainer, stopping: Stopping, folder: Path | None, seconds: float) -> str:
-    """What has come of a run, a line each: best and last, and the commands that use them.
+def summary(trainer: L.Trainer, stopping: Stopping, folder: Path | None, seconds: float) -> str:
+    """Describe a finished run in a few lines: why it ended, its checkpoints, and how to use them.
 
     Args:
-        trainer: After its fit.
+        trainer: Trainer after its fit.
         stopping: As for `fit`.
-        folder: Of the run; None if it has none.
-        seconds: That the fit took.
+        folder: The run's folder; None if it has none.
+        seconds: Duration of the fit.
     """
-    head = f"done at step {trainer.global_step:,}"
-    more = ""  # what a run that has come to its end needs to go on
-    patience = trainer.early_stopping_callback
-    if stopping.cause:
-        head = f"stopped by {NAMES[stopping.cause]} after step {trainer.global_step:,}"
-    elif trainer.should_stop and isinstance(patience, Patience):
-        head += f": {patience.monitor} did not improve in {patience.wait_count} validations"
-        more = f" --early_stopping.patience {2 * patience.patience}"
-    elif 0 < trainer.max_steps <= trainer.global_step:
-        more = f" --trainer.max_steps {2 * trainer.max_steps}"
-    elif trainer.max_epochs is not None and trainer.max_epochs > 0:
-        more = f" --trainer.max_epochs {2 * trainer.max_epochs}"
+    head, longer = _how_it_ended(trainer, stopping)
     paths = [folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")] if folder else []
     saved = [path for path in paths if path.exists()]
     rows = {path.stem: f"{checkpoint.evaluation(checkpoint.read(path))}, {path}" for path in saved}
     if saved:
-        rows["resume"] = _command("fit", saved[-1], more)
+        rows["resume"] = _command("fit", saved[-1], longer)
         rows["write"] = _command("predict", saved[0])
     for callback in trainer.callbacks:
         if isinstance(callback, Overfitting) and (finding := callback.seen.finding):
             rows["note"] = f"{finding}; {overfitting.ADVICE}"
     rows["time"] = duration(seconds)
     return "\n".join([head, *(f"  {name:<8}{value}" for name, value in rows.items())])
+
+
+def _how_it_ended(trainer: L.Trainer, stopping: Stopping) -> tuple[str, str]:
+    """Return why a run ended, and the options that a resume needs to train for longer."""
+    step, patience = f"{trainer.global_step:,}", trainer.early_stopping_callback
+    if stopping.cause:
+        return f"stopped by {NAMES[stopping.cause]} after step {step}", ""
+    if trainer.should_stop and isinstance(patience, Patience):
+        why = f"{patience.monitor} did not improve in {patience.wait_count} validations"
+        longer = f" --early_stopping.patience {2 * patience.patience}"
+        return f"done at step {step}: {why}", longer
+    longer = ""
+    if 0 < trainer.max_steps <= trainer.global_step:
+        longer = f" --trainer.max_steps {2 * trainer.max_steps}"
+    elif trainer.max_epochs is not None and trainer.max_epochs > 0:
+        longer = f" --trainer.max_epochs {2 * trainer.max_epochs}"
+    return f"done at step {step}", longer

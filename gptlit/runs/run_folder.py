@@ -1,4 +1,4 @@
-"""A run's folder: its number, its loggers, its checkpoints, and going on in it.
+"""The folder of a run: its number, lock, loggers and checkpoints.
 
 lightning_logs/version_N/
     config.yaml  metrics.csv  samples.txt  events...  checkpoints/{best,last}.ckpt
@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import Logger
 from gptlit.checkpoints import checkpoint
 from gptlit.files import leftovers, locked, write_atomically
 from gptlit.messages import UsageError, opt
-from gptlit.runs.loggers import METRICS, Curves, Records, Table, cut, logs_from, restore
+from gptlit.runs.loggers import METRICS, SAMPLES, Curves, Records, Table, cut, logs_from, restore
 from gptlit.runs.saving import BestCheckpoint, RunCheckpoint
 from gptlit.training import processes
 
@@ -24,9 +24,9 @@ LOCK = ".lock"
 
 
 def claim(root: Path) -> Path:
-    """Make and return the next free version_N under `root`; safe against others doing so.
+    """Make the next free version_N under `root`, also while other processes do so, and return it.
 
-    On ranks other than 0 nothing is made: what rank 0 claimed is what counts.
+    Only rank 0 makes a folder; the path on other ranks isn't used.
     """
     number = 1 + max((checkpoint.version_number(run) for run in root.glob("version_*")), default=-1)
     while True:
@@ -44,14 +44,14 @@ def claim(root: Path) -> Path:
 
 
 def make_room(path: Path) -> Path | None:
-    """Let a run begin anew in the place of one that can't be resumed.
+    """Move a run that can't be resumed out of the way of a new one.
 
     Args:
-        path: The folder of the old run, which is removed, but renamed where it holds a checkpoint
-            or a logged figure.
+        path: Folder of the old run, which is renamed if it holds checkpoints or metrics, and
+            removed otherwise.
 
     Returns:
-        The new name of a renamed folder.
+        New path of the renamed folder.
     """
     if not any(path.rglob("*.ckpt")) and not logs_from(path / METRICS, 0):
         shutil.rmtree(path)
@@ -63,15 +63,15 @@ def make_room(path: Path) -> Path | None:
 
 
 def of_checkpoint(path: Path) -> Path | None:
-    """The run's folder that a checkpoint lies in, or None if it lies elsewhere."""
+    """Return the folder of the run that a checkpoint is in; None if it isn't in one."""
     folder = path.absolute().parent
     if folder.name != checkpoint.CHECKPOINTS or not checkpoint.is_run(folder.parent):
         return None
-    # as the user wrote it, where that names the folder
+    # relative if the user's path is
     return path.parent.parent if path.parent.name == folder.name else folder.parent
 
 
-def alone(path: Path, instead: str) -> contextlib.AbstractContextManager[None]:
+def lock(path: Path, instead: str) -> contextlib.AbstractContextManager[None]:
     """Lock a folder, so that no other process trains in it.
 
     Args:
@@ -93,16 +93,16 @@ def alone(path: Path, instead: str) -> contextlib.AbstractContextManager[None]:
 
 
 class RunFolder:
-    """The folder of a run that begins, or goes on in its own.
+    """The folder of a new or a resumed run.
 
     Args:
-        root: Where new runs are made.
-        start: The checkpoint to go on from; its run's folder is gone on in.
-        step: The step that the checkpoint was saved at.
-        place: The folder of a new run, instead of one under `root`.
+        root: Folder of new runs.
+        start: Path of the checkpoint to resume from; the resumed run stays in its folder.
+        step: Step of the checkpoint.
+        place: Folder of a new run, instead of one under `root`.
     """
 
-    KEPT = (CONFIG, "hparams.yaml", "metrics.csv", "samples.txt")
+    RESTORED = (CONFIG, "hparams.yaml", METRICS, SAMPLES)
 
     def __init__(
         self, root: Path, start: Path | None = None, step: int = 0, place: Path | None = None
@@ -113,46 +113,43 @@ class RunFolder:
             place.mkdir(parents=True, exist_ok=True)
         self.path = own or place or claim(root)
         self.resumed_step = None if own is None else step
-        # what the checkpoint has kept of the files, of which a crash can have left a part
+        # the checkpoint's copy of files that a crash can have cut
         self.records: dict[str, Any] | None = None
-        kept = [self.path / name for name in self.KEPT]
-        self._before = {path: path.read_bytes() for path in kept if path.is_file()}
-        self._saved_before = self._checkpoints()
+        paths = [self.path / name for name in self.RESTORED]
+        self._before = {path: path.read_bytes() for path in paths if path.is_file()}
+        self._checkpoints_before = self._checkpoints()
 
     def _checkpoints(self) -> dict[Path, int]:
-        """All checkpoint files in the folder, with the time of their last change in ns."""
+        """Return the modification time in ns of each checkpoint in the folder."""
         return {path: path.stat().st_mtime_ns for path in self.path.rglob("*.ckpt")}
 
-    def alone(self) -> contextlib.AbstractContextManager[None]:
-        """As the function of that name."""
-        return alone(self.path, f"start a new run from a checkpoint by {opt('model.init_from')}")
+    def lock(self) -> contextlib.AbstractContextManager[None]:
+        """Lock the folder; see the function `lock`."""
+        return lock(self.path, f"start a new run from a checkpoint by {opt('model.init_from')}")
 
     def undo(self) -> None:
-        """Restore what was there before, unless the folder holds a result of the run.
+        """Restore the folder as it was before the run, unless the run has left results in it.
 
-        The files decide, whatever this process has counted: other processes may have trained.
+        The files are looked at, since another process may have trained.
         """
         if not processes.on_rank_zero() or self._has_results():
             return
         if self.claimed:
             shutil.rmtree(self.path)
             with contextlib.suppress(OSError):
-                self.path.parent.rmdir()  # if this would have been the first run
+                self.path.parent.rmdir()  # the folder of runs, if this was the first
         for path, content in self._before.items():
             write_atomically(path, content)
 
     def _has_results(self) -> bool:
-        """Whether a checkpoint was saved, or a figure logged, since the run began or resumed."""
-        first_step = self.resumed_step or 0
-        return self._checkpoints() != self._saved_before or logs_from(
-            self.path / METRICS, first_step
-        )
+        """Whether a checkpoint was saved or a metric logged since the start or the resume."""
+        is_saved = self._checkpoints() != self._checkpoints_before
+        return is_saved or logs_from(self.path / METRICS, self.resumed_step or 0)
 
     def loggers(self) -> list[Logger]:
-        """What writes metrics.csv and TensorBoard's events into the folder.
+        """Make the loggers of metrics.csv and of TensorBoard's events.
 
-        A run that goes on keeps what was logged up to its checkpoint; the rest will be logged
-        again.
+        A resumed run keeps what was logged up to its checkpoint, and logs the rest again.
         """
         place: dict[str, Any] = {"name": self.path.parent.name, "version": self.path.name}
         root = self.path.parent.parent
@@ -161,12 +158,12 @@ class RunFolder:
             if self.records is not None:
                 restore(self.path, self.records, self.resumed_step)
             names = cut(self.path / METRICS, self.resumed_step)
-            for once in (table.once, curves.once):
-                once.step, once.names = self.resumed_step - 1, set(names)
+            for logger in (table, curves):
+                logger.unlogged.step, logger.unlogged.names = self.resumed_step - 1, set(names)
         return [table, curves]
 
     def checkpoints(self, monitor: str, snapshot_every: int, keep_snapshots: int) -> list[Callback]:
-        """What saves best.ckpt by `monitor`, last.ckpt, and step_N.ckpt if asked for."""
+        """Make the callbacks that save best.ckpt by `monitor`, last.ckpt, and snapshots."""
         folder = self.path / "checkpoints"
         for left in leftovers(folder, ".ckpt") if processes.on_rank_zero() else []:
             left.unlink()

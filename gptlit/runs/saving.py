@@ -1,4 +1,4 @@
-"""Checkpoints of a run: when they are saved, how they reach the disk, and which are kept."""
+"""Callbacks that save a run's checkpoints, and the plugin that writes them to disk."""
 
 import functools
 import shutil
@@ -39,7 +39,7 @@ class _BestState(TypedDict):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Saves best.ckpt after a validation in which `monitor` was lower than ever."""
+    """Saves best.ckpt after each validation with a new lowest value of `monitor`."""
 
     def __init__(self, folder: Path, monitor: str) -> None:
         super().__init__(
@@ -50,17 +50,16 @@ class BestCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=False,
         )
 
-    @functools.cached_property  # every hook of every step asks for it
+    @functools.cached_property  # Lightning reads it at every hook of every step
     def state_key(self) -> str:
         return self._generate_state_key(monitor=self.monitor)
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Take the state that earlier versions saved under Lightning's key of a ModelCheckpoint.
+        """Restore the state that older versions saved under the key of Lightning's ModelCheckpoint.
 
-        A ModelCheckpoint of the user's has that key now, and must not take it for its own: it
-        would remove best.ckpt when it finds a better one.
+        A user's ModelCheckpoint would otherwise restore it, and then remove best.ckpt.
         """
         states = checkpoint["callbacks"]
         if self.state_key not in states:
@@ -69,7 +68,7 @@ class BestCheckpoint(ModelCheckpoint):
                 states[self.state_key] = states.pop(key)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the lowest figure so far, also where the run's folder has been moved."""
+        """Restore the lowest value so far, also after the run's folder was moved."""
         plain_data.check(_BestState, state_dict, "callbacks.BestCheckpoint")
         scores = [state_dict["best_model_score"], state_dict["kth_value"]]
         for score in (*scores, state_dict["current_score"], *state_dict["best_k_models"].values()):
@@ -83,27 +82,27 @@ class BestCheckpoint(ModelCheckpoint):
             state_dict = {**state_dict, "dirpath": self.dirpath, "best_k_models": paths}
             state_dict |= {"best_model_path": path, "kth_best_model_path": path}
         super().load_state_dict(state_dict)
-        self.current_score = state_dict["current_score"]  # which Lightning's leaves out
+        self.current_score = state_dict["current_score"]  # Lightning doesn't restore it
 
 
 class RunCheckpoint(Checkpoint):
-    """Saves last.ckpt and step_N.ckpt where a run can go on from them as if it had not stopped.
+    """Saves last.ckpt and step_N.ckpt at points from which a resume is exact.
 
-    | after                                       | last.ckpt | step_N.ckpt, if N is due    |
-    | ------------------------------------------- | --------- | --------------------------- |
-    | a validation                                | saved     | saved                       |
-    | a step that no validation follows           |           | saved                       |
-    | the run's last step, or the one to stop at  | saved     | saved                       |
-    | a validation that was left early            | saved     | saved when it is made again |
+    | after                                | last.ckpt | step_N.ckpt, if N is due         |
+    | ------------------------------------ | --------- | -------------------------------- |
+    | a validation                         | saved     | saved                            |
+    | a step without a validation          |           | saved                            |
+    | the last step before the run ends    | saved     | saved                            |
+    | a validation that was interrupted    | saved     | saved after its repetition       |
 
-    A step that a validation follows is saved after it, so that what a checkpoint's run has
-    logged is always all that its steps have to show. A run that ended without a validation has
-    no best.ckpt yet; it gets one, so that `best` always means something.
+    A step with a validation is saved after it, so that a checkpoint holds all metrics of its steps.
+    A run that ends without a validation gets a copy of last.ckpt as best.ckpt, so that `best`
+    always exists.
 
     Args:
-        folder: Where to.
-        snapshot_every: Save step_N.ckpt every so many steps; 0 for none.
-        keep_snapshots: Of them the newest so many are kept; 0 for all.
+        folder: Folder of the checkpoints.
+        snapshot_every: Number of steps between two snapshots step_N.ckpt; 0 for none.
+        keep_snapshots: Number of newest snapshots to keep; 0 for all.
     """
 
     def __init__(self, folder: Path, snapshot_every: int = 0, keep_snapshots: int = 0) -> None:
@@ -113,8 +112,8 @@ class RunCheckpoint(Checkpoint):
         self._saved_step = -1
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
-        # at the end of training Lightning counts the epoch as finished, and a longer run would
-        # skip the rest of it
+        # saved before the end of training, where Lightning counts the epoch as finished, so that
+        # a longer run would skip the rest of it
         if has_stepped(trainer) and not validation_follows(trainer):
             ends = trainer.should_stop or trainer.received_sigterm or is_over(trainer)
             self._save(trainer, last=ends)
@@ -128,20 +127,20 @@ class RunCheckpoint(Checkpoint):
     ) -> None:
         if not isinstance(exception, SIGTERMException) or trainer.fast_dev_run:
             return
-        # an epoch that has ended is no point to go on from
-        between = has_stepped(trainer) and (trainer.validating or not ends_epoch(trainer))
-        if between and self._saved_step != trainer.global_step:
+        # a resume from the end of an epoch isn't exact
+        is_exact = has_stepped(trainer) and (trainer.validating or not ends_epoch(trainer))
+        if is_exact and self._saved_step != trainer.global_step:
             if trainer.validating:
                 mark_validation_as_begun(trainer)
             self._save(trainer, last=True, snapshot=False)
-        self._give_best(trainer)
+        self._ensure_best(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.fast_dev_run or not trainer.global_step:
             return
         if self._saved_step != trainer.global_step:
             self._save(trainer, last=True)
-        self._give_best(trainer)
+        self._ensure_best(trainer)
 
     def _save(self, trainer: L.Trainer, last: bool, snapshot: bool = True) -> None:
         step = trainer.global_step
@@ -156,14 +155,14 @@ class RunCheckpoint(Checkpoint):
             self._saved_step = step
 
     def _prune(self, newest: int) -> None:
-        """Remove all but the newest snapshots; those of a course that was left stay."""
+        """Remove all but the newest snapshots; later ones, of a run resumed from here, stay."""
         steps = [step for path in self.last.parent.glob("step_*.ckpt") if (step := _step(path))]
         for step in sorted(step for step in steps if step <= newest)[: -self.keep_snapshots]:
             self.last.with_name(f"step_{step}.ckpt").unlink()
 
-    def _give_best(self, trainer: L.Trainer) -> None:
+    def _ensure_best(self, trainer: L.Trainer) -> None:
         best = self.last.with_name("best.ckpt")
-        trainer.strategy.checkpoint_io.teardown()  # waits for what AsyncCheckpointIO still writes
+        trainer.strategy.checkpoint_io.teardown()  # waits for AsyncCheckpointIO
         if trainer.is_global_zero and self.last.exists() and not best.exists():
             with self.last.open("rb") as file, replacing(best) as copy:
                 shutil.copyfileobj(file, copy)
@@ -175,10 +174,10 @@ def _step(path: Path) -> int:
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
-    """Saves beside the file, brings it to the disk and renames it; never swallows an error.
+    """Writes checkpoints atomically, syncs them to disk, and raises every error.
 
-    Lightning's own goes by way of $TMPDIR, which can be another file system, without fsync,
-    and takes a PermissionError for success.
+    Lightning's own plugin writes to $TMPDIR first, which can be on another file system, doesn't
+    call fsync, and ignores a PermissionError.
     """
 
     def save_checkpoint(
@@ -189,10 +188,10 @@ class DurableCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """All of a checkpoint; whatever is asked for, nothing in it is run.
+        """Read a checkpoint with weights_only=True, whatever the argument, so that no code runs.
 
         Raises:
-            UsageError: it announces sizes beyond its own.
+            UsageError: It declares sizes larger than the file.
         """
         with zipfile.ZipFile(path) as archive:
             check_sizes(archive)

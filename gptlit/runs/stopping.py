@@ -1,4 +1,4 @@
-"""Ending a run before its end, so that going on leaves no trace: by a signal or by time."""
+"""Stops a run early, by a signal, by time or by patience, so that a resume continues exactly."""
 
 import contextlib
 import os
@@ -22,53 +22,52 @@ from gptlit.training.loop_state import (
     stop_as_by_sigterm,
 )
 
-# what asks for the end, beside signals, which win: they are 128 and their number
+# causes of a stop; that of a signal is 128 and its number, and wins over the others
 NOTHING, TIME, SIGNAL = 0, 1, 128
 NAMES = {
     TIME: opt("trainer.max_time"),
     **{SIGNAL + number: name for number, name in signals.NAMES.items()},
 }
-LONGEST_STEPS = 10  # that a run has to end in, where they take longer than `signals.LIMIT_S`
+MAX_STEPS_TO_END = 10  # a run has the time of so many steps to end, if above `signals.LIMIT_S`
 
 
 class Stopping(Timer):
-    """Lets a run end when it is asked to: after the optimizer step in hand, wherever it is.
+    """Stops a run when a signal or `max_time` asks for it, after the current optimizer step.
 
-    | asked while              | the run ends                                        | exit code |
+    | asked during             | the run ends                                        | exit code |
     | ------------------------ | --------------------------------------------------- | --------- |
-    | a step is made           | after it, all of its batches accumulated            | see below |
-    | validating               | at once: it is made again, whole, by who goes on    |           |
-    | writing sample text      | when that is written and the checkpoint saved       |           |
-    | the last validation      | as it would have                                    | 0         |
+    | a step                   | after it, with all its batches accumulated          | see below |
+    | a validation             | at once; a resume repeats the whole validation      |           |
+    | the writing of a sample  | when that is written and the checkpoint saved       |           |
+    | the last validation      | after it, as it would have anyway                   | 0         |
 
-    Ctrl-C ends by exit code 130, SIGTERM by 143, SIGHUP by 129, time by 0. A second Ctrl-C ends at
-    once, with nothing saved. A second SIGTERM or SIGHUP gives the run `signals.LIMIT_S` seconds, or
-    ten times what the slowest step so far took with all that belongs to it. Of several processes
-    all end after the same step, whichever was asked.
+    The exit code is 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP and 0 for `max_time`. A second
+    Ctrl-C ends the run at once without saving. A second SIGTERM or SIGHUP leaves it
+    `signals.LIMIT_S` seconds, or ten times its slowest step if that is longer. Several processes
+    all end after the same step, whichever of them was asked.
 
-    `RunCheckpoint` saves, and Lightning then leaves its loops where it does so for SIGTERM: with
-    all figures logged. Its own handler isn't used, since that one leaves between two batches of
-    a step, nor is its `Timer`, after which it validates out of turn. Jobs that SLURM puts back
-    into its queue are Lightning's, signals and all.
+    `RunCheckpoint` saves; Lightning then leaves its loops as it does for SIGTERM, with all metrics
+    logged. Lightning's own handler isn't used, since it stops between two batches of a step, and
+    nor is its `Timer`, which runs an extra validation. Signals of jobs that SLURM requeues are left
+    to Lightning.
 
     Args:
-        max_time: As for Lightning's `Timer`; of this process alone, so that it counts anew for
-            whoever goes on.
+        max_time: As for Lightning's `Timer`, but counted anew after a resume.
     """
 
     def __init__(self, max_time: str | timedelta | dict[str, int] | None = None) -> None:
         super().__init__(max_time, verbose=False)
         self.cause = NOTHING
-        self.asked = NOTHING  # the signal that came, also one that came when all was done
+        self.asked = NOTHING  # the last signal, also one that came too late to stop the run
         self._left_to_lightning: set[int] = set()
-        self._alive_at = time.monotonic()
-        self._longest = 0.0  # seconds between two signs of life
+        self._progress_at = time.monotonic()
+        self._longest_pause = 0.0  # seconds between two batches
 
     def state_dict(self) -> dict[str, Any]:
         return {}
 
     def on_fit_start(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
-        """Nothing: there is no time left over from before."""
+        """Do nothing: Timer would restore the time that is left."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
@@ -76,10 +75,9 @@ class Stopping(Timer):
         if isinstance(cluster, SLURMEnvironment) and cluster.auto_requeue:
             self._left_to_lightning = {signal.SIGTERM}
         else:
-            signals.install(
-                signal.SIGINT
-            )  # in the place of Lightning's, which puts it back after the fit
-        self._alive_at = time.monotonic()
+            # replaces Lightning's handler, which restores this one after the fit
+            signals.install(signal.SIGINT)
+        self._progress_at = time.monotonic()
         signals.take(self._on_signal)
 
     def _on_signal(self, number: int) -> None:
@@ -89,58 +87,57 @@ class Stopping(Timer):
             signals.end_at_once(number)
         self.asked = number
         if number == signal.SIGINT and is_first_process():
-            # print() may be what was interrupted
+            # the signal may have interrupted print()
             with contextlib.suppress(OSError):
-                os.write(
-                    2, b"\ngptlit: stopping after this step; press Ctrl-C again to stop at once\n"
-                )
+                message = "stopping after this step; press Ctrl-C again to stop at once"
+                os.write(2, f"\ngptlit: {message}\n".encode())
 
-    def _is_alive(self) -> None:
+    def _record_progress(self) -> None:
         now = time.monotonic()
-        self._longest = max(self._longest, now - self._alive_at)
-        self._alive_at = now
-        signals.state.limit = max(signals.LIMIT_S, LONGEST_STEPS * self._longest)
+        self._longest_pause = max(self._longest_pause, now - self._progress_at)
+        self._progress_at = now
+        signals.state.limit = max(signals.LIMIT_S, MAX_STEPS_TO_END * self._longest_pause)
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
-        self._is_alive()
+        self._record_progress()
         if has_stepped(trainer):
-            self._decide(trainer)
+            self._stop_if_asked(trainer)
 
     def on_validation_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
-        self._is_alive()
+        self._record_progress()
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            self._decide(trainer)
+            self._stop_if_asked(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            self._decide(trainer)
+            self._stop_if_asked(trainer)
 
-    def _decide(self, trainer: L.Trainer) -> None:
+    def _stop_if_asked(self, trainer: L.Trainer) -> None:
         if is_over(trainer) or self.cause:
             return
         left = self.time_remaining()
         by_time = TIME if left is not None and left <= 0 else NOTHING
         self.cause = SIGNAL + self.asked if self.asked else by_time
         if trainer.world_size > 1:
-            asked = torch.tensor(self.cause, device=trainer.strategy.root_device)
-            self.cause = int(trainer.strategy.reduce(asked, reduce_op="max"))
+            cause = torch.tensor(self.cause, device=trainer.strategy.root_device)
+            self.cause = int(trainer.strategy.reduce(cause, reduce_op="max"))
         if self.cause:
             stop_as_by_sigterm(trainer)
 
     @property
     def exit_code(self) -> int:
-        """What the process ends by, as shells have it for signals."""
+        """Exit code of the process: for a signal, 128 and its number, as in shells."""
         return self.cause if self.cause > TIME else 0
 
 
 class Patience(EarlyStopping):
-    """Ends a run whose validations are no longer better than the best before.
+    """Ends a run when val/loss has not improved in several validations.
 
-    The count goes on where a run goes on; the patience is that of now.
+    A resumed run continues the count, with the patience given now.
 
     Args:
-        patience: How many validations in a row may bring no improvement.
+        patience: Number of validations in a row without improvement that end the run.
     """
 
     def __init__(self, patience: int) -> None:

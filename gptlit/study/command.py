@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
         _print_plan(study, planned, folder)
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with run_folder.alone(folder, "make this one elsewhere by --name"):
+    with run_folder.lock(folder, "make this one elsewhere by --name"):
         remake = "--remake" in words
         clear_changed(planned, folder, remake)
         command = shlex.join(["gptlit", "study", *(word for word in argv if word not in FLAGS)])

@@ -539,7 +539,7 @@ def test_two_processes_in_one_run_folder(gptlit: Call, run: Run) -> None:
     shutil.copytree(run.folder, "lightning_logs/version_0")
     before = listing(Path("lightning_logs"))
     last = Path("lightning_logs/version_0/checkpoints/last.ckpt")
-    with run_folder.RunFolder(Path("lightning_logs"), last).alone():
+    with run_folder.RunFolder(Path("lightning_logs"), last).lock():
         result = gptlit("fit", "--ckpt_path=last", "--trainer.max_steps=42")
     assert_refused(
         result, 2, "lightning_logs/version_0: another process is training in this folder"
