@@ -1,4 +1,4 @@
-"""A text once cleaned, as one UTF-8 file on disk, and what has to be known of it to split it."""
+"""A cleaned text as one UTF-8 file on disk, with the positions needed to split it."""
 
 from array import array
 from collections.abc import Callable, Iterator
@@ -20,16 +20,16 @@ AT_THE_END = "\n"
 
 @dataclass(frozen=True)
 class CleanText:
-    """A clean text on disk.
+    """A cleaned text on disk.
 
     Args:
-        path: Of the UTF-8 file.
-        n_chars: Characters in it.
-        n_bytes: Bytes in it.
-        characters: The distinct ones, in the order of their code points.
-        ends: (n_documents, 2) int64, characters and bytes up to each document's end.
-        marks: (n, 2) int64, the same for places about a million characters apart, from 0.
-        report: What was normalised and what each step of cleaning removed, a line each.
+        path: Path of the UTF-8 file.
+        n_chars: Number of characters.
+        n_bytes: Number of bytes.
+        characters: Distinct characters, in the order of their code points.
+        ends: (n_documents, 2) int64, characters and bytes up to the end of each document.
+        marks: (n, 2) int64, characters and bytes up to places a million characters apart, from 0.
+        report: Lines on what was normalised and what each step of cleaning removed.
     """
 
     path: Path
@@ -41,12 +41,12 @@ class CleanText:
     report: tuple[str, ...]
 
     def byte_at(self, char: int) -> int:
-        """How many bytes come before a character."""
+        """Return the number of bytes before a character."""
         mark_char, mark_byte = self.marks[np.searchsorted(self.marks[:, 0], char, "right") - 1]
         n = int(char - mark_char)
         with self.path.open("rb") as file:
             file.seek(mark_byte)
-            # a character has four bytes at most; what is cut at the end is not needed
+            # a character has at most four bytes; one that is cut at the end is not needed
             text = file.read(4 * n).decode(errors="ignore")
         return int(mark_byte) + len(text[:n].encode())
 
@@ -54,28 +54,30 @@ class CleanText:
 def write(text: Text, path: Path, joined: bool) -> CleanText:
     """Read, clean and write a text in constant memory.
 
-    Where the text can hold more than one document, line ends around each are dropped.
+    If the text can have several documents, line breaks at the ends of each are dropped.
 
     Args:
-        text: What to read.
-        path: What to write.
-        joined: Put a blank line between documents and a line end after the last. Otherwise
-            nothing stands between them.
+        text: Text to read.
+        path: Path of the file to write.
+        joined: Write an empty line between documents and a line break after the last, instead of
+            nothing.
 
     Raises:
-        UsageError: what is read is no text, or nothing of it is left.
+        UsageError: The files are not text, or cleaning leaves nothing.
     """
     documents = text.documents()
-    cleaner = Cleaner(text.options.cleaning)
-    many = documents.are_many or text.options.cleaning.paragraphs
-    left: Iterator[Iterator[str]] = iter(documents)
-    if text.options.cleaning != AS_IT_IS:
-        left = (iter([document]) for document in cleaner("".join(blocks) for blocks in documents))
-    n_bytes = sum(each.stat().st_size for each in text.files)  # packed ones go beyond it
+    cleaning = text.options.cleaning
+    cleaner = Cleaner(cleaning)
+    are_many = documents.are_many or cleaning.paragraphs
+    cleaned: Iterator[Iterator[str]] = iter(documents)
+    if cleaning != AS_IT_IS:
+        whole = ("".join(blocks) for blocks in documents)
+        cleaned = (iter([document]) for document in cleaner(whole))
+    n_bytes = sum(each.stat().st_size for each in text.files)  # packed files exceed it
     with path.open("wb") as file, progress(n_bytes, f"reading {text.name}") as bar:
         writer = _Writer(file, bar.update)
-        for blocks in left:
-            if not many:
+        for blocks in cleaned:
+            if not are_many:
                 writer.write_all(blocks)
             elif (first := next(stripped := _stripped(blocks), None)) is not None:
                 if writer.n_chars:
@@ -87,7 +89,7 @@ def write(text: Text, path: Path, joined: bool) -> CleanText:
             raise UsageError(
                 f"{text.option} {text.name}: the file is empty; name a text of a few thousand words"
             )
-        writer.write(AT_THE_END if many and joined else "")
+        writer.write(AT_THE_END if are_many and joined else "")
         writer.end_document()
         writer.flush()
     return CleanText(
@@ -102,36 +104,36 @@ def write(text: Text, path: Path, joined: bool) -> CleanText:
 
 
 def _stripped(blocks: Iterator[str]) -> Iterator[str]:
-    """The blocks without the line ends around them all; nothing if there is only white space."""
-    held: str | None = ""  # at the beginning
-    n_line_ends = 0  # behind the last character that is none
+    """Yield a document's blocks without the line breaks at its ends; nothing if it is blank."""
+    beginning: str | None = ""  # None after the first block that is yielded
+    n_line_breaks = 0  # read but not yielded, as they may be the last
     for block in blocks:
-        if held is not None:
-            held = (held + block).lstrip("\n")
-            if not held or (held.isspace() and len(held) < FLUSH_CHARS):
+        if beginning is not None:
+            beginning = (beginning + block).lstrip("\n")
+            if not beginning or (beginning.isspace() and len(beginning) < FLUSH_CHARS):
                 continue
-            block, held = held, None
+            block, beginning = beginning, None
         body = block.rstrip("\n")
         if body:
-            yield from _line_ends(n_line_ends)
-            n_line_ends = 0
+            yield from _line_breaks(n_line_breaks)
+            n_line_breaks = 0
             yield body
-        n_line_ends += len(block) - len(body)
+        n_line_breaks += len(block) - len(body)
 
 
-def _line_ends(n: int) -> Iterator[str]:
+def _line_breaks(n: int) -> Iterator[str]:
     for first in range(0, n, FLUSH_CHARS):
         yield "\n" * min(FLUSH_CHARS, n - first)
 
 
 class _Writer:
-    """Writes text and counts it; about a million characters are held back."""
+    """Writes and counts text, about a million characters at a time."""
 
-    def __init__(self, file: IO[bytes], told: Callable[[int], Any]) -> None:
+    def __init__(self, file: IO[bytes], report_bytes: Callable[[int], Any]) -> None:
         self._file = file
-        self._told = told
-        self._held: list[bytes] = []
-        self._n_held = 0
+        self._report_bytes = report_bytes
+        self._pending: list[bytes] = []
+        self._n_pending = 0
         self.n_chars = 0
         self.n_bytes = 0
         self.is_blank = True
@@ -142,11 +144,11 @@ class _Writer:
     def write(self, text: str) -> None:
         self.is_blank = self.is_blank and (not text or text.isspace())
         raw = text.encode()
-        self._held.append(raw)
-        self._n_held += len(text)
+        self._pending.append(raw)
+        self._n_pending += len(text)
         self.n_chars += len(text)
         self.n_bytes += len(raw)
-        if self._n_held >= FLUSH_CHARS:
+        if self._n_pending >= FLUSH_CHARS:
             self.flush()
 
     def write_all(self, blocks: Iterator[str]) -> None:
@@ -157,12 +159,12 @@ class _Writer:
         self.ends.extend((self.n_chars, self.n_bytes))
 
     def flush(self) -> None:
-        raw = b"".join(self._held)
-        self._held, self._n_held = [], 0
-        # most characters are ASCII and known: deleting these first is the fastest way past them
-        known = np.flatnonzero(self.seen[:128]).astype(np.uint8).tobytes()
-        rest = raw.translate(None, delete=known)
+        raw = b"".join(self._pending)
+        self._pending, self._n_pending = [], 0
+        # most characters are ASCII and were seen before: deleting them first is fastest
+        seen = np.flatnonzero(self.seen[:128]).astype(np.uint8).tobytes()
+        rest = raw.translate(None, delete=seen)
         self.seen[np.frombuffer(rest.decode().encode("utf-32-le"), dtype="<u4")] = True
         self._file.write(raw)
-        self._told(len(raw))
+        self._report_bytes(len(raw))
         self.marks.extend((self.n_chars, self.n_bytes))

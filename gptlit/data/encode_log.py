@@ -1,11 +1,10 @@
-"""Token ids on their way to the disk, task by task, so that a stopped preparation can go on."""
+"""Token ids on disk, with a log of the finished tasks, so that encoding can resume."""
 
 import json
 import zlib
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import IO
 
 import numpy as np
@@ -15,19 +14,19 @@ from gptlit.data.token_file import padding
 
 
 @dataclass(frozen=True)
-class Done:
-    """What a finished task has left on the disk.
+class LoggedTask:
+    """A finished task's share of the files.
 
     Args:
-        part: The span of the text that it belongs to.
-        n_bytes: Of text, that went in.
-        n_tokens: That came out.
-        n_ends: How many documents end in it.
-        n_unknown: How many of the tokens stand for unknown pieces.
-        crc: CRC-32 of its ids and of the documents' ends.
+        span: Index of the span of the text that it belongs to.
+        n_bytes: Bytes of text.
+        n_tokens: Number of ids.
+        n_ends: Number of documents that end in it.
+        n_unknown: Number of ids that stand for unknown pieces.
+        crc: CRC-32 of its ids and document ends.
     """
 
-    part: int
+    span: int
     n_bytes: int
     n_tokens: int
     n_ends: int
@@ -35,69 +34,63 @@ class Done:
     crc: int
 
 
-class Journal:
-    """Appends ids and documents' ends to two files, and a line for each task to a third.
+class EncodeLog:
+    """Appends ids and document ends to two files, and a line for each task to a third.
 
-    Opened on the files of an interrupted preparation it keeps what is whole of them.
+    On the files of an interrupted preparation it keeps the tasks that were written completely.
 
     Args:
-        folder: Where the files are: `ids`, `ends` and `journal`.
-        dtype: Of the ids.
+        folder: Folder of the files `ids`, `ends` and `log`.
+        dtype: Data type of the ids.
     """
 
     def __init__(self, folder: Path, dtype: np.dtype) -> None:
-        self.done: list[Done] = []
+        self.tasks: list[LoggedTask] = []
         self._folder = folder
         self._itemsize = dtype.itemsize
-        self._open = ExitStack()
+        self._open_files = ExitStack()
         self._n_tokens = 0
 
-    def __enter__(self) -> "Journal":
-        self._ids, self._ends, self._lines = (
-            self._open.enter_context(self._file(name)) for name in ("ids", "ends", "journal")
+    def __enter__(self) -> "EncodeLog":
+        self._ids, self._ends, self._log = (
+            self._open_files.enter_context(self._file(name)) for name in ("ids", "ends", "log")
         )
-        kept = 0
-        for line in self._lines:
-            if not (done := self._whole(line)):
+        n_valid_bytes = 0
+        for line in self._log:
+            if not (task := self._read_task(line)):
                 break
-            self.done.append(done)
-            self._n_tokens += done.n_tokens
-            kept += len(line)
-        self._lines.seek(kept)
+            self.tasks.append(task)
+            self._n_tokens += task.n_tokens
+            n_valid_bytes += len(line)
+        self._log.seek(n_valid_bytes)
         self._ids.seek(self._n_tokens * self._itemsize)
-        self._ends.seek(8 * sum(done.n_ends for done in self.done))
-        for file in (self._ids, self._ends, self._lines):
+        self._ends.seek(8 * sum(task.n_ends for task in self.tasks))
+        for file in (self._ids, self._ends, self._log):
             file.truncate()
         return self
 
-    def __exit__(
-        self,
-        type_: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._open.close()
+    def __exit__(self, *_: object) -> None:
+        self._open_files.close()
 
     def _file(self, name: str) -> IO[bytes]:
         (self._folder / name).touch()
         return (self._folder / name).open("r+b")
 
-    def _whole(self, line: bytes) -> Done | None:
-        """The task that a line tells of, if what it left is whole; reads on in both files."""
+    def _read_task(self, line: bytes) -> LoggedTask | None:
+        """Read a task's ids and ends; None if they or its line are incomplete."""
         try:
-            done = Done(**json.loads(line))
+            task = LoggedTask(**json.loads(line))
         except (ValueError, TypeError):
             return None
-        ids = self._ids.read(done.n_tokens * self._itemsize)
-        ends = self._ends.read(8 * done.n_ends)
-        return done if done.crc == zlib.crc32(ends, zlib.crc32(ids)) else None
+        ids = self._ids.read(task.n_tokens * self._itemsize)
+        ends = self._ends.read(8 * task.n_ends)
+        return task if task.crc == zlib.crc32(ends, zlib.crc32(ids)) else None
 
     def add(self, encoded: Encoded) -> None:
-        """Write what a task gave."""
-        ids = encoded.ids.data
+        """Write the result of a task."""
         ends = (np.array(encoded.ends, dtype=np.int64) + self._n_tokens).tobytes()
-        done = Done(
-            encoded.part,
+        task = LoggedTask(
+            encoded.span,
             encoded.n_bytes,
             len(encoded.ids),
             len(encoded.ends),
@@ -105,17 +98,17 @@ class Journal:
             zlib.crc32(ends, encoded.crc),
         )
         for file, content in (
-            (self._ids, ids),
+            (self._ids, encoded.ids.data),
             (self._ends, ends),
-            (self._lines, json.dumps(asdict(done)).encode() + b"\n"),
+            (self._log, json.dumps(asdict(task)).encode() + b"\n"),
         ):
             file.write(content)
             file.flush()
-        self._n_tokens += done.n_tokens
-        self.done.append(done)
+        self._n_tokens += task.n_tokens
+        self.tasks.append(task)
 
     def finish(self) -> None:
-        """Put the documents' ends behind the ids, as `tokens.read` expects them."""
+        """Append the document ends to the ids, as `token_file.read` expects them."""
         self._ids.write(bytes(padding(self._n_tokens * self._itemsize)))
         self._ends.seek(0)
         while block := self._ends.read(1 << 20):

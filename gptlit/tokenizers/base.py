@@ -163,7 +163,7 @@ class Tokenizer(ABC):
         return self._encode(checked_text(text), unknown)
 
     def encode_continuation(self, text: str) -> np.ndarray:
-        """Encode the next part of a document that was cut (see `parallel.Stretch`)."""
+        """Encode the next part of a document that was cut (see `data.tasks`)."""
         return self.encode(text)
 
     @abstractmethod

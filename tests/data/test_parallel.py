@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from tiktoken_ext.openai_public import r50k_pat_str
 
 from gptlit.corpora import catalog
-from gptlit.data import clean_text, parallel
+from gptlit.data import clean_text, parallel, tasks
 from gptlit.data.clean_text import CleanText
-from gptlit.data.parallel import Encoder, WordCounter, in_order, last_cut, tasks
+from gptlit.data.parallel import Encoder, WordCounter, in_order
+from gptlit.data.tasks import cut_into_tasks, last_cut
 from gptlit.tokenizers.base import Tokenizer, UnknownPieces, parse_options
 from gptlit.tokenizers.bytepair import BytePairTokenizer
 from gptlit.tokenizers.characters import CharTokenizer
@@ -41,7 +42,7 @@ def test_no_tokenizer_joins_what_is_cut(kind: str, before: str, after: str, betw
     else:
         tokenizer = BPE[kind]
     raw = text.encode()
-    place = next(filter(None, (last_cut(raw, cut) for cut in parallel._CUTS)))
+    place = next(filter(None, (last_cut(raw, cut) for cut in tasks._CUTS)))
     first, second = raw[:place].decode(), raw[place:].decode()
     assert first
     assert second
@@ -53,7 +54,7 @@ def test_no_tokenizer_joins_what_is_cut(kind: str, before: str, after: str, betw
 
 
 def test_the_last_place_to_cut() -> None:
-    line, space = parallel._CUTS
+    line, space = tasks._CUTS
     assert last_cut(b"ab cd\nef gh\n\nij", line) == 6
     assert last_cut(b"ab cd ef", line) is None
     assert last_cut(b"ab cd ef", space) == 5
@@ -79,8 +80,8 @@ def test_tasks_cover_a_span_document_by_document(
     end = text.byte_at(data.draw(st.integers(1, text.n_chars)))
     first = text.byte_at(data.draw(st.integers(0, text.n_chars - 1)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parallel, "LOOK_BACK_BYTES", (8, 16))
-        each = list(tasks(text, first, end, part=3, at_most=32))
+        patch.setattr(tasks, "LOOK_BACK_BYTES", (8, 16))
+        each = list(cut_into_tasks(text, first, end, span=3, max_bytes=32))
     if first >= end:
         assert not each
         return
@@ -92,16 +93,16 @@ def test_tasks_cover_a_span_document_by_document(
     ends = set(text.ends[:, 1].tolist())
     assert {s.end for s in stretches if s.ends_document} == {n for n in ends if first < n <= end}
     # what was cut goes on
-    assert all(s.goes_on != (s.first in ends or s.first == first) for s in stretches)
+    assert all(s.is_continuation != (s.first in ends or s.first == first) for s in stretches)
     assert all(task.n_bytes <= 32 for task in each)
-    assert {task.part for task in each} == {3}
+    assert {task.span for task in each} == {3}
 
 
 @pytest.mark.parametrize("alone", [True, False])
 def test_many_processes_give_what_one_gives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: bool
 ) -> None:
-    monkeypatch.setattr(parallel, "ALONE_BELOW_BYTES", 10**9 if alone else 0)
+    monkeypatch.setattr(parallel, "ONE_WORKER_BELOW_BYTES", 10**9 if alone else 0)
     monkeypatch.setattr(parallel, "n_cores", lambda: 2)
     content = made_up_text(800)
     (tmp_path / "text.txt").write_text(content, encoding="utf-8")
@@ -109,14 +110,19 @@ def test_many_processes_give_what_one_gives(
     tokenizer = CharTokenizer.train(content)
     encoder = Encoder(tokenizer, np.dtype(np.uint16))
     results = list(
-        in_order(encoder, tasks(text, 0, text.n_bytes, at_most=700), text.n_bytes, "text")
+        in_order(
+            encoder, cut_into_tasks(text, 0, text.n_bytes, max_bytes=700), text.n_bytes, "text"
+        )
     )
     assert len(results) > 4
     assert tokenizer.decode(np.concatenate([result.ids for result in results])) == content
     assert sum(result.n_bytes for result in results) == text.n_bytes
     counted = list(
         in_order(
-            WordCounter(False), tasks(text, 0, text.n_bytes, at_most=700), text.n_bytes, "words"
+            WordCounter(False),
+            cut_into_tasks(text, 0, text.n_bytes, max_bytes=700),
+            text.n_bytes,
+            "words",
         )
     )
     assert sum(counted, Counter()) == Counter(content.split())
@@ -125,10 +131,10 @@ def test_many_processes_give_what_one_gives(
 def test_what_a_process_can_not_read_is_told_by_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parallel, "ALONE_BELOW_BYTES", 0)
+    monkeypatch.setattr(parallel, "ONE_WORKER_BELOW_BYTES", 0)
     monkeypatch.setattr(parallel, "n_cores", lambda: 2)
     (tmp_path / "text.txt").write_text("abz", encoding="utf-8")
     text = written_text(tmp_path)
     encoder = Encoder(CharTokenizer("ab"), np.dtype(np.uint16))
     with pytest.raises(UnknownPieces, match="'z' not in the vocabulary of 2 characters: ab"):
-        list(in_order(encoder, tasks(text, 0, 3), 3, "text"))
+        list(in_order(encoder, cut_into_tasks(text, 0, 3), 3, "text"))

@@ -15,7 +15,7 @@ import torch
 
 from gptlit.corpora import catalog
 from gptlit.corpora.cleaning import CleaningOptions
-from gptlit.data import encode_log, parallel, prepare
+from gptlit.data import encode_log, parallel, prepare, tasks
 from gptlit.data.splits import Splitting
 from gptlit.data.token_file import TokenFile
 from gptlit.messages import UsageError
@@ -167,10 +167,11 @@ def test_a_file_read_in_another_way_is_another_text(tmp_path: Path) -> None:
 
 
 def many_tasks(patch: pytest.MonkeyPatch) -> None:
-    tasks = parallel.tasks
-    small = {"at_most": 500}
-    patch.setattr(parallel, "tasks", lambda *given: tasks(*given[:4], **small))
-    patch.setattr(parallel, "LOOK_BACK_BYTES", (100, 400))
+    def small_tasks(*arguments: Any) -> Any:
+        return tasks.cut_into_tasks(*arguments[:4], max_bytes=500)
+
+    patch.setattr(prepare, "cut_into_tasks", small_tasks)
+    patch.setattr(tasks, "LOOK_BACK_BYTES", (100, 400))
 
 
 @pytest.mark.parametrize("short", ["char", "word:reversible", "bpe:300"])
@@ -181,20 +182,20 @@ def test_an_interrupted_preparation_goes_on(
     many_tasks(monkeypatch)
     options = {"content": made_up_text(800), "tokenizer": parse_options(short)}
     whole = prepared(tmp_path / "whole", **options)
-    add = encode_log.Journal.add
+    add = encode_log.EncodeLog.add
 
-    def interrupted(self: encode_log.Journal, encoded: parallel.Encoded) -> None:
-        if len(self.done) == n_done:
+    def interrupted(self: encode_log.EncodeLog, encoded: parallel.Encoded) -> None:
+        if len(self.tasks) == n_done:
             raise KeyboardInterrupt
         add(self, encoded)
 
     with monkeypatch.context() as patch:
-        patch.setattr(encode_log.Journal, "add", interrupted)
+        patch.setattr(encode_log.EncodeLog, "add", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepared(tmp_path, **options)
     assert not list(tmp_path.glob("tokens/*.bin"))
     (part,) = tmp_path.glob("tokens/*.part")
-    assert len((part / "journal").read_bytes().splitlines()) == n_done
+    assert len((part / "log").read_bytes().splitlines()) == n_done
     with (part / "ids").open("ab") as file:
         file.write(b"half of a task")
     done = []
@@ -211,25 +212,25 @@ def test_an_interrupted_preparation_goes_on(
     assert not part.exists()
 
 
-def encoded(part: int, ids: np.ndarray, ends: list[int]) -> parallel.Encoded:
-    return parallel.Encoded(part, 7, ids, ends, 0, zlib.crc32(ids))
+def encoded(span: int, ids: np.ndarray, ends: list[int]) -> parallel.Encoded:
+    return parallel.Encoded(span, 7, ids, ends, 0, zlib.crc32(ids))
 
 
-@pytest.mark.parametrize("damage", ["journal", "ids", "ends"])
+@pytest.mark.parametrize("damage", ["log", "ids", "ends"])
 def test_what_is_torn_of_an_interrupted_preparation_is_done_anew(
     tmp_path: Path, damage: str
 ) -> None:
     ids = np.arange(5, dtype=np.uint16)
-    with encode_log.Journal(tmp_path, ids.dtype) as first:
+    with encode_log.EncodeLog(tmp_path, ids.dtype) as first:
         for n in range(3):
             first.add(encoded(0, ids + n, [2, 5]))
     raw = (tmp_path / damage).read_bytes()
     (tmp_path / damage).write_bytes(raw[: len(raw) // 2] + b"\xff" + raw[len(raw) // 2 + 1 :])
-    with encode_log.Journal(tmp_path, ids.dtype) as second:
-        assert len(second.done) == 1
+    with encode_log.EncodeLog(tmp_path, ids.dtype) as second:
+        assert len(second.tasks) == 1
         second.add(encoded(1, ids, [5]))
         second.finish()
-    assert [done.part for done in second.done] == [0, 1]
+    assert [task.span for task in second.tasks] == [0, 1]
     written = (tmp_path / "ids").read_bytes()
     assert np.frombuffer(written[:20], dtype=np.uint16).tolist() == [*range(5), *range(5)]
     assert np.frombuffer(written[24:], dtype=np.int64).tolist() == [2, 5, 10]
@@ -288,7 +289,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 
     targets = {
         "clean": (prepare.clean_text, "write"),
-        "ids": (encode_log.Journal, "add"),
+        "ids": (encode_log.EncodeLog, "add"),
         "facts": (prepare.token_file, "write"),
     }
     with monkeypatch.context() as patch:
@@ -311,7 +312,7 @@ def test_a_failed_preparation_leaves_nothing_behind(
     def fails(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(encode_log.Journal, "add", fails)
+    monkeypatch.setattr(encode_log.EncodeLog, "add", fails)
     with pytest.raises(type(error)):
         prepared(tmp_path)
     assert [path.name for path in (tmp_path / "tokens").iterdir()] == [".lock"]
