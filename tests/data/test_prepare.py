@@ -136,9 +136,9 @@ def test_bits_per_byte_of_a_uniform_guess_is_the_closed_form(
         tokens.tokenizer.vocab_size,
         len(content[int(0.75 * len(content)) :].encode()),
     )
-    figures = text_metrics("val", torch.tensor(math.log(vocab_size)), tokens.bytes_per_token("val"))
+    metrics = text_metrics("val", torch.tensor(math.log(vocab_size)), tokens.bytes_per_token("val"))
     wanted = tokens.size("val") * math.log2(vocab_size) / n_bytes
-    assert figures["bits_per_byte"].item() == pytest.approx(wanted, rel=1e-6)
+    assert metrics["val/bits_per_byte"].item() == pytest.approx(wanted, rel=1e-6)
     assert tokens.provenance["sizes"]["val"]["bytes"] == n_bytes
 
 
