@@ -18,6 +18,7 @@ from gptlit.checkpoints.checkpoint import write
 from gptlit.checkpoints.torch_files import check_sizes
 from gptlit.files import replacing
 from gptlit.messages import UsageError
+from gptlit.training import loop_state
 from gptlit.training.loop_state import (
     ends_epoch,
     has_stepped,
@@ -52,7 +53,7 @@ class BestCheckpoint(ModelCheckpoint):
 
     @functools.cached_property  # Lightning reads it at every hook of every step
     def state_key(self) -> str:
-        return self._generate_state_key(monitor=self.monitor)
+        return loop_state.state_key(self, monitor=self.monitor)
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]

@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from gptlit.messages import UsageError, opt
 from gptlit.model.gpt import GPT
+from gptlit.training import loop_state
 
 # strategies by which a process has only parts of the weights
 SHARDING = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
@@ -35,7 +36,7 @@ class FSDP2(ModelParallelStrategy):
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False, **options)
 
     def setup_environment(self) -> None:
-        self._data_parallel_size = self.num_nodes * self.num_processes
+        loop_state.use_all_processes_for_data(self)
         super().setup_environment()
 
     def load_optimizer_state_dict(self, checkpoint: Any) -> None:

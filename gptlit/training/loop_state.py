@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from typing import Any, TypedDict
 
 import lightning as L
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.plugins.environments import ClusterEnvironment
-from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 
 from gptlit import plain_data
@@ -86,6 +86,16 @@ def start_method(strategy: Strategy) -> str | None:
     if not isinstance(strategy.launcher, _MultiProcessingLauncher):
         return None
     return strategy.launcher._start_method
+
+
+def use_all_processes_for_data(strategy: ModelParallelStrategy) -> None:
+    """Let a strategy divide the data among all processes, instead of one part for each node."""
+    strategy._data_parallel_size = strategy.num_nodes * strategy.num_processes
+
+
+def state_key(callback: Callback, **options: Any) -> str:
+    """The key of a callback's state in checkpoints, which tells callbacks of a class apart."""
+    return callback._generate_state_key(**options)
 
 
 def checks_on_epoch_end(callback: EarlyStopping) -> bool:
