@@ -127,7 +127,7 @@ def find_config(name: str) -> Path:
     short = [each for each in shipped if "/" not in each]
     raise UsageError(
         f"--config {name}: no such file, and not one of the shipped {', '.join(short)} and "
-        "sources/*.yaml, which the README names." + did_you_mean(name, shipped)
+        "sources/*.yaml, which docs/models.md lists." + did_you_mean(name, shipped)
     )
 
 

@@ -1,6 +1,6 @@
 """The Trainer's callbacks, loggers, plugins and profiler: the user's, and gptlit's beside them.
 
-README has a table of what gives way to what.
+docs/training.md has a table of what replaces what.
 """
 
 import re
