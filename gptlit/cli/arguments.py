@@ -218,16 +218,13 @@ def _given(words: Sequence[str], configs: Sequence[Path]) -> set[str]:
     for path in configs:
         for group, options in yaml.safe_load(path.read_text(encoding="utf-8")).items():
             for name, value in options.items() if isinstance(options, dict) else ():
-                partly = isinstance(value, dict) and "class_path" not in value
-                found |= {f"{group}.{name}.{own}" for own in _arguments(value)} if partly else {
-                    f"{group}.{name}"
-                }  # fmt: skip
+                if isinstance(value, dict) and "class_path" not in value:
+                    arguments = value.get("init_args")
+                    names = arguments if isinstance(arguments, dict) else value
+                    found |= {f"{group}.{name}.{own}" for own in names}
+                else:
+                    found.add(f"{group}.{name}")
     return found
-
-
-def _arguments(value: dict[str, Any]) -> dict[str, Any]:
-    own = value.get("init_args")
-    return own if isinstance(own, dict) else value
 
 
 def expand(

@@ -22,7 +22,7 @@ BESIDE = 72  # columns from which a text stands beside its option, rather than b
 INDENT = 28  # columns of an option that has its text beside it
 UNBROKEN = "\xa0"  # a space at which no line is broken
 
-# of options whose own texts are Lightning's, which describe Lightning's defaults
+# texts of options that replace those of Lightning, which describe its own defaults
 TEXTS = {
     "config": "A YAML file of options: a path, or the name of a shipped config such as "
     "small.yaml. Several configs may be given; the later ones win, and options on the command "
@@ -37,13 +37,24 @@ TEXTS = {
     "trainer.max_time": "Stop after this time, as DD:HH:MM:SS.",
     "trainer.val_check_interval": "Optimizer steps between two validations; a fraction such as "
     "0.5 is a share of an epoch.",
+    "trainer.check_val_every_n_epoch": "Epochs between two validations; left out, "
+    "val_check_interval counts steps across epochs.",
+    "trainer.num_sanity_val_steps": "Validation batches to try before training; -1 for all.",
+    "trainer.fast_dev_run": "Run this many batches of training and validation, and save nothing; "
+    "true for 1.",
     "trainer.log_every_n_steps": "Steps between two rows of the metrics.",
     "trainer.accelerator": "cpu, gpu, mps, tpu, or auto for the best one there is.",
     "trainer.devices": "How many devices to use, a list of their indices, or auto for all GPUs.",
+    "trainer.strategy": "How devices share the work: auto, ddp, fsdp and so on, or a class.",
     "trainer.precision": "32-true, bf16-mixed, 16-mixed, bf16-true and so on. Left out, it is "
     "chosen by device: bf16-mixed on a GPU that has it, else 32-true.",
     "trainer.gradient_clip_val": "Largest norm of the gradient; larger ones are scaled down.",
     "trainer.accumulate_grad_batches": "Batches whose gradients are added up for one step.",
+    "trainer.logger": "Loggers in addition to metrics.csv and TensorBoard's event files; false "
+    "for none at all.",
+    "trainer.callbacks": "Callbacks of Lightning or your own, in addition to gptlit's.",
+    "trainer.enable_checkpointing": "Save checkpoints; left out, it is true.",
+    "trainer.enable_model_summary": "Print Lightning's table of the model's layers.",
     "trainer.enable_progress_bar": "Show a progress bar; left out, only in a terminal.",
     "trainer.default_root_dir": "Folder in which lightning_logs/version_N is made; the current "
     "one when left out.",
