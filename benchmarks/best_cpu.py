@@ -1,11 +1,11 @@
-"""What a config learns: the validation loss of several seeds, and how soon it passes another's.
+"""The validation loss of a config over several seeds, and when it passes nanoGPT's loss.
 
     python benchmarks/best_cpu.py
     python benchmarks/best_cpu.py --seeds 1 2 --options --model.optimizer=adamw --model.lr=4e-3
 
-Each run is `gptlit fit` as users call it. The loss is that of the whole validation split after the
-last step; no checkpoint is chosen by it. Seconds are those of training: validation, samples and
-saving aside.
+Each run is a plain `gptlit fit`. The loss is that of the whole validation split after the last
+step, not of the best checkpoint. Seconds are those of training, without validation, samples and
+saving.
 """
 
 import argparse
@@ -16,11 +16,11 @@ from pathlib import Path
 
 from gptlit.__main__ import main as gptlit
 
-NANOGPT = 1.874  # of the same text, parameters, block and tokens; issue 7's measurement
+NANOGPT = 1.874  # with the same text, parameters, block size and tokens
 
 
 def curve(run: Path) -> tuple[list[tuple[int, float]], float]:
-    """The (steps made, val/loss) of a run, and its seconds for a step."""
+    """Read the (steps, val/loss) pairs of a run, and its median seconds per step."""
     with (run / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     points = [(int(row["step"]) + 1, float(row["val/loss"])) for row in rows if row["val/loss"]]
@@ -33,7 +33,9 @@ def main() -> None:
     parser.add_argument("--config", default="best_cpu.yaml")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--every", type=int, default=200, help="steps between validations")
-    parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="of gptlit fit")
+    parser.add_argument(
+        "--options", nargs=argparse.REMAINDER, default=[], help="options of gptlit fit"
+    )
     args = parser.parse_args()
     losses = []
     with tempfile.TemporaryDirectory() as folder:
@@ -47,10 +49,10 @@ def main() -> None:
             points, per_step = curve(run)
             losses.append(points[-1][1])
             passed = next((step for step, loss in points if loss <= NANOGPT), None)
-            told = f"step {passed}, {passed * per_step:.0f} s" if passed else "never"
+            when = f"step {passed}, {passed * per_step:.0f} s" if passed else "never"
             print(
                 f"seed {seed}: val/loss {points[-1][1]:.4f} after {points[-1][0]} steps, "
-                f"{1000 * per_step:.1f} ms each; {NANOGPT} passed by {told}",
+                f"{1000 * per_step:.1f} ms each; {NANOGPT} passed by {when}",
                 flush=True,
             )
     spread = statistics.stdev(losses) if len(losses) > 1 else float("nan")

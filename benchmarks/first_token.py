@@ -1,10 +1,10 @@
-"""How long until `gptlit predict` writes, against `import torch` alone.
+"""Time until `gptlit predict` writes its first token, compared with `import torch` alone.
 
     python benchmarks/first_token.py [--ckpt_path best] [--rounds 9]
 
-Each round starts every command once, in turn, so that a slow minute of the machine hits all;
-medians are told, and ratios of the medians. The first token is timed to its arrival through a
-pipe; the others to their exit.
+Each round starts every command once, in turn, so that a slow minute of the machine affects all.
+Prints medians and ratios of medians. The first token is timed until it arrives through a pipe, the
+other commands until they exit.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--ckpt_path", default="best")
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
-    # one new token and no prompt: the first byte that comes is the first token
+    # one new token and no prompt: the first byte is the first token
     predict = [*GPTLIT, "predict", f"--ckpt_path={options.ckpt_path}", "--max_new_tokens=1"]
     timed = {
         "import torch": lambda: seconds_to_exit(IMPORT_TORCH),
@@ -51,7 +51,7 @@ def main() -> None:
     }
     seconds: dict[str, list[float]] = {name: [] for name in timed}
     for measure in timed.values():
-        measure()  # warms the file cache
+        measure()  # warms up the file cache
     for _ in range(options.rounds):
         for name, measure in timed.items():
             seconds[name].append(measure())

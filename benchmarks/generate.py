@@ -1,16 +1,16 @@
-"""How fast a model writes, against transformers, a bare pass over its matrices, and its memory.
+"""Speed of generation, compared with transformers, bare matrix products, and memory bandwidth.
 
     python benchmarks/generate.py [--rounds 5] [--sizes 10.7M 0.8M] [--batches 1 8 64]
 
-transformers takes part where it is installed (`make parity` makes such an environment:
-`.venv-parity/bin/python benchmarks/generate.py`). Weights are random, the same for all, in
-float32 but where int8 is named. Each round runs every contender once, in turn; medians of tokens
-per second are told. "Within" writes 240 tokens, which fit into the block of 256 that all have;
-"beyond" writes 500 with gptlit, which goes on past the block. --ckpt_path CKPT --text FILE tells
-first what 8-bit weights cost that checkpoint in loss.
+transformers is included if it is installed, as in the environment of `make parity`:
+`.venv-parity/bin/python benchmarks/generate.py`. Weights are random, the same for all, in float32
+except for int8. Each round runs every contender once, in turn. Prints medians of tokens per second.
+"Within" writes 240 tokens, which fit into the block of 256; "beyond" writes 500 with gptlit, which
+continues beyond the block. --ckpt_path CKPT --text FILE first prints the checkpoint's loss in
+float32 and in int8.
 
 "Bare pass" is F.linear of each of the model's matrices with one row, nothing else. "Bound" is the
-speed of reading a tensor as large as weights and mean cache, by its sum.
+speed of reading a tensor as large as the weights and the mean cache, by summing it.
 """
 
 import argparse
@@ -106,7 +106,7 @@ def bound(model: GPT, batch: int) -> Callable[[], int]:
 def contenders(size: str, batch: int) -> dict[str, Callable[[], int] | None]:
     model, packed = build(size), build(size)
     pack_int8(packed)
-    # without a cache each token costs a whole window: fewer tell as much
+    # without a cache each token costs a whole window: fewer tokens suffice
     uncached = 60 if batch == 1 else 10
     return {
         "bound": bound(model, batch),
@@ -120,7 +120,7 @@ def contenders(size: str, batch: int) -> dict[str, Callable[[], int] | None]:
 
 
 def cost_of_int8(ckpt_path: str, text: Path) -> None:
-    """Tell the loss of a checkpoint on the last tenth of a text, before and after packing."""
+    """Print the loss of a checkpoint on the last tenth of a text, before and after packing."""
     model, tokenizer = gptlit.load(ckpt_path)
     ids = torch.as_tensor(tokenizer.encode(text.read_text("utf-8")).astype("int64"))
     ids = ids[-len(ids) // 10 :]
@@ -145,7 +145,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sizes", nargs="*", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--batches", nargs="*", type=int, default=[1, 8, 64])
-    parser.add_argument("--ckpt_path", help="Tell what int8 costs this checkpoint on --text.")
+    parser.add_argument(
+        "--ckpt_path", help="Print this checkpoint's loss on --text in float32 and int8."
+    )
     parser.add_argument("--text", type=Path)
     options = parser.parse_args()
     if options.ckpt_path:

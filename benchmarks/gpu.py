@@ -1,17 +1,17 @@
-"""A GPU's run: how soon a loss is reached, the best loss, tokens per second, and MFU.
+"""A run on a GPU: time to a target loss, best loss, tokens per second, and MFU.
 
     python benchmarks/gpu.py [--config best_gpu.yaml] [--mode reduce-overhead] [--peak_tflops 989]
     python benchmarks/gpu.py --config tiny.yaml --mode eager --trainer.accelerator cpu
 
-`gptlit fit` trains as it always does, with validations on the whole split; options beyond these are
-its own. The net is compiled here, by --mode (default; reduce-overhead, which replays CUDA graphs;
-max-autotune; eager, not at all), and a batch is passed through it before the clock starts, so that
-compilation is told apart. Validations are not compiled. "In all" counts everything from there on,
-"training" leaves validations, samples and saves out; tokens per second are training's. The text is
-in the computer's memory: gptlit has no option yet to keep it on the device.
+`gptlit fit` trains with validations on the whole split; other options are passed to it. The net is
+compiled here, by --mode (default; reduce-overhead, which replays CUDA graphs; max-autotune; eager,
+not at all), and a batch is passed through it before the clock starts, so that compilation is timed
+separately. Validations are not compiled. "In all" counts everything after that, "training" excludes
+validations, samples and saving; tokens per second are those of training. The text is in host
+memory: gptlit has no option yet to keep it on the device.
 
-MFU (Chowdhery et al. 2022, PaLM) is the FLOPs of forward and backward, masked attention counted as
-if it were not, against the device's peak of dense bfloat16: PEAKS, as published, or --peak_tflops.
+MFU (Chowdhery et al. 2022, PaLM) is the FLOPs of forward and backward, masked attention counted in
+full, divided by the device's peak in dense bfloat16: PEAKS, as published, or --peak_tflops.
 Without a peak, as on a CPU, it is left out. NOT yet run on a GPU.
 """
 
@@ -33,7 +33,7 @@ from gptlit.training.module import LitGPT
 
 NANOGPT = 1.4697  # its README, on sampled batches of the validation split
 MODES = ["default", "reduce-overhead", "max-autotune", "eager"]
-# the makers' data sheets: TFLOP/s of dense bfloat16 with float32 sums; the first name that fits
+# TFLOP/s in dense bfloat16 with float32 sums, from data sheets; the first matching name counts
 PEAKS = {
     "B200": 2250,
     "H200": 989,
@@ -54,13 +54,13 @@ PEAKS = {
 
 
 def peak_tflops(name: str) -> float | None:
-    """The published peak of a device, by the name that it tells; None if it isn't in PEAKS."""
+    """The published peak of a device by its name; None if it is not in PEAKS."""
     return next((peak for part, peak in PEAKS.items() if part in name), None)
 
 
 @dataclass
 class Measured:
-    """What a run took, in seconds, and reached."""
+    """Seconds, sizes and losses of a run."""
 
     device: str = ""
     compiling: float = 0.0
@@ -131,7 +131,7 @@ class Clock(Callback):
 
 
 def report(run: Measured, target: float, peak: float | None) -> Iterator[str]:
-    """A line for each question."""
+    """Format a line for each measurement."""
     yield f"device: {run.device}, torch {torch.__version__}"
     yield f"compiling: {run.compiling:.1f} s"
     reached = [each for each in run.losses if each[1] <= target]

@@ -1,12 +1,12 @@
-"""Kill runs by SIGKILL at random moments, resume them, and compare with a run left alone.
+"""Kill runs by SIGKILL at random moments, resume them, and compare with an uninterrupted run.
 
     python benchmarks/kill_resume.py [--kills 100] [--seed 0]
 
-A small model trains with dropout, by batches of 16 or accumulated 2 x 8, in a process of its own
-that is killed some time after its first checkpoint; `gptlit fit --ckpt_path last` finishes it.
+A small model trains with dropout, with batches of 16 or accumulated 2 x 8, in a process of its own
+that is killed some time after its first checkpoint; `gptlit fit --ckpt_path last` completes it.
 Then weights, optimizer, schedule, position in the data, metrics.csv, TensorBoard's points and
-samples have to be those of the run that nobody killed, bit for bit, timings aside; from the
-run's last bits it follows that the random numbers were the same.
+samples must equal those of an uninterrupted run, bit for bit, except for timings; this implies that
+the random numbers were the same.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # tests, which aren't installed
+sys.path.insert(0, str(Path(__file__).parents[1]))  # tests, which are not installed
 
 from gptlit.__main__ import main as gptlit
 from tests.conftest import assert_same_run, made_up_text, some_time_passes
@@ -43,13 +43,13 @@ BATCHES = {1: ["--data.batch_size=16"], 2: ["--data.batch_size=8"]}
 
 
 def start(folder: Path, arguments: list[str]) -> int:
-    """A process that runs gptlit there; forked, so that imports are paid for once."""
+    """Run gptlit in a forked process, which need not import it again; returns the process's id."""
     child = os.fork()
     if not child:
         os.chdir(folder)
-        with (folder / "told.txt").open("a") as told:
-            os.dup2(told.fileno(), 1)
-            os.dup2(told.fileno(), 2)
+        with (folder / "output.txt").open("a") as output:
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
         code = 1
         with contextlib.suppress(BaseException):
             code = gptlit(arguments)
@@ -62,8 +62,8 @@ def options(text: Path, accumulated: int) -> list[str]:
     return ["fit", *OPTIONS, *more, *BATCHES[accumulated]]
 
 
-def seconds_until_saved(folder: Path, child: int) -> bool:
-    """Wait for the first last.ckpt; whether the process still runs."""
+def wait_until_saved(folder: Path, child: int) -> bool:
+    """Wait for the first last.ckpt; returns whether the process still runs."""
     while not (folder / RUN / "checkpoints" / "last.ckpt").exists():
         if os.waitpid(child, os.WNOHANG)[0]:
             return False
@@ -72,13 +72,13 @@ def seconds_until_saved(folder: Path, child: int) -> bool:
 
 
 def whole(folder: Path, text: Path, accumulated: int) -> float:
-    """Let a run end, and tell how long it took from its first checkpoint."""
+    """Complete a run; returns its seconds from the first checkpoint on."""
     folder.mkdir()
     child = start(folder, options(text, accumulated))
-    seconds_until_saved(folder, child)
+    wait_until_saved(folder, child)
     began = time.perf_counter()
     if os.waitpid(child, 0)[1]:
-        raise SystemExit((folder / "told.txt").read_text())
+        raise SystemExit((folder / "output.txt").read_text())
     return time.perf_counter() - began
 
 
@@ -89,20 +89,20 @@ def last_step(folder: Path) -> int:
 
 
 def kill_and_resume(folder: Path, text: Path, accumulated: int, seconds: float) -> str:
-    """What became of a run that was killed so long after its first checkpoint."""
+    """Kill a run some seconds after its first checkpoint and resume it; returns the outcome."""
     folder.mkdir()
     child = start(folder, options(text, accumulated))
-    if not seconds_until_saved(folder, child):
-        return f"failed: {(folder / 'told.txt').read_text()[-300:]}"
+    if not wait_until_saved(folder, child):
+        return f"failed: {(folder / 'output.txt').read_text()[-300:]}"
     time.sleep(seconds)
     os.kill(child, signal.SIGKILL)
     if os.waitpid(child, 0)[1] != signal.SIGKILL:
         return "ended"
     if (step := last_step(folder)) == N_STEPS:
-        return "ended"  # while it left; nothing is to be resumed
+        return "ended"  # killed while it exited; there is nothing to resume
     some_time_passes(folder / RUN)
     if os.waitpid(start(folder, ["fit", "--ckpt_path=last"]), 0)[1]:
-        return f"not resumed from step {step}: {(folder / 'told.txt').read_text()[-300:]}"
+        return f"not resumed from step {step}: {(folder / 'output.txt').read_text()[-300:]}"
     return f"step {step}"
 
 
@@ -116,7 +116,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         (text := root / "text.txt").write_text(made_up_text())
-        import lightning.pytorch.cli  # noqa: F401  # before forking, so that it is paid for once
+        import lightning.pytorch.cli  # noqa: F401  # imported once, before forking
 
         import gptlit.cli.fit  # noqa: F401
 
@@ -126,11 +126,11 @@ def main() -> None:
             accumulated = 1 + n_killed % 2
             folder = root / "run"
             seconds = draw.uniform(0, took[accumulated])
-            became = kill_and_resume(folder, text, accumulated, seconds)
-            if became != "ended":  # else it was too fast to be killed: another moment
+            outcome = kill_and_resume(folder, text, accumulated, seconds)
+            if outcome != "ended":  # otherwise try another moment
                 n_killed += 1
                 difference = ""
-                if became.startswith("step"):
+                if outcome.startswith("step"):
                     n_resumed += 1
                     try:
                         assert_same_run(folder / RUN, root / f"whole_{accumulated}" / RUN)
@@ -139,7 +139,7 @@ def main() -> None:
                         difference = f", differs: {str(error)[:200]}"
                 print(
                     f"{n_killed:4} x{accumulated} killed after {seconds:.2f} s, resumed from "
-                    f"{became}{difference}",
+                    f"{outcome}{difference}",
                     flush=True,
                 )
             shutil.rmtree(folder)

@@ -1,13 +1,13 @@
-"""How fast and in how much memory a large text is prepared and trained on.
+"""Speed and memory of preparing and training on a large text.
 
     python benchmarks/large_text.py [--gigabytes 2] [--tokenizers char word ...] [--folder /tmp/x]
 
 A text of random words with the frequencies of a natural language (Zipf's law) is generated once.
 Each tokenizer prepares it in a process of its own, in turn; tiktoken's own encode runs on one
-thread over the first hundred megabytes in the same run. Memory is RssAnon (what the system can't
-take back, as it can a memory map's pages), sampled every 20 ms, of the process and of all its
-children together; told is what it peaks at above the same process after its imports. At last
-a tiny model trains for some steps on the last token file and on a small text.
+thread on the first hundred megabytes in the same run. Memory is RssAnon (without the pages of
+memory maps, which the system can reclaim), sampled every 20 ms, of the process and of all its
+children together; its peak is printed, less that of the same process after its imports. Finally a
+tiny model trains for some steps on the last token file and on a small text.
 """
 
 import argparse
@@ -71,7 +71,7 @@ FIT += ["--samples.max_new_tokens=8"]
 
 
 def generate(path: Path, n_bytes: int) -> None:
-    """Lines of words drawn by Zipf's law from 50,000, some with letters beyond ASCII."""
+    """Write lines of words drawn by Zipf's law from 50,000, some with letters beyond ASCII."""
     draw = np.random.default_rng(0)
     letters = np.array(list("etaoinshrdlucmfwypvbgkjqxzàèé"))
     often = np.array([1 / 26] * 26 + [0.003] * 3)  # accents as often as in Italian
@@ -91,7 +91,7 @@ def generate(path: Path, n_bytes: int) -> None:
 
 
 def rss_anon(pid: int) -> int:
-    """Bytes of anonymous memory of a process, 0 if it is gone."""
+    """Bytes of anonymous memory of a process, 0 if it has ended."""
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith("RssAnon"):
@@ -100,7 +100,7 @@ def rss_anon(pid: int) -> int:
 
 
 def family(pid: int) -> list[int]:
-    """A process and its descendants."""
+    """List a process and its descendants."""
     found = [pid]
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):
@@ -140,13 +140,13 @@ def prepare(path: Path, folder: Path, short: str) -> dict[str, float]:
         watch.start()
         process.stdin.write("\n")
         process.stdin.flush()
-        told = json.loads(process.stdout.readline())
+        result = json.loads(process.stdout.readline())
         watch.stop()
-    return told | {"base": base, "own": watch.own - base, "all": watch.all - base}
+    return result | {"base": base, "own": watch.own - base, "all": watch.all - base}
 
 
 def train(folder: Path, *options: str) -> int:
-    """The peak memory of a short run, in bytes."""
+    """Make a short run; returns its peak memory in bytes."""
     command = [sys.executable, "-m", "gptlit", "fit", *FIT, f"--data.data_dir={folder}", *options]
     quiet = subprocess.DEVNULL
     with subprocess.Popen(command, cwd=folder, stdout=quiet, stderr=quiet) as process:
@@ -183,11 +183,12 @@ def main() -> None:
     )
     for short in options.tokenizers:
         shutil.rmtree(folder / "tokens", ignore_errors=True)
-        told = prepare(path, folder, short)
-        rate, encoding = (n_bytes / told[name] / 1e6 for name in ("seconds", "encoding"))
+        result = prepare(path, folder, short)
+        rate, encoding = (n_bytes / result[name] / 1e6 for name in ("seconds", "encoding"))
         print(
-            f"{short:<15}{told['tokens']:>14,}{told['seconds']:>11.1f}{rate:>8.1f}{encoding:>10.1f}"
-            f"{encoding / speed:>12.2f}{told['own'] / 1e6:>14.0f}{told['all'] / 1e6:>5.0f}",
+            f"{short:<15}{result['tokens']:>14,}{result['seconds']:>11.1f}"
+            f"{rate:>8.1f}{encoding:>10.1f}"
+            f"{encoding / speed:>12.2f}{result['own'] / 1e6:>14.0f}{result['all'] / 1e6:>5.0f}",
             flush=True,
         )
     small = folder / "small.txt"

@@ -1,23 +1,23 @@
-"""What a training step costs: through the Trainer, in a bare loop, and as most people write it.
+"""Time of a training step: through the Trainer, in a bare loop, and in a plain loop.
 
     python benchmarks/train_step.py [--rounds 30] [--steps 20] [--config small.yaml] [--loops all]
     python benchmarks/train_step.py --apart --rounds 6 --steps 250
 
-`gptlit fit` trains with everything on: progress bar, logging, guard, TensorBoard, and a validation
-and checkpoints between the stretches that are timed. After each of its stretches every other loop
+`gptlit fit` trains with everything enabled: progress bar, logging, guard, TensorBoard, and a
+validation and checkpoints between the timed stretches. After each of its stretches every other loop
 makes as many steps, in turn in the same process:
 
 - bare: the same model, batches, optimizer, clipping and learning rates in plain PyTorch. After
-  every stretch its weights are compared with the Trainer's, as the work has to be the same.
-- plain: per-item batches, torch.optim.AdamW as it comes, clipping, loss.item() at every step.
-- plain with one thing changed, indented; what each gives is its ratio to plain.
-- all of what helps, together, eager and compiled.
+  every stretch its weights are compared with the Trainer's, to check that the work is the same.
+- plain: per-item batches, torch.optim.AdamW by default, clipping, loss.item() at every step.
+- plain with one change each, indented; its effect is the ratio to plain.
+- all changes that help, together, eager and compiled.
 
-Medians over the rounds are told, of milliseconds a step and of each round's ratio to plain and to
-bare. The first round warms up and isn't counted. `--apart` gives the Trainer's loop and the bare
-one a process of its own each, in turn: two nets in one process change each other's place in memory.
-Text is random: speed doesn't depend on it. Options beyond these are those of `gptlit fit`, such as
---trainer.accelerator cuda; every stretch on a GPU ends by waiting for it.
+Prints medians over the rounds, of milliseconds per step and of each round's ratio to plain and to
+bare. The first round warms up and is not counted. `--apart` runs the Trainer's loop and the bare
+one in processes of their own, in turn: two nets in one process affect each other's memory layout.
+Text is random, as speed does not depend on it. Other options are passed to `gptlit fit`, such as
+--trainer.accelerator cuda; every stretch on a GPU ends by synchronizing.
 """
 
 import argparse
@@ -51,15 +51,15 @@ from gptlit.training.module import LitGPT
 
 @dataclass(frozen=True)
 class Parts:
-    """What a loop is made of."""
+    """The parts of a loop."""
 
     gather: bool = False  # one gather a batch, instead of a slice a window
-    optimizer: str = ""  # AdamW's "foreach" or "fused"; "" as it comes
+    optimizer: str = ""  # AdamW's "foreach" or "fused"; "" for its default
     set_to_none: bool = True
     reads_loss: bool = True  # loss.item() at every step
     attention: Literal["sdpa", "eager"] = "sdpa"
     compile: bool = False
-    threads: int = 0  # 0 for as many as there are
+    threads: int = 0  # 0 for all
 
 
 PLAIN = Parts()
@@ -87,7 +87,7 @@ Step = Callable[[], None]
 
 
 def same_steps(trainer: L.Trainer, module: LitGPT) -> tuple[nn.Module, Step]:
-    """The Trainer's own work as a plain function, and the copy of the net that it trains."""
+    """Make the bare loop's step, which does the Trainer's work, and its copy of the net."""
     net = copy.deepcopy(module.net)
     optimizer = optimizers.build(net, module.options, fused=trainer.precision == "32-true")
     factor, device = run_length.schedule(module.options, trainer), trainer.strategy.root_device
@@ -120,7 +120,7 @@ def _endless(loader: Callable[[], Any]) -> Iterator[Batch]:
 
 
 def steps_of(parts: Parts, trainer: L.Trainer, module: LitGPT) -> Step:
-    """A loop as it's usually written, with some parts of it changed."""
+    """Make the step of a loop as it is usually written, with some parts changed."""
     device, text = trainer.strategy.root_device, module.text
     net = GPT(replace(module.config, attention=parts.attention)).to(device).train()
     if parts.compile:
@@ -154,7 +154,7 @@ def steps_of(parts: Parts, trainer: L.Trainer, module: LitGPT) -> Step:
 
 
 def where(trainer: L.Trainer) -> str:
-    """Device, precision and threads."""
+    """Describe device, precision and threads."""
     device = trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return f"{name}, {trainer.precision}, {torch.get_num_threads()} threads"
@@ -166,15 +166,15 @@ def wait_for(device: torch.device) -> None:
 
 
 class InTurn(Callback):
-    """Times the Trainer's steps between two validations, then lets every other loop make as many.
+    """Times the Trainer's steps between two validations, then as many steps of every other loop.
 
-    A step more than is timed lies between two validations, so that what follows the last timed
-    one, up to the fetching of the next batch, is counted.
+    There is one more step between two validations than is timed, so that the work after the last
+    timed step, up to fetching the next batch, is included.
 
     Args:
-        steps: How many are timed.
-        loops: The names of those of LOOPS that take part.
-        clock: One of CLOCKS.
+        steps: Number of timed steps.
+        loops: Names of the loops, out of LOOPS.
+        clock: Name of a clock, out of CLOCKS.
     """
 
     def __init__(self, steps: int, loops: list[str], clock: str = "wall") -> None:
@@ -220,16 +220,16 @@ class InTurn(Callback):
             MEASURED.setdefault(name, []).append((self._now() - began) / self.steps)
         torch.set_num_threads(threads)
         DIFFERENCES.append(_difference(module.net, self._net))
-        self._loops["bare"][0]()  # the step that the Trainer makes untimed
+        self._loops["bare"][0]()  # for the step that the Trainer makes untimed
 
 
 class Alone(Callback):
-    """Times the Trainer's steps after some that warm up, or the bare loop's before the Trainer's.
+    """Times the Trainer's steps after a warmup, or the bare loop's before the Trainer's.
 
     Args:
-        steps: How many are timed.
+        steps: Number of timed steps.
         loop: Trainer or bare.
-        clock: One of CLOCKS.
+        clock: Name of a clock, out of CLOCKS.
     """
 
     WARMUP = 20
@@ -285,7 +285,7 @@ def _difference(one: Any, other: nn.Module) -> float:
 
 
 def report(measured: dict[str, list[float]]) -> Iterator[str]:
-    """A line for each loop, with medians over all rounds but the first."""
+    """Format a line for each loop, with medians over all rounds but the first."""
     counted = {name: seconds[1:] for name, seconds in measured.items()}
     width = max(map(len, counted)) + 2
     heads = f"{'ms a step':>10}{'range':>20}{'x bare':>9}{'x plain':>9}"
@@ -305,7 +305,7 @@ def report(measured: dict[str, list[float]]) -> Iterator[str]:
 
 
 def random_text(n_characters: int = 1_000_000) -> str:
-    """65 distinct characters, evenly."""
+    """Draw 65 distinct characters uniformly."""
     return "".join(np.random.default_rng(0).choice([chr(48 + i) for i in range(65)], n_characters))
 
 
@@ -317,7 +317,7 @@ def train(
     interval: int,
     more: list[str],
 ) -> None:
-    """`gptlit fit` in a folder that is removed, with a callback of this script."""
+    """Run `gptlit fit` in a temporary folder with a callback of this script."""
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         Path("text.txt").write_text(random_text(), encoding="utf-8")
         options = [
@@ -331,7 +331,7 @@ def train(
             "--samples.max_new_tokens=1",
             "--data.val_fraction=0.005",
         ]
-        with Path("told.txt").open("w") as told, contextlib.redirect_stdout(told):
+        with Path("output.txt").open("w") as output, contextlib.redirect_stdout(output):
             code = gptlit(["fit", *options, *more])
         if code:
             raise SystemExit(code)
@@ -341,7 +341,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument(
-        "--steps", type=int, default=20, help="In a stretch; tens are logged evenly."
+        "--steps",
+        type=int,
+        default=20,
+        help="Steps of a stretch; multiples of 10 are logged evenly.",
     )
     parser.add_argument("--config", default="small.yaml")
     parser.add_argument("--loops", default="all", choices=list(CHOICES))
@@ -349,9 +352,11 @@ def main(arguments: list[str] | None = None) -> None:
         "--clock",
         default="wall",
         choices=list(CLOCKS),
-        help="cpu counts the process's own time: for one thread on a CPU that others use as well.",
+        help="cpu counts the process's own time, for one thread on a shared CPU.",
     )
-    parser.add_argument("--apart", action="store_true", help="Trainer and bare, each by itself.")
+    parser.add_argument(
+        "--apart", action="store_true", help="Run Trainer and bare in processes of their own."
+    )
     parser.add_argument("--only", choices=["Trainer", "bare"], help=argparse.SUPPRESS)
     given, more = parser.parse_known_args(arguments)
     if given.only:

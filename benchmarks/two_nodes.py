@@ -1,9 +1,9 @@
-"""Two nodes, as two launchers on this machine: does a run train, and go on, as on one process?
+"""Train and resume on two nodes, simulated by two launchers, and compare with one process.
 
     python benchmarks/two_nodes.py
 
-Each node is a `torchrun` with a process of its own. They train to the middle, go on to the end,
-and the losses are compared with those of one process with the same global batch.
+Each node is a `torchrun` with one process. A run is stopped in the middle and resumed, and its
+losses are compared with those of one process with the same global batch.
 """
 
 import argparse
@@ -25,7 +25,7 @@ LIMIT = 120  # seconds for each command
 
 
 def options(batch_size: int, text: Path) -> list[str]:
-    """A tiny model without dropout, whose learning rate is planned for all steps."""
+    """Options of a tiny model without dropout, with a schedule for all steps."""
     return [
         "--config=tiny.yaml",
         "--model.block_size=16",
@@ -41,7 +41,7 @@ def options(batch_size: int, text: Path) -> list[str]:
 
 @contextlib.contextmanager
 def ended(processes: list[subprocess.Popen]) -> Iterator[None]:
-    """None of the processes, nor what they started, outlives the block."""
+    """Kill the processes and their children at the end of the block."""
     try:
         yield
     finally:
@@ -52,7 +52,7 @@ def ended(processes: list[subprocess.Popen]) -> Iterator[None]:
 
 
 def run(commands: list[list[str]], folder: Path) -> None:
-    """Run commands at once, and exit with what they said if one fails or takes too long."""
+    """Run commands in parallel; exit with their output if one fails or takes too long."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     logs = [folder / f"node_{index}.log" for index in range(len(commands))]
     processes: list[subprocess.Popen] = []
@@ -75,13 +75,13 @@ def run(commands: list[list[str]], folder: Path) -> None:
                 process.wait(max(0, end - time.monotonic()))
         codes = [process.poll() for process in processes]
     if codes != [0] * len(codes):
-        told = "\n".join(log.read_text() for log in logs)
-        sys.exit(f"{told}\nexit codes {codes}; None is one that hung")
+        output = "\n".join(log.read_text() for log in logs)
+        sys.exit(f"{output}\nexit codes {codes}; None is that of a process that hung")
 
 
 def two_nodes(folder: Path, *arguments: str) -> None:
     """Run `gptlit` on two nodes of one process each."""
-    # a store that already listens: no port has to be guessed, and nobody else can take it
+    # a store that already listens on a free port, which no other process can take
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
     torchrun += ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{store.port}"]

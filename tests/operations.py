@@ -118,9 +118,9 @@ def start(
     atexit._clear()  # of this process
     try:
         os.chdir(folder)
-        with Path("told.txt").open("a") as told:
-            os.dup2(told.fileno(), 1)
-            os.dup2(told.fileno(), 2)
+        with Path("output.txt").open("a") as output:
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
         # in the place of a test's captured ones
         sys.stdout, sys.stderr = (os.fdopen(each, "w", closefd=False) for each in (1, 2))
         sys.argv = ["gptlit", *arguments]
@@ -167,7 +167,7 @@ def judged(folder: Path, number: int, status: int | None) -> str:
     It has to end in time, by the exit code of the signal, or by 0 where all was done, with a line
     that says so and without a traceback. What it leaves has to be no run, or one that resumes.
     """
-    told = (folder / "told.txt").read_text()
+    told = (folder / "output.txt").read_text()
     if status is None:
         return f"BAD: hangs: {told[-300:]!r}"
     if os.WIFSIGNALED(status):
@@ -185,7 +185,7 @@ def judged(folder: Path, number: int, status: int | None) -> str:
     again = ["fit", "--ckpt_path=last"]
     resumed = ended(start(folder, [*again, "--trainer.max_steps=7"], writes=False))
     if resumed != 0:
-        return f"BAD: not resumed: {(folder / 'told.txt').read_text()[-1500:]}"
+        return f"BAD: not resumed: {(folder / 'output.txt').read_text()[-1500:]}"
     return f"{kind}, resumes"
 
 
@@ -194,7 +194,7 @@ def killed(folder: Path, whole: Path, options: list[str], at: int, writes: bool 
 
     It begins with BAD where that isn't a run like the one in `whole`, which nobody killed.
     """
-    told = folder / "told.txt"
+    told = folder / "output.txt"
     if ended(start(folder, ["fit", *options], signal.SIGKILL, at, writes)) != signal.SIGKILL:
         return f"BAD: not killed: {told.read_text()[-500:]}"
     last = folder / RUN / "checkpoints" / "last.ckpt"
