@@ -123,6 +123,6 @@ def quiet() -> Iterator[None]:
 def lightning_command() -> Iterator[None]:
     """Run a command that uses Lightning; several processes of a launcher end together."""
     processes.end_with_launcher()
-    with quiet(), processes.telling_of_lost_ranks():
+    with quiet(), processes.reporting_lost_ranks():
         yield
         processes.leave_together()

@@ -1,4 +1,4 @@
-"""What changes the weights: the LightningModule, losses, metrics, compiling, resuming.
+"""Training: the LightningModule, losses, checks, compiling and resuming.
 
 Files, loggers and callbacks of a run are in `gptlit.runs`.
 """

@@ -1,4 +1,4 @@
-"""A watch on loss and gradients: what is no number ends a run before it is saved."""
+"""Stops a run when the loss or a gradient is not finite, before anything is saved."""
 
 import math
 from dataclasses import dataclass
@@ -16,17 +16,17 @@ from gptlit.optim.optimizers import total_norm
 from gptlit.training.loop_state import has_stepped
 from gptlit.training.module import LitGPT
 
-LOWEST = 1.0  # nats: a loss that grows by half below it is no divergence
-LOOK_EVERY = 50  # steps, where nothing is logged
+MIN_LOSS = 1.0  # nats; a rise below it is not a divergence
+CHECK_EVERY = 50  # steps, if nothing is logged
 
 
 class NotFinite(RunError):
-    """Loss, gradients or weights are no longer numbers."""
+    """The loss, a gradient or a weight is not finite."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """An optimizer step whose figures are still on the device."""
+    """An optimizer step whose norm and loss are still on the device."""
 
     number: int
     lr: float
@@ -35,18 +35,18 @@ class Step:
 
 
 class Guard(Callback):
-    """Ends a run by a message when its loss or gradients become NaN or infinite.
+    """Stops a run with an error when its loss or gradients become NaN or infinite.
 
-    Each step's gradient norm and loss stay on the device until figures are logged, a validation
-    begins or a checkpoint is saved: no step waits for them, and what is saved is finite. Under
-    16-bit mixed precision infinite gradients are expected now and then, and its scaler skips
-    such steps; there the loss alone is watched.
+    The gradient norm and loss of each step stay on the device until metrics are logged, a
+    validation begins or a checkpoint is saved, so that no step waits for them and no checkpoint has
+    non-finite values. In 16-bit mixed precision only the loss is checked, since its scaler skips
+    steps with infinite gradients.
 
     Args:
-        skip_nonfinite: Skip up to so many such steps of a run instead, weights and optimizer
-            left as they are; each step then waits for its gradient norm.
-        diverged: Warn, once, when the loss since it was last logged is on average so many times
-            the lowest such mean, which counts as 1 nat at least; 0 for never.
+        skip_nonfinite: Number of non-finite steps of a run to skip instead of stopping; weights and
+            optimizer don't change, and each step waits for its gradient norm.
+        diverged: Warn once when the mean loss since the last logging is this many times the lowest
+            such mean, which counts as at least 1 nat; 0 for never.
     """
 
     def __init__(self, skip_nonfinite: int = 0, diverged: float = 1.5) -> None:
@@ -56,20 +56,20 @@ class Guard(Callback):
             raise UsageError("must be above 1, or 0 for never", "guard.diverged", diverged)
         self.skip_nonfinite = skip_nonfinite
         self.diverged = diverged
-        self._norm: Tensor | None = None  # of the step that is being made, unless it is skipped
+        self._norm: Tensor | None = None  # of the current step, unless it is skipped
         self._lr = 0.0
-        self._steps: list[Step] = []  # not looked at yet
+        self._steps: list[Step] = []  # not checked yet
         self._norm_before = math.nan
-        self._losses: list[float] = []  # since they were last logged
+        self._losses: list[float] = []  # since the last logging
         self._lowest = math.inf
-        self._told = False
+        self._has_warned = False
         self._skipped = 0
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "losses": self._losses + [float(step.loss) for step in self._steps],
             "lowest": self._lowest,
-            "told": self._told,
+            "told": self._has_warned,
             "skipped": self._skipped,
         }
 
@@ -77,19 +77,21 @@ class Guard(Callback):
         plain_data.check(list[float], state_dict["losses"], "callbacks.Guard.losses")
         self._losses = list(state_dict["losses"])
         self._lowest = state_dict["lowest"]
-        self._told = state_dict["told"]
+        self._has_warned = state_dict["told"]
         self._skipped = state_dict["skipped"]
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        self._lr = float(optimizer.param_groups[-1]["lr"])  # that of --model.lr, also by Muon
+        self._lr = float(
+            optimizer.param_groups[-1]["lr"]
+        )  # of the option lr: Muon's own group comes first
         assert isinstance(pl_module, LitGPT)
         self._norm = norm = pl_module.gradients.norm(optimizer)
         may_skip = self._skipped < self.skip_nonfinite and not _has_scaler(trainer)
         if may_skip and not norm.isfinite():
             self._skipped, self._norm = self._skipped + 1, None
-            pl_module.gradients.drop(optimizer)  # which leaves moments and decay alone as well
+            pl_module.gradients.drop(optimizer)  # so that moments and decay don't change either
             if trainer.is_global_zero:
                 note(
                     f"warning: step {trainer.global_step + 1}: gradient norm {norm:.3g}; skipped "
@@ -107,15 +109,15 @@ class Guard(Callback):
         if not has_stepped(trainer):
             return
         if self._norm is not None:
-            # of the batches that a step accumulates the last one's, which Lightning has divided
+            # the loss of the step's last batch, which Lightning has divided
             loss = outputs["loss"] * trainer.accumulate_grad_batches
             self._steps.append(Step(trainer.global_step, self._lr, self._norm, loss))
-        if trainer.global_step % (trainer.log_every_n_steps or LOOK_EVERY) == 0:
-            self._look(trainer)
-            self._compare(trainer)
+        if trainer.global_step % (trainer.log_every_n_steps or CHECK_EVERY) == 0:
+            self._check(trainer)
+            self._warn_if_risen(trainer)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._look(trainer)
+        self._check(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for name in ("val/loss", "train/loss_eval"):
@@ -129,18 +131,18 @@ class Guard(Callback):
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        self._look(trainer)
+        self._check(trainer)
         if not total_norm(p.detach() for p in pl_module.parameters()).isfinite():
             raise NotFinite(
                 f"step {trainer.global_step}: the weights are not finite at learning rate "
                 f"{self._lr:.3g}; {_advice(trainer)}"
             )
 
-    def _look(self, trainer: L.Trainer) -> None:
-        """Fetch the figures of all steps since the last look from the device, at once.
+    def _check(self, trainer: L.Trainer) -> None:
+        """Fetch the norms and losses of all steps since the last check from the device.
 
         Raises:
-            NotFinite: names the first step whose figures aren't.
+            NotFinite: The message names the first step that is not finite.
         """
         steps, self._steps = self._steps, []
         if not steps:
@@ -148,10 +150,10 @@ class Guard(Callback):
         norms = torch.stack([step.norm for step in steps]).tolist()
         losses = torch.stack([step.loss for step in steps]).tolist()
         watched = zip(losses, losses if _has_scaler(trainer) else norms, strict=True)
-        finite = [all(map(math.isfinite, figures)) for figures in watched]
+        finite = [all(map(math.isfinite, pair)) for pair in watched]
         bad = None if all(finite) else finite.index(False)
         found = bad is not None
-        if trainer.world_size > 1:  # a loss is its rank's own
+        if trainer.world_size > 1:  # each rank has a loss of its own
             found = trainer.strategy.reduce_boolean_decision(found, all=False)
         if not found:
             self._losses += losses
@@ -168,15 +170,15 @@ class Guard(Callback):
             f"{_advice(trainer)}, or {opt('guard.skip_nonfinite')} 3"
         )
 
-    def _compare(self, trainer: L.Trainer) -> None:
-        """Warn of a loss that goes up instead of down."""
+    def _warn_if_risen(self, trainer: L.Trainer) -> None:
+        """Warn once of a loss that rises."""
         losses, self._losses = self._losses, []
         if not losses:
             return
         mean = math.fsum(losses) / len(losses)
-        lowest = max(self._lowest, LOWEST)
-        if self.diverged and not self._told and mean > self.diverged * lowest < math.inf:
-            self._told = True
+        lowest = max(self._lowest, MIN_LOSS)
+        if self.diverged and not self._has_warned and mean > self.diverged * lowest < math.inf:
+            self._has_warned = True
             if trainer.is_global_zero:
                 note(
                     f"warning: step {trainer.global_step}: the loss rose from "
@@ -191,7 +193,7 @@ def _has_scaler(trainer: L.Trainer) -> bool:
 
 
 def _advice(trainer: L.Trainer) -> str:
-    """What to try against numbers that grow too large."""
+    """Name options that keep values finite."""
     tips = [f"a lower {opt('model.lr')}", f"a longer {opt('model.warmup_steps')}"]
     if not trainer.gradient_clip_val or trainer.gradient_clip_val > 1:
         tips.append(f"{opt('trainer.gradient_clip_val')} 1")

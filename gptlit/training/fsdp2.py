@@ -23,10 +23,10 @@ SHARDING = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
 
 
 class FSDP2(ModelParallelStrategy):
-    """Lightning's ModelParallelStrategy over data alone, with whole checkpoints in one file.
+    """Lightning's ModelParallelStrategy with data parallelism only, and checkpoints in one file.
 
-    Known as `--trainer.strategy fsdp2`. Lightning's own divides a node's processes by tensors,
-    which `LitGPT` doesn't, and saves a folder of shards.
+    Its name is fsdp2. Lightning's own defaults to tensor parallelism within a node, which `LitGPT`
+    doesn't support, and saves a folder of shards.
 
     Args:
         **options: `process_group_backend` and `timeout` of ModelParallelStrategy.
@@ -40,8 +40,8 @@ class FSDP2(ModelParallelStrategy):
         super().setup_environment()
 
     def load_optimizer_state_dict(self, checkpoint: Any) -> None:
-        # `load_checkpoint` has restored the moments; the module's hook has meanwhile put its own
-        # options into the checkpoint's groups
+        # `load_checkpoint` has restored the moments, and the module has put its own options into
+        # the checkpoint's groups
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             for group, options in zip(optimizer.param_groups, saved["param_groups"], strict=True):
                 group |= {name: options[name] for name in options if name != "params"}
@@ -54,12 +54,12 @@ def check(strategy: Strategy) -> None:
     """Refuse strategies that would train silently wrong, or wait forever.
 
     Raises:
-        UsageError: names what to give instead.
+        UsageError: names a strategy that works.
     """
     own = isinstance(strategy, FSDP2)
     if isinstance(strategy, ModelParallelStrategy | FSDPStrategy) and not own:
         raise UsageError(
-            f"weights are sharded by {opt('trainer.strategy')} fsdp2",
+            f"isn't supported; use {opt('trainer.strategy')} fsdp2 to shard the weights",
             "trainer.strategy",
             type(strategy).__name__,
         )
@@ -79,9 +79,9 @@ def check_whole(strategy: Strategy, optimizer: str, ema: float) -> None:
 
 
 def shard(net: GPT, mesh: DeviceMesh) -> None:
-    """Divide a net's parameters among the processes of a mesh, in place, block by block.
+    """Shard a net's parameters over the processes of a mesh, in place, block by block.
 
-    All processes must hold the same weights. A tied head is the root's, as the embedding is.
+    All processes must have the same weights. A tied head is sharded with the embedding.
     """
     for block in net.h:
         fully_shard(block, mesh=mesh)
@@ -89,9 +89,9 @@ def shard(net: GPT, mesh: DeviceMesh) -> None:
 
 
 def whole(net: GPT) -> GPT | None:
-    """The net itself, or a copy with all weights of one in shards; None on ranks other than 0.
+    """Return the net, gathered into a copy if it is sharded; None on ranks other than 0.
 
-    Every rank has to call it.
+    All ranks must call it.
     """
     first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
     if not isinstance(net, FSDPModule):

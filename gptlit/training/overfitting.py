@@ -1,4 +1,4 @@
-"""Notices overfitting: the validation loss rises, or is far above that on the training text."""
+"""Warns of overfitting: val/loss rises, or is far above the loss on the training text."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -11,7 +11,7 @@ from gptlit.messages import opt
 
 RISE = 0.1  # nats above the lowest validation loss
 TIMES = 2  # validations in a row
-GAP = 1.0  # nats between the validation loss and that on the training text
+GAP = 1.0  # nats between val/loss and the loss on the training text
 ADVICE = (
     f"try more text, {opt('model.dropout')} 0.2, a smaller model or "
     f"{opt('early_stopping.patience')} 3"
@@ -20,16 +20,16 @@ ADVICE = (
 
 @dataclass
 class Seen:
-    """What the validations of a run have shown so far.
+    """Results of a run's validations so far.
 
     Args:
-        lowest: The lowest val/loss.
-        lowest_at: Its step.
-        last: The last val/loss.
-        last_gap: The last val/gap.
-        n_above: Validations in a row with val/loss RISE or more above the lowest, and above that on
-            the training text.
-        has_warned: Whether a warning was given.
+        lowest: Lowest val/loss.
+        lowest_at: Step of the lowest val/loss.
+        last: Last val/loss.
+        last_gap: Last val/gap.
+        n_above: Number of validations in a row with val/loss RISE or more above the lowest, and
+            above the loss on the training text.
+        has_warned: Whether the run has warned.
     """
 
     lowest: float = math.inf
@@ -40,7 +40,7 @@ class Seen:
     has_warned: bool = False
 
     def add(self, step: int, loss: float, gap: float) -> bool:
-        """Take a validation's figures into account; whether to warn now, once in a run."""
+        """Add the results of a validation; return whether to warn now, once in a run."""
         if loss < self.lowest:
             self.lowest, self.lowest_at = loss, step
         self.last, self.last_gap = loss, gap
@@ -51,12 +51,12 @@ class Seen:
 
     @property
     def _is_risen(self) -> bool:
-        # where the training text is no better predicted either, training is unstable instead
+        # without a gap the loss on the training text rises too: training is unstable
         return self.last >= self.lowest + RISE and self.last_gap > 0
 
     @property
     def finding(self) -> str:
-        """What the last validation shows; "" if the model doesn't overfit."""
+        """Describe the last validation's overfitting; "" if there is none."""
         if math.isinf(self.lowest):
             return ""
         if self._is_risen:
@@ -73,8 +73,10 @@ class Seen:
 
 
 class Overfitting(Callback):
-    """Has a warning, once, when val/loss was RISE above its lowest in TIMES validations, or
-    val/gap is above GAP. `Report` prints it; the end of the run repeats what is still so."""
+    """Warns once when val/loss was RISE above its lowest in TIMES validations, or val/gap > GAP.
+
+    `Report` prints the warning, and the run's summary repeats a finding that is still true.
+    """
 
     def __init__(self) -> None:
         self.seen = Seen()
@@ -82,7 +84,7 @@ class Overfitting(Callback):
 
     @property
     def state_key(self) -> str:
-        # names what is monitored, so that another validation text makes it begin anew
+        # names the metric, so that a resume with another validation text starts anew
         return self._generate_state_key(monitor="val/loss")
 
     def state_dict(self) -> dict[str, Any]:
@@ -92,9 +94,9 @@ class Overfitting(Callback):
         self.seen = Seen(**state_dict)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        figures = trainer.callback_metrics
-        if trainer.state.fn != "fit" or trainer.sanity_checking or "val/loss" not in figures:
+        metrics = trainer.callback_metrics
+        if trainer.state.fn != "fit" or trainer.sanity_checking or "val/loss" not in metrics:
             return
-        loss, gap = (figures[f"val/{name}"].item() for name in ("loss", "gap"))
+        loss, gap = (metrics[f"val/{name}"].item() for name in ("loss", "gap"))
         warns = self.seen.add(trainer.global_step, loss, gap)
         self.warning = f"warning: {self.seen.finding}; {ADVICE}" if warns else ""

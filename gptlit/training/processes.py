@@ -1,4 +1,4 @@
-"""How Lightning would start the processes of a run, and which ways can't work here."""
+"""Processes of a run: their ranks, the strategies that start them, and errors of the Trainer."""
 
 import contextlib
 import copy
@@ -18,85 +18,49 @@ from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from gptlit.messages import RunError, UsageError
+from gptlit.messages import RunError, UsageError, opt
 from gptlit.training import loop_state
 
 T = TypeVar("T")
 
 LAUNCHER = "GPTLIT_LAUNCHER"  # the environment variable with the process id of rank 0
-LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # gloo's
-OPTIONS = ("strategy", "accelerator", "devices", "num_nodes", "plugins")  # decide about it
+# gloo's messages when another process has ended
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+# the Trainer's options that decide how its processes start
+OPTIONS = ("strategy", "accelerator", "devices", "num_nodes", "plugins")
+
+# ---------------------------------------------------------------------- ranks
 
 
 def on_rank_zero() -> bool:
-    """Whether this process is the one that writes; true where there is only one."""
+    """Whether this process has rank 0, which writes files and messages; true for a single one."""
     return rank_zero_only.rank == 0
 
 
-def as_list(value: Any) -> list[Any]:
-    """A Trainer's option that is none, one or a list of things, as a list."""
-    if value is None:
-        return []
-    return list(value) if isinstance(value, list) else [value]
-
-
-def are_plain(options: Any) -> bool:
-    """Whether options can be checked before their classes are made."""
-    given = [each for name in OPTIONS for each in as_list(options[name])]
-    return not any(isinstance(each, Namespace) for each in given)
-
-
-def check(options: Any) -> None:
-    """Refuse strategies whose processes are spawned or forked copies of this one.
-
-    These train and save, but the step, the metrics and the reason of the end stay in the copies,
-    so that this process would report a run that it knows nothing of. A Trainer that is thrown
-    away says which launcher Lightning chooses, also for "auto" in a notebook.
-
-    Args:
-        options: Those of the Trainer, by name.
-
-    Raises:
-        UsageError: names the strategy that works instead.
-    """
-    # Lightning leaves marks in the objects that it is given
-    given = copy.deepcopy({name: options[name] for name in OPTIONS})
-    off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-    trainer = refusing(L.Trainer, **given, **dict.fromkeys(off, False))
-    if method := loop_state.start_method(trainer.strategy):
-        strategy = options["strategy"]
-        name = strategy if isinstance(strategy, str) else type(strategy).__name__
-        raise UsageError(
-            f"--trainer.strategy {name}: starts its processes by {method}, and what they train "
-            "does not come back to this one; give --trainer.strategy ddp, which works in a "
-            "terminal and not in a notebook, or leave the option out and give --trainer.devices 1"
-        )
-
-
-def kill_others(trainer: L.Trainer) -> None:
-    """End the processes that this one has launched, which wait for what it can't do."""
-    if trainer.strategy.launcher is not None:
-        trainer.strategy.launcher.kill(signal.SIGKILL)
-
-
 def leave_together() -> None:
-    """Let all processes of a finished run leave together.
+    """Wait until all processes of a finished run are here, then leave their process group.
 
-    One that goes while another still talks can make gloo abort it, with all its work done.
+    gloo can abort a process that still communicates with one that has left.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 
 
-def end_with_launcher() -> None:
-    """Let this process end when the one that launched it for a share of the work has.
+def kill_others(trainer: L.Trainer) -> None:
+    """Kill the processes that this one has launched, which would wait for it forever."""
+    if trainer.strategy.launcher is not None:
+        trainer.strategy.launcher.kill(signal.SIGKILL)
 
-    One whose launcher was killed before all had met would wait half an hour for it. A process
-    that was started by hand, or by a cluster, isn't watched.
+
+def end_with_launcher() -> None:
+    """Let this process end when the process that launched it ends.
+
+    It would otherwise wait half an hour for a launcher that was killed early. Processes started by
+    hand or by a cluster have no launcher.
     """
     if "LOCAL_RANK" not in os.environ:
-        os.environ[LAUNCHER] = str(os.getpid())  # for those that Lightning launches from here
+        os.environ[LAUNCHER] = str(os.getpid())  # for processes that Lightning launches from here
         return
     by_torchrun = torch.distributed.is_torchelastic_launched()
     launcher = os.getppid() if by_torchrun else int(os.environ.get(LAUNCHER, 0))
@@ -107,15 +71,15 @@ def end_with_launcher() -> None:
 def _watch(launcher: int) -> None:
     while os.getppid() == launcher:
         time.sleep(1)
-    os._exit(1)  # the main thread may be waiting where no exception reaches it
+    os._exit(1)  # the main thread may be waiting in code that no exception interrupts
 
 
 @contextlib.contextmanager
-def telling_of_lost_ranks() -> Iterator[None]:
-    """Say in one line that another process has ended, where this one can't go on without.
+def reporting_lost_ranks() -> Iterator[None]:
+    """Report in one line that another process of the run has ended.
 
     Raises:
-        RunError: instead of the error of whatever was waited for.
+        RunError: Instead of the error of the communication that failed.
     """
     try:
         yield
@@ -128,33 +92,79 @@ def telling_of_lost_ranks() -> Iterator[None]:
         ) from error
 
 
-def new_trainer(**options: Any) -> L.Trainer:
-    """A Trainer; what Lightning refuses becomes a UsageError.
+# ---------------------------------------------------------------------- strategies
+
+
+def as_list(value: Any) -> list[Any]:
+    """Return a Trainer's option, which can be None, one object or a list, as a list."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list) else [value]
+
+
+def are_plain(options: Any) -> bool:
+    """Whether options can be checked before their classes are instantiated."""
+    given = [each for name in OPTIONS for each in as_list(options[name])]
+    return not any(isinstance(each, Namespace) for each in given)
+
+
+def check(options: Any) -> None:
+    """Refuse strategies that spawn or fork this process.
+
+    They train and save, but this process doesn't receive the step, the metrics and the reason of
+    the end. A temporary Trainer shows which launcher Lightning chooses, also for "auto" in a
+    notebook.
+
+    Args:
+        options: Options of the Trainer by name.
 
     Raises:
-        UsageError: options or parts that don't go together.
+        UsageError: The message names a strategy that works.
+    """
+    # Lightning changes the objects that are passed to it
+    given = copy.deepcopy({name: options[name] for name in OPTIONS})
+    off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    trainer = refusing(L.Trainer, **given, **dict.fromkeys(off, False))
+    if method := loop_state.start_method(trainer.strategy):
+        strategy = options["strategy"]
+        raise UsageError(
+            f"starts its processes by {method}, and their results don't reach this process; use "
+            f"{opt('trainer.strategy')} ddp in a terminal, or {opt('trainer.devices')} 1 without a "
+            "strategy in a notebook",
+            "trainer.strategy",
+            strategy if isinstance(strategy, str) else type(strategy).__name__,
+        )
+
+
+# ---------------------------------------------------------------------- errors of the Trainer
+
+
+def new_trainer(**options: Any) -> L.Trainer:
+    """Make a Trainer.
+
+    Raises:
+        UsageError: Lightning refuses the options.
     """
     try:
         return refusing(L.Trainer, **options)
     except RuntimeError as error:
-        if not _is_refusal(error):
-            raise
-        raise UsageError(f"--trainer: {textwrap.shorten(str(error), 240)}") from error
+        _raise_refusal(error)
+        raise
 
 
 def refusing(function: Callable[..., T], *arguments: Any, **options: Any) -> T:
-    """Call a function of Lightning's, whose refusals of options become a UsageError."""
+    """Call a function of Lightning's, and raise its refusals of options as UsageError."""
     try:
         return function(*arguments, **options)
     except UsageError:
         raise
     except (MisconfigurationException, ValueError, TypeError, ModuleNotFoundError) as error:
-        if not _is_refusal(error):
-            raise
-        raise UsageError(f"--trainer: {textwrap.shorten(str(error), 240)}") from error
+        _raise_refusal(error)
+        raise
 
 
-def _is_refusal(error: BaseException) -> bool:
-    """Whether it was raised by Lightning itself rather than by something it called."""
+def _raise_refusal(error: Exception) -> None:
+    """Raise a UsageError for an error that Lightning's own code raised, not code that it calls."""
     frames = list(traceback.walk_tb(error.__traceback__))
-    return "lightning" in Path(frames[-1][0].f_code.co_filename).parts
+    if "lightning" in Path(frames[-1][0].f_code.co_filename).parts:
+        raise UsageError(textwrap.shorten(str(error), 240), "trainer") from error

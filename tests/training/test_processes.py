@@ -30,7 +30,7 @@ def assert_refused(result: Result, method: str) -> None:
     (line,) = result.err.splitlines()
     assert line.startswith("gptlit: error: --trainer.strategy ")
     assert f"by {method}" in line
-    assert "give --trainer.strategy ddp" in line
+    assert "use --trainer.strategy ddp" in line
 
 
 @pytest.mark.parametrize("name", COPYING)

@@ -89,8 +89,8 @@ def test_two_processes_are_one(gptlit: Call, alone: Run, tmp_path: Path, strateg
         assert "done at step" in done[0].err
         assert done[1].out == ""
     assert_same_figures(tmp_path, alone.cwd)
-    told = (tmp_path / "lightning_logs/version_0/samples.txt").read_text()
-    assert told.count("=== step") == 2
+    samples = (tmp_path / "lightning_logs/version_0/samples.txt").read_text()
+    assert samples.count("=== step") == 2
     one, other = (checkpoint.read(folder / LAST) for folder in (tmp_path, alone.cwd))
     assert one["state_dict"].keys() == other["state_dict"].keys()
     for name, tensor in one["state_dict"].items():
@@ -134,8 +134,8 @@ def _wait(environment: dict[str, str]) -> None:
 
 def test_a_process_ends_with_its_launcher() -> None:
     """A launcher that is another process than its parent, and so has ended before."""
-    told = {"LOCAL_RANK": "1", processes.LAUNCHER: str(os.getppid())}
-    child = multiprocessing.get_context("fork").Process(target=_wait, args=(told,))
+    environment = {"LOCAL_RANK": "1", processes.LAUNCHER: str(os.getppid())}
+    child = multiprocessing.get_context("fork").Process(target=_wait, args=(environment,))
     child.start()
     try:
         child.join(LIMIT)
