@@ -1,14 +1,12 @@
-"""Checkpoints without Lightning: where they are, what is in them, and a model from one.
+"""Checkpoints without Lightning: find one, read and check it, and build its model.
 
-A checkpoint is whole: besides what Lightning saves it holds, under the key "gptlit", the
-model's config, the tokenizer, the text's provenance and the run's config, all as plain data.
-It loads with `weights_only=True`, so that someone else's file can't run code.
+A checkpoint is complete: besides Lightning's own content it has, under the key "gptlit", the
+model's config, the tokenizer, the provenance of the text and the run's config as plain data.
 """
 
 import contextlib
 import dataclasses
 import re
-import zipfile
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -19,7 +17,6 @@ from gptlit import plain_data
 from gptlit.checkpoints import torch_files
 from gptlit.checkpoints.weight_shapes import NotFinite, checked
 from gptlit.corpora import inputs
-from gptlit.files import replacing
 from gptlit.messages import UsageError, is_first_process, note, opt
 from gptlit.model.gpt import GPT, GPTConfig
 from gptlit.plain_data import in_short
@@ -31,14 +28,14 @@ KEY = "gptlit"
 NET_PREFIX = "net."
 RUNS = Path("lightning_logs")
 ALIASES = ("best", "last")
-CHECKPOINTS = "checkpoints"  # the folder of a run's
+CHECKPOINTS = "checkpoints"  # the folder in a run's folder
 RUN_FILES = ("config.yaml", "metrics.csv", "hparams.yaml")
 PARTS = {"config", "tokenizer", "text", "run", "seed"}
 
+# versions that can have saved a checkpoint
+LIGHTNINGS = r"2(\.\d+){1,3}((a|b|rc|\.dev|\.post)\d+)?(\+\w+)?"
 
-LIGHTNINGS = r"2(\.\d+){1,3}((a|b|rc|\.dev|\.post)\d+)?(\+\w+)?"  # versions that can have saved one
-
-# what gptlit reads of a checkpoint; what Lightning reads to go on with a run is in `resuming`
+# the part of a checkpoint that gptlit reads; `training.resuming` has what Lightning reads
 _Content = TypedDict(
     "_Content",
     {"state_dict": dict[str, Any], "global_step": int, "pytorch-lightning_version": str},
@@ -58,7 +55,7 @@ class _EpochLoss(TypedDict):
 
 
 class _Described(TypedDict):
-    """What is under `KEY`."""
+    """The content under `KEY`."""
 
     config: dict[str, Any]
     tokenizer: dict[str, Any]
@@ -71,10 +68,9 @@ class _Described(TypedDict):
 
 
 def resolve(name: str, runs: Path = RUNS) -> Path:
-    """The checkpoint that `--ckpt_path` means: a file, or `best` or `last` of the newest run.
+    """The checkpoint that `--ckpt_path` names: a file, or `best` or `last` of the newest run.
 
-    The newest run is the one that began last, under whatever name, of those that have such a
-    checkpoint.
+    The newest run is the one that began last, of those that have such a checkpoint.
 
     Raises:
         UsageError: there is no such file.
@@ -84,7 +80,7 @@ def resolve(name: str, runs: Path = RUNS) -> Path:
         inputs.refuse_endless(path, opt("ckpt_path"))
         if not path.is_file():
             raise UsageError(
-                "no such file; give a checkpoint's path, or best or last for the newest run's",
+                "no such file; give the path of a checkpoint, or best or last for the newest run's",
                 "ckpt_path",
                 name,
             )
@@ -92,18 +88,18 @@ def resolve(name: str, runs: Path = RUNS) -> Path:
     found = list(runs.glob(f"*/{CHECKPOINTS}/{name}.ckpt"))
     if not found:
         raise UsageError(
-            f"no run under {runs.absolute()} has a {name}.ckpt; train one by `gptlit fit`, or give "
-            "a checkpoint's path",
+            f"no run under {runs.absolute()} has a {name}.ckpt; train one with `gptlit fit`, or "
+            "give the path of a checkpoint",
             "ckpt_path",
             name,
         )
-    return max(found, key=lambda path: _age(path.parent.parent))
+    return max(found, key=lambda path: _began_at(path.parent.parent))
 
 
-def _age(run: Path) -> tuple[float, int, str]:
-    """What orders runs by their beginning: the earliest time that their files tell, in seconds.
+def _began_at(run: Path) -> tuple[float, int, str]:
+    """A key that orders runs by their beginning, the earliest time of their files in seconds.
 
-    Copies of event files keep it in their names.
+    The names of event files carry their time, which copies keep.
     """
     files = [path for path in [*run.iterdir(), *run.glob(f"{CHECKPOINTS}/*")] if path.is_file()]
     times = [int(path.stat().st_mtime) for path in files]
@@ -112,11 +108,11 @@ def _age(run: Path) -> tuple[float, int, str]:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is that of a run, under whatever name: by what is in it."""
-    written = any((folder / name).is_file() for name in RUN_FILES)
-    # of earlier versions, or where somebody has cleared up
-    named = version_number(folder) >= 0
-    return (folder / CHECKPOINTS).is_dir() and (written or named)
+    """Whether a folder is that of a run, by the files in it."""
+    has_files = any((folder / name).is_file() for name in RUN_FILES)
+    # runs of earlier versions don't have these files, nor do runs that were cleared up
+    has_name = version_number(folder) >= 0
+    return (folder / CHECKPOINTS).is_dir() and (has_files or has_name)
 
 
 def version_number(run: Path) -> int:
@@ -126,13 +122,13 @@ def version_number(run: Path) -> int:
 
 
 class Damaged(UsageError):
-    """A file isn't what was once written under its name."""
+    """The file isn't a whole checkpoint."""
 
 
 def read_named(name: str, runs: Path = RUNS) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint that `--ckpt_path` means, and all of it.
+    """The checkpoint that `--ckpt_path` names, and its content.
 
-    A damaged `last` is replaced by the newest whole checkpoint of its folder, which is told.
+    A damaged `last` is replaced by the newest whole checkpoint of its folder, with a warning.
 
     Raises:
         UsageError: as `resolve` and `read`.
@@ -145,16 +141,17 @@ def read_named(name: str, runs: Path = RUNS) -> tuple[Path, dict[str, Any]]:
             raise
         whole, content = found
     if is_first_process():
-        note(f"warning: {path} is damaged; taking {whole.name} of step {content['global_step']}")
+        step = content["global_step"]
+        note(f"warning: {path} is damaged; {whole.name} of step {step} is used instead")
     return whole, content
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """All of a checkpoint, tensors mapped from the file, each byte of which is compared once.
+    """The content of a checkpoint, after its bytes and types were checked; tensors are mapped.
 
     Raises:
-        Damaged: not what was written; the message names a whole checkpoint beside it.
-        UsageError: missing, not a checkpoint of gptlit, or one that would have to run code.
+        Damaged: not a whole file; the message names a whole checkpoint next to it.
+        UsageError: missing, not a checkpoint of gptlit, or one that could run code.
     """
     path = Path(path)
     try:
@@ -164,39 +161,35 @@ def read(path: str | Path) -> dict[str, Any]:
         hint = (
             f"{found[0]} of step {found[1]['global_step']} is whole"
             if found
-            else ("and no whole one lies beside it")
+            else "and there is no whole one next to it"
         )
         raise Damaged(f"{error.reason}; {hint}", error.option, error.value) from error
 
 
 def _read(path: Path) -> dict[str, Any]:
-    inputs.refuse_endless(path, "--ckpt_path")
+    inputs.refuse_endless(path, opt("ckpt_path"))
     try:
-        damaged = _is_damaged(path)
-        if damaged:
+        if torch_files.is_damaged(path):
             raise Damaged("torn, altered, or not a checkpoint", "ckpt_path", path)
         content = torch_files.load(path)
+        described = content.get(KEY) if isinstance(content, dict) else None
+        if not isinstance(described, dict) or not set(described) >= PARTS:
+            raise UsageError("not a checkpoint of gptlit")
+        check(content)
     except FileNotFoundError as error:
         raise UsageError("no such file", "ckpt_path", path) from error
     except Damaged:
         raise
     except UsageError as error:
         raise UsageError(str(error), "ckpt_path", path) from error
-    described = content.get(KEY) if isinstance(content, dict) else None
-    if not isinstance(described, dict) or not set(described) >= PARTS:
-        raise UsageError("not a checkpoint of gptlit", "ckpt_path", path)
-    try:
-        check(content)
-    except UsageError as error:
-        raise UsageError(str(error), "ckpt_path", path) from error
     return content
 
 
 def check(content: dict[str, Any]) -> None:
-    """Refuse what no gptlit can have saved, before anything is made of it.
+    """Refuse content that no version of gptlit saves.
 
     Raises:
-        UsageError: names the part that has another type than gptlit's, the option or the weight.
+        UsageError: names the entry, the option or the weight.
     """
     plain_data.check(_Content, content, "")
     plain_data.check(_Described, content[KEY], KEY)
@@ -220,7 +213,7 @@ def config_of(content: dict[str, Any]) -> GPTConfig:
     """The config of a checkpoint's model.
 
     Raises:
-        UsageError: it is none.
+        UsageError: the config isn't valid.
     """
     try:
         return plain_data.make(GPTConfig, content[KEY]["config"], "config.")
@@ -229,10 +222,10 @@ def config_of(content: dict[str, Any]) -> GPTConfig:
 
 
 def check_weights(content: dict[str, Any]) -> dict[str, Tensor]:
-    """The weights of a checkpoint's model by their own names, compared with its config.
+    """The weights of a checkpoint's model by its own names, after a comparison with its config.
 
     Raises:
-        UsageError: names the first that is missing, of another shape or not of finite numbers.
+        UsageError: names the first weight that is missing, of another shape or not finite.
     """
     weights = {
         name.removeprefix(NET_PREFIX): tensor
@@ -245,27 +238,11 @@ def check_weights(content: dict[str, Any]) -> dict[str, Tensor]:
         raise UsageError(f"{error}; take an earlier checkpoint") from error
 
 
-def _is_damaged(path: Path) -> bool:
-    """Whether a file isn't what `torch.save` wrote.
-
-    That is a zip archive, which has a CRC-32 of each tensor and of all else in it, and ends by
-    its table of contents. Mapped tensors are read without a look at it.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            torch_files.check_sizes(archive)  # ahead of the time that unpacking takes
-            return archive.testzip() is not None
-    except (FileNotFoundError, UsageError):
-        raise
-    except Exception:  # what a wrong byte in the archive's own tables comes to, and bad disks
-        return True
-
-
 def newest_whole(path: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The whole checkpoint of the most steps that lies beside another one."""
+    """The whole checkpoint of the most steps in the folder of another one."""
     steps: dict[Path, int] = {}
     for neighbour in filter(Path.is_file, set(path.parent.glob("*.ckpt")) - {path}):
-        with contextlib.suppress(Exception):  # the step alone says little: read below
+        with contextlib.suppress(Exception):  # checked by `_read` below
             content = torch_files.load(neighbour)
             if isinstance(content, dict):
                 steps[neighbour] = int(content["global_step"])
@@ -273,22 +250,6 @@ def newest_whole(path: Path) -> tuple[Path, dict[str, Any]] | None:
         with contextlib.suppress(UsageError):
             return neighbour, _read(neighbour)
     return None
-
-
-def write(content: dict[str, Any], path: Path) -> None:
-    """Put a checkpoint under `path`, whole and on the disk, or leave there what there was.
-
-    Raises:
-        OSError: no room, or not allowed to.
-    """
-    with replacing(path) as file:
-        try:
-            torch.save(content, file)
-        except RuntimeError as error:
-            # torch's own complaint that fewer bytes were written than it gave
-            if isinstance(error.__context__, OSError):
-                raise error.__context__ from None
-            raise
 
 
 def describe(
@@ -299,15 +260,15 @@ def describe(
     seed: int,
     evaluated: dict[str, float] | None = None,
 ) -> dict[str, Any]:
-    """What goes under `KEY` into a checkpoint, as plain data.
+    """The content under `KEY` of a checkpoint, as plain data.
 
     Args:
-        config: The model's.
-        tokenizer: The text's.
-        text: Where the text came from, and its splits.
-        run: The run's options as YAML, "" if it had none.
-        seed: Of the run's random numbers.
-        evaluated: The figures of the run's last validation by name, and the "step" of it.
+        config: Config of the model.
+        tokenizer: Tokenizer of the text.
+        text: Provenance of the text, and its splits.
+        run: Options of the run as YAML; "" for none.
+        seed: Seed of the run's random numbers.
+        evaluated: Metrics of the run's last validation by name, and its "step".
     """
     return {
         "config": dataclasses.asdict(config),
@@ -320,35 +281,31 @@ def describe(
 
 
 def evaluation(content: dict[str, Any]) -> str:
-    """A checkpoint's step, and the figures of its validation or of the last one before it.
-
-    Args:
-        content: As `read` gives it.
-    """
-    step, figures = content["global_step"], content[KEY].get("evaluated", {})
-    known = [
-        f"{name} {figures[name]:{form}}"
+    """A checkpoint's step, and the metrics of its validation or of the last one before it."""
+    step, metrics = content["global_step"], content[KEY].get("evaluated", {})
+    shown = [
+        f"{name} {metrics[name]:{form}}"
         for name, form in (("val/loss", ".4f"), ("val/gap", "+.4f"), ("train/loss_eval", ".4f"))
-        if name in figures
+        if name in metrics
     ][:2]
-    if not known:
+    if not shown:
         return f"step {step:,}, not validated"
-    when = "" if figures["step"] == step else f"at step {figures['step']:,} "
-    return f"step {step:,}, {when}{', '.join(known)}"
+    when = "" if metrics["step"] == step else f"at step {metrics['step']:,} "
+    return f"step {step:,}, {when}{', '.join(shown)}"
 
 
 def introduction(path: Path, content: dict[str, Any]) -> str:
-    """Which model a checkpoint holds: its file, how far it was trained, and on which text."""
+    """One line about a checkpoint: its file, step, metrics and text."""
     name = printable(content[KEY]["text"].get("name", "unknown"), one_line=True)
     trained = evaluation(content) if content["global_step"] else "imported weights"
     return f"model {path}: {trained}, text: {name}"
 
 
 def build(content: dict[str, Any]) -> tuple[GPT, Tokenizer]:
-    """The model, in eval mode, and the tokenizer of what `read` gave.
+    """The model, in eval mode, and the tokenizer of a checkpoint's content.
 
     Raises:
-        UsageError: its parts don't fit each other, or its weights aren't finite.
+        UsageError: its parts don't fit together, or its weights aren't finite.
     """
     config, weights = config_of(content), check_weights(content)
     tokenizer = from_state(content[KEY]["tokenizer"], config.vocab_size)
@@ -358,10 +315,10 @@ def build(content: dict[str, Any]) -> tuple[GPT, Tokenizer]:
 
 
 def load(path: str | Path = "best") -> tuple[GPT, Tokenizer]:
-    """The model, in eval mode on the CPU, and the tokenizer of a checkpoint.
+    """Load the model, in eval mode on the CPU, and the tokenizer of a checkpoint.
 
     Args:
-        path: A file, or "best" or "last" for those of the newest run under lightning_logs.
+        path: Path of a checkpoint, or "best" or "last" for the newest run's in lightning_logs.
 
     Raises:
         UsageError: missing, damaged, or not a checkpoint of gptlit.

@@ -16,7 +16,7 @@ import yaml
 from jsonargparse import Namespace
 from torch import Tensor
 
-from gptlit.checkpoints import checkpoint
+from gptlit.checkpoints import checkpoint, torch_files
 from gptlit.checkpoints.gpt2_names import fitting
 from gptlit.checkpoints.weight_files import WEIGHTS, read_folder
 from gptlit.checkpoints.weight_shapes import State
@@ -238,4 +238,4 @@ def write_checkpoint(origin: Origin, path: Path) -> None:
         "hyper_parameters": options,
         checkpoint.KEY: checkpoint.describe(origin.config, origin.tokenizer, text, run, seed=0),
     }
-    checkpoint.write(content, path)
+    torch_files.save(content, path)

@@ -1,30 +1,35 @@
-"""Files that `torch.save` wrote: read as plain data and tensors, and no larger than they are."""
+"""Files of torch.save and pickles, read as plain data and tensors, so that no code can run."""
 
+import io
 import pickle
+import pickletools
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
+from gptlit.corpora.inputs import refuse_endless
+from gptlit.files import replacing
 from gptlit.messages import UsageError
 from gptlit.plain_data import check_depth, in_short
 
+LARGEST_PICKLE = 16 * 2**20  # bytes; a vocabulary of 100,000 characters takes a tenth
+
 
 def load(path: Path) -> Any:
-    """What `torch.save` wrote, its tensors on the CPU and mapped from the file.
+    """The content of a file of `torch.save`, with tensors on the CPU and mapped from the file.
 
-    Only plain data and tensors are read, so that no code is run, and no more memory is taken than
-    the file has bytes. GPT-2's own .bin files are in torch's older format, which isn't mapped.
+    No more memory is taken than the file has bytes. GPT-2's own .bin files are in torch's older
+    format, which isn't mapped.
 
     Raises:
-        UsageError: torn, of more than plain data, or with sizes beyond the file's own.
+        UsageError: torn, holds more than plain data and tensors, or announces sizes beyond its own.
         FileNotFoundError: there is no such file.
     """
     try:
         if is_archive := zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                check_sizes(archive)
+            check_sizes(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
     except (FileNotFoundError, UsageError):
         raise
@@ -32,23 +37,59 @@ def load(path: Path) -> Any:
         raise UsageError(
             "refused: torn, or not of plain data and tensors only, so that it could run code"
         ) from error
-    except Exception as error:  # what isn't a pickle, or a crafted one, can raise anything
+    except Exception as error:  # anything but a valid pickle can raise any error
         raise UsageError(f"torn, or not written by torch.save ({type(error).__name__})") from error
     check_depth([content], "")
     return content
 
 
-def check_sizes(archive: zipfile.ZipFile) -> None:
-    """Refuse an archive whose members are announced to be larger than the file that holds them.
+def load_named(path: Path) -> Any:
+    """The same as `load`, with the file's name in messages.
 
-    `torch.save` compresses nothing, and `torch.load` takes memory for what is announced.
+    Raises:
+        UsageError: missing, not a regular file, or as `load`.
+    """
+    refuse_endless(path, "weights")
+    try:
+        return load(path)
+    except FileNotFoundError as error:
+        raise UsageError(f"{path.name}: no such file") from error
+    except UsageError as error:
+        raise UsageError(f"{path.name}: {error}") from error
+
+
+def is_damaged(path: Path) -> bool:
+    """Whether a file isn't a whole archive of `torch.save`, by the CRC-32 of each of its members.
+
+    Reading mapped tensors doesn't check them.
+
+    Raises:
+        UsageError: announces sizes beyond its own.
+        FileNotFoundError: there is no such file.
+    """
+    try:
+        check_sizes(path)  # before time is spent on unpacking
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is not None
+    except (FileNotFoundError, UsageError):
+        raise
+    except Exception:  # wrong bytes in the archive's tables, and bad disks, raise any error
+        return True
+
+
+def check_sizes(path: Path) -> None:
+    """Refuse an archive whose members announce more bytes than the file has.
+
+    `torch.save` compresses nothing, and `torch.load` allocates the announced memory.
 
     Raises:
         UsageError: names the member.
     """
-    size = Path(str(archive.filename)).stat().st_size
+    size = path.stat().st_size
     n_bytes, seen = 0, set()
-    for member in archive.infolist():
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    for member in members:
         n_bytes += member.file_size
         if member.filename in seen:
             what = "comes twice"
@@ -62,3 +103,71 @@ def check_sizes(archive: zipfile.ZipFile) -> None:
         raise UsageError(
             f"refused: {in_short(member.filename)} in it, of {member.file_size:,} bytes, {what}"
         )
+
+
+def save(content: dict[str, Any], path: Path) -> None:
+    """Write a file by `torch.save`, whole and synced to disk, or leave the earlier file in place.
+
+    Raises:
+        OSError: the disk is full, or the place isn't writable.
+    """
+    with replacing(path) as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            # torch raises it where fewer bytes were written than it passed to the file
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+
+
+# ---------------------------------------------------------------------- pickles
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Unpickles numbers, strings and their containers, and no classes or functions."""
+
+    def find_class(self, module_name: str, global_name: str, /) -> NoReturn:
+        raise pickle.UnpicklingError(f"it names {module_name}.{global_name}")
+
+
+def load_pickle(path: Path, name: str) -> Any:
+    """The numbers, strings and containers of a pickle.
+
+    Args:
+        path: Path of the file.
+        name: Name of the file in messages about devices and pipes.
+
+    Raises:
+        UsageError: missing, torn, or holds more than plain data.
+    """
+    refuse_endless(path, name)
+    try:
+        with path.open("rb") as file:
+            pickled = file.read(LARGEST_PICKLE + 1)
+        _check_pickle_size(pickled)
+        return _PlainUnpickler(io.BytesIO(pickled)).load()
+    except FileNotFoundError as error:
+        raise UsageError(f"{path.name}: no such file") from error
+    except pickle.UnpicklingError as error:
+        raise UsageError(
+            f"{path.name}: refused: torn, or not of plain data only ({error})"
+        ) from error
+    except Exception as error:  # a torn pickle can raise any error
+        raise UsageError(f"{path.name}: torn or not a pickle ({type(error).__name__})") from error
+
+
+def _check_pickle_size(pickled: bytes) -> None:
+    """Refuse a pickle that would take more memory than in proportion to its size.
+
+    Unpickling allocates the numbered places of a pickle's parts, and byte arrays of an announced
+    length: 9 bytes can take 4 GB.
+    """
+    if len(pickled) > LARGEST_PICKLE:
+        raise pickle.UnpicklingError(f"more than {LARGEST_PICKLE:,} bytes")
+    for opcode, argument, _ in pickletools.genops(pickled):
+        is_number = opcode.name in ("PUT", "BINPUT", "LONG_BINPUT")
+        if is_number and int(argument or 0) not in range(len(pickled)):
+            raise pickle.UnpicklingError(f"a part is numbered {argument}")
+        if opcode.name == "BYTEARRAY8":
+            raise pickle.UnpicklingError("an array of bytes")

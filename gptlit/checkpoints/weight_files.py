@@ -127,7 +127,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 def _tensors(path: Path) -> Iterable[tuple[str, Tensor]]:
     if path.suffix != ".safetensors":
-        content = load_plain(path)
+        content = torch_files.load_named(path)
         if not isinstance(content, dict):
             raise UsageError(f"{path.name}: holds something else than tensors by name")
         return content.items()
@@ -140,21 +140,6 @@ def _tensors(path: Path) -> Iterable[tuple[str, Tensor]]:
         raise UsageError(f"no {path.name} in it") from error
     except Exception as error:  # kinds of numbers that torch doesn't have raise other errors
         raise UsageError(f"{path.name}: torn or not of safetensors ({error})") from error
-
-
-def load_plain(path: Path) -> Any:
-    """What torch.save wrote, if it is plain data and tensors; on the CPU, no code is run.
-
-    Raises:
-        UsageError: missing, torn, or holding something that would have to run code.
-    """
-    refuse_endless(path, "weights")
-    try:
-        return torch_files.load(path)
-    except FileNotFoundError as error:
-        raise UsageError(f"{path.name}: no such file") from error
-    except UsageError as error:
-        raise UsageError(f"{path.name}: {error}") from error
 
 
 # ---------------------------------------------------------------------- writing

@@ -2,7 +2,6 @@
 
 import functools
 import shutil
-import zipfile
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -14,8 +13,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, strided
 
 from gptlit import plain_data
-from gptlit.checkpoints.checkpoint import write
-from gptlit.checkpoints.torch_files import check_sizes
+from gptlit.checkpoints.torch_files import check_sizes, save
 from gptlit.files import replacing
 from gptlit.messages import UsageError
 from gptlit.training import loop_state
@@ -184,7 +182,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
-        write(checkpoint, Path(path))
+        save(checkpoint, Path(path))
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
@@ -194,6 +192,5 @@ class DurableCheckpointIO(TorchCheckpointIO):
         Raises:
             UsageError: It declares sizes larger than the file.
         """
-        with zipfile.ZipFile(path) as archive:
-            check_sizes(archive)
+        check_sizes(Path(path))
         return super().load_checkpoint(path, map_location, weights_only=True)

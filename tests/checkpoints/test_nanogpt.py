@@ -143,7 +143,10 @@ def test_crafted_files_run_no_code(files: Path, monkeypatch: pytest.MonkeyPatch)
         ({letter: id_ for id_, letter in enumerate("edcba\n ")}, "order of their code points"),
         ({letter: id_ + 1 for id_, letter in enumerate(CHARACTERS)}, "numbered from 0"),
         ({"ab": 0, "c": 1}, "aren't single characters"),
-        ({letter: id_ for id_, letter in enumerate("abc")}, "has 3 characters, and the model a"),
+        (
+            {letter: id_ for id_, letter in enumerate("abc")},
+            "has 3 characters, and the model has a",
+        ),
         ({1: 0}, "no table stoi of characters"),
     ],
 )

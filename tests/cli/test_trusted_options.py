@@ -13,7 +13,7 @@ import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 import gptlit as package
-from gptlit.checkpoints import checkpoint
+from gptlit.checkpoints import checkpoint, torch_files
 from gptlit.data.datamodule import TextDataModule
 from gptlit.messages import UsageError
 from gptlit.training.module import LitGPT
@@ -72,7 +72,7 @@ def crafted(run: Run, path: Path, changes: dict[str, Any] | str, **parts: Any) -
                 options[group] = value
         text = yaml.safe_dump(options)
     described = {**content[checkpoint.KEY], "run": text}
-    checkpoint.write({**content, checkpoint.KEY: described, **parts}, path)
+    torch_files.save({**content, checkpoint.KEY: described, **parts}, path)
     return path
 
 
@@ -180,7 +180,7 @@ def test_no_control_character_reaches_the_terminal(gptlit: Call, run: Run, evil:
     path = crafted(run, Path("a.ckpt"), {"trainer.callbacks": callbacks})
     content = checkpoint.read(path)
     content[checkpoint.KEY]["text"] = text
-    checkpoint.write(content, path)
+    torch_files.save(content, path)
     for words in (["predict", "--max_new_tokens=1"], ["fit"]):
         result = gptlit(words[0], f"--ckpt_path={path}", *words[1:])
         assert len(result.err.splitlines()) == 1
@@ -197,7 +197,7 @@ def resumable(run: Run, folder: Path, **parts: Any) -> Path:
         of_lightning("callbacks.ModelCheckpoint", every_n_train_steps=1)
     ]
     described = {**content[checkpoint.KEY], "run": yaml.safe_dump(options)}
-    checkpoint.write({**content, checkpoint.KEY: described, **parts}, last)
+    torch_files.save({**content, checkpoint.KEY: described, **parts}, last)
     return last
 
 

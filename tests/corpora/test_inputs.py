@@ -84,7 +84,7 @@ def test_files_beside_weights_have_an_end_too(tmp_path: Path) -> None:
         nanogpt.read_meta(Path("/dev/zero"))
     os.mkfifo(tmp_path / "step_1.ckpt")
     (tmp_path / "last.ckpt").write_bytes(b"torn")
-    with pytest.raises(UsageError, match="torn, altered.*no whole one lies beside it"):
+    with pytest.raises(UsageError, match="torn, altered.*no whole one next to it"):
         checkpoint.read(tmp_path / "last.ckpt")
     with pytest.raises(UsageError, match="step_1.ckpt: is a pipe"):
         checkpoint.read(tmp_path / "step_1.ckpt")

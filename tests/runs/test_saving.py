@@ -15,7 +15,7 @@ import torch
 
 import gptlit as package
 from gptlit import files
-from gptlit.checkpoints import checkpoint
+from gptlit.checkpoints import checkpoint, torch_files
 from gptlit.messages import UsageError
 from tests.conftest import TINY, Result, Run, assert_equal
 
@@ -96,8 +96,8 @@ def test_a_damaged_last_is_replaced_by_the_newest_whole_one(
     told = gptlit("predict", "--ckpt_path=last", "--max_new_tokens=5")
     assert told.code == 0
     assert told.err.startswith(
-        "gptlit: warning: lightning_logs/version_0/checkpoints/last.ckpt is damaged; taking "
-        "step_30.ckpt of step 30\n"
+        "gptlit: warning: lightning_logs/version_0/checkpoints/last.ckpt is damaged; "
+        "step_30.ckpt of step 30 is used instead\n"
         "gptlit: model lightning_logs/version_0/checkpoints/step_30.ckpt: step 30, "
     )
     going_on = gptlit("fit", "--ckpt_path=last", "--trainer.max_steps=32")
@@ -125,7 +125,7 @@ def test_nothing_whole_is_left(gptlit: Call, last: Path) -> None:
         path.write_bytes(path.read_bytes()[:1000])
     refused = gptlit("fit", "--ckpt_path=last")
     assert refused.code == 2
-    assert "no whole one lies beside it" in refused.err
+    assert "there is no whole one next to it" in refused.err
 
 
 # ---------------------------------------------------------------------- code
@@ -190,12 +190,12 @@ def test_what_does_not_fit_leaves_what_was_there(
     tmp_path: Path, small_files: Callable[[int], None]
 ) -> None:
     path = tmp_path / "a.ckpt"
-    checkpoint.write({"a": torch.zeros(10)}, path)
+    torch_files.save({"a": torch.zeros(10)}, path)
     before = path.read_bytes()
     for n_bytes in (100, 5_000, 1_000_000):
         small_files(n_bytes)
         with pytest.raises(OSError, match="File too large") as raised:
-            checkpoint.write({"a": torch.ones(300_000)}, path)
+            torch_files.save({"a": torch.ones(300_000)}, path)
         assert raised.value.filename == str(path)
         assert raised.value.errno == errno.EFBIG
         assert [each.name for each in tmp_path.iterdir()] == ["a.ckpt"]
@@ -269,7 +269,7 @@ def test_a_rename_reaches_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "replace", replace)
-    checkpoint.write({}, tmp_path / "a.ckpt")
+    torch_files.save({}, tmp_path / "a.ckpt")
     assert steps == ["file", "rename", "folder"]
 
 
