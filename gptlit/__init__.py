@@ -1,4 +1,4 @@
-"""gptlit: train a small GPT on a text and write with it.
+"""gptlit: train a small GPT on a text and generate text with it.
 
 >>> import gptlit                                                   # doctest: +SKIP
 >>> model, tokenizer = gptlit.load("lightning_logs/version_0/checkpoints/best.ckpt")
@@ -20,7 +20,7 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    # torch takes seconds to import, and `gptlit --version` needs none of it
+    # torch takes seconds to import, which `gptlit --version` does without
     if name == "load":
         from gptlit.checkpoints.checkpoint import load
 

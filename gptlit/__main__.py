@@ -1,11 +1,14 @@
-"""The entry of `gptlit`: picks the verb and imports only what that verb needs."""
+"""Entry point of `gptlit`: imports only the modules of the verb that is called."""
 
 import contextlib
 import errno
+import functools
+import importlib
 import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 from gptlit import __version__, signals, startup, streams
 from gptlit.cli import help_pages
@@ -20,20 +23,39 @@ from gptlit.messages import (
     note,
 )
 
-VERBS = {
-    "fit": "train a model, or go on training one (--ckpt_path last)",
-    "predict": "write text with a trained model",
-    "validate": "the exact loss on the validation split",
-    "test": "the exact loss on the test split",
-    "data": "what a text is, under one or more tokenizers",
-    "import": "a checkpoint from nanoGPT's or Hugging Face's files",
-    "export": "a checkpoint as a Hugging Face folder, or as plain safetensors",
-    "study": "many runs side by side: a grid or a search, a table and plots",
-    "summary": "what a fit with these options would be: size, memory, time",
-}
 
+class Verb(NamedTuple):
+    """A verb of the command line.
+
+    Args:
+        about: Description in a few words.
+        module: Module of gptlit that has the verb's function.
+        function: Name of that function, which takes the arguments after the verb.
+    """
+
+    about: str
+    module: str
+    function: str = "main"
+
+
+FIT = "cli.fit"  # its function takes the verb too
+VERBS = {
+    "fit": Verb("train a model, or resume a run (--ckpt_path last)", FIT),
+    "predict": Verb("generate text with a trained model", "predict.command"),
+    "validate": Verb("compute the exact loss on the validation split", FIT),
+    "test": Verb("compute the exact loss on the test split", FIT),
+    "data": Verb("show statistics of a text under one or more tokenizers", "cli.data"),
+    "import": Verb(
+        "make a checkpoint of nanoGPT's or Hugging Face's files", "cli.convert", "import_"
+    ),
+    "export": Verb(
+        "write a checkpoint as Hugging Face's files or safetensors", "cli.convert", "export"
+    ),
+    "study": Verb("train a grid or a search of runs, with a table and plots", "study.command"),
+    "summary": Verb("show the size, memory and time of a run without training it", FIT),
+}
 ALIASES = {"train": "fit", "generate": "predict", "sample": "predict"}
-# what other programs call what gptlit does by an option, or by one of two verbs
+# other programs' verbs, and the commands of gptlit that do the same
 ELSEWHERE = {
     "resume": "gptlit fit --ckpt_path last",
     "continue": "gptlit fit --ckpt_path last",
@@ -43,28 +65,32 @@ ELSEWHERE = {
     "finetune": "gptlit fit --model.init_from last --data.path my.txt",
 }
 
-HELP = f"""gptlit {__version__}: train a small GPT on a text and write with it
+HELP = f"""gptlit {__version__}: train a small GPT on a text and generate text with it
 
-usage: gptlit VERB [options]   (gptlit VERB --help tells them)
+usage: gptlit VERB [options]   (gptlit VERB --help shows the options)
 
-{chr(10).join(f"  {verb:<9} {about}" for verb, about in VERBS.items())}
+{chr(10).join(f"  {name:<9} {verb.about}" for name, verb in VERBS.items())}
 
   gptlit fit                            train on Shakespeare (small.yaml)
-  gptlit fit --data.path my.txt         train on a text of your own
-  gptlit fit --ckpt_path last           go on where the newest run stopped
-  gptlit predict --prompt "ROMEO:"      write with the newest model
-  tensorboard --logdir lightning_logs   watch
+  gptlit fit --data.path my.txt         train on your own text
+  gptlit fit --ckpt_path last           resume where the newest run stopped
+  gptlit predict --prompt "ROMEO:"      generate text with the newest model
+  tensorboard --logdir lightning_logs   watch the metrics
 
-  train is another name of fit, generate and sample of predict; gptlit help VERB
-  is gptlit VERB --help
-  --debug, before or behind the verb: an error is shown with its traceback"""
+  train is an alias of fit; generate and sample are aliases of predict
+  gptlit help VERB is the same as gptlit VERB --help
+  --debug, before or after the verb, shows the traceback of an error"""
 
 DEBUG = "--debug"
 
 
 @naming_flags()
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `gptlit` with these arguments (default: the process's own); returns the exit code."""
+    """Run `gptlit` and return its exit code.
+
+    Args:
+        argv: Arguments; by default those of the process.
+    """
     own_process = argv is None
     if own_process:
         startup.use_utf8()
@@ -91,7 +117,7 @@ def _exit_code(given: Sequence[str]) -> int:
         note(f"error: {error}")
         return 1
     except BrokenPipeError:
-        return 141  # whoever read standard output has closed it
+        return 141  # the reader of standard output has closed it
     except streams.OutputLost as error:
         note(f"error: {streams.STANDARD_OUTPUT}: {error.strerror}; the result is incomplete")
         return 1
@@ -123,25 +149,25 @@ def _traceback_shown() -> Iterator[None]:
 
 
 def _check_environment() -> None:
-    """Refuse variables that are meant for gptlit and that nothing would read."""
+    """Refuse environment variables that look like options of gptlit but are none."""
     prefixes = tuple(f"GPTLIT_{verb.upper()}__" for verb in VERBS)
     for name in sorted(os.environ):
         if name.startswith("GPTLIT_") and name != "GPTLIT_DATA_DIR" and "__" in name:
             verb = name.removeprefix("GPTLIT_").partition("_")[0].lower()
             if not name.startswith(prefixes):
                 raise UsageError(
-                    f"{name}: no option; its variable would be GPTLIT_VERB__GROUP__NAME, for "
+                    f"{name}: not an option; variables are named GPTLIT_VERB__GROUP__NAME, for "
                     f"instance GPTLIT_FIT__MODEL__N_EMBD.{did_you_mean(verb, VERBS)}"
                 )
 
 
 def _check_folder() -> None:
-    """Refuse a working folder that isn't there: libraries can't even be loaded in one."""
+    """Refuse a working folder that was removed, since modules can't be imported in it."""
     try:
         os.getcwd()
     except OSError as error:
         raise UsageError(
-            f"the working folder can't be found ({error.strerror}); change into one that exists"
+            f"the working folder can't be found ({error.strerror}); change to one that exists"
         ) from error
 
 
@@ -156,7 +182,7 @@ def _run(arguments: list[str]) -> int:
     elif verb in ("--version", "version"):
         print(f"gptlit {__version__}")
     elif not verb or verb.startswith("-"):
-        raise UsageError(f"no verb; say gptlit {', '.join(VERBS)}, or gptlit --help")
+        raise UsageError(f"no verb; use gptlit {', '.join(VERBS)}, or gptlit --help")
     elif verb in ELSEWHERE:
         raise UsageError(f"{verb}: unknown verb; use {ELSEWHERE[verb]}")
     elif verb not in VERBS:
@@ -165,50 +191,27 @@ def _run(arguments: list[str]) -> int:
             + did_you_mean(verb, [*VERBS, *ALIASES])
         )
     elif (which := help_pages.asked(rest)) is not None:
-        print(help_pages.text(verb, VERBS[verb], which))
+        print(help_pages.text(verb, VERBS[verb].about, which))
     else:
         _check_environment()
         _check_folder()
         try:
-            _dispatch(verb, [verb, *rest])
+            with signals.disposable():
+                run = _function(verb, rest)
+            run()
         except SystemExit as exit_:
             code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
-    sys.stdout.flush()  # whether the result arrived
+    sys.stdout.flush()  # raises an error if the result was not delivered
     return code
 
 
-def _dispatch(verb: str, arguments: list[str]) -> None:
-    with signals.disposable():
-        run = _command(verb, arguments)
-    run()
-
-
-def _command(verb: str, arguments: list[str]) -> Callable[[], None]:
-    """What a verb does; its modules are imported here."""
-    rest = arguments[1:]
-    if verb == "predict":
-        if any(item.startswith("--trainer") for item in arguments):
-            from gptlit.predict import devices
-
-            return lambda: devices.main(rest)
-        from gptlit.predict import command
-
-        return lambda: command.main(rest)
-    if verb in ("import", "export"):
-        from gptlit.cli import convert
-
-        return lambda: (convert.import_ if verb == "import" else convert.export)(rest)
-    if verb == "data":
-        from gptlit.cli import data
-
-        return lambda: data.main(rest)
-    if verb == "study":
-        from gptlit.study import command as study
-
-        return lambda: study.main(rest)
-    from gptlit.cli import fit
-
-    return lambda: fit.main(arguments)
+def _function(verb: str, words: list[str]) -> Callable[[], None]:
+    """Import a verb's module and return its function with its arguments."""
+    _, module, name = VERBS[verb]
+    if verb == "predict" and any(word.startswith("--trainer") for word in words):
+        module = "predict.devices"
+    function = getattr(importlib.import_module(f"gptlit.{module}"), name)
+    return functools.partial(function, [verb, *words] if module == FIT else words)
 
 
 if __name__ == "__main__":

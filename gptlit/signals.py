@@ -1,18 +1,18 @@
-"""Signals that ask the process to stop: Ctrl-C (SIGINT), SIGTERM, and SIGHUP of a closed terminal.
+"""Handles the signals that stop a process: Ctrl-C (SIGINT), SIGTERM, and SIGHUP of a terminal.
 
-`caught` handles them from the process's entry to its exit, so that none ends it without a message:
+`caught` handles them while a command runs, so that the process always reports why it ends:
 
-| signal                      | while a run trains                     | anywhere else |
-| --------------------------- | -------------------------------------- | ------------- |
-| the first                   | the run decides (`stopping.Stopping`)  | ends at once  |
-| a second Ctrl-C             | ends at once                           |               |
-| a second SIGTERM or SIGHUP  | the process has `state.limit` s to end |               |
-| a third Ctrl-C              | the process is ended                   | it is ended   |
+| signal                      | while a run trains                     | otherwise    |
+| --------------------------- | -------------------------------------- | ------------ |
+| the first                   | the run decides (`stopping.Stopping`)  | ends at once |
+| a second Ctrl-C             | ends at once                           |              |
+| a second SIGTERM or SIGHUP  | the process has `state.limit` s to end |              |
+| a third Ctrl-C              | the process is killed                  | killed       |
 
-To end at once is to raise an exception, which can be lost or held up. So a thread that waits for
-signals, and needs no help of the main thread, gives the process `state.limit` seconds from then on;
-it also has the exception raised again that Python has dropped where none can be raised, and the one
-that would have broken off an import, which C code drops and C++ code aborts at.
+"Ends at once" means that an exception is raised, which can be lost or delayed. Therefore a thread
+watches the signals and kills the process after `state.limit` seconds. It also sends a signal again
+if Python dropped its exception, or if it came during an import, where C code drops exceptions and
+C++ code aborts at them.
 """
 
 import atexit
@@ -32,85 +32,86 @@ from gptlit.messages import is_first_process
 LIMIT_S = 30.0
 POLL_S = 0.2
 NAMES = {
-    getattr(signal, name): told
-    for name, told in (("SIGINT", "Ctrl-C"), ("SIGTERM", "SIGTERM"), ("SIGHUP", "SIGHUP"))
+    getattr(signal, name): shown
+    for name, shown in (("SIGINT", "Ctrl-C"), ("SIGTERM", "SIGTERM"), ("SIGHUP", "SIGHUP"))
     if hasattr(signal, name)  # Windows has no SIGHUP
 }
 
 
-def _told(number: int) -> str:
+def _message(number: int) -> str:
     return "stopped" if number == signal.SIGINT else f"stopped by {NAMES[number]}"
 
 
 class Terminated(BaseException):
-    """SIGTERM or SIGHUP asks for the end; `KeyboardInterrupt` is that of Ctrl-C.
+    """Raised by SIGTERM and SIGHUP, as `KeyboardInterrupt` is by Ctrl-C.
 
     Args:
-        number: Of the signal.
+        number: Number of the signal.
     """
 
     def __init__(self, number: int) -> None:
-        super().__init__(_told(number))
-        self.exit_code = 128 + number  # as shells have it
+        super().__init__(_message(number))
+        self.exit_code = 128 + number  # the shells' convention
 
 
 class _State:
-    """What this process has been asked for.
+    """State of the signal handling of this process.
 
     Args:
-        taker: Decides about a signal, instead of ending at once.
-        over: Whether the process ends anyway, and no signal is to interrupt it.
-        watched: Whether the thread watches.
+        on_signal: Handles a signal instead of ending at once.
+        is_over: Whether the process is ending, so that signals are ignored.
+        is_watched: Whether the thread runs.
         limit: Seconds that the process has to end, once it has to.
-        counted: The signals since the start, or since they were last forgotten.
-        deadline: When the process is ended, by `time.monotonic`.
-        dropped: A signal whose exception Python has dropped, or that came during an import.
-        raised: The exception of a signal, once it was raised.
-        disposable: Whether the process has nothing to clean up yet, so that the thread ends it.
+        counted: Signals since the start, or since `forget`.
+        deadline: Time by `time.monotonic` at which the process is killed.
+        resend: Signal whose exception Python dropped, or that came during an import.
+        raised: Exception of a signal, once it was raised.
+        is_disposable: Whether there is nothing to clean up yet, so that the thread ends it.
     """
 
     def __init__(self) -> None:
-        self.taker: Callable[[int], None] | None = None
-        self.over = False
-        self.watched = False
+        self.on_signal: Callable[[int], None] | None = None
+        self.is_over = False
+        self.is_watched = False
         self.limit = LIMIT_S
         self.counted: list[int] = []
         self.deadline: float | None = None
-        self.dropped: int | None = None
+        self.resend: int | None = None
         self.raised: BaseException | None = None
-        self.disposable = False
+        self.is_disposable = False
 
 
 state = _State()
 
 
 def handle(number: int, frame: FrameType | None = None) -> None:
-    """The handler of all these signals."""
-    if state.over:
+    """Handle a signal."""
+    if state.is_over:
         return
-    if state.taker is not None:
-        state.taker(number)
+    if state.on_signal is not None:
+        state.on_signal(number)
     else:
         end_at_once(number, frame)
 
 
 def end_at_once(number: int, frame: FrameType | None = None) -> None:
-    """Raise the exception of a signal; while a module is imported, later.
+    """Raise the exception of a signal, or have it sent again after the current import.
 
     Args:
-        number: Of the signal.
-        frame: What it interrupts.
+        number: Number of the signal.
+        frame: Frame that the signal interrupts.
 
     Raises:
-        KeyboardInterrupt, Terminated: where nothing is imported.
+        KeyboardInterrupt: On Ctrl-C.
+        Terminated: On SIGTERM and SIGHUP.
     """
-    if state.disposable:
-        threading.Event().wait()  # for the thread
-    if state.watched and _imports(frame):
-        state.dropped = number
+    if state.is_disposable:
+        threading.Event().wait()  # the thread ends the process
+    if state.is_watched and _imports(frame):
+        state.resend = number
         return
-    # a second exception would break off what the first one still has to clean up
-    state.over = state.watched
+    # a second exception would interrupt the clean-up of the first
+    state.is_over = state.is_watched
     state.raised = KeyboardInterrupt() if number == signal.SIGINT else Terminated(number)
     raise state.raised
 
@@ -124,10 +125,10 @@ def _imports(frame: FrameType | None) -> bool:
 
 
 def install(*always: int) -> None:
-    """Handle the signals here, but not those that are ignored, as `nohup` has SIGHUP.
+    """Install the handler of all signals that aren't ignored, as SIGHUP is under `nohup`.
 
     Args:
-        *always: Signals that are handled even then.
+        *always: Signals that are handled even if they are ignored.
     """
     if threading.current_thread() is threading.main_thread():
         for number in NAMES:
@@ -135,30 +136,30 @@ def install(*always: int) -> None:
                 signal.signal(number, handle)
 
 
-def take(taker: Callable[[int], None] | None) -> None:
-    """Let `taker` decide about signals, with their number; None: they end the process at once."""
-    state.taker = taker
+def delegate(on_signal: Callable[[int], None] | None) -> None:
+    """Pass the number of each signal to `on_signal`; with None, signals end the process at once."""
+    state.on_signal = on_signal
 
 
 def ending() -> None:
-    """Let no signal interrupt any more: the process ends anyway."""
-    state.over = True
+    """Ignore further signals, since the process is ending."""
+    state.is_over = True
 
 
 def forget() -> None:
-    """Take the signals so far for answered: the process goes on."""
-    state.taker, state.over = None, False
-    state.deadline, state.dropped, state.raised = None, None, None
+    """Forget the signals so far, since the process continues."""
+    state.on_signal, state.is_over = None, False
+    state.deadline, state.resend, state.raised = None, None, None
     state.counted.clear()
 
 
 @contextlib.contextmanager
 def caught(own_process: bool) -> Iterator[None]:
-    """Handle the signals.
+    """Handle signals while the block runs.
 
     Args:
-        own_process: Whether the process is only there for this command: the handlers then stay
-            until it has ended, and the thread watches.
+        own_process: Whether the process runs this command only: the thread then runs, and the
+            handlers stay until the process has ended.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -166,7 +167,7 @@ def caught(own_process: bool) -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in NAMES}
     forget()
     install()
-    if own_process and os.name == "posix" and not state.watched:
+    if own_process and os.name == "posix" and not state.is_watched:
         _start_watching()
     try:
         yield
@@ -182,18 +183,17 @@ def caught(own_process: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def disposable() -> Iterator[None]:
-    """While modules are imported, let the thread end the process: an import turns exceptions into
-    others, or drops them."""
-    state.disposable = state.watched
+    """Let the thread end the process during imports, which may replace or drop exceptions."""
+    state.is_disposable = state.is_watched
     try:
         yield
     finally:
-        state.disposable = False
+        state.is_disposable = False
 
 
 @contextlib.contextmanager
 def as_raised() -> Iterator[None]:
-    """Raise the exception of a signal again, where something has made another one of it."""
+    """Raise the exception of a signal again if other code replaced it."""
     try:
         yield
     except SystemExit:
@@ -208,19 +208,19 @@ def as_raised() -> Iterator[None]:
 
 
 def _start_watching() -> None:
-    state.watched = True
+    state.is_watched = True
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    # written to by the system's handler itself, whatever the main thread is doing
+    # the C-level handler writes to it, whatever the main thread does
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(reader, threading.get_ident()), daemon=True).start()
-    atexit.register(_ignore)  # the first to be registered is the last to be called
+    atexit.register(_ignore)  # registered first, hence called last
     report = sys.unraisablehook
 
     def dropped(unraisable: Any) -> None:
         if isinstance(unraisable.exc_value, KeyboardInterrupt | Terminated):
             number = getattr(unraisable.exc_value, "exit_code", 128 + signal.SIGINT) - 128
-            state.dropped = number
+            state.resend = number
         else:
             report(unraisable)
 
@@ -236,48 +236,48 @@ def _watch(reader: int, main_thread: int) -> None:
                     _count(number)
         if state.deadline is not None and time.monotonic() > state.deadline:
             _end(state.counted[-1], f"as it did not end within {state.limit:g} s")
-        if state.dropped is not None:
-            number, state.dropped, state.over = state.dropped, None, False
-            state.counted.remove(number)  # it comes once more
+        if state.resend is not None:
+            number, state.resend, state.is_over = state.resend, None, False
+            state.counted.remove(number)  # it is counted when it is sent again
             signal.pthread_kill(main_thread, number)
 
 
 def _count(number: int) -> None:
     state.counted.append(number)
-    if state.disposable:
+    if state.is_disposable:
         _end(number)
     if state.counted.count(signal.SIGINT) >= 3:
         _end(number, "at the third")
-    at_once = state.taker is None or state.over
+    at_once = state.on_signal is None or state.is_over
     if state.deadline is None and (at_once or len(state.counted) >= 2):
         state.deadline = time.monotonic() + state.limit
 
 
 def _end(number: int, why: str = "") -> None:
-    told = f"ended by {NAMES[number]}, {why}; what was saved stays" if why else _told(number)
+    message = f"ended by {NAMES[number]}, {why}; saved files are kept" if why else _message(number)
     if is_first_process():
         with contextlib.suppress(OSError):  # a closed terminal
-            line = "\n" if number == signal.SIGINT else ""  # behind the terminal's ^C
-            os.write(2, f"{line}gptlit: {told}\n".encode())
+            line = "\n" if number == signal.SIGINT else ""  # after the terminal's ^C
+            os.write(2, f"{line}gptlit: {message}\n".encode())
     os._exit(128 + number)
 
 
 def _ignore() -> None:
-    """Let nothing interrupt the interpreter's own end, which a hang of its own can't hold up."""
+    """Ignore signals while the interpreter exits, but not longer than `LIMIT_S`."""
     for number in NAMES:
         signal.signal(number, signal.SIG_IGN)
     signal.alarm(int(LIMIT_S))
 
 
 def _in_child() -> None:
-    """Let a forked process be its own: signals have their usual effects."""
-    if state.watched:
+    """Restore the usual effects of signals in a forked process."""
+    if state.is_watched:
         signal.set_wakeup_fd(-1)
     for number in NAMES:
         if signal.getsignal(number) is handle:
             usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
             signal.signal(number, usual)
-    state.watched = False
+    state.is_watched = False
     forget()
 
 
@@ -286,5 +286,5 @@ if hasattr(os, "register_at_fork"):
 
 
 def exit_code(stop: BaseException) -> int:
-    """That of a process that ends by such an exception."""
+    """Return the exit code of a process that ends by this exception."""
     return stop.exit_code if isinstance(stop, Terminated) else 128 + signal.SIGINT

@@ -1,4 +1,4 @@
-"""What a process of gptlit's own does ahead of its command: it takes UTF-8."""
+"""Switches a process to UTF-8 before its command runs."""
 
 import codecs
 import os
@@ -6,13 +6,13 @@ import sys
 
 
 def use_utf8() -> None:
-    """Begin again in Python's UTF-8 mode, in a locale whose only characters are ASCII.
+    """Restart Python in UTF-8 mode in a locale that has only ASCII characters.
 
-    Python takes this mode itself in the locales C and POSIX, unless it is told not to. Without it
-    the words of the command line are no text, and names of files can't be printed.
+    Python uses this mode by itself in the locales C and POSIX, unless PYTHONUTF8 is 0. Without it
+    arguments that aren't ASCII are not valid text, and file names can't be printed.
     """
     if sys.flags.utf8_mode or not sys.executable:
         return
     if codecs.lookup(sys.getfilesystemencoding()).name == "ascii":
-        os.environ["PYTHONUTF8"] = "1"  # for processes that this one starts
+        os.environ["PYTHONUTF8"] = "1"  # for child processes
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])

@@ -1,10 +1,9 @@
 """Standard streams that every command can rely on.
 
-`usable` prepares them once, at the entry: a stream that is missing is replaced, and a character
-that a stream's encoding lacks is written as an escape. A result that standard output doesn't take
-raises `OutputLost`. What a run merely shows while it trains (`only_shown`) is dropped instead, with
-one line on stderr. While a progress bar is drawn, whole lines are written above it, whoever writes
-them: warnings, logging and print() alike.
+`usable` replaces missing streams and writes characters that an encoding lacks as escapes. A result
+that standard output doesn't accept raises `OutputLost`; what a run only shows (`only_shown`) is
+dropped instead, with one line on stderr. Lines that any code writes, through warnings, logging or
+print(), appear above a progress bar.
 """
 
 import contextlib
@@ -21,26 +20,26 @@ STANDARD_OUTPUT = "standard output"
 
 
 class OutputLost(OSError):
-    """Standard output did not take the whole of a result."""
+    """Raised if standard output did not accept a complete result."""
 
 
 class _Absent(io.TextIOBase):
-    """Stands for a stream that is missing or closed."""
+    """Replaces a stream that is missing or closed."""
 
     def write(self, text: str) -> int:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
 
 class Stream:
-    """A text stream with a rule for what can't be encoded, and a rule for what can't be written.
+    """A text stream that handles characters it can't encode and text it can't write.
 
-    Attributes that are not listed here are those of the stream beneath.
+    Other attributes are those of the wrapped stream.
 
     Args:
-        beneath: The stream that is written to.
-        drops: Whether text that can't be written is dropped, rather than `OutputLost` raised.
-        reports: Whether one line on stderr reports that text is dropped or escaped.
-        is_for_bars: Whether progress bars are drawn on it, which other text stands above.
+        beneath: Wrapped stream.
+        drops: Whether text that can't be written is dropped instead of raising `OutputLost`.
+        reports: Whether one line on stderr reports dropped or escaped text.
+        is_for_bars: Whether progress bars are drawn on it, below all other text.
     """
 
     def __init__(
@@ -52,42 +51,42 @@ class Stream:
         self.is_for_bars = is_for_bars
         self.failed = False
         self._escapes = False
-        self._held = ""  # the beginning of a line that will stand above a bar
+        self._held = ""  # incomplete line, to be written above a bar
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.beneath, name)
 
-    # a progress bar has to recognise the stream that it is drawn on
+    # tqdm compares streams to find the bars that are drawn on one
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Stream):
             return self.beneath is other.beneath
-        # tqdm compares with a wrapper of its own, which knows what it wraps
+        # tqdm's own wrapper compares the stream that it wraps
         return True if self.beneath is other else NotImplemented
 
     def __hash__(self) -> int:
         return hash(self.beneath)
 
     def write(self, text: str) -> int:
-        """Write a text; returns its length."""
+        """Write a text and return its length."""
         if not (self.failed and self.drops):
             with self._failing():
                 self._put_above_bars(text)
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
-        """Write several texts."""
+        """Write texts in turn."""
         for line in lines:
             self.write(line)
 
     def flush(self) -> None:
-        """Let the stream beneath deliver what was written."""
+        """Flush the wrapped stream."""
         if not (self.failed and self.drops):
             with self._failing():
                 self._put_above_bars("")
                 self.beneath.flush()
 
     def end(self) -> None:
-        """Deliver also a line that has no end yet; what can't be delivered is dropped."""
+        """Write the incomplete line too, and drop what can't be written."""
         self.drops, self.reports = True, False
         held, self._held = self._held, ""
         if held and not self.failed:
@@ -99,7 +98,7 @@ class Stream:
         text, self._held = self._held + text, ""
         bars = None if self.is_for_bars else _drawn_bars()
         if bars is None:
-            if text:  # a flush alone needs no stream that takes text
+            if text:  # flushing alone must not fail on a stream that accepts no text
                 self._put(text)
             return
         whole, end, self._held = text.rpartition("\n")
@@ -137,15 +136,15 @@ class Stream:
 
 
 def for_bars(stream: Any) -> Any:
-    """The same stream for progress bars, one of which that can't be drawn is dropped."""
+    """Return a stream for progress bars, which are dropped if they can't be drawn."""
     if not isinstance(stream, Stream):
         return stream
     return Stream(stream.beneath, drops=True, reports=False, is_for_bars=True)
 
 
 def _drawn_bars() -> Any:
-    """tqdm's class where one of its bars is drawn on a stream `for_bars`, else None."""
-    # only who has imported it can have drawn a bar
+    """Return tqdm's class if one of its bars is drawn on a stream of `for_bars`, else None."""
+    # without the module there is no bar
     tqdm = getattr(sys.modules.get("tqdm"), "tqdm", None)
     bars = list(getattr(tqdm, "_instances", ()))
     files = [getattr(bar, "fp", None) for bar in bars]
@@ -154,13 +153,12 @@ def _drawn_bars() -> Any:
 
 @contextlib.contextmanager
 def usable(own_process: bool) -> Iterator[None]:
-    """Replace the standard streams by ones that can be relied on.
+    """Replace the standard streams by `Stream`s while the block runs.
 
     Args:
-        own_process: Whether the process is only there for this command, so that its file
-            descriptors 0 to 2 may be changed: those that were closed are opened on the null
-            device, since the next file to be opened would take their place, and so are those that
-            failed, since Python would write what is left in their buffers when it ends.
+        own_process: Whether the process runs this command only, so that file descriptors 0 to 2 may
+            be changed. Closed ones are opened on the null device, since the next opened file would
+            take their number; failed ones too, since Python writes their buffers when it exits.
     """
     if own_process:
         _occupy_closed_descriptors()
@@ -196,7 +194,7 @@ def _occupy_closed_descriptors() -> None:
 
 
 def _discard(stream: Any) -> None:
-    """Let the null device take what is left in a stream's buffer."""
+    """Write what is left in a stream's buffer to the null device."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         descriptor = stream.fileno()
         null = os.open(os.devnull, os.O_WRONLY)
@@ -206,7 +204,7 @@ def _discard(stream: Any) -> None:
 
 @contextlib.contextmanager
 def only_shown() -> Iterator[None]:
-    """Drop what standard output doesn't take, with one line on stderr, instead of failing."""
+    """Drop text that standard output doesn't accept, with one line on stderr, and don't fail."""
     out = sys.stdout
     if not isinstance(out, Stream):
         out = Stream(_present(out), drops=True)
@@ -217,5 +215,5 @@ def only_shown() -> Iterator[None]:
             yield
         finally:
             out.flush()
-            # a stream that failed stays out of use
+            # a stream that failed isn't used again
             out.drops = before or out.failed

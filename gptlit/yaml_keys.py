@@ -1,4 +1,4 @@
-"""Keys that stand twice in YAML: PyYAML keeps the last of them and drops the others silently."""
+"""Refuses duplicate keys in YAML, of which PyYAML silently keeps the last."""
 
 from collections.abc import Iterator
 
@@ -9,12 +9,12 @@ from gptlit.messages import UsageError
 
 
 def refuse_duplicates(text: str) -> None:
-    """Check that each key of a YAML text stands there once, also as `group.name` at its top.
+    """Check that no key of a YAML text occurs twice, `group: {name: }` and `group.name` being one.
 
-    Text that is not YAML passes: whoever loads it reports that.
+    Text that isn't valid YAML passes, since its loader reports the error.
 
     Raises:
-        UsageError: names the first duplicate and its two lines.
+        UsageError: A key occurs twice; the message names it and its two lines.
     """
     try:
         root = yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
@@ -24,15 +24,15 @@ def refuse_duplicates(text: str) -> None:
     for name, line in _keys(root, "", set()):
         if name in lines:
             raise UsageError(
-                f"{name}: stands twice, in lines {lines[name]} and {line}, and only one could "
-                "count; join the two, or remove one"
+                f"{name}: occurs twice, in lines {lines[name]} and {line}; join the two, or remove "
+                "one"
             )
         lines[name] = line
 
 
 def _keys(node: yaml.Node | None, prefix: str, seen: set[int]) -> Iterator[tuple[str, int]]:
-    """The dotted name and the line of each key."""
-    if node is None or id(node) in seen:  # an alias, which is what its anchor was
+    """Yield the dotted name and the line of each key."""
+    if node is None or id(node) in seen:  # an alias of a node that was visited
         return
     seen.add(id(node))
     if isinstance(node, yaml.SequenceNode):
@@ -46,8 +46,8 @@ def _keys(node: yaml.Node | None, prefix: str, seen: set[int]) -> Iterator[tuple
                 yield from _keys(value, f"{name}.", seen)
 
 
-def check_what_is_parsed() -> None:
-    """Let jsonargparse refuse duplicates in whatever it reads: configs, their files, and flags."""
+def check_parsed_yaml() -> None:
+    """Make jsonargparse refuse duplicate keys in configs, in files and in values of options."""
     load = jsonargparse.get_loader("yaml")
 
     def load_checked(text: str) -> object:

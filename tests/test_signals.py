@@ -175,7 +175,7 @@ def test_a_process_that_hangs_is_ended() -> None:
         _, told = running.communicate(timeout=50)
     assert running.returncode == 143
     assert told == (
-        "gptlit: ended by SIGTERM, as it did not end within 0.3 s; what was saved stays\n"
+        "gptlit: ended by SIGTERM, as it did not end within 0.3 s; saved files are kept\n"
     )
 
 
@@ -187,7 +187,7 @@ def test_a_third_ctrl_c_ends_a_process_that_hangs() -> None:
             running.send_signal(signal.SIGINT)
         _, told = running.communicate()
     assert running.returncode == 130
-    assert told == "\ngptlit: ended by Ctrl-C, at the third; what was saved stays\n"
+    assert told == "\ngptlit: ended by Ctrl-C, at the third; saved files are kept\n"
 
 
 @pytest.mark.parametrize("number", SIGNALS)

@@ -21,7 +21,7 @@ Call = Callable[..., Result]
         ("predict", "torch"),
         ("predict", "torch._C"),
         ("fit", "lightning"),
-        ("export", "json"),
+        ("export", "yaml"),
     ],
 )
 def test_an_interrupt_while_modules_are_imported_ends_the_process(verb: str, module: str) -> None:
@@ -81,7 +81,7 @@ def test_a_working_folder_that_is_gone_is_refused(
             assert (refused.code, refused.out) == (2, "")
             assert refused.err == (
                 "gptlit: error: the working folder can't be found (No such file or directory); "
-                "change into one that exists\n"
+                "change to one that exists\n"
             )
         assert gptlit("--version").code == 0
     finally:

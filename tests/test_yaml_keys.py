@@ -1,4 +1,4 @@
-"""A key that stands twice in YAML is refused, wherever YAML is read."""
+"""A key that occurs twice in YAML is refused, wherever YAML is read."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -30,8 +30,8 @@ def test_a_key_that_stands_twice_is_refused(gptlit: Call, text: str) -> None:
     result = gptlit("fit", "--config=mine.yaml")
     assert result.code == 2
     assert result.err == (
-        f"gptlit: error: --config mine.yaml: {name}: stands twice, in lines {first} and {second}, "
-        "and only one could count; join the two, or remove one\n"
+        f"gptlit: error: --config mine.yaml: {name}: occurs twice, in lines {first} and {second}; "
+        "join the two, or remove one\n"
     )
 
 
@@ -58,9 +58,9 @@ def test_a_study_and_the_files_and_flags_of_options_are_looked_at(
     )
     run = ["fit", *TINY, f"--data.path={text_file}", "--trainer.max_steps=1"]
     for words, told in (
-        (["study", "study.yaml"], "study.yaml: seeds: stands twice, in lines 2 and 3"),
-        ([*run, "--trainer.logger=logger.yaml"], "init_args.save_dir: stands twice"),
-        ([*run, "--data.cleaning={min_words: 1, min_words: 2}"], "min_words: stands twice"),
+        (["study", "study.yaml"], "study.yaml: seeds: occurs twice, in lines 2 and 3"),
+        ([*run, "--trainer.logger=logger.yaml"], "init_args.save_dir: occurs twice"),
+        ([*run, "--data.cleaning={min_words: 1, min_words: 2}"], "min_words: occurs twice"),
     ):
         result = gptlit(*words)
         assert result.code == 2
@@ -70,5 +70,5 @@ def test_a_study_and_the_files_and_flags_of_options_are_looked_at(
 
 
 def test_refused_names_are_those_of_the_file() -> None:
-    with pytest.raises(UsageError, match=r"^a\.b: stands twice, in lines 2 and 3"):
+    with pytest.raises(UsageError, match=r"^a\.b: occurs twice, in lines 2 and 3"):
         refuse_duplicates("a:\n  b: 1\n  b: 2")

@@ -77,7 +77,7 @@ class Parser(OneLineErrors, LightningArgumentParser):
     """Lightning's parser with errors of one line."""
 
 
-yaml_keys.check_what_is_parsed()
+yaml_keys.check_parsed_yaml()
 
 
 def _trusted(options: dict[str, Any], path: Path, given: set[str]) -> dict[str, Any]:

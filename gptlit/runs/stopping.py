@@ -78,7 +78,7 @@ class Stopping(Timer):
             # replaces Lightning's handler, which restores this one after the fit
             signals.install(signal.SIGINT)
         self._progress_at = time.monotonic()
-        signals.take(self._on_signal)
+        signals.delegate(self._on_signal)
 
     def _on_signal(self, number: int) -> None:
         if number in self._left_to_lightning:

@@ -147,7 +147,7 @@ def _fit(planned: Planned, run: Path, last: Path) -> tuple[int, int]:
             arguments.append("--trust_checkpoint=true")  # the user's own study names them
     try:
         with quiet(), contextlib.ExitStack() as held:
-            held.callback(signals.take, None)  # later signals stop the study
+            held.callback(signals.delegate, None)  # later signals stop the study
             cli = GptlitCLI("fit", arguments, held, place=run)
         return cli.trainer.global_step, cli.stopping.asked
     except NothingToTrain:

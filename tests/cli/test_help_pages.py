@@ -39,7 +39,7 @@ def test_options_are_those_of_the_parsers() -> None:
 @pytest.mark.parametrize("which", ["", "all"])
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_page_fits_its_width(verb: str, which: str, width: int) -> None:
-    page = help_pages.text(verb, VERBS[verb], which, width)
+    page = help_pages.text(verb, VERBS[verb].about, which, width)
     usage = page.splitlines()[0]
     assert usage.startswith(f"usage: gptlit {verb} ")
     assert len(usage) < 60
@@ -52,7 +52,7 @@ def test_a_page_fits_its_width(verb: str, which: str, width: int) -> None:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_page_has_about_twenty_options_in_groups(verb: str) -> None:
-    page = help_pages.text(verb, VERBS[verb], "", 79)
+    page = help_pages.text(verb, VERBS[verb].about, "", 79)
     names = help_pages.PAGES[verb].names.split()
     assert len(names) < 24
     assert Counter(listed(page)) == Counter(names) or verb == "study"
@@ -63,7 +63,7 @@ def test_a_page_has_about_twenty_options_in_groups(verb: str) -> None:
 
 @pytest.mark.parametrize("verb", WITH_PARSER)
 def test_a_page_has_the_parsers_defaults(verb: str) -> None:
-    page = help_pages.text(verb, VERBS[verb], "", 79)
+    page = help_pages.text(verb, VERBS[verb].about, "", 79)
     actions = {each.dest: each for each in help_options.actions(help_options.parser_of(verb))}
     for name in help_pages.PAGES[verb].names.split():
         default = actions[name].default
@@ -78,12 +78,12 @@ def test_a_page_has_the_parsers_defaults(verb: str) -> None:
 @pytest.mark.parametrize("verb", WITH_PARSER)
 def test_all_lists_every_option_once(verb: str) -> None:
     parser = help_options.parser_of(verb)
-    page = help_pages.text(verb, VERBS[verb], "all", 79)
+    page = help_pages.text(verb, VERBS[verb].about, "all", 79)
     assert Counter(listed(page)) == Counter(each.dest for each in help_options.actions(parser))
 
 
 def test_groups_of_fit() -> None:
-    page = help_pages.text("fit", VERBS["fit"], "all", 79)
+    page = help_pages.text("fit", VERBS["fit"].about, "all", 79)
     groups = re.findall(r"^(\w+):$", page, re.MULTILINE)
     assert groups == ["run", "data", "model", "learning", "samples", "Trainer", "example"]
     learning = page.partition("\nlearning:\n")[2].partition("\n\n")[0]
