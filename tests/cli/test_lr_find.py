@@ -1,4 +1,4 @@
-"""`gptlit fit --lr_find`: what is found, and that nothing is left of the search."""
+"""`gptlit fit --lr_find`: the suggested rate, and a run that the trial did not change."""
 
 import math
 import re
@@ -22,19 +22,19 @@ OPTIONS = ["--trainer.max_steps=8", "--trainer.val_check_interval=4", "--model.d
 
 
 def trial(loss: Callable[[float], float], low: float = 1e-5, high: float = 1.0) -> Trial:
-    """A trial whose loss is a function of the rate's decimal logarithm."""
+    """Return a trial whose loss is a function of the rate's decimal logarithm."""
     found = [low * (high / low) ** (step / 100) for step in range(100)]
     return Trial(found, [loss(math.log10(rate)) for rate in found])
 
 
-def test_the_steepest_slope_over_the_logarithm_is_suggested() -> None:
-    # a smooth step down, steepest at 10 ** -2.5; over the rate itself it is steepest much lower
+def test_the_rate_of_the_steepest_slope_is_suggested() -> None:
+    # steepest at 10 ** -2.5 over the logarithm; over the rate itself it is steepest much lower
     falling = trial(lambda x: 3 - math.tanh(2 * (x + 2.5)))
     assert falling.suggested == pytest.approx(10**-2.5, rel=0.1)
     assert falling.suggested == float(f"{falling.suggested:.2g}")
 
 
-def test_what_diverges_and_what_comes_first_is_not_counted() -> None:
+def test_the_first_steps_and_divergence_are_not_counted() -> None:
     def loss(x: float) -> float:
         if x < -4.6:
             return 9 - 10 * x  # the first steps fall fast
@@ -43,7 +43,7 @@ def test_what_diverges_and_what_comes_first_is_not_counted() -> None:
     assert trial(loss).suggested == pytest.approx(1e-2, rel=0.1)
 
 
-def test_where_nothing_falls_nothing_is_suggested() -> None:
+def test_a_loss_that_never_falls_suggests_no_rate() -> None:
     for loss in (lambda x: x, lambda _: math.nan):
         assert trial(loss).suggested is None
     assert Trial([1e-5, 1e-4, 1e-3], [3, 2, 1]).suggested is None  # stopped early
@@ -60,7 +60,7 @@ def test_where_nothing_falls_nothing_is_suggested() -> None:
         ("sgd", 0.0, {"lr": 3.2e-3}),
     ],
 )
-def test_other_rates_keep_to_the_one_found(
+def test_other_rates_follow_the_one_found(
     optimizer: str, min_lr: float, wanted: dict[str, float]
 ) -> None:
     falling = trial(lambda x: 3 - math.tanh(2 * (x + 2.5)))
@@ -87,18 +87,20 @@ def test_the_run_is_the_one_that_is_given_the_rate(
     found = gptlit("fit", *watched, "--lr_find")
     assert found.code == 0
     assert Watch.called == 8
-    told = dict(re.findall(r"--model\.(\w+) \S+ -> (\S+?)(?:,|$)", found.err, re.MULTILINE))
-    assert set(told) == {"lr"} | ({"muon_lr"} if optimizer == "muon" else set())
+    found_rates = dict(re.findall(r"--model\.(\w+) \S+ -> (\S+?)(?:,|$)", found.err, re.MULTILINE))
+    assert set(found_rates) == {"lr"} | ({"muon_lr"} if optimizer == "muon" else set())
     if optimizer == "muon":
-        assert float(told["muon_lr"]) == pytest.approx(4 * float(told["lr"]), rel=0.01)
-    given = [f"--model.{name}={value}" for name, value in told.items()]
+        assert float(found_rates["muon_lr"]) == pytest.approx(
+            4 * float(found_rates["lr"]), rel=0.01
+        )
+    given = [f"--model.{name}={value}" for name, value in found_rates.items()]
     assert gptlit("fit", *options, *given).code == 0
     one, other = Path("lightning_logs/version_0"), Path("lightning_logs/version_1")
     assert_same_run(one, other, but="callbacks")
     assert "</svg>" in (one / "lr_find.svg").read_text()
     left = {path for path in tmp_path.rglob("*") if "tokens" not in path.parts} - before
     assert not [path for path in left if "lr_find" in path.name and path.suffix != ".svg"]
-    # and it goes on without another search
+    # the run resumes without another trial
     last = f"--ckpt_path={one / 'checkpoints' / 'last.ckpt'}"
     more = gptlit("fit", last, "--trainer.max_steps=9", "--trust_checkpoint=true")
     assert (more.code, "lr_find" in more.err) == (0, False)
@@ -123,11 +125,11 @@ def test_muon_keeps_its_proportion_within_the_trial() -> None:
         optimizer.step()
     assert seen == [[pytest.approx(0.4), 0.1]]
     optimizer.step()
-    assert seen[1] == [pytest.approx(0.1), 0.1]  # as the tuner left it
+    assert seen[1] == [pytest.approx(0.1), 0.1]  # unchanged by the tuner
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "reason"),
     [
         (["fit", "--preflight"], "--preflight"),
         (["fit", "--trainer.fast_dev_run=true"], "--trainer.fast_dev_run"),
@@ -135,17 +137,17 @@ def test_muon_keeps_its_proportion_within_the_trial() -> None:
         (["fit", "--trainer.devices=2"], "needs one process"),
     ],
 )
-def test_where_there_is_nothing_to_search_for(
-    gptlit: Call, text_file: Path, words: list[str], told: str
+def test_options_that_lr_find_does_not_apply_to(
+    gptlit: Call, text_file: Path, words: list[str], reason: str
 ) -> None:
     result = gptlit(
         *words, "--lr_find", *TINY, f"--data.path={text_file}", "--trainer.accelerator=cpu"
     )
-    assert (result.code, "--lr_find true" in result.err, told in result.err) == (2, True, True)
+    assert (result.code, "--lr_find true" in result.err, reason in result.err) == (2, True, True)
     assert not Path("lightning_logs").exists()
 
 
-def test_a_run_that_goes_on_has_its_rate(gptlit: Call, run: Run) -> None:
+def test_a_resumed_run_has_its_rate(gptlit: Call, run: Run) -> None:
     last = run.folder / "checkpoints" / "last.ckpt"
     result = gptlit("fit", "--lr_find", "--ckpt_path", last, "--trainer.max_steps=50")
     assert result.code == 2

@@ -1,4 +1,4 @@
-"""The checks ahead of a run: they pass what is right, and each fails what it looks for."""
+"""The checks before a run pass a correct model, and each fails on its fault."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -48,8 +48,8 @@ def test_shapes() -> None:
     assert preflight.shapes(gpt(), batch()).passed
     model = gpt()
     model.config = GPTConfig(vocab_size=12)
-    told = str(preflight.shapes(model, batch()))
-    assert told == "FAIL  shapes      logits (3, 6, 11), not (3, 6, 12)"
+    line = str(preflight.shapes(model, batch()))
+    assert line == "FAIL  shapes      logits (3, 6, 11), not (3, 6, 12)"
 
 
 def test_logits_that_are_not_finite() -> None:
@@ -100,13 +100,15 @@ def test_first_loss_by_initialisation() -> None:
         {"n_layer": 0, "block_size": 6},
     ],
 )
-def test_what_is_causal_passes(options: dict) -> None:
+def test_causal_models_pass(options: dict) -> None:
     assert preflight.causality(gpt(**options), batch()).passed
 
 
 @pytest.mark.parametrize("options", [{}, {"zero_init": True}])
-def test_a_model_that_sees_what_comes_fails(options: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also one whose branches are silent at first."""
+def test_a_model_that_sees_later_tokens_fails(
+    options: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model whose branches start at zero fails too."""
     monkeypatch.setitem(attention.BACK_ENDS, "sdpa", uncausal)
     result = preflight.causality(gpt(**options), batch())
     assert not result.passed
@@ -139,7 +141,7 @@ def test_memorising() -> None:
     assert "loss 0.00" in result.told
 
 
-def test_a_model_without_a_mixer_is_excused() -> None:
+def test_a_model_without_a_mixer_is_skipped() -> None:
     assert preflight.memorises(gpt(mixer="none"), batches(), FAST).passed is None
 
 
@@ -151,7 +153,7 @@ def test_a_model_that_can_not_memorise(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.told.endswith("lower --model.lr?")
 
 
-def test_a_rate_is_at_least_that_of_the_checks() -> None:
+def test_the_learning_rate_has_a_minimum() -> None:
     training = Training(lr=1e-5, warmup_steps=1)
     assert [training.rate(step) for step in (0, 1, 2)] == [5e-4, 1e-3, 1e-3]
     assert Training(lr=2e-3, warmup_steps=10_000).rate(100) == 2e-3
@@ -181,18 +183,18 @@ def test_a_broken_checkpoint(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
     assert "logits differ" in result.told
 
 
-def test_the_model_is_left_as_it_is(run: Run) -> None:
+def test_the_model_is_unchanged(run: Run) -> None:
     import gptlit
 
     _, tokenizer = gptlit.load(run.folder / "checkpoints" / "last.ckpt")
     model = gpt(vocab_size=tokenizer.vocab_size).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    told: list[str] = []
+    lines: list[str] = []
     windows = batches(vocab_size=tokenizer.vocab_size)
-    assert preflight.run(model, tokenizer, windows, FAST, tell=told.append), told
+    assert preflight.run(model, tokenizer, windows, FAST, tell=lines.append), lines
     assert model.training
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    assert told[-1] == "preflight: pass"
+    assert lines[-1] == "preflight: pass"
 
 
 # ---------------------------------------------------------------------- gptlit fit --preflight
@@ -244,25 +246,25 @@ def test_nothing_is_trained(gptlit: Call, text_file: Path, monkeypatch: pytest.M
     assert fit(gptlit, text_file, "--preflight", "--model.mixer=none").code == 0
 
 
-def test_from_the_environment_and_a_config(
+def test_the_option_in_the_environment_and_in_a_config(
     gptlit: Call, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setenv("GPTLIT_FIT__PREFLIGHT", "true")
-        told = fit(gptlit, text_file, "--model.mixer=none").out
-    assert "skip  memorises   can't" in told
-    assert told.endswith("preflight: pass\n")
+        printed = fit(gptlit, text_file, "--model.mixer=none").out
+    assert "skip  memorises   can't" in printed
+    assert printed.endswith("preflight: pass\n")
     Path("checked.yaml").write_text("preflight: true\nmodel: {mixer: none}\n")
     assert "preflight: pass" in fit(gptlit, text_file, "--config=checked.yaml").out
 
 
-def test_a_run_keeps_no_trace_of_the_option(gptlit: Call, text_file: Path) -> None:
+def test_the_option_is_not_saved_with_a_run(gptlit: Call, text_file: Path) -> None:
     assert fit(gptlit, text_file, "--preflight=false", "--trainer.max_steps=1").code == 0
     saved = yaml.safe_load(Path("lightning_logs/version_0/config.yaml").read_text())
     assert "preflight" not in saved
 
 
-def test_it_is_an_option_of_fit(gptlit: Call, run: Run) -> None:
+def test_the_option_is_for_fit_only(gptlit: Call, run: Run) -> None:
     result = gptlit("validate", f"--ckpt_path={run.folder}/checkpoints/last.ckpt", "--preflight")
     assert result.code == 2
     assert "--preflight true: is an option of fit only" in result.err

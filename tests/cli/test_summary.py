@@ -1,4 +1,4 @@
-"""`gptlit summary`: what a run would be, by figures that can be checked."""
+"""`gptlit summary`: the size, memory and time of a run."""
 
 import re
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def _short_probe(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_report(gptlit: Call, text_file: Path) -> None:
-    """V = 39, T = 8, C = 16, one layer, 4 windows a step."""
+    """The model has V = 39, T = 8, C = 16 and one layer; a step has 4 windows."""
     result = summarize(gptlit, text_file)
     assert result.code == 0, result.err
     n_train = int(0.9 * len(made_up_text()))
@@ -69,7 +69,7 @@ def test_it_trains_nothing_and_leaves_no_run(
     assert not Path("lightning_logs").exists()
 
 
-def test_options_come_as_they_do_to_fit(
+def test_options_are_those_of_fit(
     gptlit: Call, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GPTLIT_FIT__DATA__BATCH_SIZE", "5")
@@ -105,35 +105,35 @@ def test_optimizers(gptlit: Call, text_file: Path, options: list[str], wanted: l
 
 
 def test_half_precision(gptlit: Call, text_file: Path) -> None:
-    told = summarize(gptlit, text_file, "--trainer.precision=bf16-true").out
-    assert re.search(r"optimizer \(AdamW\) +0\.02 MB", told)
+    printed = summarize(gptlit, text_file, "--trainer.precision=bf16-true").out
+    assert re.search(r"optimizer \(AdamW\) +0\.02 MB", printed)
 
 
 def test_a_run_by_epochs_or_without_end(gptlit: Call, text_file: Path) -> None:
     by_epochs = ["--trainer.max_steps=-1", "--trainer.max_epochs=2"]
     assert re.search(r"2\.00 epochs$", summarize(gptlit, text_file, *by_epochs).out, re.MULTILINE)
     endless = ["--trainer.max_steps=-1", "--model.decay_steps=10"]
-    told = summarize(gptlit, text_file, *endless).out
-    assert re.search(r"steps +no end but yours$", told, re.MULTILINE)
-    assert "the run" not in told
+    printed = summarize(gptlit, text_file, *endless).out
+    assert re.search(r"steps +no end but yours$", printed, re.MULTILINE)
+    assert "the run" not in printed
 
 
 def test_of_a_checkpoint(gptlit: Call, run: Run) -> None:
-    """The options of a run that would go on."""
+    """It describes the run that would be resumed."""
     result = gptlit("summary", "--ckpt_path", run.folder / "checkpoints" / "last.ckpt")
     assert result.code == 0, result.err
     assert re.search(r"total +4,064", result.out)
     assert not Path("lightning_logs").exists()
 
 
-def test_a_text_that_can_not_be_had(gptlit: Call) -> None:
+def test_a_missing_text(gptlit: Call) -> None:
     result = summarize(gptlit, Path("nowhere.txt"))
     assert result.code == 2
     assert "--data.path nowhere.txt" in result.err
     assert not result.out
 
 
-def test_a_wrong_option_is_told_in_a_line(gptlit: Call, text_file: Path) -> None:
+def test_a_wrong_option_is_reported_in_one_line(gptlit: Call, text_file: Path) -> None:
     result = summarize(gptlit, text_file, "--model.n_heads=3")
     assert result.code == 2
     assert "Did you mean --model.n_head" in result.err
@@ -159,12 +159,12 @@ def test_repeated_blocks_are_shown_once() -> None:
     assert re.fullmatch(r"  h.0 to h.2 +Block +872 each", lines[2])
 
 
-def test_what_does_something_is_shown() -> None:
-    told = "\n".join(tree(dropout=0.1, positions="rotary", qk_norm=True, norm="rms"))
+def test_modules_that_compute_are_shown() -> None:
+    lines = "\n".join(tree(dropout=0.1, positions="rotary", qk_norm=True, norm="rms"))
     for shown in ("Dropout(0.1)", "Rotary", "RMSNorm(4)"):
-        assert shown in told
-    assert "Identity" not in told
-    assert "wpe" not in told
+        assert shown in lines
+    assert "Identity" not in lines
+    assert "wpe" not in lines
 
 
 def test_blocks_that_differ_are_shown_apart() -> None:
@@ -175,23 +175,25 @@ def test_blocks_that_differ_are_shown_apart() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "told"), [(950, "950 "), (7904, "7.9 k"), (5.17e6, "5.17 M"), (3.2e18, "3.2e+03 P")]
+    ("count", "expected"),
+    [(950, "950 "), (7904, "7.9 k"), (5.17e6, "5.17 M"), (3.2e18, "3.2e+03 P")],
 )
-def test_operations(count: float, told: str) -> None:
-    assert summary.operations(count) == told
+def test_operations(count: float, expected: str) -> None:
+    assert summary.operations(count) == expected
 
 
 @pytest.mark.parametrize(
-    ("n_bytes", "told"), [(16_256, "0.02 MB"), (27_200_000, "27.2 MB"), (3_240_000_000, "3.24 GB")]
+    ("n_bytes", "expected"),
+    [(16_256, "0.02 MB"), (27_200_000, "27.2 MB"), (3_240_000_000, "3.24 GB")],
 )
-def test_sizes(n_bytes: int, told: str) -> None:
-    assert summary.size(n_bytes) == told
+def test_sizes(n_bytes: int, expected: str) -> None:
+    assert summary.size(n_bytes) == expected
 
 
 def test_a_slow_machine_takes_fewer_steps(
     gptlit: Call, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a clock that goes on by 3 seconds at each look: a step of 4 windows is too long."""
+    """The clock advances by 3 seconds at each reading, so that a step of 4 windows is too long."""
     monkeypatch.setattr(summary, "PROBE_STEPS", 20)
     monkeypatch.setattr(summary, "PROBE_SECONDS", 8.0)
     times = iter(range(0, 1000, 3))
@@ -199,10 +201,10 @@ def test_a_slow_machine_takes_fewer_steps(
     monkeypatch.setattr(
         summary, "measure", lambda *both: measure(*both, clock=lambda: float(next(times)))
     )
-    told = summarize(gptlit, text_file).out
+    printed = summarize(gptlit, text_file).out
     # 3 s for one window, so 4 times as much for the step, and 3 s for the optimizer
-    assert re.search(r"a step +15 s   median of 1 on cpu", told)
-    assert re.search(r"measured on +1   of a step's 4 windows, then scaled up$", told, re.M)
+    assert re.search(r"a step +15 s   median of 1 on cpu", printed)
+    assert re.search(r"measured on +1   of a step's 4 windows, then scaled up$", printed, re.M)
 
 
 def test_the_probe_counts_accumulated_batches(
