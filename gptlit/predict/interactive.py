@@ -16,7 +16,7 @@ from gptlit.messages import UsageError, did_you_mean, note
 from gptlit.model.gpt import GPT
 from gptlit.parser import OneLineErrors, text_of
 from gptlit.predict import prompts
-from gptlit.predict.options import sampling_settings
+from gptlit.predict.options import sampling_settings, unescape
 from gptlit.terminal import SEPARATOR, write_stream
 from gptlit.tokenizers.base import Tokenizer
 
@@ -144,7 +144,9 @@ def _value(session: Session, name: str) -> str:
 def _changed(session: Session, name: str, value: str) -> Namespace:
     """The options with a new value of one of them, after checking all."""
     changed = session.options.clone()
-    given: Any = session.parser.parse_args([f"--{name}={value}"])[name]
+    parsed = session.parser.parse_args([f"--{name}={value}"])
+    unescape(parsed)
+    given: Any = parsed[name]
     if name in LISTS:
         given = [] if value == "none" else [*(changed[name] or []), *given]
     if name == "force" and value == "none":

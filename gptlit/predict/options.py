@@ -1,6 +1,6 @@
 """The options of `gptlit predict`: parser, checks, and the settings that follow from them."""
 
-import sys
+import re
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
@@ -10,29 +10,19 @@ from gptlit.cli.shorthand import name_words, option_of_predict
 from gptlit.generation.settings import BeamSettings
 from gptlit.messages import UsageError
 from gptlit.parser import OneLineErrors, text_of, with_environment
-from gptlit.predict import modes, prompts
+from gptlit.predict import modes
 from gptlit.predict.modes import Format, Mode
 from gptlit.predict.output import check_output_file
 from gptlit.tokenizers.base import Unknown
 
-ESCAPED = ("--stop", "--ban", "--force")
+ESCAPES = {"n": "\n", "t": "\t", "\\": "\\"}
 NO_LIMIT = "only a single text, written as it is drawn, may be without a limit; give a number"
 Weights = Literal["float32", "int8"]
 
 
-class Parser(OneLineErrors):
-    """Parser that replaces the escapes in strings that texts are compared with."""
-
-    def parse_args(  # type: ignore[override]  # whose other arguments are passed on
-        self, args: Sequence[str] | None = None, *others: Any, **options: Any
-    ) -> Namespace:
-        words = sys.argv[1:] if args is None else args
-        return super().parse_args(prompts.with_unescaped(words, ESCAPED), *others, **options)
-
-
 def parser() -> OneLineErrors:
     """Make the parser of `gptlit predict` on one device."""
-    options = Parser(
+    options = OneLineErrors(
         prog="gptlit predict",
         description="Write text with a trained model. --trainer.* options (see `gptlit fit "
         "--help`) write through Lightning's Trainer, for instance on several devices.",
@@ -119,11 +109,23 @@ def parse(known: OneLineErrors, argv: Sequence[str]) -> tuple[Namespace, Mode]:
     switches, lists = known.options_of_nargs("?"), known.options_of_nargs("+")
     words = name_words(argv, option_of_predict, switches, lists)
     options = known.parse_args(with_environment("predict", words))
+    unescape(options)
     options.ckpt_path = options.ckpt_path or ["best"]
     mode = modes.choose(options, known)
     if options.output_file is not None:
         check_output_file(options.output_file)
     return options, mode
+
+
+def unescape(options: Namespace) -> None:
+    r"""Replace \n, \t and \\ in the strings that texts are compared with."""
+
+    def unescaped(text: str) -> str:
+        return re.sub(r"\\([nt\\])", lambda match: ESCAPES[match[1]], text)
+
+    for name in ("stop", "ban"):
+        options[name] = options[name] and [unescaped(each) for each in options[name]]
+    options.force = unescaped(options.force)
 
 
 def sampling_settings(options: Namespace) -> BeamSettings:

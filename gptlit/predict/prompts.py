@@ -1,8 +1,7 @@
 """The prompts of `gptlit predict`: reading them, and the texts to write for each."""
 
-import re
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import IO, Any
 
 from jsonargparse import Namespace
@@ -14,7 +13,6 @@ from gptlit.parser import text_of
 from gptlit.tokenizers.base import Tokenizer, Unknown
 
 STANDARD_INPUT = "-"
-ESCAPES = {"n": "\n", "t": "\t", "\\": "\\"}
 
 
 def given(options: Namespace) -> list[str]:
@@ -80,25 +78,6 @@ def standard_input(option: str, errors: str = "strict") -> IO[str]:
     stdin: Any = sys.stdin  # always a TextIOWrapper
     stdin.reconfigure(encoding="utf-8-sig", errors=errors)
     return stdin
-
-
-def unescaped(text: str) -> str:
-    r"""Replace \n, \t and \\ by a line break, a tab and a backslash."""
-    return re.sub(r"\\([nt\\])", lambda match: ESCAPES[match[1]], text)
-
-
-def with_unescaped(words: Sequence[str], names: Collection[str]) -> list[str]:
-    """Unescape the values of some options among command-line arguments."""
-    found: list[str] = []
-    for index, word in enumerate(words):
-        name, equals, value = word.partition("=")
-        if equals and name in names:
-            found.append(f"{name}={unescaped(value)}")
-        elif index and words[index - 1] in names and not word.startswith("--"):
-            found.append(unescaped(word))
-        else:
-            found.append(word)
-    return found
 
 
 def warn_about(

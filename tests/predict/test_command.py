@@ -19,7 +19,7 @@ from gptlit.__main__ import main
 from gptlit.generation.text_stream import Written
 from gptlit.predict import command, prompts
 from gptlit.predict.devices import in_order
-from gptlit.predict.options import parser
+from gptlit.predict.options import parse, parser
 from gptlit.tokenizers.base import UNKNOWN_WORD
 from gptlit.tokenizers.characters import CharTokenizer
 from gptlit.tokenizers.words import WordTokenizer
@@ -311,6 +311,13 @@ def test_stop_strings_and_bans_by_flag(gptlit: Call, run: Run) -> None:
     assert stopped.out.rstrip("\n") == ("the" + free[3:].split(stop)[0]).rstrip("\n")
     banned = predict(gptlit, run, "--prompt=", "--max_new_tokens=200", "--ban=e", "--ban= ").out
     assert not set("e ") & set(banned)
+
+
+def test_escapes_in_strings_that_texts_are_compared_with() -> None:
+    words = [r"--stop=a\nb", "--stop", r"\t\\n", r"--force=\n", r"--prompt=\n", "--ckpt_path=x"]
+    parsed, _ = parse(parser(), words)
+    assert parsed.stop == ["a\nb", "\t\\n"]
+    assert (parsed.ban, parsed.force, parsed.prompt) == (None, "\n", [r"\n"])
 
 
 def test_a_beam_search_by_flag(gptlit: Call, run: Run) -> None:

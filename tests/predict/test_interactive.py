@@ -81,6 +81,12 @@ def test_lists_grow_and_are_cleared(predict: Call, script: Script) -> None:
     assert result.out == "---\n".join(wanted)
 
 
+def test_escapes_are_line_breaks_and_tabs(predict: Call, script: Script) -> None:
+    result = script(r"/force king\nthe", "the")
+    assert result.out == predict("--prompt=the", r"--force=king\nthe").out
+    assert "king\nthe" in result.out
+
+
 def test_a_forced_beginning_is_cleared(predict: Call, script: Script) -> None:
     result = script("/force king", "the", "/force none", "the", "/force")
     wanted = predict("--prompt=the", "--force=king").out, predict("--prompt=the").out
