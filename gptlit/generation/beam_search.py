@@ -23,11 +23,7 @@ import torch
 from torch import Tensor
 
 from gptlit.generation.decoding import Windows
-from gptlit.generation.generate import (
-    as_prompt,
-    encode_prompt,
-    rules_by_id,
-)
+from gptlit.generation.prompts import encode_prompt, prompt_tensor, rule_ids
 from gptlit.generation.sampling import Rules, entropy
 from gptlit.generation.settings import GREEDY, BeamSettings
 from gptlit.generation.text_stream import Draft, Written
@@ -78,11 +74,11 @@ def search(
     """
     ids = encode_prompt(tokenizer, prompt, unknown)
     start = _Beam(Draft(tokenizer, ids.tolist(), settings.stop))
-    rules = rules_by_id(tokenizer, settings)
+    rules = rule_ids(tokenizer, settings)
     was_training = model.training
     model.eval()
     try:
-        rows = _Rows(model, as_prompt(model, tokenizer, ids), settings, rules, use_cache)
+        rows = _Rows(model, prompt_tensor(model, tokenizer, ids), settings, rules, use_cache)
         found = _search(rows, start, settings, scored)
     finally:
         model.train(was_training)

@@ -1,7 +1,9 @@
 """The settings of sampling and of beam search: name, type, default, help and check of each."""
 
 import dataclasses
+import inspect
 import math
+import textwrap
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,7 +18,7 @@ class SamplingSettings:
     """How tokens are drawn and where a text ends; names and meanings are Hugging Face's.
 
     Args:
-        temperature: Below 1 is safer, above 1 is wilder; 0 is greedy.
+        temperature: Below 1 favours likely tokens, above 1 unlikely ones; 0 takes the likeliest.
         top_k: Draw from this many likeliest tokens; null for all.
         top_p: Draw from the fewest likeliest tokens that together have this probability.
         min_p: Draw from tokens at least this many times as likely as the likeliest one.
@@ -91,6 +93,12 @@ class SamplingSettings:
 
 
 DEFAULTS = SamplingSettings()
+
+
+def documented(settings: type) -> str:
+    """The fields and their help from the docstring of a settings class, as a function's Args."""
+    _, _, fields = (inspect.getdoc(settings) or "").partition("Args:\n")
+    return textwrap.indent(textwrap.dedent(fields), " " * 8).strip()
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ import torch
 from jsonargparse import Namespace
 
 from gptlit.checkpoints import checkpoint
-from gptlit.generation.generate import SAMPLES_AT_ONCE, stream_generate, tell_dropped
+from gptlit.generation.generate import SAMPLES_AT_ONCE, stream_generate
 from gptlit.generation.jobs import write_jobs
+from gptlit.generation.prompts import warn_dropped
 from gptlit.generation.settings import BeamSettings
 from gptlit.generation.text_stream import Written
 from gptlit.messages import UsageError, note
@@ -132,7 +133,7 @@ def _explain(
     if unused := [f"--{name}" for name in unused if options[name] != known.get_default(name)]:
         note(f"--explain prints the model's own predictions, without {', '.join(unused)}")
     for prompt in given:
-        tell_dropped(prompt, options.unknown, tokenizer)
+        warn_dropped(prompt, options.unknown, tokenizer)
     texts = (explain.explain(model, tokenizer, prompt, options.unknown) for prompt in given)
     with output.opened(options.output_file) as out:
         if options.format == "jsonl":

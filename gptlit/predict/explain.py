@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 
 from gptlit.generation.decoding import kept_tokens, window_starts
-from gptlit.generation.generate import encode_prompt
+from gptlit.generation.prompts import encode_prompt
 from gptlit.messages import UsageError, opt
 from gptlit.model.gpt import GPT
 from gptlit.terminal import SEPARATOR, padded, printable, shortened, visible, width, wrapped

@@ -10,7 +10,8 @@ from typing import Any
 from jsonargparse import Namespace
 
 from gptlit import signals
-from gptlit.generation.generate import rules_by_id, stream_generate
+from gptlit.generation.generate import stream_generate
+from gptlit.generation.prompts import rule_ids
 from gptlit.generation.settings import SamplingSettings
 from gptlit.messages import UsageError, did_you_mean, note
 from gptlit.model.gpt import GPT
@@ -160,7 +161,7 @@ def _changed(session: Session, name: str, value: str) -> Namespace:
 
 def _check(session: Session, options: Namespace) -> None:
     """Refuse settings that are invalid, or invalid with this model's tokenizer."""
-    rules_by_id(session.tokenizer, sampling_settings(options))
+    rule_ids(session.tokenizer, sampling_settings(options))
 
 
 def _with_slashes(message: str) -> str:

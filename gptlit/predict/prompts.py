@@ -7,7 +7,7 @@ from typing import IO, Any
 from jsonargparse import Namespace
 
 from gptlit.corpora import inputs
-from gptlit.generation.generate import tell_dropped
+from gptlit.generation.prompts import warn_dropped
 from gptlit.messages import UsageError, is_first_process, note
 from gptlit.parser import text_of
 from gptlit.tokenizers.base import Tokenizer, Unknown
@@ -85,7 +85,7 @@ def warn_about(
 ) -> None:
     """Warn of prompts with dropped characters, and of prompts longer than the context."""
     for prompt in prompts:
-        tell_dropped(prompt, unknown, tokenizer)
+        warn_dropped(prompt, unknown, tokenizer)
         n_tokens = len(tokenizer.encode(prompt, "skip"))
         if n_tokens > block_size:
             note(

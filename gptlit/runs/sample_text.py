@@ -11,7 +11,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from gptlit.files import write_atomically
-from gptlit.generation.generate import generate, tell_dropped
+from gptlit.generation.generate import generate
+from gptlit.generation.prompts import warn_dropped
 from gptlit.generation.settings import SamplingSettings
 from gptlit.messages import UsageError, as_strings
 from gptlit.model.gpt import GPT
@@ -80,7 +81,7 @@ class SampleText(Callback):
         assert isinstance(pl_module, LitGPT)
         assert pl_module.tokenizer is not None
         for prompt in self.prompts:
-            tell_dropped(prompt, "skip", pl_module.tokenizer, "--samples.prompts")
+            warn_dropped(prompt, "skip", pl_module.tokenizer, "samples.prompts")
         if self.folder is not None and (file := self.folder / SAMPLES).exists():
             self._cut(file, trainer.global_step)
 

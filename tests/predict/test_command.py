@@ -17,6 +17,7 @@ import torch
 import gptlit as package
 from gptlit.__main__ import main
 from gptlit.generation.text_stream import Written
+from gptlit.messages import naming_flags
 from gptlit.predict import command, prompts
 from gptlit.predict.devices import in_order
 from gptlit.predict.options import parse, parser
@@ -96,9 +97,10 @@ def test_the_token_for_unknown_words_is_reported(capsys: pytest.CaptureFixture[s
         (WordTokenizer(["the", "king"], [UNKNOWN_WORD]), "the mad king, mad", "'mad', 'king,'"),
         (CharTokenizer("eht", [UNKNOWN_WORD]), "the ßß", "' ', 'ß'"),
     ):
-        prompts.tell_dropped("the", "error", tokenizer)
-        assert capsys.readouterr().err == ""
-        prompts.tell_dropped(prompt, "error", tokenizer)
+        with naming_flags():
+            prompts.warn_dropped("the", "error", tokenizer)
+            assert capsys.readouterr().err == ""
+            prompts.warn_dropped(prompt, "error", tokenizer)
         wanted = f"gptlit: warning: --prompt: the model reads {UNKNOWN_WORD} for {pieces}\n"
         assert capsys.readouterr().err == wanted
 
