@@ -115,7 +115,7 @@ def find_config(name: str) -> Path:
     Raises:
         UsageError: There is no such file, or it is not a mapping of options.
     """
-    name = inputs.path_or_copy(name, "--config", None, inputs.TEXT_BYTES)
+    name = inputs.path_or_copy(name, "--config", None, inputs.MAX_TEXT_BYTES)
     if Path(name).is_file():
         _check_config(name)
         return Path(name)

@@ -1,5 +1,5 @@
-"""From a corpus's name or a path of the user's to documents of clean text.
+"""From the name of a corpus or a path of the user to documents of clean text.
 
-Finds, downloads, unpacks, decodes, parses and cleans; knows no tokenizer but the name of its
-number token. Splitting and tokenizing are in `gptlit.data`.
+Finds, downloads, unpacks, decodes, parses and cleans; of the tokenizers it uses only the name of
+the number token. Splitting and tokenizing are in `gptlit.data`.
 """

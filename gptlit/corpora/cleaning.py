@@ -1,4 +1,4 @@
-"""What can be taken out of a text before it is tokenized; all of it off by default."""
+"""Cleaning: steps that remove parts of a text before it is tokenized; none by default."""
 
 import hashlib
 import re
@@ -17,19 +17,19 @@ _GUTENBERG = re.compile(
 
 @dataclass(frozen=True)
 class CleaningOptions:
-    """Steps of cleaning, in the order in which they are done (S5's, and all optional).
+    """Steps of cleaning, in the order in which they are done; all are optional.
 
     Args:
         gutenberg: Strip Project Gutenberg's header and footer.
         drop_lines: Drop lines that match this regular expression from their beginning.
-        collapse_blank_lines: At most one blank line at a time, none at the ends.
-        paragraphs: Documents are what stands between blank lines, instead of files or the
-            rows of .jsonl.
+        collapse_blank_lines: Keep at most one blank line at a time, and none at the ends.
+        paragraphs: Make each paragraph between blank lines a document, instead of each file or
+            record.
         min_words: Drop documents of fewer words.
         max_words: Drop documents of more words.
-        drop_duplicates: Drop documents that came before.
-        duplicate_chars: How many first characters make a duplicate; all when left out.
-        replace_numbers: Write <NUM> for each number.
+        drop_duplicates: Drop documents that occurred before.
+        duplicate_chars: Number of first characters by which duplicates are found; all by default.
+        replace_numbers: Replace each number by <NUM>.
     """
 
     gutenberg: bool = False
@@ -47,7 +47,7 @@ class CleaningOptions:
         try:
             re.compile(self.drop_lines or "")
         except re.error as error:
-            reason = f"no regular expression ({error})"
+            reason = f"is not a regular expression ({error})"
             raise UsageError(reason, f"{option}.drop_lines", self.drop_lines) from error
         if self.min_words < 0:
             raise UsageError("must be 0 or more", f"{option}.min_words", self.min_words)
@@ -65,26 +65,27 @@ AS_IT_IS = CleaningOptions()
 
 @dataclass
 class _Step:
-    """A step of cleaning, from a document to what becomes of it, and what it has seen so far."""
+    """A step of cleaning: a function of a document that returns what is left, and its counts."""
 
     name: str
     apply: Callable[[str], Iterable[str]]
-    documents_in: int = 0
-    documents_out: int = 0
-    fewer_chars: int = 0
+    n_in: int = 0
+    n_out: int = 0
+    n_fewer_chars: int = 0
 
     def __call__(self, documents: Iterable[str]) -> Iterator[str]:
         for document in documents:
             left = [part for part in self.apply(document) if part.strip()]
-            self.documents_in += 1
-            self.documents_out += len(left)
-            self.fewer_chars += len(document) - sum(map(len, left))
+            self.n_in += 1
+            self.n_out += len(left)
+            self.n_fewer_chars += len(document) - sum(map(len, left))
             yield from left
 
     def report(self) -> str:
+        change = "fewer" if self.n_fewer_chars >= 0 else "more"
         return (
-            f"{self.name}: {self.documents_in:,} documents to {self.documents_out:,}, "
-            f"{abs(self.fewer_chars):,} characters {'fewer' if self.fewer_chars >= 0 else 'more'}"
+            f"{self.name}: {self.n_in:,} documents to {self.n_out:,}, "
+            f"{abs(self.n_fewer_chars):,} characters {change}"
         )
 
 
@@ -102,7 +103,7 @@ def _without_duplicates(n_chars: int | None) -> Callable[[str], list[str]]:
 
 
 def _steps(options: CleaningOptions) -> Iterator[_Step]:
-    """The steps asked for, in order."""
+    """Yield the requested steps, in order."""
     if options.gutenberg:
         yield _Step("gutenberg", lambda document: [_GUTENBERG.sub(r"\1", document)])
     if options.drop_lines is not None:
@@ -140,31 +141,29 @@ def _steps(options: CleaningOptions) -> Iterator[_Step]:
 
 
 class Cleaner:
-    """Cleans documents one by one; a document is held in memory while it is.
-
-    `report` tells what each step has removed so far, a line each.
-    """
+    """Cleans documents one by one, each held in memory at a time."""
 
     def __init__(self, options: CleaningOptions) -> None:
         self._steps = list(_steps(options))
 
     def __call__(self, documents: Iterable[str]) -> Iterator[str]:
-        """The documents that are left, without blank ones.
+        """Yield the documents that are left, without blank ones.
 
         Raises:
-            UsageError: nothing is left; names the step that took the last of it.
+            UsageError: A step left nothing; names the step.
         """
         left: Iterator[str] = (document for document in documents if document.strip())
         for step in self._steps:
             left = step(left)
         yield from left
         for step in self._steps:
-            if step.documents_in and not step.documents_out:
+            if step.n_in and not step.n_out:
                 raise UsageError(
-                    f"{step.name} leaves nothing of {step.documents_in:,} documents; leave it out "
+                    f"{step.name} leaves nothing of {step.n_in:,} documents; leave it out "
                     "or loosen it",
                     "data.cleaning",
                 )
 
     def report(self) -> list[str]:
+        """Return a line for each step on what it has removed so far."""
         return [step.report() for step in self._steps]

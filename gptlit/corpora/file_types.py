@@ -1,13 +1,13 @@
-"""Files that are no texts and are known by their first bytes: what they are, and what to do."""
+"""Recognises files that are not text by their first bytes, and advises how to convert them."""
 
 import shlex
 import zipfile
 from pathlib import Path
 
-_PANDOC = "make a text of it by: pandoc {path} -t plain -o {text}"
+_PANDOC = "convert it to text by: pandoc {path} -t plain -o {text}"
 _SAVE = "open it in an office program and save it as plain text"
 _BEGINNINGS = (
-    (b"%PDF-", "a PDF", "make a text of it by: pdftotext {path} {text}"),
+    (b"%PDF-", "a PDF", "convert it to text by: pdftotext {path} {text}"),
     (b"{\\rtf", "an RTF document", _PANDOC),
     (b"\xd0\xcf\x11\xe0", "an office document of before 2007", _SAVE),
     (b"\x1f\x8b", "packed by gzip", "let its name end in .gz"),
@@ -22,7 +22,7 @@ _BEGINNINGS = (
     (b"\x7fELF", "a program", "name a text"),
     (b"SQLite ", "a database", "save its column of texts as .jsonl or .csv"),
 )
-_IN_ZIP = (  # what only such a file holds
+_IN_ZIP = (  # by a file in the archive
     ("word/document.xml", "a Word document", _PANDOC),
     ("xl/workbook.xml", "a spreadsheet", "save it as .csv"),
     ("ppt/presentation.xml", "a presentation", _SAVE),
@@ -32,10 +32,10 @@ _IN_ZIP = (  # what only such a file holds
 
 
 def advice(path: Path, head: bytes) -> str:
-    """What a file is that begins so, and what to do instead of naming it; "" of a text.
+    """Return the kind of a file that is not text, with advice how to convert it; "" for a text.
 
     Args:
-        path: Of the file.
+        path: Path of the file.
         head: Its first bytes, unpacked.
     """
     if head.startswith(b"PK\x03\x04"):
@@ -46,7 +46,7 @@ def advice(path: Path, head: bytes) -> str:
             return ""
         kind, instead = found[0]
     text = path.with_suffix(".txt").name
-    if Path(text).exists():  # the command would replace it
+    if Path(text).exists():  # which the command would overwrite
         text = f"{path.stem}_text.txt"
     commands = {"path": shlex.quote(str(path)), "text": shlex.quote(text)}
     return f"is {kind}, which is not read; {instead.format(**commands)}"

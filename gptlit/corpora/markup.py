@@ -1,7 +1,4 @@
-"""Pages of HTML, and books in EPUB, which are pages in a zip archive, as plain text.
-
-They are held in memory a page at a time.
-"""
+"""Plain text of HTML pages and EPUB books, one page in memory at a time."""
 
 import lzma
 import posixpath
@@ -17,7 +14,7 @@ from gptlit.corpora.text_encodings import by_mark, declared
 from gptlit.messages import UsageError
 
 PAGE_BYTES = 16 << 20
-BOOK_BYTES = 256 << 20  # unpacked: a few kilobytes of zip can stand for terabytes
+BOOK_BYTES = 256 << 20  # unpacked, as a few kilobytes of zip can expand to terabytes
 BETWEEN_PAGES = "\n\n"
 _XML_DECLARATION = re.compile(r"<\?xml [^>]*\?>")
 _PAGES = ("application/xhtml+xml", "text/html")
@@ -25,10 +22,11 @@ _CONTAINER, _ENCRYPTED = "META-INF/container.xml", "META-INF/encryption.xml"
 
 
 def page_text(blocks: Iterator[str]) -> str:
-    """The text of an HTML page: a blank line between paragraphs; no scripts, styles or addresses.
+    """Return the text of an HTML page, with blank lines between paragraphs, without scripts,
+    styles and addresses.
 
     Raises:
-        UsageError: too large or too deep, or the extra that reads it is not installed.
+        UsageError: The page is too large or too deep, or the extra for HTML is not installed.
     """
     try:
         import lxml.html
@@ -37,23 +35,23 @@ def page_text(blocks: Iterator[str]) -> str:
         raise UsageError(
             "HTML and EPUB need an extra; install it by: pip install 'gptlit[html]'"
         ) from error
-    held, n_chars = [], 0
+    read, n_chars = [], 0
     for block in blocks:
-        held.append(block)
+        read.append(block)
         n_chars += len(block)
         if n_chars > PAGE_BYTES:
             raise UsageError(
-                f"a page of more than {PAGE_BYTES >> 20} Mi characters, the most that is read of "
-                "one; divide it, or save it as .txt"
+                f"a page of more than {PAGE_BYTES >> 20} Mi characters, the largest size that is "
+                "read; divide it, or save it as .txt"
             )
-    page = _XML_DECLARATION.sub("", "".join(held).strip(), count=1)
+    page = _XML_DECLARATION.sub("", "".join(read).strip(), count=1)
     parser = lxml.html.HTMLParser()
     try:
         tree = lxml.html.document_fromstring(page, parser=parser)
-    except lxml.etree.ParserError:  # nothing in it, or only comments
+    except lxml.etree.ParserError:  # empty, or only comments
         return ""
     for entry in parser.error_log:
-        if entry.type_name == "ERR_RESOURCE_LIMIT":  # what is beyond it would be lost
+        if entry.type_name == "ERR_RESOURCE_LIMIT":  # the rest would be lost
             raise UsageError(
                 f"a page that can't be read whole ({entry.message.partition(',')[0]}); tags that "
                 "are never closed can be the reason; save it as .txt from a browser"
@@ -63,11 +61,11 @@ def page_text(blocks: Iterator[str]) -> str:
 
 
 def book_texts(path: Path) -> Iterator[str]:
-    """The texts of an EPUB's pages, in the order of reading, without its table of contents.
+    """Yield the texts of an EPUB's pages in reading order, without its table of contents.
 
     Raises:
-        UsageError: torn, encrypted, too large, or no EPUB.
-        OSError: it can't be read.
+        UsageError: The file is corrupt, encrypted, too large, or not an EPUB.
+        OSError: It can't be read.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -82,26 +80,26 @@ def book_texts(path: Path) -> Iterator[str]:
     except (
         zipfile.BadZipFile,
         KeyError,
-        ValueError,  # an address that is none
+        ValueError,  # an invalid address
         ET.ParseError,
         zlib.error,
         lzma.LZMAError,
         EOFError,
-        NotImplementedError,  # zipfile's, of a compression that it doesn't know
-        RuntimeError,  # zipfile's, of a file that needs a password
+        NotImplementedError,  # zipfile, for an unknown compression
+        RuntimeError,  # zipfile, for a file with a password
     ) as error:
         raise UsageError(f"not a whole EPUB ({' '.join(str(error).split())})") from error
 
 
 class _Book:
-    """An open EPUB; what is read of it is counted."""
+    """An open EPUB, with a limit on the bytes that are read."""
 
     def __init__(self, archive: zipfile.ZipFile) -> None:
         self._archive = archive
         self._n_read = 0
 
     def pages(self) -> Iterator[str]:
-        """The pages, decoded."""
+        """Yield the decoded pages."""
         container = ET.fromstring(self._read(_CONTAINER))
         root = next((e.get("full-path") for e in container.iterfind(".//{*}rootfile")), None)
         if root is None:
@@ -118,7 +116,7 @@ class _Book:
             href = unquote(urlsplit(item.get("href") or "").path)
             name = posixpath.normpath(posixpath.join(posixpath.dirname(root), href))
             if name in encrypted:
-                raise UsageError("its pages are encrypted (DRM), so that no text can be read")
+                raise UsageError("its pages are encrypted (DRM), and can't be read")
             yield self._decoded(name)
 
     def _encrypted(self) -> set[str]:
@@ -134,7 +132,7 @@ class _Book:
         if len(content) > PAGE_BYTES or self._n_read > BOOK_BYTES:
             raise UsageError(
                 f"a book that unpacks to more than {BOOK_BYTES >> 20} MiB, or {PAGE_BYTES >> 20} "
-                "MiB a page, the most that is read of one"
+                "MiB a page, the largest size that is read"
             )
         return content
 

@@ -1,7 +1,7 @@
-"""Files as documents of text: found, unpacked, decoded and with LF line ends, block by block.
+"""The documents of files: found, unpacked, decoded and with LF line breaks, block by block.
 
-However large a file is, no more than a block of it is held in memory at a time, except for a
-record of .jsonl, .json, .csv or .tsv and a page of HTML, which have a largest size.
+Only a block of a file is held in memory at a time, or a record of .jsonl, .json, .csv or .tsv
+and a page of HTML, which have a largest size.
 """
 
 import codecs
@@ -17,7 +17,7 @@ from gptlit.corpora.inputs import PIPES_FOLDER
 from gptlit.corpora.unpacking import PACKINGS, head, packing_of, unpacked
 from gptlit.messages import UsageError, is_first_process, note, opt
 
-TEXTS = (".txt", ".md", ".jsonl")  # what is looked for in a folder
+TEXTS = (".txt", ".md", ".jsonl")  # read from a folder
 RECORDS = (".jsonl", ".json", ".csv", ".tsv")
 PAGES = (".html", ".htm", ".xhtml")
 BOOK = ".epub"
@@ -25,25 +25,24 @@ SEPARATORS = {".csv": ",;\t|", ".tsv": "\t"}
 
 
 def find_files(path: str, option: str, data_dir: Path | None = None) -> list[Path]:
-    """The text files that a path means: itself, all in a folder and below, or a glob's.
+    """Return the text files of a path: the file, those of a folder and below, or of a glob.
 
-    What runs have written (lightning_logs), what was fetched (`data_dir`) and what is hidden
-    below a folder is no text. Files of other kinds that can be read stay out of a folder's
-    text, since they often lie beside one to describe it; a glob names them.
+    Of a folder, hidden files and those of runs (lightning_logs) and of `data_dir` are left out.
+    So are other kinds of readable files, which often describe the text; a glob names them.
 
     Raises:
-        UsageError: there is none.
+        UsageError: There is no such file.
     """
     given = Path(path).expanduser()
     if given.is_dir():
-        own = [Path("lightning_logs").resolve(), *([data_dir.resolve()] if data_dir else [])]
-        own = [folder for folder in own if given.resolve() in folder.parents]
+        not_texts = [Path("lightning_logs").resolve(), *([data_dir.resolve()] if data_dir else [])]
+        not_texts = [folder for folder in not_texts if given.resolve() in folder.parents]
         readable = [
             file
             for file in given.rglob("*")
             if reading_of(file) not in ("", *PACKINGS)
             and not any(part.startswith(".") for part in file.relative_to(given).parts)
-            and not any(file.resolve().is_relative_to(each) for each in own)
+            and not any(file.resolve().is_relative_to(each) for each in not_texts)
         ]
         found = [file for file in readable if _kind(file) in TEXTS]
         others = Counter(reading_of(file) for file in readable if _kind(file) not in TEXTS)
@@ -51,32 +50,32 @@ def find_files(path: str, option: str, data_dir: Path | None = None) -> list[Pat
         globbed = f"'{given}/**/*{next(iter(sorted(others)), '')}'"
         if found and others and is_first_process():
             note(f"{option} {path}: leaves out {left_out}; a glob, {globbed}, reads such files")
-        wanted = f"a folder without {', '.join(TEXTS)} files (or these as .gz or .zst)"
+        problem = f"a folder without {', '.join(TEXTS)} files (or these as .gz or .zst)"
         if others:
-            wanted += f", but with {left_out}, which a glob reads: {globbed}"
+            problem += f", but with {left_out}, which a glob reads: {globbed}"
     elif not given.exists() and any(sign in path for sign in "*?["):
         found = [Path(name) for name in glob.glob(str(given), recursive=True)]
-        wanted = "no file matches"
+        problem = "no file matches"
     else:
         return [given]
     if files := sorted(file for file in found if file.is_file()):
         return files
-    raise UsageError(f"{option} {path}: {wanted}; name a text file, a folder or a glob")
+    raise UsageError(f"{option} {path}: {problem}; name a text file, a folder or a glob")
 
 
 @dataclass
 class Documents:
     """The documents of some files, in order; each is an iterator of its blocks of text.
 
-    A document must be read to its end before the next one is asked for. A file is a document,
-    or each record of .jsonl, .json, .csv and .tsv.
+    A document must be read to its end before the next one. A file is one document, except that
+    each record of .jsonl, .json, .csv and .tsv is one.
 
     Args:
-        files: Which.
-        option: What to call them in messages.
-        jsonl_field: The field of .jsonl and .json that holds a document's text.
-        column: The same of .csv and .tsv; None is text, or the only one.
-        encoding: Of the files; "auto" finds that of each.
+        files: Files to read.
+        option: Name of the files in messages.
+        jsonl_field: Field that holds the text in .jsonl and .json files.
+        column: Column that holds the text in .csv and .tsv files; None for text, or the only one.
+        encoding: Encoding of the files; "auto" detects that of each.
     """
 
     files: Sequence[Path]
@@ -89,28 +88,28 @@ class Documents:
 
     @property
     def notes(self) -> list[str]:
-        """What was assumed and normalised, once all is read."""
+        """Lines on what was assumed and normalised; complete when all is read."""
         if not self._with_cr:
             return self._assumed
         others = f" and {len(self._with_cr) - 1} files more" if len(self._with_cr) > 1 else ""
-        return [*self._assumed, f"{self._with_cr[0]}{others}: CRLF line ends are read as LF"]
+        return [*self._assumed, f"{self._with_cr[0]}{others}: CRLF line breaks are read as LF"]
 
     @property
     def are_many(self) -> bool:
-        """Whether these files can hold more than one document."""
+        """Whether the files can have more than one document."""
         return len(self.files) > 1 or any(_kind(path) in RECORDS for path in self.files)
 
     def __iter__(self) -> Iterator[Iterator[str]]:
-        """Raises UsageError: unreadable, torn, not text, or without the field or column."""
+        """Raises UsageError: A file is corrupt, unreadable, not text, or lacks the field."""
         for path in self.files:
             if _kind(path) in RECORDS:
-                for document in self._told(path, self._records(path)):
+                for document in self._naming_file(path, self._records(path)):
                     yield iter([document])
             else:
-                yield self._told(path, self._blocks(path))
+                yield self._naming_file(path, self._blocks(path))
 
-    def _told(self, path: Path, texts: Iterator[str]) -> Iterator[str]:
-        """The texts of a file, whose name what is wrong with them is told with."""
+    def _naming_file(self, path: Path, texts: Iterator[str]) -> Iterator[str]:
+        """Yield the texts of a file, and name the file in errors."""
         try:
             yield from texts
         except UsageError as error:
@@ -124,7 +123,7 @@ class Documents:
             return rows.json_lines(blocks, self.jsonl_field)
         if kind == ".json":
             return rows.json_records(blocks, self.jsonl_field)
-        return rows.table_rows(blocks, self.column, SEPARATORS[kind], self._say(path))
+        return rows.table_rows(blocks, self.column, SEPARATORS[kind], self._report(path))
 
     def _blocks(self, path: Path) -> Iterator[str]:
         if _kind(path) == BOOK:
@@ -134,13 +133,13 @@ class Documents:
         else:
             yield from self._decoded(path)
 
-    def _say(self, path: Path) -> Callable[[str], None]:
+    def _report(self, path: Path) -> Callable[[str], None]:
         return lambda line: self._assumed.append(f"{path}: {line}")
 
     def _decoded(self, path: Path) -> Iterator[str]:
         encoding, advice = self._encoding_of(path)
         decoder = codecs.getincrementaldecoder(encoding)()
-        line_ends = io.IncrementalNewlineDecoder(None, translate=True)
+        line_breaks = io.IncrementalNewlineDecoder(None, translate=True)
         at, first = 0, True
         for block in _with_end(unpacked(path)):
             pending = len(decoder.getstate()[0])
@@ -156,13 +155,13 @@ class Documents:
             at += len(block)
             if first and text:
                 text, first = text.removeprefix("\ufeff"), False
-            if text := line_ends.decode(text, final=not block):
+            if text := line_breaks.decode(text, final=not block):
                 yield text
-        if any("\r" in end for end in line_ends.newlines or ()):
+        if any("\r" in end for end in line_breaks.newlines or ()):
             self._with_cr.append(path)
 
     def _encoding_of(self, path: Path) -> tuple[str, str]:
-        """The encoding to read a file in, and what to do where it is not in that."""
+        """Return the encoding of a file, and advice if the file can't be decoded by it."""
         begun = head(path)
         if reason := file_types.advice(path, begun):
             raise UsageError(reason)
@@ -170,31 +169,30 @@ class Documents:
             return self.encoding, f"{opt('data.encoding')} auto looks for its encoding"
         found = text_encodings.find_encoding(begun, unpacked(path), _kind(path) in PAGES)
         if found.assumed:
-            self._say(path)(found.assumed)
+            self._report(path)(found.assumed)
         return found.encoding, f"{found.assumed}; {found.advice}"
 
 
 def _with_end(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """The blocks, and an empty one at the end."""
     yield from blocks
     yield b""
 
 
 def unreadable(option: str, path: Path, error: OSError) -> UsageError:
-    """The error to raise for a file that can't be read."""
+    """Return the error to raise for a file that can't be read."""
     advice = "give a text file, a folder or a glob"
     if path.parent.name == PIPES_FOLDER:
-        advice = f"it was the copy of a pipe; give {option} with the same text once more"
+        advice = f"it was the copy of a pipe; give {option} with the same text again"
     return UsageError(f"{option} {path}: {error.strerror or error}; {advice}")
 
 
 def reading_of(path: Path) -> str:
-    """How a file is read: the ends of its name that matter, such as .jsonl.gz."""
+    """Return the extensions of a file by which it is read, such as .jsonl.gz."""
     packed = packing_of(path.name)
     return _kind(path) + packed
 
 
 def _kind(path: Path) -> str:
-    """The end of a file's name that says what it holds, packed or not; "" of any other text."""
+    """Return the known extension of a file, packed or not; "" for any other text."""
     end = Path(path.name.lower().removesuffix(packing_of(path.name))).suffix
     return end if end in (*TEXTS, *RECORDS, *PAGES, BOOK) else ""

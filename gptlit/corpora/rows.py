@@ -1,6 +1,6 @@
-"""Records to documents: the rows of .jsonl, the arrays of .json, the tables of .csv and .tsv.
+"""Documents from records: the lines of .jsonl, the arrays of .json, the rows of .csv and .tsv.
 
-One record is held in memory at a time, and it may have RECORD_CHARS characters at most.
+One record is held in memory at a time; it may have at most RECORD_CHARS characters.
 """
 
 import csv
@@ -13,40 +13,40 @@ from typing import Any
 from gptlit.messages import UsageError, did_you_mean, opt
 
 RECORD_CHARS = 1 << 25
-LISTED = 20  # fields or columns that a message names at most
+MAX_LISTED = 20  # fields or columns that a message names
 _SPACE = re.compile(r"[ \t\n\r]*")
-# how near to the end of a text a JSON error may lie that more of the text would mend
+# an error of JSON this near to the end of the text read so far can be due to the cut
 _CUT_OFF_CHARS = 16
 
 
 def json_lines(blocks: Iterator[str], field: str) -> Iterator[str]:
-    """The texts of .jsonl, a JSON object a line.
+    """Yield the texts of a .jsonl file, which has a JSON object in each line.
 
     Args:
-        blocks: Of the file.
-        field: Which of an object's fields holds the text.
+        blocks: Blocks of the file.
+        field: Field of the objects that holds the text.
 
     Raises:
-        UsageError: a line is no such object, or too long.
+        UsageError: A line is not such an object, or is too long.
     """
     for number, line in enumerate(_lines(blocks), start=1):
         if line.strip():
             try:
                 record = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise _no_record(f"line {number}", field) from error
+                raise _not_a_record(f"line {number}", field) from error
             yield _text_in(record, f"line {number}", field)
 
 
 def json_records(blocks: Iterator[str], field: str) -> Iterator[str]:
-    """The texts of .json: an array of objects, or objects one after the other.
+    """Yield the texts of a .json file: an array of objects, or objects one after the other.
 
     Args:
-        blocks: Of the file.
-        field: Which of an object's fields holds the text.
+        blocks: Blocks of the file.
+        field: Field of the objects that holds the text.
 
     Raises:
-        UsageError: it is something else, or an object is too long.
+        UsageError: The file has other content, or an object is too long.
     """
     values = _JsonValues(blocks)
     in_array = values.peek() == "["
@@ -69,19 +69,19 @@ def json_records(blocks: Iterator[str], field: str) -> Iterator[str]:
 
 
 def table_rows(
-    blocks: Iterator[str], column: str | None, separators: str, say: Callable[[str], None]
+    blocks: Iterator[str], column: str | None, separators: str, report: Callable[[str], None]
 ) -> Iterator[str]:
-    """The texts of a table whose first row names its columns.
+    """Yield the texts of a table whose first row names its columns.
 
     Args:
-        blocks: Of the file.
-        column: Which holds the text; with None it is "text", or the only one.
-        separators: Of columns; the one that the first row has most of is meant, in doubt the
-            first of them.
-        say: Takes what was assumed.
+        blocks: Blocks of the file.
+        column: Column that holds the text; None for "text", or the only one.
+        separators: Possible separators of columns. The commonest in the first row is used, in
+            doubt the first of them.
+        report: Function that is called with what was assumed.
 
     Raises:
-        UsageError: there is no such column, a row is too long, or not a row.
+        UsageError: There is no such column, or a row is too long or invalid.
     """
     lines = _lines(blocks)
     first, n_blank = "", 0
@@ -91,7 +91,7 @@ def table_rows(
         n_blank += 1
     separator = max(separators, key=re.sub('"[^"]*"', "", first).count)
     if separator != separators[0]:
-        say(f"columns are separated by {separator!r}")
+        report(f"columns are separated by {separator!r}")
     n_chars = 0
 
     def counted() -> Iterator[str]:
@@ -105,12 +105,12 @@ def table_rows(
                 )
             yield f"{line}\n"
 
-    csv.field_size_limit(max(csv.field_size_limit(), RECORD_CHARS))  # the whole process's
+    csv.field_size_limit(max(csv.field_size_limit(), RECORD_CHARS))  # of the whole process
     reader = csv.reader(counted(), delimiter=separator, strict=True)
     try:
         header = [name.strip() for name in next(filter(None, reader), [])]
         if not header:
-            return  # who reads the documents refuses an empty text
+            return  # an empty text is refused later
         index = _column(header, column)
         for row in reader:
             n_chars = 0
@@ -139,24 +139,24 @@ def _column(header: list[str], column: str | None) -> int:
 
 def _listed(names: Iterable[str]) -> str:
     listed = list(names)
-    more = f" and {len(listed) - LISTED} more" if len(listed) > LISTED else ""
-    return ", ".join(repr(name[:40]) for name in listed[:LISTED]) + more
+    more = f" and {len(listed) - MAX_LISTED} more" if len(listed) > MAX_LISTED else ""
+    return ", ".join(repr(name[:40]) for name in listed[:MAX_LISTED]) + more
 
 
 def _lines(blocks: Iterator[str]) -> Iterator[str]:
-    # str.splitlines also splits where JSON's strings may go on, at U+2028 for one
-    begun: list[str] = []
+    # str.splitlines also splits at characters that JSON's strings may have, such as U+2028
+    parts: list[str] = []
     n_chars, number = 0, 1
     for block in blocks:
         head, *rest = block.split("\n")
-        begun.append(head)
+        parts.append(head)
         n_chars += len(head)
         for line in rest:
-            yield "".join(begun)
-            begun, n_chars, number = [line], len(line), number + 1
+            yield "".join(parts)
+            parts, n_chars, number = [line], len(line), number + 1
         if n_chars > RECORD_CHARS:
             raise _too_long(f"line {number}")
-    yield "".join(begun)
+    yield "".join(parts)
 
 
 def _too_long(where: str) -> UsageError:
@@ -166,22 +166,22 @@ def _too_long(where: str) -> UsageError:
     )
 
 
-def _no_record(where: str, field: str, record: Any = None) -> UsageError:
+def _not_a_record(where: str, field: str, record: Any = None) -> UsageError:
     fields = f" (its fields are {_listed(record)})" if isinstance(record, dict) else ""
     return UsageError(
-        f"{where} is no JSON object with a text as its {field!r}{fields}; "
+        f"{where} is not a JSON object with a text in its field {field!r}{fields}; "
         f"{opt('data.jsonl_field')} names another field"
     )
 
 
 def _text_in(record: Any, where: str, field: str) -> str:
     if not isinstance(record, dict) or not isinstance(text := record.get(field), str):
-        raise _no_record(where, field, record)
+        raise _not_a_record(where, field, record)
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise UsageError(
-            f"{where} escapes half a character ({error.object[error.start]!r}), which is no text"
+            f"{where} escapes half a character ({error.object[error.start]!r})"
         ) from error
     return _clean(text)
 
@@ -191,7 +191,7 @@ def _clean(text: str) -> str:
 
 
 class _JsonValues:
-    """The JSON values in a text that comes in blocks, one after the other."""
+    """Reads JSON values, one after the other, from the blocks of a text."""
 
     def __init__(self, blocks: Iterator[str]) -> None:
         self._blocks = blocks
@@ -200,7 +200,7 @@ class _JsonValues:
         self._decode = json.JSONDecoder().raw_decode
 
     def peek(self) -> str:
-        """The next character that is not white space; "" at the end."""
+        """Return the next character that is not whitespace; "" at the end."""
         while True:
             match = _SPACE.match(self._text, self._at)
             self._at = match.end() if match else self._at
@@ -210,7 +210,6 @@ class _JsonValues:
                 return ""
 
     def skip(self) -> None:
-        """Pass by one character."""
         self._at += 1
 
     def _read_more(self) -> bool:
@@ -219,14 +218,14 @@ class _JsonValues:
         return bool(block)
 
     def value(self, number: int, field: str) -> Any:
-        """The next value, which is record `number`."""
+        """Return the next value, which is record `number`."""
         self.peek()
         while True:
             try:
                 value, self._at = self._decode(self._text, self._at)
                 return value
             except RecursionError as error:
-                raise _no_record(f"record {number}", field) from error
+                raise _not_a_record(f"record {number}", field) from error
             except json.JSONDecodeError as error:
                 n_chars = len(self._text) - self._at
                 is_cut_off = (
@@ -235,10 +234,10 @@ class _JsonValues:
                 )
                 if is_cut_off and n_chars > RECORD_CHARS:
                     raise _too_long(f"record {number}") from error
-                # decoded anew once there is twice as much of it
+                # decoded again when twice as much of it has been read
                 if not is_cut_off or not self._read_until(2 * n_chars):
                     raise UsageError(f"record {number} is not JSON ({error.msg})") from error
-            except ValueError as error:  # a number of thousands of digits
+            except ValueError as error:  # a number with thousands of digits
                 reason = str(error).partition(";")[0]
                 raise UsageError(f"record {number} can't be read ({reason})") from error
 

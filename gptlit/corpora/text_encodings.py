@@ -1,7 +1,7 @@
-"""Which encoding a text is in: by its byte order mark, as UTF-8, as it declares, or by detection.
+"""Finds the encoding of a text: by its byte order mark, as UTF-8, as declared, or by detection.
 
-UTF-8 is tried on the whole text, so nothing is assumed of a text that is UTF-8. What is assumed
-of another text is said, and where several encodings would do, it is refused with their names.
+UTF-8 is tried on the whole text, so that nothing is assumed of a text in UTF-8. Assumptions on
+other texts are reported. If several encodings are likely, the text is refused with their names.
 """
 
 import codecs
@@ -19,25 +19,25 @@ if TYPE_CHECKING:
 AUTO = "auto"
 SAMPLE_BYTES = 1 << 16
 _UTF8_MARKED = "utf-8-sig"
-MARKS = (  # UTF-32's little-endian mark begins by UTF-16's
+MARKS = (  # UTF-32's little-endian mark begins with that of UTF-16
     (codecs.BOM_UTF8, _UTF8_MARKED),
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-# the ISO encodings that browsers read as their supersets of Windows
+# ISO encodings that browsers read as their Windows supersets
 _SUPERSETS = {"iso8859-1": "cp1252", "ascii": "cp1252", "iso8859-9": "cp1254"}
-# how much worse than the best a candidate may look, and still be a likely one
+# how much worse than the best candidate another likely one may be
 _NEAR_CHAOS, _NEAR_COHERENCE, _NEAREST_COHERENCE = 0.02, 0.1, 0.04
-# of encodings in which a text is the same, the name that is commonest; of those in which it is
-# not, the first is by far the likeliest, and is assumed where it looks as good as the best
+# common names, of encodings with equal results; of those with different results the first is by
+# far the likeliest, and is assumed if it is about as good as the best
 _COMMON = (
     *("cp1252", "cp1251", "cp1250", "iso8859_2", "koi8_r", "cp866", "mac_roman"),
     *("shift_jis", "euc_jp", "gb18030", "big5", "euc_kr"),
 )
-_ZEROS_OF_UTF_16 = 0.2  # of the bytes of a text in letters, at least
-# of host names and of literals, and one that refuses whatever comes
+_ZEROS_OF_UTF_16 = 0.2  # least share of zero bytes in a text of letters
+# encodings of host names and literals, and one that refuses everything
 _NOT_OF_FILES = {"idna", "punycode", "undefined", "unicode-escape", "raw-unicode-escape"}
 _DECLARED = re.compile(rb"""(?:charset|encoding)\s*=\s*["']?\s*([\w.:-]+)""", re.IGNORECASE)
 
@@ -47,9 +47,9 @@ class Found:
     """The encoding of a text.
 
     Args:
-        encoding: Its name.
-        assumed: What was assumed about it; "" if nothing was.
-        advice: What to do where the text can't be decoded after all.
+        encoding: Name of the encoding.
+        assumed: What was assumed; "" if nothing was.
+        advice: Advice if the text can't be decoded after all.
     """
 
     encoding: str
@@ -58,11 +58,7 @@ class Found:
 
 
 def check_encoding(name: str) -> None:
-    """Refuse what is not the name of an encoding of text.
-
-    Raises:
-        UsageError: it is none that Python knows.
-    """
+    """Raise UsageError if this is not "auto" or a name of a text encoding in Python."""
     if name == AUTO or _text_encoding(name):
         return
     raise UsageError(
@@ -74,7 +70,7 @@ def check_encoding(name: str) -> None:
 
 
 def _text_encoding(name: str) -> str | None:
-    """Python's name of an encoding that texts can be in; None if it knows none."""
+    """Return Python's name of a text encoding; None if it has none."""
     try:
         found = codecs.lookup(name)
     except (LookupError, ValueError):
@@ -84,19 +80,19 @@ def _text_encoding(name: str) -> str | None:
 
 
 def by_mark(head: bytes) -> str | None:
-    """The encoding that a text's byte order mark tells of, if it begins with one."""
+    """Return the encoding of a text's byte order mark, if it begins with one."""
     return next((name for mark, name in MARKS if head.startswith(mark)), None)
 
 
 def not_utf8(error: UnicodeDecodeError) -> str:
-    """What to say of a small text of the user's that has to be UTF-8 and is not."""
+    """Return a message for a small text that should be UTF-8 and is not."""
     if marked := by_mark(error.object):
         return f"{marked.upper()} text, by its byte order mark; save it as UTF-8"
     return "not UTF-8 text"
 
 
 def declared(head: bytes) -> str | None:
-    """The encoding that a page of HTML or XHTML declares at its beginning, if it is a known one."""
+    """Return the encoding that a page of HTML declares at its beginning, if it is known."""
     if not (match := _DECLARED.search(head)):
         return None
     name = _text_encoding(match[1].decode("ascii", "replace"))
@@ -104,20 +100,20 @@ def declared(head: bytes) -> str | None:
 
 
 def find_encoding(head: bytes, blocks: Iterable[bytes], is_page: bool = False) -> Found:
-    """The encoding of a text, which is read until that is known.
+    """Find the encoding of a text, which is read as far as needed.
 
     Args:
-        head: The beginning of the text.
-        blocks: The text.
-        is_page: It is HTML, which may declare its encoding.
+        head: Beginning of the text.
+        blocks: All blocks of the text.
+        is_page: Whether it is HTML, which may declare its encoding.
 
     Raises:
-        UsageError: it is not UTF-8, and no other encoding is likely, or several are.
+        UsageError: The text is not UTF-8, and no other encoding is likely, or several are.
     """
     marked = by_mark(head)
     if marked and marked != _UTF8_MARKED:
         assumed = f"read as {marked.upper()}, by its byte order mark"
-        return Found(marked, assumed, "it is torn; look for a whole copy")
+        return Found(marked, assumed, "the file is corrupt; look for a complete copy")
     scan = _Scan()
     for block in blocks:
         scan.add(block)
@@ -132,35 +128,35 @@ def find_encoding(head: bytes, blocks: Iterable[bytes], is_page: bool = False) -
 
 
 class _Scan:
-    """Whether a text is UTF-8, and where it is not, a sample of what is not ASCII from there on."""
+    """Checks whether a text is UTF-8, and samples the lines that are not ASCII after an error."""
 
     def __init__(self) -> None:
         self._utf8 = codecs.getincrementaldecoder("utf-8")()
         self._n_read = 0
-        self._rest = b""  # of the sample's last line
+        self._rest = b""  # incomplete last line of the sample
         self.error = ""
-        self.n_whole = 0  # bytes that continue a character, up to the error
+        self.n_continuing = 0  # bytes that continue a character, up to the error
         self.sample = bytearray()
 
     @property
     def is_done(self) -> bool:
-        """Whether the rest of the text makes no difference."""
+        """Whether the rest of the text can't change the result."""
         return len(self.sample) >= SAMPLE_BYTES
 
     def add(self, block: bytes, final: bool = False) -> None:
-        """Read on; at the end the block is final."""
+        """Read the next block; the last one is final."""
         pending = self._utf8.getstate()[0]
         if not self.error and (pending or not block.isascii()):
             try:
                 text = self._utf8.decode(block, final=final)
-                self.n_whole += len(pending) + len(block) - len(text)
+                self.n_continuing += len(pending) + len(block) - len(text)
             except UnicodeDecodeError as error:
                 offset = self._n_read - len(pending) + error.start
                 self.error = f"byte 0x{error.object[error.start]:02x} at offset {offset}"
                 block = pending + block
         self._n_read += len(block)
         if self.error:
-            # whole lines, so that no character is cut
+            # complete lines, so that no character is cut
             *lines, rest = (self._rest + block).split(b"\n")
             self._rest = b"" if final else rest[:SAMPLE_BYTES]
             for line in [*lines, rest] if final else lines:
@@ -169,16 +165,16 @@ class _Scan:
 
 
 def _detected(scan: _Scan, head: bytes, surely_utf8: bool) -> Found:
-    """The encoding that is likely for a text that is not UTF-8, if it wasn't meant to be."""
+    """Return the likely encoding of a text that is not UTF-8; refuse a damaged UTF-8 text."""
     import charset_normalizer
 
     sample = bytes(scan.sample)
     broken = sample.decode("utf-8", "replace").count("\ufffd")
     whole = sum(ord(char) > 127 for char in sample.decode("utf-8", "ignore"))
-    if surely_utf8 or scan.n_whole + whole >= broken:
+    if surely_utf8 or scan.n_continuing + whole >= broken:
         raise UsageError(
-            f"is UTF-8 but for {scan.error}, and so a damaged text; look for a whole copy, or drop "
-            "what is damaged: iconv -c -f UTF-8 -t UTF-8 FILE > NEW"
+            f"is UTF-8 but for {scan.error}, so the text is damaged; look for a complete copy, or "
+            "drop the damaged parts: iconv -c -f UTF-8 -t UTF-8 FILE > NEW"
         )
     for raw in (head, sample):  # the sample may begin within a character of two bytes
         if 0 in raw:
@@ -190,7 +186,7 @@ def _detected(scan: _Scan, head: bytes, surely_utf8: bool) -> Found:
     ]
     if not matches:
         raise UsageError(
-            f"not UTF-8 text ({scan.error}), and in no encoding that could be recognised; if it is "
+            f"not UTF-8 text ({scan.error}), and its encoding was not recognised; if it is "
             f"a text, name its encoding, for example {opt('data.encoding')} cp1252"
         )
     near = {
@@ -200,7 +196,7 @@ def _detected(scan: _Scan, head: bytes, surely_utf8: bool) -> Found:
         and match.coherence >= matches[0].coherence - _NEAR_COHERENCE
     }
     commonest = [m.coherence for m in matches if _common_name(m) == _COMMON[0]]
-    # what is rarely met is not assumed where the commonest would do, if less well
+    # a rare encoding is not assumed if the commonest is possible
     is_rival = bool(commonest) and not near.keys() & set(_COMMON)
     if is_rival:
         near[_COMMON[0]] = commonest[0]
@@ -221,7 +217,7 @@ def _common_name(match: "CharsetMatch") -> str:
 
 
 def about_zeros(raw: bytes) -> str:
-    """What to say of bytes that have zeros among them, which no text has in UTF-8."""
+    """Return a message for bytes with zeros, which a UTF-8 text does not have."""
     if raw.count(0) < _ZEROS_OF_UTF_16 * len(raw):
         return "a binary file (it has a zero byte); name a text"
     order = "le" if raw[1::2].count(0) > raw[::2].count(0) else "be"

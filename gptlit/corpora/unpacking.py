@@ -1,4 +1,4 @@
-"""The bytes of files, packed or not, in blocks that are small however well they are packed."""
+"""Reads files, packed or not, in blocks of limited size."""
 
 import gzip
 import zlib
@@ -9,46 +9,47 @@ from gptlit.messages import UsageError
 
 BLOCK_BYTES = 1 << 20
 HEAD_BYTES = 1 << 10
-# of a .zst file at a time: the decompressor returns at once all that they unpack to, and four of
-# them can stand for 128 KiB, so that a block has 8 MiB at most
+# read of a .zst file at a time: the decompressor returns all that they expand to, up to 128 KiB
+# for four bytes, so that a block has at most 8 MiB
 ZSTD_BYTES = 1 << 8
 
 
 def packing_of(name: str) -> str:
-    """The end of a file's name that says how it is packed, or ""."""
+    """Return the extension of a packed file, or ""."""
     return next((end for end in _UNPACK if name.lower().endswith(end)), "")
 
 
 def unpacked(path: Path) -> Iterator[bytes]:
-    """The file's blocks.
+    """Yield the blocks of a file.
 
     Raises:
-        UsageError: a packed file that is torn, or something else.
-        OSError: it can't be read.
+        UsageError: A packed file is corrupt, or of another format.
+        OSError: It can't be read.
     """
     packed = packing_of(path.name)
     try:
         yield from _UNPACK.get(packed, _plain)(path)
-    except (EOFError, zlib.error, gzip.BadGzipFile, _TornError) as error:
+    except (EOFError, zlib.error, gzip.BadGzipFile, _CorruptError) as error:
         raise UsageError(f"not a whole {packed} file ({error})") from error
 
 
 def head(path: Path) -> bytes:
-    """The file's first HEAD_BYTES, unpacked, or fewer where it ends.
+    """Return the first HEAD_BYTES of a file, unpacked, or fewer if it is shorter.
 
     Raises:
-        As `unpacked`.
+        UsageError: See `unpacked`.
+        OSError: It can't be read.
     """
-    begun = b""
+    first = b""
     for block in unpacked(path):
-        begun += block
-        if len(begun) >= HEAD_BYTES:
+        first += block
+        if len(first) >= HEAD_BYTES:
             break
-    return begun[:HEAD_BYTES]
+    return first[:HEAD_BYTES]
 
 
-class _TornError(Exception):
-    """A .zst file that isn't whole."""
+class _CorruptError(Exception):
+    """A .zst file is corrupt."""
 
 
 def _plain(path: Path) -> Iterator[bytes]:
@@ -76,10 +77,10 @@ def _unzstd(path: Path) -> Iterator[bytes]:
                     if block := frame.decompress(packed):
                         yield block
                 except zstandard.ZstdError as error:
-                    raise _TornError(error) from error
+                    raise _CorruptError(error) from error
                 packed = frame.unused_data
     if frame is not None and not frame.eof:
-        raise _TornError("it ends too early")
+        raise _CorruptError("it ends too early")
 
 
 _UNPACK: dict[str, Callable[[Path], Iterator[bytes]]] = {".gz": _gunzipped, ".zst": _unzstd}

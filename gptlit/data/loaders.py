@@ -1,4 +1,4 @@
-"""Loaders: windows of token ids in batches, cut for one process of several."""
+"""Loaders: batches of windows of token ids, for one process of several."""
 
 from collections.abc import Callable, Iterator
 
@@ -8,20 +8,20 @@ from torch import Tensor
 
 from gptlit.data.window_order import SideBySide, WindowOrder
 
-AHEAD = 64  # batches
-IGNORED = -100  # the target of a position that isn't scored, cross_entropy's default
+AHEAD = 64  # batches whose windows are computed at once
+IGNORED = -100  # target of a position that is not scored, as in cross_entropy
 Batch = tuple[Tensor, Tensor]
 
 
 def cut(ids: np.ndarray, bounds: np.ndarray, before: np.ndarray, block_size: int) -> Batch:
-    """Inputs and targets, (B, T) each, where the windows are what is to be predicted.
+    """Return inputs and targets, (B, T) each, of windows given by their targets.
 
-    Targets beyond a window's end are IGNORED; a window may be empty.
+    Targets beyond the end of a window are IGNORED; a window may be empty.
 
     Args:
         ids: (n,) token ids.
         bounds: (B, 2) first and last-plus-one target of each window.
-        before: (B,) the input before the first target.
+        before: (B,) input before the first target.
         block_size: T
     """
     at = bounds[:, :1] + np.arange(block_size)  # (B, T)
@@ -38,17 +38,17 @@ class TrainLoader:
 
     Batch j of an epoch holds, on rank r of R, positions j*B*R + r*B onwards, so that any
     division of the same global batch into ranks and accumulated batches sees the same windows.
-    Lightning saves and restores the state, and tells the epoch through `sampler.set_epoch`.
+    Lightning saves and restores the state, and sets the epoch by `sampler.set_epoch`.
 
     Args:
         ids: (n,) token ids.
-        order: Which window comes when.
+        order: Order of the windows.
         batch_size: B, windows in a batch of this rank.
-        before: The inputs that stand before tokens, where windows are cut from documents.
+        before: Function that returns the inputs before tokens, for windows of documents.
         rank: r
         n_ranks: R
         n_batches: Batches of each rank in an epoch.
-        frozen: Every epoch is epoch 0, for `overfit_batches`.
+        frozen: Repeat epoch 0, for `overfit_batches`.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class TrainLoader:
         n_batches: int,
         frozen: bool = False,
     ) -> None:
-        self.ids = np.asarray(ids)  # a memory map stays one, and is indexed faster
+        self.ids = np.asarray(ids)  # still memory-mapped, and faster to index
         self.order = order
         self.batch_size = batch_size
         self.before = before
@@ -72,15 +72,15 @@ class TrainLoader:
         self.n_batches = n_batches
         self.frozen = frozen
         self.epoch = 0
-        self.position = 0  # windows of this epoch that all ranks together have been given
-        self._ahead: dict[tuple[int, int], np.ndarray] = {}  # what begins where, by epoch and place
+        self.position = 0  # windows of this epoch that all ranks together have read
+        self._ahead: dict[tuple[int, int], np.ndarray] = {}  # starts by epoch and first position
 
     @property
     def sampler(self) -> "TrainLoader":
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Begin an epoch, unless it is the one already begun."""
+        """Begin an epoch, unless it is the current one."""
         if epoch != self.epoch:
             self.epoch, self.position = epoch, 0
 
@@ -88,10 +88,10 @@ class TrainLoader:
         return self.n_batches
 
     def __iter__(self) -> Iterator[Batch]:
-        # Lightning calls iter() once more than it reads, and before it tells the epoch: what
-        # comes is decided at each batch
+        # epoch and position are read at each batch: Lightning calls iter() before it sets the
+        # epoch, and once more than it reads
         global_batch = self.batch_size * self.n_ranks
-        # a position that another batch size left needn't be a multiple of this one
+        # after a change of batch size the position need not be a multiple of it
         while self.position + global_batch <= self.n_batches * global_batch:
             first = self.position + self.rank * self.batch_size
             self.position += global_batch
@@ -111,14 +111,14 @@ class TrainLoader:
         return both[:, :-1], both[:, 1:]  # (B, T), (B, T)
 
     def _starts(self, epoch: int, positions: np.ndarray) -> np.ndarray:
-        """Where a batch's windows start; those of the next ones are computed at the same cost."""
+        """Return where a batch's windows start; AHEAD batches cost about as much as one."""
         first = int(positions[0])
         if (epoch, first) not in self._ahead:
             stride = self.batch_size * self.n_ranks
-            left = (self.n_batches * stride - first + stride - 1) // stride
-            firsts = first + stride * np.arange(min(AHEAD, left))
-            many = self.order.starts(epoch, firsts[:, None] + np.arange(self.batch_size))
-            self._ahead = {(epoch, int(at)): row for at, row in zip(firsts, many, strict=True)}
+            n_left = (self.n_batches * stride - first + stride - 1) // stride
+            firsts = first + stride * np.arange(min(AHEAD, n_left))
+            starts = self.order.starts(epoch, firsts[:, None] + np.arange(self.batch_size))
+            self._ahead = {(epoch, int(at)): row for at, row in zip(firsts, starts, strict=True)}
         return self._ahead[epoch, first]
 
     def state_dict(self) -> dict[str, int]:
@@ -129,18 +129,16 @@ class TrainLoader:
 
 
 class EvalLoader:
-    """Windows that are scored, in equal numbers of batches for all ranks.
-
-    Windows that only fill up a rank's last batch are IGNORED.
+    """Batches of windows to score, as many for each rank; windows that pad a batch are IGNORED.
 
     Args:
         ids: (n,) token ids.
-        windows: Of targets.
-        before: Gives the inputs before tokens.
+        windows: (n, 2) first and last-plus-one target of each window.
+        before: Function that returns the inputs before tokens.
         block_size: T
         batch_size: Windows in a batch.
-        rank: Of the batches, this rank takes one in `n_ranks`.
-        n_ranks: How many share the windows.
+        rank: Rank, which takes one in `n_ranks` batches.
+        n_ranks: Number of ranks that share the windows.
     """
 
     def __init__(

@@ -1,29 +1,29 @@
-"""What suits a small text: sizes of splits, windows, batches and intervals, by arithmetic."""
+"""Sizes of splits, windows, batches and intervals that suit a small text."""
 
 import json
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-SMALL_CHARS = 100_000  # below, a config's sizes are compared with the text's
-LEAST_VALIDATION = 1_000  # characters, where a tenth of the text has as many
+SMALL_CHARS = 100_000  # below, a config's sizes are compared with the text's size
+LEAST_VALIDATION = 1_000  # characters, if a tenth of the text has as many
 LARGEST_SHARE = 0.1
 LEAST_BLOCK = 8
 LEAST_WINDOWS = 8
-LEAST_CHARS = 80  # whose last tenth is a window of LEAST_BLOCK characters
+LEAST_CHARS = 80  # a tenth of them is a window of LEAST_BLOCK characters
 PASSES = 10  # over the text between two validations, at most
 VALIDATIONS = 40
-LEAST_INTERVAL = 5  # steps between validations, which take longer than a step of a small text
+LEAST_INTERVAL = 5  # steps, as a validation takes longer than a step of a small text
 SAMPLES = 10
 PROMPT_CHARS = 24
 
 
 def val_fraction(given: float, n_chars: int) -> float:
-    """A share for validation that has LEAST_VALIDATION characters, or a tenth of the text.
+    """Return a validation share of LEAST_VALIDATION characters, or a tenth of the text.
 
     Args:
-        given: The config's share; 0, and what is large enough already, stay.
-        n_chars: Of the text.
+        given: Share in the config; kept if it is 0 or large enough.
+        n_chars: Number of characters of the text.
     """
     if not given or given * n_chars >= LEAST_VALIDATION:
         return given
@@ -33,16 +33,16 @@ def val_fraction(given: float, n_chars: int) -> float:
 def block_size(
     given: int, n_windows: Callable[[int], int], n_val: int | None, least_windows: int
 ) -> int | None:
-    """The largest of `given`, its half, its quarter and so on that the text has windows for.
+    """Return the largest of `given`, its half, its quarter and so on that the text has windows for.
 
     Args:
-        given: The config's block size.
-        n_windows: Gives the number of training windows of a block size.
-        n_val: Tokens of the validation split, which has a window at least; None without one.
-        least_windows: Training windows that a step takes, at least; LEAST_WINDOWS otherwise.
+        given: Block size in the config.
+        n_windows: Function of a block size that returns the number of training windows.
+        n_val: Tokens of the validation split, which needs a window; None without the split.
+        least_windows: Training windows of a step; LEAST_WINDOWS are needed in any case.
 
     Returns:
-        The block size; None if there is none, down to LEAST_BLOCK.
+        The block size; None if LEAST_BLOCK is too large.
     """
     size = given
     while size >= min(given, LEAST_BLOCK):
@@ -55,26 +55,25 @@ def block_size(
 
 
 def batch_size(given: int, n_windows: int, batches_per_step: int) -> int:
-    """The largest batch up to `given` of which an epoch has one step at least.
+    """Return the largest batch size up to `given` with which an epoch has a step.
 
     Args:
-        given: The config's batch size.
-        n_windows: Training windows of the text.
+        given: Batch size in the config.
+        n_windows: Number of training windows of the text.
         batches_per_step: Processes times accumulated batches.
     """
     return max(1, min(given, n_windows // batches_per_step))
 
 
 def val_check_interval(given: int, n_steps: int, steps_per_epoch: int) -> int:
-    """Steps between validations, so that the best of a text seen many times isn't missed.
+    """Return the steps between validations that find the best step of a text seen many times.
 
-    Where more than PASSES passes over the text lie between two validations, there are
-    VALIDATIONS of them in a run, or more where those are needed to divide it; of a short run,
-    one in LEAST_INTERVAL steps.
+    If more than PASSES passes over the text lie between two validations, a run has VALIDATIONS of
+    them, or more so that they divide it evenly; a short run has one every LEAST_INTERVAL steps.
 
     Args:
-        given: The config's interval.
-        n_steps: Of the run; 0 or less if it has no end.
+        given: Interval in the config.
+        n_steps: Steps of the run; 0 or less if it has no end.
         steps_per_epoch: Steps in a pass over the text.
     """
     if n_steps <= 0 or given <= PASSES * steps_per_epoch or given * VALIDATIONS <= n_steps:
@@ -84,11 +83,12 @@ def val_check_interval(given: int, n_steps: int, steps_per_epoch: int) -> int:
 
 
 def sample_interval(given: int, n_steps: int, interval: int) -> int:
-    """Steps between samples, at least: SAMPLES in a run of more than twice as many validations.
+    """Return the least steps between samples: SAMPLES in a run of more than twice as many
+    validations.
 
     Args:
-        given: The config's.
-        n_steps: Of the run; 0 or less if it has no end.
+        given: Interval in the config.
+        n_steps: Steps of the run; 0 or less if it has no end.
         interval: Steps between validations.
     """
     if n_steps <= 2 * SAMPLES * interval:
@@ -97,7 +97,7 @@ def sample_interval(given: int, n_steps: int, interval: int) -> int:
 
 
 def opening(text: str) -> str:
-    """A prompt from a text: the beginning of its first line, in whole words if possible."""
+    """Return the beginning of a text's first line, in whole words if possible, as a prompt."""
     line = next((line.strip() for line in text.split("\n") if line.strip()), "")
     if len(line) <= PROMPT_CHARS:
         return line
@@ -106,11 +106,11 @@ def opening(text: str) -> str:
 
 
 def expectation(n_bytes: int, passes: float | None) -> list[str]:
-    """What a small text can give, in short lines; nothing for one that isn't seen many times.
+    """Return lines on what to expect of a small text; none if it isn't seen many times.
 
     Args:
-        n_bytes: Of the text.
-        passes: How often the run sees it; None for a run without an end.
+        n_bytes: Bytes of the text.
+        passes: Passes over the text in the run; None for a run without an end.
     """
     if passes is not None and passes <= PASSES:
         return []
@@ -123,7 +123,7 @@ def expectation(n_bytes: int, passes: float | None) -> list[str]:
 
 
 def changed(name: str, before: Any, now: Any) -> Sequence[str]:
-    """["block_size 64 -> 32"], or nothing where both are the same."""
+    """Return ["block_size 64 -> 32"], or [] if both are the same."""
     if before == now:
         return []
     old, new = (json.dumps(value, ensure_ascii=False) for value in (before, now))

@@ -1,4 +1,4 @@
-"""Which characters of a text are for training, validation and testing: arithmetic."""
+"""The splits of a text: which characters are for training, validation and testing."""
 
 import itertools
 from dataclasses import dataclass
@@ -51,16 +51,17 @@ class Splitting:
             raise UsageError("must be 1 or more", "data.val_spans", self.val_spans)
 
     def spans(self, n_chars: int, document_ends: np.ndarray) -> list[Span]:
-        """The spans of a text, in its order, empty ones left out.
+        """Return the spans of a text in order, without empty ones.
 
-        Each of the equal parts trains up to int((1 - val_fraction - test_fraction) * its length).
+        The first int((1 - val_fraction - test_fraction) * length) characters of each of the equal
+        parts are for training.
 
         Args:
-            n_chars: Of the text.
-            document_ends: Characters up to the end of each document, the last being n_chars.
+            n_chars: Number of characters of the text.
+            document_ends: Characters up to the end of each document; the last is n_chars.
 
         Raises:
-            UsageError: the text is too short, or has too few documents, for what is asked for.
+            UsageError: The text is too short, or has too few documents.
         """
         bounds = [index * n_chars // self.val_spans for index in range(self.val_spans + 1)]
         cuts = [0]
@@ -68,7 +69,7 @@ class Splitting:
             cuts += [first + length for length in self._lengths(end - first)]
         if self.split_by == "documents":
             ends = np.concatenate([[0], document_ends])
-            # the midpoints between ends tell which of them is nearest
+            # the nearest end, by the midpoints between ends
             cuts = ends[np.searchsorted((ends[1:] + ends[:-1]) / 2, cuts)].tolist()
         names = SPLITS * self.val_spans
         found = [
@@ -80,7 +81,7 @@ class Splitting:
         return found
 
     def _lengths(self, n: int) -> tuple[int, int, int]:
-        """Where the training, validation and test characters of `n` end."""
+        """Return the ends of the training, validation and test characters of `n`."""
         train_end = int((1 - self.val_fraction - self.test_fraction) * n)
         val_end = int((1 - self.test_fraction) * n) if self.test_fraction else n
         return train_end, val_end, n
@@ -88,10 +89,10 @@ class Splitting:
     def _check(self, spans: list[Span], n_documents: int) -> None:
         wanted = {"train": 1.0, "val": self.val_fraction, "test": self.test_fraction}
         for name, fraction in wanted.items():
-            # a text may be too short for one held-out character, but not for what was spread
-            asked_for = fraction and (self.split_by == "documents" or self.val_spans > 1)
+            # a text may be too short for one held-out character, but not for several spans
+            is_required = fraction and (self.split_by == "documents" or self.val_spans > 1)
             n_spans = sum(span.split == name for span in spans)
-            if not asked_for or n_spans == self.val_spans:
+            if not is_required or n_spans == self.val_spans:
                 continue
             has = f"{n_documents:,} documents" if self.split_by == "documents" else "characters"
             raise UsageError(

@@ -1,4 +1,4 @@
-"""A text as numbers, once: a flat memory-mapped file of token ids, and what is known of it."""
+"""A token file: the memory-mapped token ids of a text, and a file of facts about them."""
 
 import hashlib
 import json
@@ -13,22 +13,22 @@ from gptlit.messages import UsageError
 from gptlit.tokenizers.base import Tokenizer
 from gptlit.tokenizers.state import from_state
 
-DATA_DIR = "data"  # where any run keeps texts and tokens, under the current folder
+DATA_DIR = "data"  # for texts and token files, under the current folder
 
 Pieces = np.ndarray  # (n, 2) int64: first and last-plus-one token of each
 
 
 @dataclass(frozen=True)
 class TokenFile:
-    """The tokens of a text, in its order, and behind them those of texts of their own.
+    """The tokens of a text in order, followed by those of separate validation and test texts.
 
     Args:
         ids: All token ids, memory-mapped.
-        document_ends: How many tokens come up to each document's end, memory-mapped.
-        spans: The first and last-plus-one token of each span of each split.
-        text_starts: The tokens at which a text begins.
-        tokenizer: What made the ids.
-        provenance: The texts' names and hashes, splits and sizes, as plain data.
+        document_ends: Number of tokens up to the end of each document, memory-mapped.
+        spans: First and last-plus-one token of each span of each split.
+        text_starts: Tokens at which a text begins.
+        tokenizer: Tokenizer that made the ids.
+        provenance: Names, hashes, splits and sizes of the texts, as plain data.
     """
 
     ids: np.ndarray
@@ -39,40 +39,40 @@ class TokenFile:
     provenance: dict[str, Any]
 
     def size(self, split: str) -> int:
-        """The number of tokens in a split."""
+        """Return the number of tokens of a split."""
         return sum(end - first for first, end in self.spans[split])
 
     def n_bytes(self, split: str) -> int:
-        """The number of UTF-8 bytes of a split's text."""
+        """Return the number of UTF-8 bytes of a split's text."""
         return int(self.provenance["sizes"][split]["bytes"])
 
     def bytes_per_token(self, split: str) -> float:
-        """UTF-8 bytes of a split's text per token of it."""
+        """Return the UTF-8 bytes per token of a split."""
         return self.n_bytes(split) / self.size(split)
 
     def unknown_share(self, split: str) -> float:
-        """The share of a split's tokens that stand for unknown words."""
+        """Return the share of a split's tokens that stand for unknown words."""
         return self.provenance["sizes"][split]["unknown"] / max(1, self.size(split))
 
     def incomparable(self, split: str) -> str:
-        """Why bits per byte of a split compare with no other tokenizer's; "" where they do."""
+        """Return why bits per byte of a split don't compare across tokenizers; "" if they do."""
         if not self.size(split):
             return ""
         if share := self.unknown_share(split):
             return f"{share:.2%} of its tokens are unknown words"
-        return "" if self.tokenizer.is_lossless else "its white space isn't predicted"
+        return "" if self.tokenizer.is_lossless else "its whitespace isn't predicted"
 
     def split(self, split: str) -> np.ndarray:
-        """The ids of a split; a copy where it has several spans."""
+        """Return the ids of a split; a copy if it has several spans."""
         parts = [self.ids[first:end] for first, end in self.spans[split]]
         return parts[0] if len(parts) == 1 else np.concatenate([self.ids[:0], *parts])
 
     def pieces(self, split: str, by_document: bool = False) -> Pieces:
-        """The stretches of a split in which tokens follow each other: its spans.
+        """Return (n, 2) first and last-plus-one token of each contiguous piece of a split.
 
         Args:
-            split: Which.
-            by_document: Cut them at the ends of documents.
+            split: Name of the split.
+            by_document: Cut its spans at the ends of documents.
         """
         spans = np.array(self.spans[split], dtype=np.int64).reshape(-1, 2)
         if not by_document:
@@ -86,51 +86,51 @@ class TokenFile:
         return np.concatenate([spans[:0], *found])
 
     def document_lengths(self) -> np.ndarray:
-        """(n_documents,) tokens in each document."""
+        """Return (n_documents,) tokens of each document."""
         return np.diff(self.document_ends, prepend=0)
 
     def inputs_before(self, positions: np.ndarray, by_document: bool = False) -> np.ndarray:
-        """What the model sees before tokens: the one before each in the text, so that the first
-        of a split is scored as any other; the tokenizer's start where a text begins.
+        """Return the input before each token: the token before it in the text, also for the first
+        of a split; the tokenizer's start id at the start of a text.
 
         Args:
-            positions: (n,) of the tokens.
-            by_document: The start stands before each document as well.
+            positions: (n,) positions of the tokens.
+            by_document: Use the start id at the start of each document as well.
         """
         before = self.ids[positions - 1].astype(np.int64)  # (n,)
-        fresh = np.isin(positions, self.text_starts)
+        is_start = np.isin(positions, self.text_starts)
         if by_document:
             nearest = np.searchsorted(self.document_ends, positions)
             nearest = np.minimum(nearest, len(self.document_ends) - 1)
-            fresh |= self.document_ends[nearest] == positions
-        before[fresh] = self.tokenizer.start_id
+            is_start |= self.document_ends[nearest] == positions
+        before[is_start] = self.tokenizer.start_id
         return before
 
 
 def padding(n_bytes: int) -> int:
-    """Bytes between the ids and the documents' ends, which are numbers of eight bytes."""
+    """Return the bytes between the ids and the document ends, which are aligned to 8 bytes."""
     return -n_bytes % 8
 
 
 def write(facts: dict[str, Any], path: Path) -> None:
-    """What `read` wants to know beside the ids, with a checksum of itself.
+    """Write the facts about a file of ids, with their checksum, for `read`.
 
     Args:
-        facts: "dtype", "n_tokens", "n_documents", "sha256" of the ids' file, "spans",
-            "text_starts", "tokenizer", "provenance".
-        path: Where to write it.
+        facts: "dtype", "n_tokens", "sha256" of the file of ids, "spans", "text_starts",
+            "tokenizer", "provenance".
+        path: Path to write.
     """
     content = json.dumps(facts)
     path.write_text(f"{hashlib.sha256(content.encode()).hexdigest()}\n{content}", encoding="utf-8")
 
 
 def read(data_path: Path, facts_path: Path, check: bool = True) -> TokenFile | None:
-    """The token file under these paths, or None where it is missing, truncated or altered.
+    """Return the token file at these paths, or None if it is missing, truncated or altered.
 
     Args:
-        data_path: Of the ids.
-        facts_path: Of what `write` wrote.
-        check: Read the ids once to compare their checksum.
+        data_path: Path of the ids.
+        facts_path: Path of the facts, as `write` wrote them.
+        check: Compare the checksum of the ids.
     """
     try:
         sha256, content = facts_path.read_text(encoding="utf-8").split("\n", 1)
@@ -142,7 +142,7 @@ def read(data_path: Path, facts_path: Path, check: bool = True) -> TokenFile | N
     except (FileNotFoundError, ValueError):
         return None
     dtype, n_tokens = np.dtype(facts["dtype"]), facts["n_tokens"]
-    # the ends of documents stand behind the ids
+    # the document ends follow the ids
     raw = np.memmap(data_path, dtype=np.uint8, mode="r")
     n_bytes = n_tokens * dtype.itemsize
     return TokenFile(
@@ -156,10 +156,10 @@ def read(data_path: Path, facts_path: Path, check: bool = True) -> TokenFile | N
 
 
 def check_data_dir(path: object, folder: Path) -> None:
-    """Refuse a folder for texts that a checkpoint's hyperparameters name, and nobody else.
+    """Refuse a folder for texts that only a checkpoint names and that gptlit did not make.
 
     Raises:
-        UsageError: names the folder.
+        UsageError: Names the folder.
     """
     if str(folder) != DATA_DIR and not has_tokens(folder):
         raise UsageError(
@@ -169,6 +169,6 @@ def check_data_dir(path: object, folder: Path) -> None:
 
 
 def has_tokens(folder: Path) -> bool:
-    """Whether gptlit keeps texts in a folder already."""
+    """Return whether gptlit has made token files in a folder."""
     tokens = folder.expanduser() / "tokens"
     return any(each.with_suffix(".bin").is_file() for each in tokens.glob("*.json"))

@@ -1,7 +1,7 @@
-"""Which window of a text comes when: arithmetic, with nothing stored and nothing to lose.
+"""The order of a text's windows: computed, so that nothing of it has to be stored.
 
 The stream of windows is a pure function of (seed, epoch, position). Ranks, accumulation and
-limits only cut it.
+limits only divide it.
 """
 
 from typing import Literal, TypeVar
@@ -16,14 +16,14 @@ Bits = TypeVar("Bits", int, np.ndarray)
 
 
 def _mix(x: Bits) -> Bits:
-    """splitmix64's finalizer (Steele et al. 2014): 64 bits in, 64 well-mixed bits out."""
+    """Mix 64 bits by splitmix64's finalizer (Steele et al. 2014)."""
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & MASK
     x = (x ^ (x >> 27)) * 0x94D049BB133111EB & MASK
     return x ^ (x >> 31)
 
 
 def hashed(*values: int) -> int:
-    """64 bits that depend on all of the values and their order."""
+    """Return 64 bits that depend on all values and their order."""
     state = 0
     for value in values:
         state = _mix((state + 0x9E3779B97F4A7C15 + value) & MASK)
@@ -31,16 +31,16 @@ def hashed(*values: int) -> int:
 
 
 def permute(index: np.ndarray, size: int, key: int) -> np.ndarray:
-    """Where a keyed shuffle of range(size) puts each index, without storing the shuffle.
+    """Return where a keyed shuffle of range(size) puts each index, without storing the shuffle.
 
-    A Feistel network is a bijection of the 2^(2 b) numbers it works on; walking on along its
-    cycle until a number below `size` appears makes it one of range(size) (Black and Rogaway
-    2002, "cycle walking"). At most four steps are expected.
+    A Feistel network is a bijection of 2^(2 b) numbers. Applied again while the result is not
+    below `size`, it is a bijection of range(size) (Black and Rogaway 2002, "cycle walking"). At
+    most four applications are expected.
 
     Args:
         index: Integers in [0, size), any shape.
-        size: The number of things shuffled, at least 1.
-        key: Which of the shuffles.
+        size: Number of shuffled items, at least 1.
+        key: Key of the shuffle.
     """
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     low = (1 << half) - 1
@@ -62,32 +62,32 @@ Windows = Literal["pass", "side_by_side", "every_offset", "random", "documents"]
 
 
 class Places:
-    """Things counted through one piece after the other.
+    """Items numbered through all pieces, one piece after the other.
 
     Args:
-        counts: (n,) how many there are in each piece.
+        counts: (n,) number of items in each piece.
     """
 
     def __init__(self, counts: np.ndarray) -> None:
-        self._behind = np.cumsum(counts)  # things up to the end of each piece
+        self._ends = np.cumsum(counts)
 
     def __len__(self) -> int:
-        return int(self._behind[-1]) if len(self._behind) else 0
+        return int(self._ends[-1]) if len(self._ends) else 0
 
     def find(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The piece of each of these things, and how many of that piece come before it."""
-        piece = np.searchsorted(self._behind, index, "right")
-        return piece, index - np.where(piece > 0, self._behind[piece - 1], 0)
+        """Return the piece of each of these items, and the item's number within the piece."""
+        piece = np.searchsorted(self._ends, index, "right")
+        return piece, index - np.where(piece > 0, self._ends[piece - 1], 0)
 
 
 class SideBySide:
     """Windows of up to block_size tokens that cover pieces, each from its start.
 
-    Indexed by an array or a slice it gives (n, 2) int64, the first and last-plus-one token of
-    each window; none of them is stored.
+    An array or a slice as the index gives (n, 2) int64, first and last-plus-one token of each
+    window. They are computed, not stored.
 
     Args:
-        pieces: (m, 2) first and last-plus-one token of each.
+        pieces: (m, 2) first and last-plus-one token of each piece.
         block_size: T
     """
 
@@ -109,25 +109,25 @@ class SideBySide:
 
 
 class WindowOrder:
-    """The order of training windows. A window is block_size tokens and the next one.
+    """The order of training windows. A window has block_size tokens and the next one.
 
     | windows      | an epoch                                                              |
     | ------------ | --------------------------------------------------------------------- |
     | pass         | one shuffled pass, side by side, shifted by a random phase            |
-    | side_by_side | the same without the shift (S1)                                       |
-    | every_offset | a window from every token, shuffled (S5)                              |
-    | random       | as many windows as a pass, from anywhere, with replacement (S2, S5)   |
+    | side_by_side | the same without the shift                                            |
+    | every_offset | a window from every token, shuffled                                   |
+    | random       | as many windows as a pass, from anywhere, with replacement            |
     | documents    | each document side by side from its start, its last window shorter    |
 
-    No window crosses the end of a piece. Of n tokens in a piece a pass takes n // block_size - 1
-    windows, whatever its phase.
+    No window crosses the end of a piece. A pass over a piece of n tokens has n // block_size - 1
+    windows for any phase.
 
     Args:
-        pieces: (n, 2) first and last-plus-one token of the stretches to cut windows from: the
-            spans of the training split, or for "documents" its documents.
+        pieces: (n, 2) first and last-plus-one token of the pieces to cut windows from: the spans
+            of the training split, or for "documents" its documents.
         block_size: T
-        seed: Of phases, shuffles and draws.
-        windows: Which of the five.
+        seed: Seed of phases, shuffles and draws.
+        windows: One of the five orders.
     """
 
     def __init__(
@@ -137,19 +137,19 @@ class WindowOrder:
         self.seed = seed
         self.windows = windows
         lengths = pieces[:, 1] - pieces[:, 0]
-        a_pass = np.maximum(0, lengths // block_size - 1)
-        from_anywhere = np.maximum(0, lengths - block_size)
-        counts = from_anywhere if windows in ("every_offset", "random") else a_pass
+        n_side_by_side = np.maximum(0, lengths // block_size - 1)
+        n_starts = np.maximum(0, lengths - block_size)
+        counts = n_starts if windows in ("every_offset", "random") else n_side_by_side
         self._firsts = pieces[:, 0]
         self._places = Places(counts)
         self._documents = SideBySide(pieces, block_size)
         if windows == "random":
-            self.n_windows = int(a_pass.sum())
+            self.n_windows = int(n_side_by_side.sum())
         else:
             self.n_windows = len(self._documents if windows == "documents" else self._places)
 
     def starts(self, epoch: int, positions: np.ndarray) -> np.ndarray:
-        """The first token of the windows at these positions of an epoch, int64."""
+        """Return int64 first tokens of the windows at these positions of an epoch."""
         key = hashed(self.seed, epoch, 1)
         if self.windows == "random":
             drawn = _mix(_mix(np.asarray(positions, dtype=np.uint64) + key % 2**63) ^ key)
@@ -161,10 +161,10 @@ class WindowOrder:
         return phase + self._start(index, self.block_size)
 
     def _start(self, index: np.ndarray, stride: int) -> np.ndarray:
-        """Where the windows lie that come `index`-th in the text, `stride` tokens apart."""
+        """Return the first tokens of the `index`-th windows of the text, `stride` tokens apart."""
         piece, nth = self._places.find(index)
         return self._firsts[piece] + nth * stride
 
     def bounds(self, epoch: int, positions: np.ndarray) -> np.ndarray:
-        """(n, 2) int64: of "documents", the first and last-plus-one token of each window."""
+        """Return (n, 2) int64 first and last-plus-one token of windows, for "documents"."""
         return self._documents[permute(positions, self.n_windows, hashed(self.seed, epoch, 1))]

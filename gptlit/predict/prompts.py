@@ -55,11 +55,11 @@ def _read_standard_input() -> str:
             "--prompt_file -: a single process can read standard input; save it to a file and "
             "name that"
         )
-    content = standard_input("--prompt_file -").read(inputs.TEXT_BYTES + 1)
-    if len(content) > inputs.TEXT_BYTES:
+    content = standard_input("--prompt_file -").read(inputs.MAX_TEXT_BYTES + 1)
+    if len(content) > inputs.MAX_TEXT_BYTES:
         raise UsageError(
-            f"--prompt_file -: is more than {inputs.TEXT_BYTES >> 20} Mi characters; give fewer "
-            "prompts at once"
+            f"--prompt_file -: is more than {inputs.MAX_TEXT_BYTES >> 20} Mi characters; give "
+            "fewer prompts at once"
         )
     return content
 

@@ -99,7 +99,10 @@ def test_a_pipe_is_a_checkpoint_of_nobody(gptlit: Gptlit, tmp_path: Path) -> Non
     ):
         found = gptlit(*words)
         assert found.code == 2
-        assert "fifo: is a pipe, and this is read more than once; save what comes" in found.err
+        assert (
+            "fifo: is a pipe, but the file is read more than once; save the pipe's output"
+            in found.err
+        )
 
 
 def test_a_text_through_a_pipe(gptlit: Gptlit, tmp_path: Path) -> None:
@@ -116,7 +119,7 @@ def test_a_text_through_a_pipe(gptlit: Gptlit, tmp_path: Path) -> None:
     with pipe(b"another text\n") as path:  # perhaps under the same number
         assert "13" in gptlit("data", path).out
     with pipe(b"") as path:
-        assert "nothing came through the pipe; see whether the command" in gptlit("data", path).err
+        assert "the pipe was empty; check whether the command" in gptlit("data", path).err
 
 
 def test_the_end_of_a_pipes_name_says_how_to_read_it(tmp_path: Path, gptlit: Gptlit) -> None:
@@ -155,7 +158,7 @@ def test_other_processes_of_a_run_get_the_copy(
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert inputs.path_or_copy(path, "--data.path", tmp_path) == copy  # is closed, as in theirs
     monkeypatch.delenv(inputs.COPIES)
-    with pipe(b"the king") as path, pytest.raises(UsageError, match="one process alone can read"):
+    with pipe(b"the king") as path, pytest.raises(UsageError, match="only one process can read"):
         inputs.path_or_copy(path, "--data.path", tmp_path)
 
 
@@ -175,7 +178,7 @@ def test_a_pipe_that_gives_too_much(tmp_path: Path) -> None:
         pipe(b"a" * 100_000) as path,
         pytest.raises(UsageError, match=f"--data.path {path}: the pipe gave more than .* MiB"),
     ):
-        inputs.path_or_copy(path, "--data.path", tmp_path / "piped", at_most=99_999)
+        inputs.path_or_copy(path, "--data.path", tmp_path / "piped", max_bytes=99_999)
     assert not list((tmp_path / "piped").iterdir())
 
 
@@ -188,8 +191,7 @@ def test_a_wait_is_announced_and_can_be_stopped(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         rest = process.stderr.read()
     assert told == (
-        "gptlit: waiting for gptlit data fifo: nothing has come through this pipe so far; "
-        "Ctrl-C stops\n"
+        "gptlit: waiting for gptlit data fifo: the pipe has given nothing so far; Ctrl-C stops\n"
     )
     assert rest == "gptlit: stopped\n"
     assert process.returncode == 130
@@ -246,6 +248,6 @@ def test_standard_input_by_its_path(tmp_path: Path) -> None:
 def test_a_prompt_file_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "prompts.txt").write_text("a" * 5, encoding="utf-8")
     assert inputs.read_text(str(tmp_path / "prompts.txt"), "--prompt_file") == "aaaaa"
-    monkeypatch.setattr(inputs, "TEXT_BYTES", 4)
+    monkeypatch.setattr(inputs, "MAX_TEXT_BYTES", 4)
     with pytest.raises(UsageError, match="--prompt_file .*prompts.txt: is larger than .* MiB"):
         inputs.read_text(str(tmp_path / "prompts.txt"), "--prompt_file")

@@ -53,7 +53,7 @@ def test_blocks_make_no_difference(
     monkeypatch.setattr(unpacking, "ZSTD_BYTES", block)
     found = Documents([path], "--data.path")
     assert ["".join(blocks) for blocks in found] == ["a\né€\n😀\n\nz"]
-    assert found.notes == [f"{path}: CRLF line ends are read as LF"]
+    assert found.notes == [f"{path}: CRLF line breaks are read as LF"]
 
 
 def test_several_frames_are_one_file(tmp_path: Path) -> None:

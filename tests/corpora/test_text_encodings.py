@@ -54,7 +54,7 @@ def test_byte_order_marks_are_recognised_and_named(
     name = encoding[:6].upper()
     assert notes == [
         f"{path}: read as {name}, by its byte order mark",
-        f"{path}: CRLF line ends are read as LF",
+        f"{path}: CRLF line breaks are read as LF",
     ]
 
 
@@ -102,7 +102,7 @@ REFUSED = {
     ),
     "zeros.txt": (FRENCH.encode("utf-16-le"), "in UTF-16 without a byte order mark"),
     "ascii.txt": (b"hello world" * 200, None),
-    "noise.txt": (bytes(range(1, 256)) * 50, "in no encoding that could be recognised"),
+    "noise.txt": (bytes(range(1, 256)) * 50, "its encoding was not recognised"),
 }
 
 
@@ -152,6 +152,6 @@ def test_damaged_utf8_is_not_taken_for_something_else(tmp_path: Path) -> None:
 def test_a_text_that_ends_within_a_character(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
     path.write_bytes(FRENCH.encode("utf-16")[:-1])
-    told = "not utf-16 text .*read as UTF-16, by its byte order mark; it is torn; look for a whole"
-    with pytest.raises(UsageError, match=told):
+    message = "read as UTF-16, by its byte order mark; the file is corrupt; look for a complete"
+    with pytest.raises(UsageError, match=f"not utf-16 text .*{message}"):
         read(path)
