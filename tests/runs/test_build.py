@@ -1,4 +1,4 @@
-"""Lightning's own callbacks, loggers, plugins and profilers in `gptlit fit`: all of them.
+"""All of Lightning's callbacks, loggers, plugins and profilers in `gptlit fit`.
 
 Each works for 10 steps and a resume, or is refused in one line before training.
 """
@@ -28,7 +28,7 @@ from tests.conftest import TINY, Result, Run, made_up_text, read_metrics
 Call = Callable[..., Result]
 RUN = Path("lightning_logs/version_0")
 
-# the init_args with which each works, or those with which it is refused and a part of the line
+# the init_args with which each works, or init_args and a part of the message that refuses it
 Expected = dict[str, dict[str, Any] | tuple[dict[str, Any], str]]
 CALLBACKS: Expected = {
     "BackboneFinetuning": ({}, "a model with a `backbone`"),
@@ -102,7 +102,7 @@ ENVIRONMENTS: Expected = {
     "TorchElasticEnvironment": {},
     "XLAEnvironment": {},
 }
-# classes that need a package; where it is installed, they are not tried
+# classes that need a package; they are not tried where it is installed
 NEEDED = {
     "BitsandbytesPrecision": "bitsandbytes",
     "CometLogger": "comet_ml",
@@ -163,7 +163,7 @@ class Logs(Callback):
 
 @pytest.fixture
 def own_callbacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """A module of the user's, with callbacks."""
+    """A user's module with callbacks."""
     (tmp_path / "own_callbacks.py").write_text(OWN_CALLBACKS, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     yield importlib.import_module("own_callbacks")
@@ -183,18 +183,18 @@ def fit(gptlit: Call, text: Path) -> Call:
 
 
 def part(kind: str, class_path: str, **init_args: Any) -> str:
-    """The option of a config that has a class of Lightning's, as a flag."""
+    """The flag of an option whose value is a class of Lightning's."""
     one = {"class_path": class_path, **({"init_args": init_args} if init_args else {})}
     several = kind in ("callbacks", "plugins")
     return f"--trainer.{kind}=" + yaml.safe_dump([one] if several else one)
 
 
-def assert_refused(result: Result, *told: str) -> None:
+def assert_refused(result: Result, *parts: str) -> None:
     assert result.code == 2, result.err
     last = result.err.splitlines()[-1]
     assert last.startswith("gptlit: error: --trainer")
     assert "Traceback" not in result.err
-    for each in told:
+    for each in parts:
         assert each in last
     assert not list(Path().glob("lightning_logs/*"))
 
@@ -203,7 +203,7 @@ def assert_refused(result: Result, *told: str) -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 def test_each_class_works_or_is_refused(fit: Call, gptlit: Call, module: str, name: str) -> None:
     kind, expected = KINDS[module]
-    assert name in expected, f"{module}.{name}: state here with what it works, or why it does not"
+    assert name in expected, f"{module}.{name}: state here how it works, or why it does not"
     if (needed := NEEDED.get(name)) and find_spec(needed):
         pytest.skip(f"{needed} is installed")
     stated = expected[name]
@@ -217,22 +217,22 @@ def test_each_class_works_or_is_refused(fit: Call, gptlit: Call, module: str, na
     for file in ("best", "last"):
         assert checkpoint.read(RUN / "checkpoints" / f"{file}.ckpt")["global_step"] == 10
     if kind == "profiler" or module.endswith("environments"):
-        return  # no part of a checkpoint
-    trusted = "--trust_checkpoint=true"  # plugins are taken from no other
+        return  # not in a checkpoint
+    trusted = "--trust_checkpoint=true"  # plugins are read from trusted checkpoints only
     resumed = gptlit("fit", "--ckpt_path=last", "--trainer.max_steps=12", trusted)
     assert resumed.code == 0, resumed.err
     assert checkpoint.read(RUN / "checkpoints" / "last.ckpt")["global_step"] == 12
 
 
-def test_no_class_is_stated_that_is_stated_is_there() -> None:
+def test_every_stated_class_exists() -> None:
     for module, (_, expected) in KINDS.items():
         assert set(expected) <= set(classes_of(module))
 
 
-# ---------------------------------------------------------------------- gptlit's beside the user's
+# ---------------------------------------------------------------------- next to gptlit's own parts
 
 
-def test_a_model_checkpoint_stands_beside_gptlits(fit: Call, gptlit: Call) -> None:
+def test_a_model_checkpoint_works_next_to_gptlits(fit: Call, gptlit: Call) -> None:
     own = {"monitor": "val/loss", "mode": "min", "save_last": True}
     callback = part("callbacks", "ModelCheckpoint", **own)
     result = fit(callback, "--trainer.max_steps=5")
@@ -245,8 +245,8 @@ def test_a_model_checkpoint_stands_beside_gptlits(fit: Call, gptlit: Call) -> No
     assert names == {"best.ckpt", "last.ckpt", "epoch=0-step=10.ckpt", "epoch=0-step=10-last.ckpt"}
 
 
-def test_a_model_checkpoint_never_takes_gptlits_state(fit: Call, gptlit: Call) -> None:
-    """Earlier versions saved gptlit's under the key that the user's has now."""
+def test_a_model_checkpoint_never_restores_gptlits_state(fit: Call, gptlit: Call) -> None:
+    """Older versions saved gptlit's state under the key of the user's."""
     assert fit("--trainer.max_steps=5", "--samples.prompts=[]").code == 0
     best, last = (RUN / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
     content = torch.load(last, weights_only=True)
@@ -260,14 +260,14 @@ def test_a_model_checkpoint_never_takes_gptlits_state(fit: Call, gptlit: Call) -
     callback = part("callbacks", "ModelCheckpoint", monitor="val/loss")
     resumed = gptlit("fit", "--ckpt_path=last", "--trainer.max_steps=10", callback)
     assert resumed.code == 0, resumed.err
-    assert best.read_bytes() == before  # whose figure, of -1, was never reached again
+    assert best.read_bytes() == before  # its val/loss of -1 was never reached again
     states = checkpoint.read(last)["callbacks"]
     assert states[key]["best_model_score"] == -1
     assert states[earlier]["best_model_score"] > 0
 
 
 @pytest.mark.parametrize("name", ["best", "last", "step_5"])
-def test_the_names_of_gptlits_checkpoints_are_taken(fit: Call, name: str) -> None:
+def test_the_names_of_gptlits_checkpoints_are_refused(fit: Call, name: str) -> None:
     callback = part("callbacks", "ModelCheckpoint", monitor="val/loss", filename=name)
     assert_refused(fit(callback), f"--trainer.callbacks.filename {name}")
     elsewhere = part("callbacks", "ModelCheckpoint", filename=name, dirpath="mine")
@@ -282,14 +282,14 @@ def test_two_callbacks_of_one_kind_are_refused(fit: Call) -> None:
 def test_a_progress_bar_of_the_users_replaces_gptlits(fit: Call) -> None:
     result = fit(part("callbacks", "TQDMProgressBar"))
     assert "--trainer.callbacks TQDMProgressBar: replaces gptlit's own progress bar" in result.err
-    assert "v_num=" in result.out  # which gptlit's leaves out
+    assert "v_num=" in result.out  # gptlit's leaves it out
     off = fit(part("callbacks", "TQDMProgressBar"), "--trainer.enable_progress_bar=false")
     assert off.code == 2
     assert "enable_progress_bar=False" in off.err
 
 
 def test_async_saving_is_waited_for(fit: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run without a validation gets its best.ckpt from the last one, once that is written."""
+    """A run without a validation copies last.ckpt to best.ckpt after it is written."""
     waited = Event()
     save, join = DurableCheckpointIO.save_checkpoint, AsyncCheckpointIO.teardown
 
@@ -316,7 +316,7 @@ def test_a_checkpoint_plugin_replaces_gptlits(fit: Call) -> None:
     assert "TorchCheckpointIO: replaces gptlit's own way of saving" in result.err
 
 
-def test_a_logger_stands_beside_gptlits(fit: Call) -> None:
+def test_a_logger_works_next_to_gptlits(fit: Call) -> None:
     result = fit(part("logger", "CSVLogger", save_dir="mine"))
     assert "CSVLogger: logs beside metrics.csv and TensorBoard" in result.err
     losses = [
@@ -334,7 +334,7 @@ def test_a_logger_into_the_runs_own_folder_is_refused(fit: Call) -> None:
     assert_refused(fit(logger), "--trainer.logger CSVLogger", "give another save_dir or version")
 
 
-def test_without_loggers_there_are_none(fit: Call) -> None:
+def test_logger_false_logs_nothing(fit: Call) -> None:
     assert fit("--trainer.logger=false").code == 0
     assert {path.name for path in RUN.iterdir()} == {"config.yaml", "samples.txt", "checkpoints"}
 
@@ -352,12 +352,12 @@ def test_barebones_leaves_nothing(fit: Call, gptlit: Call) -> None:
 
 
 @pytest.mark.parametrize("off", ["enable_checkpointing=false", "fast_dev_run=true"])
-def test_what_is_switched_off_stays_off(fit: Call, off: str) -> None:
+def test_checkpointing_can_be_switched_off(fit: Call, off: str) -> None:
     assert fit(f"--trainer.{off}").code == 0
     assert not list(Path().rglob("*.ckpt"))
 
 
-# ---------------------------------------------------------------------- what Lightning logs
+# ---------------------------------------------------------------------- Lightning's log messages
 
 
 def test_lightnings_announcements_are_silent(fit: Call) -> None:
@@ -375,7 +375,7 @@ def test_a_profiler_reports_at_the_end(fit: Call, name: str) -> None:
     assert result.err.index("Profiler Report") < result.err.index("done at step 2")
 
 
-def test_a_profilers_file_lies_in_the_runs_folder(fit: Call) -> None:
+def test_a_profilers_file_is_in_the_runs_folder(fit: Call) -> None:
     result = fit(part("profiler", "SimpleProfiler", filename="times"))
     path = RUN / "fit-times.txt"
     assert "FIT Profiler Report" in path.read_text()
@@ -386,28 +386,30 @@ def test_a_profilers_file_lies_in_the_runs_folder(fit: Call) -> None:
     assert Path("mine/fit-times.txt").exists()
 
 
-def test_what_callbacks_log_is_seen(fit: Call) -> None:
+def test_messages_of_callbacks_are_shown(fit: Call) -> None:
     stopping = part("callbacks", "EarlyStopping", monitor="val/loss", verbose=True)
     assert "Metric val/loss improved" in fit(stopping).err
     summary = fit(part("callbacks", "ModelSummary"), "--trainer.fast_dev_run=true")
     assert "Total params" in summary.err
 
 
-def test_a_rank_in_front_makes_no_difference(fit: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_announcements_with_a_rank_are_silent_too(
+    fit: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Lightning's announcements name the rank once a process knows it."""
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setattr(rank_zero_only, "rank", 0)
     assert "Seed set to" not in fit("--trainer.fast_dev_run=true").err
 
 
-# ---------------------------------------------------------------------- what is no class
+# ---------------------------------------------------------------------- invalid classes
 
 
 @pytest.mark.parametrize("kind", ["callbacks", "logger", "plugins", "profiler", "strategy"])
-def test_the_cause_is_told_why_there_is_no_class(fit: Call, kind: str) -> None:
+def test_an_invalid_class_is_refused_with_its_cause(fit: Call, kind: str) -> None:
     for class_path in ("nomod.Old", "{class_path: nomod.Old}"):
-        told = f"--trainer.{kind} nomod.Old: No module named 'nomod'"
-        assert_refused(fit(f"--trainer.{kind}={class_path}"), told)
+        message = f"--trainer.{kind} nomod.Old: No module named 'nomod'"
+        assert_refused(fit(f"--trainer.{kind}={class_path}"), message)
     assert_refused(fit(f"--trainer.{kind}=collections.OrderedDict"), "is not a class derived from")
     forgotten = f"--trainer.{kind}={{class_path: SimpleProfiler, filename: x}}"
     assert_refused(fit(forgotten), "stand under init_args")
@@ -427,7 +429,7 @@ def test_the_cause_is_told_why_there_is_no_class(fit: Call, kind: str) -> None:
         ("accelerator=gpuu", "gpu"),
     ],
 )
-def test_the_name_that_was_meant_is_proposed(fit: Call, typed: str, meant: str) -> None:
+def test_the_nearest_name_is_proposed(fit: Call, typed: str, meant: str) -> None:
     assert_refused(fit(f"--trainer.{typed}"), f"Did you mean {meant}?")
 
 
@@ -439,14 +441,14 @@ def test_strategy_and_accelerator_may_be_classes(fit: Call) -> None:
 
 
 @pytest.mark.parametrize("verb", ["validate", "test"])
-def test_barebones_is_refused_where_figures_are_all(gptlit: Call, run: Run, verb: str) -> None:
+def test_evaluations_refuse_barebones(gptlit: Call, run: Run, verb: str) -> None:
     ckpt = f"--ckpt_path={run.folder / 'checkpoints' / 'last.ckpt'}"
     result = gptlit(verb, ckpt, "--trainer.barebones=true")
     assert result.code == 2
     assert result.err.startswith("gptlit: error: --trainer.barebones true: computes no figures")
 
 
-# ---------------------------------------------------------------------- figures that are monitored
+# ---------------------------------------------------------------------- monitored metrics
 
 
 @pytest.mark.parametrize(
@@ -458,10 +460,10 @@ def test_barebones_is_refused_where_figures_are_all(gptlit: Call, run: Run, verb
         ["--trainer.log_every_n_steps=0"],
     ],
 )
-def test_the_stated_figures_are_those_that_a_run_logs(
+def test_the_stated_metrics_are_those_that_a_run_logs(
     fit: Call, own_callbacks: ModuleType, monkeypatch: pytest.MonkeyPatch, options: list[str]
 ) -> None:
-    """4 steps an epoch, so that a run of 10 has all there is."""
+    """4 steps per epoch, so that a run of 10 steps logs every metric."""
     stated: list[list[str]] = []
 
     def spy(*arguments: Any) -> list[str]:
@@ -476,16 +478,16 @@ def test_the_stated_figures_are_those_that_a_run_logs(
 
 
 @pytest.mark.parametrize("callback", ["EarlyStopping", "ModelCheckpoint"])
-def test_a_figure_that_is_never_logged_is_found_before(fit: Call, callback: str) -> None:
+def test_a_monitored_metric_that_is_never_logged_is_refused(fit: Call, callback: str) -> None:
     result = fit(part("callbacks", callback, monitor="val_loss"))
-    told = "--trainer.callbacks.monitor val_loss", callback, "Did you mean val/loss?"
-    assert_refused(result, *told)
+    parts = "--trainer.callbacks.monitor val_loss", callback, "Did you mean val/loss?"
+    assert_refused(result, *parts)
     assert len(result.err.splitlines()) == 1
     without = fit(part("callbacks", callback, monitor="val/loss"), "--data.val_fraction=0")
     assert_refused(without, "train/loss_eval")
 
 
-def test_a_figure_that_comes_too_late_is_found_before(fit: Call) -> None:
+def test_a_monitored_metric_that_is_logged_too_late_is_refused(fit: Call) -> None:
     def stopping(**options: Any) -> str:
         return part("callbacks", "EarlyStopping", monitor="train/loss_epoch", **options)
 
@@ -502,7 +504,7 @@ def test_a_figure_that_comes_too_late_is_found_before(fit: Call) -> None:
     assert "at step 5, but it is first logged at step 7" in late.err
 
 
-def test_a_figure_of_a_callback_of_the_users_is_only_noted(
+def test_an_unknown_metric_is_a_warning_where_a_users_callback_may_log_it(
     fit: Call, own_callbacks: ModuleType
 ) -> None:
     both = [

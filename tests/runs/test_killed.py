@@ -1,4 +1,4 @@
-"""A run that is killed and resumed leaves what a run that nobody killed leaves."""
+"""A run that is killed and resumed leaves the same files as an uninterrupted run."""
 
 from pathlib import Path
 
@@ -22,7 +22,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("where", [0.42, 0.6, 0.8, 0.95])
-def test_every_file_and_every_state_is_the_same(whole: Path, tmp_path: Path, where: float) -> None:
+def test_a_killed_and_resumed_run_leaves_the_same_files(
+    whole: Path, tmp_path: Path, where: float
+) -> None:
     """benchmarks/kill_everywhere.py kills at each operation, writes included."""
     at = int(where * int((whole.parent / "counted.txt").read_text()))
     became = killed(with_text(tmp_path / "run"), whole, KILLED["rich"], at, writes=False)

@@ -1,4 +1,4 @@
-"""Files of a run of which a full disk or a crash has left a part, and a run whose curves fail."""
+"""A run's files after a full disk or a crash, and their restoration by a resume."""
 
 import csv
 import errno
@@ -38,12 +38,12 @@ def file_of(folder: Path, name: str) -> Path:
 
 
 def cut(path: Path, share: float) -> None:
-    """Leave a part of a file: 0 is nothing, 1 all but its last byte."""
+    """Truncate a file to a share of its size: 0 for nothing, 1 for all but the last byte."""
     os.truncate(path, round(share * (path.stat().st_size - 1)))
 
 
 def copied(run: Run, to: Path) -> Path:
-    """A copy of a run that has lost its checkpoints after step 20."""
+    """Copy a run without its checkpoints after step 20."""
     folder = to / "lightning_logs" / "version_0"
     shutil.copytree(run.folder, folder)
     some_time_passes(folder)
@@ -64,7 +64,7 @@ def copied(run: Run, to: Path) -> Path:
         (FILES, 1.0),
     ],
 )
-def test_a_resume_makes_files_whole_again(
+def test_a_resume_restores_files(
     gptlit: Call, run: Run, tmp_path: Path, names: list[str], share: float
 ) -> None:
     folder = copied(run, tmp_path)
@@ -95,7 +95,7 @@ def points(folder: Path) -> list[tuple[str, int, str]]:
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(shares=st.lists(st.floats(0, 1), min_size=3, max_size=3))
-def test_any_beginning_of_a_file_is_accepted(
+def test_files_cut_anywhere_are_restored(
     run: Run, tmp_path_factory: pytest.TempPathFactory, shares: list[float]
 ) -> None:
     folder = tmp_path_factory.mktemp("cut") / "version_0"
@@ -113,7 +113,7 @@ def test_any_beginning_of_a_file_is_accepted(
     shutil.rmtree(folder)
 
 
-def test_nothing_is_written_anew_where_all_is_whole(run: Run, tmp_path: Path) -> None:
+def test_intact_files_are_not_rewritten(run: Run, tmp_path: Path) -> None:
     folder = copied(run, tmp_path)
     loggers.cut(folder / "metrics.csv", 20)
     files = [file_of(folder, name) for name in ("metrics.csv", "samples.txt", "events")]
@@ -122,7 +122,7 @@ def test_nothing_is_written_anew_where_all_is_whole(run: Run, tmp_path: Path) ->
     assert [(path.stat().st_ino, path.read_bytes()) for path in files] == before
 
 
-def test_a_strangers_records_are_not_believed(run: Run, tmp_path: Path) -> None:
+def test_invalid_copies_in_a_checkpoint_are_ignored(run: Run, tmp_path: Path) -> None:
     folder = copied(run, tmp_path)
     table = (folder / "metrics.csv").read_bytes()
     for strange in ({}, {"metrics.csv": b"no zlib", "samples.txt": 7}):
@@ -130,7 +130,7 @@ def test_a_strangers_records_are_not_believed(run: Run, tmp_path: Path) -> None:
         assert (folder / "metrics.csv").read_bytes() == table
 
 
-def test_curves_that_fail_do_not_end_a_run(
+def test_a_failure_to_write_events_does_not_end_a_run(
     gptlit: Call, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened, n_flushes = Path.open, 0
@@ -147,9 +147,9 @@ def test_curves_that_fail_do_not_end_a_run(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", full)
         half = [*OPTIONS, "--trainer.max_steps=20", "--model.decay_steps=40"]
-        told = gptlit("fit", *TINY, f"--data.path={run.text}", *half)
-    assert told.code == 0
-    lines = [line for line in told.err.splitlines() if "No space left" in line]
+        done = gptlit("fit", *TINY, f"--data.path={run.text}", *half)
+    assert done.code == 0
+    lines = [line for line in done.err.splitlines() if "No space left" in line]
     assert len(lines) == 1
     assert "the run continues without TensorBoard's curves" in lines[0]
     assert (n_flushes, threading.active_count()) == (4, threads)
@@ -160,7 +160,7 @@ def test_curves_that_fail_do_not_end_a_run(
     assert_same_run(folder, run.folder, but="(max|decay)_steps")
 
 
-def test_a_table_that_fails_ends_a_run_which_can_be_resumed(
+def test_a_failure_to_write_metrics_ends_a_run_that_can_be_resumed(
     gptlit: Call, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened, n_writes = LocalFileSystem.open, 0
@@ -178,9 +178,9 @@ def test_a_table_that_fails_ends_a_run_which_can_be_resumed(
 
     with monkeypatch.context() as patch:
         patch.setattr(LocalFileSystem, "open", full)
-        told = gptlit("fit", *TINY, f"--data.path={run.text}", *OPTIONS)
-    assert told.code == 1
-    error = told.err.splitlines()[-1]
+        done = gptlit("fit", *TINY, f"--data.path={run.text}", *OPTIONS)
+    assert done.code == 1
+    error = done.err.splitlines()[-1]
     assert error.startswith("gptlit: error: No space left on device: ")
     assert "metrics.csv; gptlit fit --ckpt_path " in error
     folder = Path("lightning_logs/version_0").absolute()
@@ -191,15 +191,15 @@ def test_a_table_that_fails_ends_a_run_which_can_be_resumed(
 
 
 @pytest.mark.parametrize("row", ["1,y", "²,1", "9" * 5000 + ",1", "-1,1", "1"])
-def test_a_table_is_read_up_to_a_row_that_no_run_has_logged(row: str) -> None:
+def test_a_table_is_read_up_to_its_first_invalid_row(row: str) -> None:
     header, rows = metrics_file.parse(f"step,val/loss\n0,1.5\n{row}\n2,1.5\n".encode())
     assert header == ["step", "val/loss"]
     assert rows == [{"step": "0", "val/loss": "1.5"}]
 
 
 @pytest.mark.parametrize("limit", [1 << 10, 1 << 30])
-def test_a_field_of_any_size_ends_a_table(limit: int) -> None:
-    before = csv.field_size_limit(limit)  # the whole process's
+def test_a_table_is_read_up_to_a_huge_field(limit: int) -> None:
+    before = csv.field_size_limit(limit)  # of the whole process
     try:
         assert metrics_file.parse(b"step\n0\n" + b"x" * 200_000 + b"\n1\n") == (
             ["step"],

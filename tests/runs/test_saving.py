@@ -1,4 +1,4 @@
-"""Checkpoints on the disk: whole or not there, known when they are damaged, never code."""
+"""Checkpoints on disk: complete or absent, checked for damage, and never run as code."""
 
 import errno
 import os
@@ -31,7 +31,7 @@ def saved_in(folder: Path) -> set[str]:
 
 @pytest.fixture
 def last(run: Run, tmp_path: Path) -> Path:
-    """The last.ckpt of a copy of the run's folder, which a test may damage."""
+    """last.ckpt in a copy of the run's folder, for a test to damage."""
     folder = tmp_path / "lightning_logs" / "version_0"
     shutil.copytree(run.folder, folder)
     return folder / "checkpoints" / "last.ckpt"
@@ -46,29 +46,29 @@ def flip(path: Path, offset: int, bit: int = 0) -> None:
 
 
 def place_of(tensor: torch.Tensor, path: Path) -> int:
-    """Where in a checkpoint a tensor's numbers are."""
+    """Offset of a tensor's values in a checkpoint."""
     return path.read_bytes().index(tensor.numpy().tobytes())
 
 
-def test_a_flipped_bit_of_a_weight_is_seen(last: Path) -> None:
+def test_a_flipped_bit_of_a_weight_is_detected(last: Path) -> None:
     weight = torch.load(last, weights_only=True)["state_dict"]["net.h.0.attn.c_attn.weight"]
     flip(last, place_of(weight, last) + 5)
-    # torch itself sees nothing
+    # torch itself doesn't detect it
     altered = torch.load(last, weights_only=True)["state_dict"]["net.h.0.attn.c_attn.weight"]
     assert int((altered != weight).sum()) == 1
     with pytest.raises(UsageError, match="last.ckpt: torn, altered"):
         checkpoint.read(last)
 
 
-def test_whatever_bit_is_flipped_it_is_seen_or_means_nothing(last: Path, tmp_path: Path) -> None:
-    """Anywhere in the file: what is read is what was written, or nothing is."""
+def test_any_flipped_bit_is_detected_or_has_no_effect(last: Path, tmp_path: Path) -> None:
+    """A flipped bit anywhere in the file leaves the content as written, or is an error."""
     whole = checkpoint.read(last)
     pick = random.Random(0)
     size = last.stat().st_size
-    # half of them in the archive's own table, at the end
+    # half of them in the archive's table, at the end
     places = [pick.randrange(size) for _ in range(40)]
     places += [size - 1 - pick.randrange(3000) for _ in range(40)]
-    seen = 0
+    detected = 0
     for place in places:
         altered = tmp_path / "altered.ckpt"
         altered.write_bytes(last.read_bytes())
@@ -76,16 +76,16 @@ def test_whatever_bit_is_flipped_it_is_seen_or_means_nothing(last: Path, tmp_pat
         try:
             content = checkpoint._read(altered)
         except UsageError:
-            seen += 1
+            detected += 1
         else:
             assert_equal(content, whole, f"bit at {place}")
-    assert seen > 20
+    assert detected > 20
 
 
-def test_a_damaged_last_is_replaced_by_the_newest_whole_one(
+def test_a_damaged_last_is_replaced_by_the_newest_intact_one(
     gptlit: Call, last: Path, run: Run
 ) -> None:
-    """step_40 is damaged too, so that step_30 it is; best.ckpt is of step 20 or 40."""
+    """step_40 is damaged too, and best.ckpt missing, so that step_30 is used."""
     whole = last.read_bytes()
     last.write_bytes(whole[: len(whole) // 2])
     flip(last.with_name("step_40.ckpt"), 2000)
@@ -93,23 +93,23 @@ def test_a_damaged_last_is_replaced_by_the_newest_whole_one(
     path, content = checkpoint.read_named("last")
     assert path.name == "step_30.ckpt"
     assert content["global_step"] == 30
-    told = gptlit("predict", "--ckpt_path=last", "--max_new_tokens=5")
-    assert told.code == 0
-    assert told.err.startswith(
+    written = gptlit("predict", "--ckpt_path=last", "--max_new_tokens=5")
+    assert written.code == 0
+    assert written.err.startswith(
         "gptlit: warning: lightning_logs/version_0/checkpoints/last.ckpt is damaged; "
         "step_30.ckpt of step 30 is used instead\n"
         "gptlit: model lightning_logs/version_0/checkpoints/step_30.ckpt: step 30, "
     )
-    going_on = gptlit("fit", "--ckpt_path=last", "--trainer.max_steps=32")
-    assert going_on.code == 0, going_on.err
+    resumed = gptlit("fit", "--ckpt_path=last", "--trainer.max_steps=32")
+    assert resumed.code == 0, resumed.err
     assert "resuming from lightning_logs/version_0/checkpoints/step_30.ckpt at step 30" in (
-        going_on.err
+        resumed.err
     )
     assert checkpoint.read(last)["global_step"] == 32
 
 
 @pytest.mark.parametrize("name", ["best", "lightning_logs/version_0/checkpoints/step_20.ckpt"])
-def test_any_other_that_is_damaged_is_refused(gptlit: Call, last: Path, name: str) -> None:
+def test_a_damaged_checkpoint_given_by_name_is_refused(gptlit: Call, last: Path, name: str) -> None:
     damaged = last.with_name("best.ckpt" if name == "best" else "step_20.ckpt")
     damaged.write_bytes(damaged.read_bytes()[:-100])
     for verb in ("fit", "validate", "test", "predict"):
@@ -120,7 +120,7 @@ def test_any_other_that_is_damaged_is_refused(gptlit: Call, last: Path, name: st
         assert "step_40.ckpt of step 40 is whole" in refused.err
 
 
-def test_nothing_whole_is_left(gptlit: Call, last: Path) -> None:
+def test_a_run_without_an_intact_checkpoint_is_refused(gptlit: Call, last: Path) -> None:
     for path in last.parent.iterdir():
         path.write_bytes(path.read_bytes()[:1000])
     refused = gptlit("fit", "--ckpt_path=last")
@@ -156,7 +156,7 @@ class Evil:
 def test_a_crafted_file_runs_no_code(
     gptlit: Call, run: Run, tmp_path: Path, command: str, crafted: str
 ) -> None:
-    """Whether it is an archive of torch.save, whole but for one object, or a bare pickle."""
+    """As an archive of torch.save with one malicious object, or as a bare pickle."""
     content = torch.load(run.folder / "checkpoints" / "last.ckpt", weights_only=True)
     content["callbacks"] = Evil()
     (tmp_path / "evil_folder").mkdir()
@@ -180,13 +180,13 @@ def test_a_crafted_file_runs_no_code(
 
 @pytest.fixture
 def small_files() -> Iterator[Callable[[int], None]]:
-    """Set how large files may become: what a disk that is full looks like to a process."""
+    """Limit the size of files, as a full disk does."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_what_does_not_fit_leaves_what_was_there(
+def test_a_failed_write_leaves_the_file_as_it_was(
     tmp_path: Path, small_files: Callable[[int], None]
 ) -> None:
     path = tmp_path / "a.ckpt"
@@ -207,10 +207,10 @@ def fit(gptlit: Call, text: Path, *options: object) -> Result:
     return gptlit("fit", *TINY, f"--data.path={text}", *defaults, *options)
 
 
-def test_a_run_ends_by_a_message_when_the_disk_is_full(
+def test_a_full_disk_ends_a_run_with_one_line(
     gptlit: Call, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Full from step 4 on: that of step 2 is intact, and goes on when there is room."""
+    """The disk is full from step 4 on; the run resumes from step 2 when there is room."""
     real, full = os.fsync, OSError(errno.ENOSPC, "No space left on device")
     writes: list[int] = []
 
@@ -236,7 +236,7 @@ def test_a_run_ends_by_a_message_when_the_disk_is_full(
     assert checkpoint.read(last)["global_step"] == 6
 
 
-def test_a_folder_that_is_closed_ends_the_run_too(
+def test_a_folder_without_permission_ends_a_run_with_one_line(
     gptlit: Call, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = files.tempfile.mkstemp
@@ -252,8 +252,8 @@ def test_a_folder_that_is_closed_ends_the_run_too(
     assert failed.err == "gptlit: error: Permission denied: a folder; nothing was saved\n"
 
 
-def test_a_rename_reaches_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file before the rename, its folder after it."""
+def test_a_rename_is_synced_to_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is synced before the rename, and its folder after it."""
     steps: list[str] = []
     real_fsync, real_replace = os.fsync, os.replace
 
@@ -273,7 +273,7 @@ def test_a_rename_reaches_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert steps == ["file", "rename", "folder"]
 
 
-def test_what_a_killed_process_left_is_removed(gptlit: Call, text_file: Path) -> None:
+def test_temporary_files_of_a_killed_process_are_removed(gptlit: Call, text_file: Path) -> None:
     fit(gptlit, text_file)
     folder = Path("lightning_logs/version_0")
     (folder / "checkpoints" / ".last.ckpt.a1b2c3d4").touch()
@@ -282,7 +282,7 @@ def test_what_a_killed_process_left_is_removed(gptlit: Call, text_file: Path) ->
     assert saved_in(folder) == {"best.ckpt", "last.ckpt", "mine.ckpt"}
 
 
-# ---------------------------------------------------------------------- which are kept
+# ---------------------------------------------------------------------- kept snapshots
 
 
 def test_the_newest_snapshots_are_kept(gptlit: Call, text_file: Path) -> None:
@@ -292,20 +292,20 @@ def test_the_newest_snapshots_are_kept(gptlit: Call, text_file: Path) -> None:
     for step in (5, 6):
         path = folder / "checkpoints" / f"step_{step}.ckpt"
         assert checkpoint.read(path)["global_step"] == step
-    # going back: the snapshots ahead are of another course, and don't count
+    # resumed from step 5, the snapshot of step 6 belongs to another run and isn't counted
     assert gptlit("fit", "--ckpt_path", folder / "checkpoints/step_5.ckpt", "--keep_snapshots=1",
                   "--trainer.max_steps=8").code == 0  # fmt: skip
     assert saved_in(folder) == {"best.ckpt", "last.ckpt", "step_8.ckpt"}
 
 
-def test_a_snapshot_goes_on_with_its_validation_made(gptlit: Call, text_file: Path) -> None:
-    """Steps 2, 4, ... are validated: a snapshot of them is saved after that."""
+def test_a_snapshot_is_saved_after_its_validation(gptlit: Call, text_file: Path) -> None:
+    """Steps 2, 4, ... are validated."""
     fit(gptlit, text_file, "--snapshot_every=2", "--trainer.max_steps=4")
     content = checkpoint.read("lightning_logs/version_0/checkpoints/step_2.ckpt")
     assert content[checkpoint.KEY]["evaluated"]["step"] == 2
 
 
-def test_a_moved_run_keeps_its_best(gptlit: Call, text_file: Path) -> None:
+def test_a_run_that_was_moved_keeps_its_best_checkpoint(gptlit: Call, text_file: Path) -> None:
     assert fit(gptlit, text_file).code == 0
     moved = Path("elsewhere/version_7")
     shutil.copytree("lightning_logs/version_0", moved)
@@ -315,8 +315,8 @@ def test_a_moved_run_keeps_its_best(gptlit: Call, text_file: Path) -> None:
     assert (moved / "checkpoints" / "best.ckpt").read_bytes() == best
 
 
-def test_a_checkpoint_of_an_earlier_version_is_read(last: Path) -> None:
-    """One that tells no figures, as those before they were saved."""
+def test_a_checkpoint_of_an_older_version_is_read(last: Path) -> None:
+    """Older versions saved no evaluation."""
     content = torch.load(last, weights_only=True)
     del content[checkpoint.KEY]["evaluated"]
     torch.save(content, last)

@@ -1,4 +1,4 @@
-"""Runs that end before their end: by Ctrl-C, SIGTERM, time, patience; and going on with them."""
+"""Runs that stop early, by Ctrl-C, SIGTERM, time or patience, and their resume."""
 
 import contextlib
 import os
@@ -41,7 +41,7 @@ OPTIONS = [*TINY, *EPOCHS_OF_5, f"--trainer.max_steps={STEPS}", "--trainer.val_c
 
 @contextlib.contextmanager
 def asking(number: int, where: type, hook: str, *, step: int) -> Iterator[None]:
-    """While in it, a fit gets a signal at a hook, once, after so many steps."""
+    """Send a signal to a fit in this block, once, at a hook after `step` steps."""
     original = getattr(where, hook)
     asked = []
 
@@ -59,7 +59,7 @@ def asking(number: int, where: type, hook: str, *, step: int) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """The folder of uninterrupted runs, by how many batches they accumulate."""
+    """Folders of uninterrupted runs by the number of batches they accumulate."""
     cwd = tmp_path_factory.mktemp("whole")
     (cwd / "speeches.txt").write_text(made_up_text(), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
@@ -77,10 +77,10 @@ def batches(accumulated: int) -> list[str]:
     ]
 
 
-def command_in(told: str) -> list[str]:
-    """The command to go on with, as a run tells it."""
-    found = re.search(r"^  resume  gptlit (fit .*)$", told, re.MULTILINE)
-    assert found is not None, told
+def command_in(output: str) -> list[str]:
+    """The words of the resume command that a run prints."""
+    found = re.search(r"^  resume  gptlit (fit .*)$", output, re.MULTILINE)
+    assert found is not None, output
     return shlex.split(found[1])
 
 
@@ -88,8 +88,8 @@ CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "SIGHUP"}
 
 
-def stopped_and_gone_on(gptlit: Call, text: Path, accumulated: int, *asked: Any, step: int) -> int:
-    """The step at which a run ended that was asked to, after it has gone on to its end."""
+def stopped_and_resumed(gptlit: Call, text: Path, accumulated: int, *asked: Any, step: int) -> int:
+    """Stop a run by a signal and resume it to its end; returns the step at which it stopped."""
     number, where, hook = asked
     with asking(number, where, hook, step=step):
         stopped = gptlit("fit", *OPTIONS, f"--data.path={text}", *batches(accumulated))
@@ -99,8 +99,8 @@ def stopped_and_gone_on(gptlit: Call, text: Path, accumulated: int, *asked: Any,
     assert f"gptlit: stopped by {NAMES[number]} after step {saved}\n" in stopped.err
     assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
     some_time_passes(RUN)
-    gone_on = gptlit(*command_in(stopped.err))
-    assert gone_on.code == 0, gone_on.err
+    resumed = gptlit(*command_in(stopped.err))
+    assert resumed.code == 0, resumed.err
     return saved
 
 
@@ -115,12 +115,12 @@ def stopped_and_gone_on(gptlit: Call, text: Path, accumulated: int, *asked: Any,
         (signal.SIGTERM, 2, 4),
     ],
 )
-def test_the_step_in_hand_is_finished(
+def test_a_signal_stops_after_the_current_step(
     gptlit: Call, text_file: Path, whole: dict[int, Path], number: int, accumulated: int, step: int
 ) -> None:
-    """Asked in the first of its batches; then gone on with as if nothing had been."""
+    """A signal in the first batch of the step; the resumed run equals an uninterrupted one."""
     asked = (number, LitGPT, "training_step")
-    assert stopped_and_gone_on(gptlit, text_file, accumulated, *asked, step=step) == step + 1
+    assert stopped_and_resumed(gptlit, text_file, accumulated, *asked, step=step) == step + 1
     assert_same_run(RUN, whole[accumulated])
 
 
@@ -136,7 +136,7 @@ def test_the_step_in_hand_is_finished(
         (SampleText, "_write", 2, 10),
     ],
 )
-def test_a_validation_is_made_once_and_whole(
+def test_an_interrupted_validation_is_repeated_as_a_whole(
     gptlit: Call,
     text_file: Path,
     whole: dict[int, Path],
@@ -146,7 +146,7 @@ def test_a_validation_is_made_once_and_whole(
     step: int,
 ) -> None:
     asked = (signal.SIGINT, where, hook)
-    saved = stopped_and_gone_on(gptlit, text_file, accumulated, *asked, step=step)
+    saved = stopped_and_resumed(gptlit, text_file, accumulated, *asked, step=step)
     assert saved == step + (hook == "training_step" or step == 5)
     assert_same_run(RUN, whole[accumulated])
 
@@ -155,9 +155,9 @@ def test_a_validation_is_made_once_and_whole(
 
 
 def killed(text: Path, where: type, hook: str, calls: int, *, before: bool = False) -> None:
-    """A fit in a process of its own, killed in its n-th call of something."""
+    """Kill a fit in a forked process at the n-th call of a hook."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which there are none of
+        warnings.simplefilter("ignore", DeprecationWarning)  # there are no threads
         child = os.fork()
     if not child:
         original = getattr(where, hook)
@@ -182,15 +182,15 @@ def killed(text: Path, where: type, hook: str, calls: int, *, before: bool = Fal
     ("where", "hook", "calls", "before"),
     [
         (RunCheckpoint, "on_validation_end", 2, False),  # nothing more is logged
-        (RunCheckpoint, "on_validation_end", 5, False),  # the epoch's figures are missing
+        (RunCheckpoint, "on_validation_end", 5, False),  # the epoch's metrics are missing
         (LitGPT, "on_train_epoch_end", 2, False),
-        (Table, "log_metrics", 14, False),  # the figures of the second epoch are there, at step 10
+        (Table, "log_metrics", 14, False),  # the second epoch's metrics are logged, at step 10
         (SampleText, "_write", 4, False),  # a sample of a step that isn't saved
         (LitGPT, "validation_step", 6, True),
         (LitGPT, "training_step", 11, False),
     ],
 )
-def test_a_killed_run_goes_on_as_if_it_had_not_been(
+def test_a_killed_run_is_resumed_exactly(
     gptlit: Call,
     text_file: Path,
     whole: dict[int, Path],
@@ -199,11 +199,11 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     calls: int,
     before: bool,
 ) -> None:
-    """What it had logged after its last save is made again, and told once."""
+    """Steps after the last checkpoint are repeated, and their metrics logged once."""
     killed(text_file, where, hook, calls, before=before)
     some_time_passes(RUN)
-    gone_on = gptlit("fit", "--ckpt_path=last")
-    assert gone_on.code == 0, gone_on.err
+    resumed = gptlit("fit", "--ckpt_path=last")
+    assert resumed.code == 0, resumed.err
     assert_same_run(RUN, whole[1])
 
 
@@ -226,7 +226,7 @@ BY_EPOCHS = ["--trainer.max_steps=-1", "--trainer.max_epochs=3", "--model.decay_
         (["--trainer.accumulate_grad_batches=2", "--data.batch_size=16"], 9),
     ],
 )
-def test_a_run_by_epochs_goes_on_too(
+def test_a_run_by_epochs_is_resumed_exactly(
     gptlit: Call, text_file: Path, options: list[str], step: int
 ) -> None:
     everything = [*OPTIONS, f"--data.path={text_file}", *BY_EPOCHS, *options]
@@ -240,10 +240,10 @@ def test_a_run_by_epochs_goes_on_too(
 
 
 @pytest.mark.parametrize("longer", ["--trainer.max_epochs=4", "--trainer.max_steps=20"])
-def test_a_longer_run_is_as_if_it_had_been_planned(
+def test_a_run_extended_by_a_resume_equals_one_of_that_length(
     gptlit: Call, text_file: Path, longer: str
 ) -> None:
-    """With a schedule of its own length; a run by steps ends within an epoch, one by epochs not."""
+    """With decay_steps; a run by steps ends within an epoch, a run by epochs at its end."""
     length = "--trainer.max_steps=12" if "steps" in longer else BY_EPOCHS[1]
     everything = [*OPTIONS, f"--data.path={text_file}", *BY_EPOCHS[:1], "--model.decay_steps=12"]
     done = gptlit("fit", *everything, length)
@@ -258,14 +258,14 @@ def test_a_longer_run_is_as_if_it_had_been_planned(
 
 
 @pytest.mark.parametrize("step", [3, 4])
-def test_time_that_is_over_ends_a_run_exactly(
+def test_max_time_stops_after_a_whole_step(
     gptlit: Call,
     text_file: Path,
     whole: dict[int, Path],
     monkeypatch: pytest.MonkeyPatch,
     step: int,
 ) -> None:
-    """Between two batches of a step, and while validating."""
+    """Time runs out between two batches of a step, or during a validation."""
     over: list[bool] = []
     original = LitGPT.training_step
 
@@ -285,7 +285,7 @@ def test_time_that_is_over_ends_a_run_exactly(
     assert_same_run(RUN, whole[2], but="max_time")
 
 
-def test_a_time_that_is_none(gptlit: Call, text_file: Path) -> None:
+def test_an_invalid_max_time_is_refused(gptlit: Call, text_file: Path) -> None:
     refused = gptlit("fit", *TINY, f"--data.path={text_file}", "--trainer.max_time=soon")
     assert refused.code == 2
     assert "soon" in refused.err
@@ -293,7 +293,7 @@ def test_a_time_that_is_none(gptlit: Call, text_file: Path) -> None:
 
 
 def test_patience(gptlit: Call, text_file: Path) -> None:
-    """Counted in validations, across a resume; a longer one goes on."""
+    """Patience counts validations across a resume; a larger one continues the run."""
     options = [*TINY, f"--data.path={text_file}", "--trainer.val_check_interval=1"]
     options += ["--model.warmup_steps=0", "--model.lr=1e-12", "--model.min_lr=1e-12"]
     folder = RUN
@@ -326,33 +326,33 @@ def test_patience_without_validation(gptlit: Call, text_file: Path, options: lis
     assert "--early_stopping.patience 2: there is no validation" in refused.err
 
 
-# ---------------------------------------------------------------------- what is told
+# ---------------------------------------------------------------------- messages
 
 
-def test_the_end_tells_best_and_last_and_what_to_do(gptlit: Call, text_file: Path) -> None:
-    """A rate that ruins the model after a while, so that best and last differ."""
+def test_the_summary_names_checkpoints_and_commands(gptlit: Call, text_file: Path) -> None:
+    """A learning rate at which the model gets worse, so that best and last differ."""
     options = ["--trainer.max_steps=7", "--trainer.val_check_interval=2", "--model.warmup_steps=0"]
     options += ["--model.lr=1.0", "--model.min_lr=1.0", "--trainer.default_root_dir=a folder"]
     options += ["--guard.diverged=0"]
-    told = gptlit("fit", *TINY, f"--data.path={text_file}", *options).err
+    output = gptlit("fit", *TINY, f"--data.path={text_file}", *options).err
     rows = read_metrics(Path("a folder/lightning_logs/version_0"))
-    figures = {int(r["step"]) + 1: r for r in rows if r["val/loss"]}
-    best = min(figures, key=lambda step: float(figures[step]["val/loss"]))
+    evaluated = {int(r["step"]) + 1: r for r in rows if r["val/loss"]}
+    best = min(evaluated, key=lambda step: float(evaluated[step]["val/loss"]))
     run = "a folder/lightning_logs/version_0/checkpoints"
 
     def of(step: int) -> str:
-        gap = float(figures[step]["val/gap"])
-        return f"val/loss {float(figures[step]['val/loss']):.4f}, val/gap {gap:+.4f}"
+        gap = float(evaluated[step]["val/gap"])
+        return f"val/loss {float(evaluated[step]['val/loss']):.4f}, val/gap {gap:+.4f}"
 
-    assert re.fullmatch(r"  time    \d+ s", told.splitlines()[-1])
-    assert told.rpartition("  time")[0] == (
+    assert re.fullmatch(r"  time    \d+ s", output.splitlines()[-1])
+    assert output.rpartition("  time")[0] == (
         "gptlit: done at step 7\n"
         f"  best    step {best}, {of(best)}, {run}/best.ckpt\n"
         f"  last    step 7, at step 6 {of(6)}, {run}/last.ckpt\n"
         f"  resume  gptlit fit --ckpt_path '{run}/last.ckpt' --trainer.max_steps 14\n"
         f"  write   gptlit predict --ckpt_path '{run}/best.ckpt'\n"
     )
-    assert gptlit(*command_in(told)).code == 0
+    assert gptlit(*command_in(output)).code == 0
 
 
 def test_a_second_ctrl_c_ends_at_once(gptlit: Call, text_file: Path) -> None:
@@ -367,9 +367,7 @@ def test_a_second_ctrl_c_ends_at_once(gptlit: Call, text_file: Path) -> None:
     assert checkpoint.read(last)["global_step"] == 4
 
 
-def test_a_snapshot_is_what_a_run_resumes_from_before_its_first_last(
-    gptlit: Call, text_file: Path
-) -> None:
+def test_a_run_without_last_ckpt_is_resumed_from_a_snapshot(gptlit: Call, text_file: Path) -> None:
     asked = (signal.SIGINT, LitGPT, "training_step")
     with asking(*asked, step=5), asking(*asked, step=5):
         options = ["--snapshot_every=3", "--trainer.val_check_interval=100"]
@@ -380,7 +378,7 @@ def test_a_snapshot_is_what_a_run_resumes_from_before_its_first_last(
     assert gptlit(*command.split()[1:]).code == 0
 
 
-def test_a_second_sigterm_loses_nothing(gptlit: Call, text_file: Path) -> None:
+def test_a_second_sigterm_still_saves(gptlit: Call, text_file: Path) -> None:
     """`timeout`, for one, sends it twice."""
     asked = (signal.SIGTERM, LitGPT, "training_step")
     with asking(*asked, step=4), asking(*asked, step=4):
@@ -394,13 +392,16 @@ def test_a_second_sigterm_loses_nothing(gptlit: Call, text_file: Path) -> None:
 
 
 def ended_by(number: int, text: Path, *options: str, group: bool = False) -> tuple[int, str]:
-    """The exit code and the errors of a process that gets a signal after its first step.
+    """Send a signal to a fit in a process of its own after its first step.
 
     Args:
-        number: Of the signal.
-        text: To train on.
-        *options: Of the fit.
-        group: Whether all processes that it has launched get it, as from a terminal.
+        number: Number of the signal.
+        text: Path of the text to train on.
+        *options: Options of the fit.
+        group: Whether the processes that it launches get the signal too, as from a terminal.
+
+    Returns:
+        Exit code and stderr.
     """
     command = [sys.executable, "-m", "gptlit", "fit", *TINY, f"--data.path={text}", *options]
     command += ["--trainer.max_steps=10000000", "--trainer.val_check_interval=10000000"]
@@ -410,46 +411,46 @@ def ended_by(number: int, text: Path, *options: str, group: bool = False) -> tup
         for line in process.stdout:
             if line.startswith("first loss"):
                 (os.killpg if group else os.kill)(process.pid, number)
-        # comes to its end when the last process has left
-        told = process.stderr.read()
-    return process.returncode, told
+        # ends when the last process has ended
+        output = process.stderr.read()
+    return process.returncode, output
 
 
 @pytest.mark.parametrize(
     ("number", "code", "by"), [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM")]
 )
-def test_a_process_that_gets_a_signal(text_file: Path, number: int, code: int, by: str) -> None:
-    returned, told = ended_by(number, text_file)
+def test_a_process_stops_on_a_signal(text_file: Path, number: int, code: int, by: str) -> None:
+    returned, output = ended_by(number, text_file)
     assert returned == code
     last = text_file.parent / RUN / "checkpoints" / "last.ckpt"
     step = checkpoint.read(last)["global_step"]
-    assert f"gptlit: stopped by {by} after step {step:,}\n" in told
-    assert "Traceback" not in told
+    assert f"gptlit: stopped by {by} after step {step:,}\n" in output
+    assert "Traceback" not in output
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(text_file.parent)
-        assert main([*command_in(told), f"--trainer.max_steps={step + 1}"]) == 0
+        assert main([*command_in(output), f"--trainer.max_steps={step + 1}"]) == 0
     assert checkpoint.read(last)["global_step"] == step + 1
 
 
 @pytest.mark.parametrize("group", [True, False])
 def test_two_processes_stop_after_the_same_step(text_file: Path, group: bool) -> None:
-    """Whether both are told to, or only the one that has launched the other."""
+    """Both get the signal, or only the one that launched the other."""
     devices = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
     accumulated = ["--trainer.accumulate_grad_batches=2", "--data.batch_size=2"]
     number = signal.SIGINT if group else signal.SIGTERM
-    returned, told = ended_by(number, text_file, *devices, *accumulated, group=group)
-    assert returned == (130 if group else 143), told
+    returned, output = ended_by(number, text_file, *devices, *accumulated, group=group)
+    assert returned == (130 if group else 143), output
     content = checkpoint.read(text_file.parent / RUN / "checkpoints" / "last.ckpt")
     step, batches = content["global_step"], content["loops"]["fit_loop"]
-    assert told.count(f"after step {step:,}\n") == 1
+    assert output.count(f"after step {step:,}\n") == 1
     assert batches["epoch_loop.batch_progress"]["total"]["ready"] == 2 * step
 
 
-def test_slurm_puts_a_job_back_into_its_queue(
+def test_slurm_requeues_a_job(
     gptlit: Call, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Lightning's handlers stay: one saves and asks for it, SIGTERM ends the job, who comes
-    after goes on."""
+    """Lightning's handler of SIGUSR1 saves and requeues, SIGTERM ends the job, and the next job
+    resumes."""
     for name, value in {"NTASKS": 1, "JOB_NAME": "train", "JOB_ID": 7, "PROCID": 0, "LOCALID": 0,
                         "NODEID": 0}.items():  # fmt: skip
         monkeypatch.setenv(f"SLURM_{name}", str(value))

@@ -1,4 +1,4 @@
-"""Where torch.compile pays, and what a run does about it."""
+"""torch.compile: the choice of a run, and its fallback."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +30,7 @@ G = 1e9
         ("cuda", 4_999, 1000 * G, False, None, False),
         ("cuda", None, 1000 * G, False, None, False),
         ("mps", 10**9, 1000 * G, True, None, False),
-        # who goes on does as before, if it can be done here
+        # a resumed run does as before if it can
         ("cpu", 10**9, 100 * G, True, False, False),
         ("cpu", 1, 1 * G, True, True, True),
         ("cpu", 1, 1 * G, False, True, False),
@@ -38,7 +38,7 @@ G = 1e9
         ("cuda", None, 1 * G, False, True, True),
     ],
 )
-def test_where_it_pays(
+def test_compiling_is_chosen_where_it_pays_off(
     device: str,
     n_steps: int | None,
     flops: float,
@@ -51,14 +51,14 @@ def test_where_it_pays(
     assert choice.reason
 
 
-def test_what_is_told() -> None:
+def test_the_reason_of_the_choice() -> None:
     reason = choose("cpu", 3_400, 3.7 * G, compiler=True).reason
     assert reason == "compiling pays off after about 70,270 steps; the run has 3,400"
     assert choose("cpu", 1, G, compiler=False).reason == "no C++ compiler"
     assert choose("mps", 1, G, compiler=False).reason == "not on mps"
 
 
-def test_a_compiler_is_looked_for_as_pytorch_does(
+def test_the_compiler_is_found_as_pytorch_finds_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -81,9 +81,9 @@ def test_a_failure_at_the_first_call_leads_to_eager(capsys: pytest.CaptureFixtur
     for _ in range(2):
         assert forward(torch.tensor(1)) == 2
     assert calls == ["compiled", "failed"]
-    told = capsys.readouterr().err
-    assert "torch.compile failed (RuntimeError: no such tool); not compiled" in told
-    assert "dump" not in told
+    output = capsys.readouterr().err
+    assert "torch.compile failed (RuntimeError: no such tool); not compiled" in output
+    assert "dump" not in output
 
 
 def test_a_failure_of_a_later_call_is_raised() -> None:
@@ -103,8 +103,10 @@ def options(text: Path, steps: int, *more: str) -> list[str]:
     return ["fit", *TINY, *run, "--model.compile=auto", *more]
 
 
-def test_a_run_decides_once(gptlit: Call, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that goes on longer, so that it would pay now, isn't compiled half way."""
+def test_a_resumed_run_keeps_its_choice(
+    gptlit: Call, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if it is extended to a length at which compiling pays off."""
     used: list[Any] = []
     monkeypatch.setattr(compiling, "has_compiler", lambda: True)
     monkeypatch.setattr(torch, "compile", lambda run, **_: used.append(run) or run)
@@ -115,9 +117,9 @@ def test_a_run_decides_once(gptlit: Call, text_file: Path, monkeypatch: pytest.M
     assert checkpoint.read(checkpoint.resolve("last"))[checkpoint.KEY]["compiled"] is False
     for name, value in pays_from_four.items():
         monkeypatch.setattr(compiling, name, value)
-    went_on = gptlit("fit", "--ckpt_path=last", "--trainer.max_steps=6")
-    assert went_on.code == 0, went_on.err
-    assert "compile    no (as before the resume)" in went_on.out
+    resumed = gptlit("fit", "--ckpt_path=last", "--trainer.max_steps=6")
+    assert resumed.code == 0, resumed.err
+    assert "compile    no (as before the resume)" in resumed.out
     anew = gptlit(*options(text_file, 6))
     assert "compile    yes (compiling pays off after about 0 steps; the run has 6)" in anew.out
     assert checkpoint.read(checkpoint.resolve("last"))[checkpoint.KEY]["compiled"] is True
@@ -145,7 +147,7 @@ def test_only_training_steps_are_compiled(
     assert_same_run(runs / "version_0", runs / "version_1", but="compiled?")
 
 
-def test_a_failure_is_told_and_the_run_goes_on(
+def test_a_run_continues_without_compiling_after_a_failure(
     gptlit: Call, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def compile_(run: Any, **_: Any) -> Any:
@@ -163,7 +165,7 @@ def test_a_failure_is_told_and_the_run_goes_on(
     assert checkpoint.read(checkpoint.resolve("last"))[checkpoint.KEY]["compiled"] is False
 
 
-def test_without_a_compiler_what_is_asked_for_is_refused(
+def test_compile_true_without_a_compiler_is_refused(
     gptlit: Call, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compiling, "has_compiler", lambda: False)
@@ -172,5 +174,5 @@ def test_without_a_compiler_what_is_asked_for_is_refused(
     assert "--model.compile true: needs the C++ compiler" in done.err
     assert not Path("lightning_logs").exists()
     assert gptlit(*options(text_file, 3)).code == 0
-    # what compiles nothing needs none
+    # a validation compiles nothing
     assert gptlit("validate", "--ckpt_path=last", "--model.compile=true").code == 0

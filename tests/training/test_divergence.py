@@ -1,4 +1,4 @@
-"""Losses and gradients that are no numbers: seen, told, and never saved."""
+"""Non-finite losses and gradients: detected, reported, and never saved."""
 
 import contextlib
 import itertools
@@ -32,7 +32,7 @@ def fit(gptlit: Call, text: Path, *options: object) -> Result:
 
 @contextlib.contextmanager
 def broken(what: str, *steps: int, number: float = math.nan) -> Iterator[None]:
-    """While in it, the loss or one gradient of these steps, counted from 1, is no number."""
+    """Make the loss or one gradient of these steps, counted from 1, non-finite in this block."""
     original = LitGPT.forward
 
     def forward(self: LitGPT, idx: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ def all_finite(path: Path) -> bool:
         ("loss", -math.inf, 9, 9),
     ],
 )
-def test_the_run_ends_before_it_is_saved(
+def test_a_run_ends_before_non_finite_values_are_saved(
     gptlit: Call, text_file: Path, what: str, number: float, step: int, noticed: int
 ) -> None:
     trained: list[int] = []
@@ -102,11 +102,11 @@ def test_the_run_ends_before_it_is_saved(
         float(row["train/loss"]) for row in read_metrics(LAST.parent.parent) if row["train/loss"]
     ]
     assert all(map(math.isfinite, losses))
-    # what was kept goes on to the end
+    # the kept checkpoint is resumed to the end
     assert gptlit("fit", "--ckpt_path", LAST).code == 0
 
 
-def test_a_rate_far_too_high_is_told(gptlit: Call, text_file: Path) -> None:
+def test_a_learning_rate_far_too_high_is_reported(gptlit: Call, text_file: Path) -> None:
     failed = fit(gptlit, text_file, "--model.lr=1e30", "--model.warmup_steps=0")
     assert failed.code == 1
     assert re.search(
@@ -117,10 +117,10 @@ def test_a_rate_far_too_high_is_told(gptlit: Call, text_file: Path) -> None:
     assert "Traceback" not in failed.err
 
 
-def test_a_validation_that_is_no_number_ends_the_run(
+def test_a_non_finite_validation_loss_ends_the_run(
     gptlit: Call, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a model whose weights are finite, and too large."""
+    """The weights are finite but too large."""
     original = LitGPT.validation_step
 
     def validation_step(self: LitGPT, *arguments: Any) -> None:
@@ -141,8 +141,8 @@ def test_a_validation_that_is_no_number_ends_the_run(
     "option",
     ["--model.optimizer=adamw", "--model.optimizer=muon", "--trainer.accumulate_grad_batches=2"],
 )
-def test_steps_that_are_no_numbers_are_skipped(gptlit: Call, text_file: Path, option: str) -> None:
-    """Weights and moments are left as they are; the schedule goes on."""
+def test_non_finite_steps_are_skipped(gptlit: Call, text_file: Path, option: str) -> None:
+    """Weights and moments don't change; the schedule continues."""
     options = ["--guard.skip_nonfinite=2", option]
     states: list[dict[str, Any]] = []
 
@@ -169,11 +169,10 @@ def test_steps_that_are_no_numbers_are_skipped(gptlit: Call, text_file: Path, op
     assert all_finite(LAST)
 
 
-def test_half_precisions_own_skipping_is_left_to_it(
+def test_with_a_scaler_only_the_loss_is_checked(
     gptlit: Call, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a scaler only the loss is watched, and the weights where they are saved; this one,
-    unlike PyTorch's, skips nothing."""
+    """And the weights when they are saved: the scaler in this test skips no steps."""
     monkeypatch.setattr(Precision, "scaler", object(), raising=False)
     with broken("gradient", 6, number=math.inf):
         failed = fit(gptlit, text_file, "--trainer.log_every_n_steps=1", "--trainer.max_steps=6",
@@ -186,8 +185,8 @@ def test_half_precisions_own_skipping_is_left_to_it(
     assert "step 5: the loss is not finite (loss nan, gradient norm nan" in failed.err
 
 
-def test_more_of_them_than_allowed_end_the_run(gptlit: Call, text_file: Path) -> None:
-    """The count goes on where the run goes on."""
+def test_more_non_finite_steps_than_allowed_end_the_run(gptlit: Call, text_file: Path) -> None:
+    """A resumed run continues the count."""
     with broken("gradient", 2):
         fit(gptlit, text_file, "--guard.skip_nonfinite=1", "--trainer.max_steps=4")
     with broken("gradient", 6):
@@ -199,7 +198,7 @@ def test_more_of_them_than_allowed_end_the_run(gptlit: Call, text_file: Path) ->
         assert gptlit("fit", "--ckpt_path=last", *more).code == 0
 
 
-def test_an_epochs_mean_leaves_out_what_was_skipped(gptlit: Call, text_file: Path) -> None:
+def test_an_epochs_mean_excludes_skipped_steps(gptlit: Call, text_file: Path) -> None:
     epochs_of_5 = ["--model.block_size=64", "--data.batch_size=32"]
     with broken("loss", 3):
         fit(gptlit, text_file, *epochs_of_5, "--guard.skip_nonfinite=1", "--trainer.max_steps=5",
@@ -210,14 +209,14 @@ def test_an_epochs_mean_leaves_out_what_was_skipped(gptlit: Call, text_file: Pat
     assert mean == pytest.approx(math.fsum(filter(math.isfinite, losses)) / 4, rel=1e-6)
 
 
-def test_a_loss_that_goes_up_is_told_once(gptlit: Call, text_file: Path) -> None:
+def test_a_rising_loss_is_reported_once(gptlit: Call, text_file: Path) -> None:
     options = ["--model.warmup_steps=0", "--model.lr=0.5", "--model.min_lr=0.5"]
     done = fit(gptlit, text_file, *options, "--guard.diverged=1.01", "--trainer.max_steps=40",
                "--trainer.log_every_n_steps=1")  # fmt: skip
     assert done.code == 0
-    told = re.findall(r"warning: step (\d+): the loss rose from (\S+) to (\S+); .*", done.err)
-    assert len(told) == 1
-    step, lowest, loss = int(told[0][0]), float(told[0][1]), float(told[0][2])
+    warnings = re.findall(r"warning: step (\d+): the loss rose from (\S+) to (\S+); .*", done.err)
+    assert len(warnings) == 1
+    step, lowest, loss = int(warnings[0][0]), float(warnings[0][1]), float(warnings[0][2])
     losses = [
         float(row["train/loss"]) for row in read_metrics(LAST.parent.parent) if row["train/loss"]
     ]
@@ -234,7 +233,7 @@ def test_a_loss_that_goes_up_is_told_once(gptlit: Call, text_file: Path) -> None
 
 
 class Waits(TorchDispatchMode):
-    """Counts what a device would have to be waited for: numbers that go from it to Python."""
+    """Counts the values copied from a device to Python, each of which waits for the device."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -246,7 +245,7 @@ class Waits(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(("skip", "waits"), [(0, 0), (1, 1)])
-def test_no_step_waits_for_its_figures(
+def test_no_step_waits_for_its_loss_and_norm(
     gptlit: Call, text_file: Path, skip: int, waits: int
 ) -> None:
     counted: list[int] = []

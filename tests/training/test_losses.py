@@ -1,4 +1,4 @@
-"""What is minimised, against sums written out from log-probabilities."""
+"""The training objective, compared with sums over log-probabilities."""
 
 import math
 
@@ -17,7 +17,7 @@ def log_z(row: list[float]) -> float:
 
 
 def by_hand(label_smoothing: float, z_loss: float) -> tuple[float, float]:
-    """The mean over the two rows that are scored."""
+    """Compute the objective and the cross-entropy over the two scored rows."""
     minimised, plain = 0.0, 0.0
     for row, target in zip(LOGITS[0].tolist()[:2], (1, 0), strict=True):
         nats = [log_z(row) - value for value in row]
@@ -37,7 +37,7 @@ def test_the_objective_by_hand(label_smoothing: float, z_loss: float) -> None:
 
 
 def test_the_gradient_of_z_loss() -> None:
-    """That of z (log Z)^2 is 2 z log Z softmax; what isn't scored has none."""
+    """The gradient of z (log Z)^2 is 2 z log Z softmax, and 0 for ignored targets."""
     logits = LOGITS.clone().requires_grad_()
     with_z, _ = objective(logits, TARGETS, z_loss=0.01)
     without, _ = objective(logits, TARGETS)
@@ -47,6 +47,6 @@ def test_the_gradient_of_z_loss() -> None:
     torch.testing.assert_close(gradient, wanted, atol=1e-7, rtol=1e-5)
 
 
-def test_nothing_added_costs_nothing() -> None:
+def test_without_additions_there_is_one_loss() -> None:
     minimised, plain = objective(LOGITS, TARGETS)
     assert minimised is plain

@@ -90,7 +90,7 @@ def kit(tmp_path: Path) -> Kit:
 
 
 class Losses(L.Callback):
-    """The loss of every batch, unscaled."""
+    """Collects the loss of every batch."""
 
     def __init__(self) -> None:
         self.seen: list[float] = []
@@ -111,7 +111,7 @@ def test_it_learns(kit: Kit) -> None:
 
 
 def test_the_loop_is_a_plain_pytorch_loop(kit: Kit) -> None:
-    """The same weights as a loop without Lightning: loss, clipping, decay and schedule."""
+    """Weights equal those of a loop without Lightning: loss, clipping, decay and schedule."""
     options = {"lr": 1e-2, "min_lr": 1e-3, "warmup_steps": 3, "weight_decay": 0.3}
     lit, _ = kit.fit(model=options, max_steps=8)
 
@@ -169,7 +169,7 @@ def test_validation_is_exact(kit: Kit) -> None:
     assert figures["val/gap"] == pytest.approx(nats / n_tokens - on_slice, abs=1e-5)
 
 
-def test_evaluating_is_without_dropout_and_does_not_change_training(kit: Kit) -> None:
+def test_evaluation_does_not_change_training(kit: Kit) -> None:
     often = {"limit_val_batches": 1.0, "val_check_interval": 2, "check_val_every_n_epoch": None}
     sampling = SampleText(["ROMEO:"], max_new_tokens=10)
     model = {"dropout": 0.3}
@@ -180,10 +180,10 @@ def test_evaluating_is_without_dropout_and_does_not_change_training(kit: Kit) ->
 
 @pytest.mark.parametrize("accumulated", [1, 2])
 @pytest.mark.parametrize("stop", [3, 7, 8, 14, 15])
-def test_a_resumed_run_ends_bit_for_bit_where_the_other_ends(
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     kit: Kit, accumulated: int, stop: int
 ) -> None:
-    """With dropout; within and at the end of an epoch of 7 steps."""
+    """With dropout, stopped within and at the end of an epoch of 7 steps."""
     options: dict[str, Any] = {
         "model": {"dropout": 0.2, "decay_steps": 20, **LONG_MODEL},
         "accumulate_grad_batches": accumulated,
@@ -215,7 +215,7 @@ RECIPES: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe["optimizer"])
 def test_recipes_resume_bit_for_bit(kit: Kit, recipe: dict[str, Any]) -> None:
-    """Weights, their average, the optimizer's state and the rates; saved within a validation."""
+    """Weights, their average, the optimizer's state and the learning rates."""
     often = {"limit_val_batches": 1.0, "val_check_interval": 5, "check_val_every_n_epoch": None}
     model = {"decay_steps": 11, "dropout": 0.1, **recipe}
     saving = {"enable_checkpointing": True, **often}
@@ -240,7 +240,7 @@ def test_recipes_resume_bit_for_bit(kit: Kit, recipe: dict[str, Any]) -> None:
 
 
 class Weights(L.Callback):
-    """The weights after every step."""
+    """Collects the weights after every step."""
 
     def __init__(self) -> None:
         self.seen: list[torch.Tensor] = []
@@ -251,7 +251,7 @@ class Weights(L.Callback):
 
 
 def test_the_average_is_validated_saved_and_sampled_from(kit: Kit) -> None:
-    """Against an average of the weights after each step, made by hand."""
+    """Compared with an average computed from the weights after each step."""
     after = Weights()
     sampling = SampleText(["ROMEO:"], max_new_tokens=40)
     sampling.folder = kit.folder
@@ -271,7 +271,7 @@ def test_the_average_is_validated_saved_and_sampled_from(kit: Kit) -> None:
     for n, step in enumerate(after.seen):
         decay = min(0.6, (1 + n) / (10 + n))
         average = decay * average + (1 - decay) * step
-    assert torch.equal(weights(lit), after.seen[-1])  # what is trained isn't the average
+    assert torch.equal(weights(lit), after.seen[-1])  # training continues from the raw weights
     net, tokenizer = checkpoint.load(kit.folder / "last.ckpt")
     saved = torch.cat([parameter.flatten() for parameter in net.parameters()])
     torch.testing.assert_close(saved, average, atol=1e-6, rtol=1e-5)
@@ -290,8 +290,8 @@ def kit_tokenizer(kit: Kit) -> Tokenizer:
     return data.tokenizer
 
 
-def test_an_average_begins_and_ends_where_the_option_says_so(kit: Kit) -> None:
-    """A run that goes on with another --model.ema: none, and one that was none."""
+def test_a_resume_can_begin_or_end_the_average(kit: Kit) -> None:
+    """A run with ema resumed without it, and one without it resumed with ema."""
     path = kit.folder / "last.ckpt"
     saving: dict[str, Any] = {"enable_checkpointing": True}
     for before, now in ((0.5, 0.0), (0.0, 0.5)):
@@ -311,8 +311,8 @@ def test_an_average_begins_and_ends_where_the_option_says_so(kit: Kit) -> None:
             assert content["averaged"]["updates"] == 1
 
 
-def test_what_is_added_to_the_loss_is_not_logged(kit: Kit) -> None:
-    """At the first step, all options give the same figures; but not the same weights after it."""
+def test_logged_losses_are_plain_cross_entropy(kit: Kit) -> None:
+    """At the first step all options give the same metrics, but different weights after it."""
     seen = []
     for options in ({}, {"label_smoothing": 0.3}, {"z_loss": 0.1}):
         losses = Losses()
@@ -335,7 +335,7 @@ def test_what_is_added_to_the_loss_is_not_logged(kit: Kit) -> None:
         assert not torch.equal(changed, plain[1])
 
 
-def test_a_run_by_a_constant_rate_needs_no_length(kit: Kit) -> None:
+def test_a_constant_schedule_needs_no_run_length(kit: Kit) -> None:
     _, trainer = kit.fit(
         max_steps=-1, max_time={"seconds": 1}, model={"schedule": "constant", "lr": 0.01}
     )
@@ -343,17 +343,17 @@ def test_a_run_by_a_constant_rate_needs_no_length(kit: Kit) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [({"optimizer": "muon"}, "^optimizer muon"), ({"ema": 0.9}, "^ema 0.9")],
 )
-def test_sharded_weights_are_refused(options: dict[str, Any], told: str) -> None:
+def test_sharded_weights_are_refused(options: dict[str, Any], message: str) -> None:
     lit = LitGPT(**SIZES, **options)
     lit._trainer = SimpleNamespace(strategy=ModelParallelStrategy())  # type: ignore[assignment]
-    with pytest.raises(UsageError, match=f"{told}: needs each process to have all weights"):
+    with pytest.raises(UsageError, match=f"{message}: needs each process to have all weights"):
         lit.configure_optimizers()
 
 
-def test_another_optimizers_run_is_not_gone_on_with(kit: Kit) -> None:
+def test_a_resume_with_another_optimizer_is_refused(kit: Kit) -> None:
     _, trainer = kit.fit(max_steps=2)
     trainer.save_checkpoint(kit.folder / "a.ckpt")
     other = LitGPT(**SIZES, optimizer="muon")
@@ -375,7 +375,7 @@ def test_the_mean_of_an_epoch(kit: Kit) -> None:
     assert trainer.callback_metrics["train/loss_epoch"].item() == pytest.approx(mean, rel=1e-5)
 
 
-def test_overfitting_batches_repeats_them(kit: Kit) -> None:
+def test_overfit_batches_repeats_batches(kit: Kit) -> None:
     losses = Losses()
     kit.fit(max_steps=300, overfit_batches=1, callbacks=[losses],
             model={"lr": 1e-2, "min_lr": 1e-2, "n_embd": 32})  # fmt: skip
@@ -391,7 +391,7 @@ def test_overfitting_batches_repeats_them(kit: Kit) -> None:
         ({"overfit_batches": 4}, 8),
     ],
 )
-def test_a_run_by_epochs_decays_over_its_length(
+def test_the_schedule_of_a_run_by_epochs_spans_the_run(
     kit: Kit, options: dict[str, Any], steps: int
 ) -> None:
     _, trainer = kit.fit(max_steps=-1, max_epochs=2, data=LONG_DATA,
@@ -400,12 +400,12 @@ def test_a_run_by_epochs_decays_over_its_length(
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-3)
 
 
-def test_a_run_without_length_asks_for_one(kit: Kit) -> None:
+def test_a_schedule_needs_a_run_length(kit: Kit) -> None:
     with pytest.raises(UsageError, match="^decay_steps"):
         kit.fit(max_steps=-1, max_time={"minutes": 1})
 
 
-def test_another_texts_tokenizer_is_refused(kit: Kit) -> None:
+def test_a_resume_with_another_texts_tokenizer_is_refused(kit: Kit) -> None:
     _, trainer = kit.fit(max_steps=2)
     trainer.save_checkpoint(kit.folder / "a.ckpt")
     kit.path.write_text(made_up_text().replace("ROMEO", "RomeO"), encoding="utf-8")
@@ -416,7 +416,7 @@ def test_another_texts_tokenizer_is_refused(kit: Kit) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"lr": 0.0}, "^lr 0.0"),
         ({"lr": float("nan")}, "^lr nan"),
@@ -431,12 +431,14 @@ def test_another_texts_tokenizer_is_refused(kit: Kit) -> None:
         ({"optimizer": "muon", "muon_lr": -1.0}, "^muon_lr -1.0"),
     ],
 )
-def test_options_that_can_not_work(options: dict[str, Any], told: str) -> None:
-    with pytest.raises(UsageError, match=told):
+def test_invalid_options_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         LitGPT(**options)
 
 
-def test_samples_are_told_thrice(kit: Kit, capsys: pytest.CaptureFixture[str]) -> None:
+def test_samples_go_to_console_file_and_tensorboard(
+    kit: Kit, capsys: pytest.CaptureFixture[str]
+) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     sampling = SampleText(["ROMEO:", "JULIET:\n"], max_new_tokens=30)
@@ -444,9 +446,10 @@ def test_samples_are_told_thrice(kit: Kit, capsys: pytest.CaptureFixture[str]) -
     logger = L.pytorch.loggers.TensorBoardLogger(kit.folder, default_hp_metric=False)
     kit.fit(max_steps=4, limit_val_batches=1.0, val_check_interval=2, logger=logger,
             check_val_every_n_epoch=None, callbacks=[sampling])  # fmt: skip
-    told = (kit.folder / "samples.txt").read_text(encoding="utf-8")
-    assert told.count("=== step 2, val/loss 3.") == told.count("=== step 4, val/loss 3.") == 2
-    assert told.count("ROMEO:") >= 2
+    written = (kit.folder / "samples.txt").read_text(encoding="utf-8")
+    assert written.count("=== step 2, val/loss 3.") == 2
+    assert written.count("=== step 4, val/loss 3.") == 2
+    assert written.count("ROMEO:") >= 2
     assert "    ROMEO:" in capsys.readouterr().out
     events = EventAccumulator(logger.log_dir)
     events.Reload()
@@ -463,7 +466,7 @@ def test_metrics_have_the_names_of_the_design(run: Any) -> None:
         "speed/tokens_per_s", "speed/step_ms",
     }  # fmt: skip
     assert [int(row["step"]) for row in rows if row["train/loss"]] == list(range(1, 40, 2))
-    # an evaluation stands beside the step after which it was made
+    # an evaluation is logged with the step before it
     assert [int(row["step"]) for row in rows if row["val/loss"]] == [19, 39]
 
 
@@ -485,20 +488,20 @@ def test_the_gradient_norm_is_computed_once_and_clips_as_lightning_does(
     for each in (model, plain):
         L.seed_everything(0)
         kit.trainer(**options, callbacks=[Guard()]).fit(each, kit.data())
-    # one a step; without its own clipping the model never learns that a step is over
+    # one per step; without its own clipping, `plain` computes a norm once and keeps it
     assert len(computed) == 3 + 1
     for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
 
-def test_telling_the_loss_now_and_then_changes_nothing_that_is_kept(
+def test_the_loss_is_logged_only_for_steps_that_read_it(
     gptlit: Any, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[int] = []
+    logged: list[int] = []
     log = LitGPT.log
 
     def counted(self: LitGPT, name: str, *given: Any, **options: Any) -> None:
-        told.append(self.global_step) if name == "train/loss" else None
+        logged.append(self.global_step) if name == "train/loss" else None
         log(self, name, *given, **options)
 
     monkeypatch.setattr(LitGPT, "log", counted)
@@ -508,7 +511,7 @@ def test_telling_the_loss_now_and_then_changes_nothing_that_is_kept(
     for more in ([], ["--trainer.callbacks=LambdaCallback"]):
         assert gptlit("fit", *TINY, *options, *more).code == 0
     # the first, for the bar; the fourth, eighth and twelfth are logged, 5 and 10 validated
-    assert told[:-14] == [0, 3, 4, 7, 9, 11]
-    assert told[-14:] == list(range(14))
+    assert logged[:-14] == [0, 3, 4, 7, 9, 11]
+    assert logged[-14:] == list(range(14))
     runs = Path("lightning_logs")
     assert_same_run(runs / "version_0", runs / "version_1", but="callbacks")

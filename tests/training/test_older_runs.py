@@ -1,4 +1,4 @@
-"""A run that version 0.1.0 saved, when all modules lay in one folder, loads and resumes."""
+"""A run saved by version 0.1.0, which had all modules in one folder, loads and resumes."""
 
 import importlib
 import zipfile
@@ -28,7 +28,7 @@ def older(tmp_path: Path) -> Path:
 
 
 def assert_close(one: Any, other: Any, where: str) -> None:
-    """Equal but for the last bits of floats, which differ between kinds of CPU."""
+    """Assert equality up to the last bits of floats, which differ between kinds of CPU."""
     if isinstance(one, dict):
         assert one.keys() == other.keys(), where
         for key in one:
@@ -50,10 +50,10 @@ def resumed(gptlit: Call, older: Path, *more: str) -> dict[str, Any]:
     return checkpoint.read(older / "checkpoints" / "last.ckpt")
 
 
-def test_it_resumes_as_it_went_on_then(gptlit: Call, older: Path) -> None:
+def test_a_resume_equals_the_older_continuation(gptlit: Call, older: Path) -> None:
     then = checkpoint.read(older / "checkpoints" / "step_24.ckpt")
     now = resumed(gptlit, older)
-    # not the table of figures, compressed, nor the options as text: they are compared below
+    # compressed metrics and the text of options are compared below
     for part in ("state_dict", "loops", "optimizer_states", "lr_schedulers", "averaged"):
         assert_close(now[part], then[part], part)
     assert now["callbacks"].keys() == then["callbacks"].keys()
@@ -66,8 +66,8 @@ def test_it_resumes_as_it_went_on_then(gptlit: Call, older: Path) -> None:
     assert_close(now["gptlit"]["evaluated"], then["gptlit"]["evaluated"], "evaluated")
 
 
-def test_it_resumes_to_the_last_bit(gptlit: Call, older: Path, tmp_path: Path) -> None:
-    """What the older run saved and what is saved now after reading it continue alike."""
+def test_a_resume_is_exact_to_the_last_bit(gptlit: Call, older: Path, tmp_path: Path) -> None:
+    """A checkpoint saved after a resume continues like the older checkpoint."""
     straight = resumed(gptlit, older)
     rows = timeless(older)
     with zipfile.ZipFile(FIXTURE) as archive:
@@ -84,7 +84,7 @@ def test_it_resumes_to_the_last_bit(gptlit: Call, older: Path, tmp_path: Path) -
     assert timeless(again) == rows
 
 
-def test_it_writes_and_is_evaluated(gptlit: Call, older: Path) -> None:
+def test_it_generates_and_is_evaluated(gptlit: Call, older: Path) -> None:
     path = older / "checkpoints" / "step_24.ckpt"
     written = gptlit("predict", f"--ckpt_path={path}", "--prompt=the", "--max_new_tokens=4")
     assert written.code == 0

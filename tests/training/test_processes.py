@@ -1,4 +1,4 @@
-"""Runs whose processes are copies of the first one, and what is left of a run that never began."""
+"""Strategies that copy the first process, and the folder of a run that trained nothing."""
 
 import functools
 import shutil
@@ -34,7 +34,7 @@ def assert_refused(result: Result, method: str) -> None:
 
 
 @pytest.mark.parametrize("name", COPYING)
-def test_copies_are_refused_before_anything_is_made(
+def test_copying_strategies_are_refused_before_anything_is_written(
     gptlit: Call, text_file: Path, name: str
 ) -> None:
     result = gptlit("fit", *TINY, f"--data.path={text_file}", *TWO, f"--trainer.strategy={name}")
@@ -43,11 +43,11 @@ def test_copies_are_refused_before_anything_is_made(
     assert [path.name for path in Path.cwd().iterdir()] == [text_file.name]
 
 
-def test_the_registry_has_the_strategies_that_copy() -> None:
+def test_the_registry_has_copying_strategies() -> None:
     assert {"ddp_spawn", "ddp_fork", "ddp_notebook"} <= set(COPYING)
 
 
-def test_an_object_that_copies_is_refused(gptlit: Call, text_file: Path) -> None:
+def test_a_copying_strategy_object_is_refused(gptlit: Call, text_file: Path) -> None:
     of_class = ["--trainer.strategy=lightning.pytorch.strategies.DDPStrategy"]
     of_class += ["--trainer.strategy.start_method=spawn"]
     result = gptlit("fit", *TINY, f"--data.path={text_file}", *TWO, *of_class)
@@ -63,7 +63,7 @@ def test_a_notebooks_default_is_refused(
 
 
 @pytest.mark.parametrize("verb", ["fit", "validate", "test", "predict"])
-def test_every_verb_refuses_copies(gptlit: Call, run: Run, verb: str) -> None:
+def test_every_verb_refuses_copying_strategies(gptlit: Call, run: Run, verb: str) -> None:
     last = run.folder / "checkpoints" / "last.ckpt"
     before = contents(run.folder)
     result = gptlit(verb, f"--ckpt_path={last}", *TWO, "--trainer.strategy=ddp_spawn")
@@ -71,7 +71,7 @@ def test_every_verb_refuses_copies(gptlit: Call, run: Run, verb: str) -> None:
     assert contents(run.folder) == before
 
 
-# ---------------------------------------------------------------------- what is on the disk decides
+# ---------------------------------------------------------------------- results on disk
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
@@ -79,7 +79,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 
 def elsewhere(monkeypatch: pytest.MonkeyPatch, write: Callable[[], object], end: type) -> None:
-    """Let another process train, after which this one's Trainer is where it was."""
+    """Let another process train, while this one's Trainer stays at its step."""
 
     @functools.wraps(L.Trainer.fit)  # its options are the command line's
     def fit(*_: Any, **__: Any) -> None:
@@ -128,10 +128,10 @@ def test_a_folder_without_a_result_is_removed(
 
 
 @pytest.mark.parametrize("trained", [False, True])
-def test_a_resumed_folder_keeps_what_was_trained(
+def test_a_resumed_folder_keeps_results(
     gptlit: Call, run: Run, monkeypatch: pytest.MonkeyPatch, trained: bool
 ) -> None:
-    """And is as it was where nothing was."""
+    """Without results it is restored."""
     shutil.copytree(run.folder, RUN)
     before = contents(RUN)
     step = checkpoint.read(LAST)["global_step"]

@@ -1,4 +1,4 @@
-"""Several processes are one: the same windows, losses, figures and texts, and they end together."""
+"""Runs of several processes equal runs of one, and their processes end together."""
 
 import multiprocessing
 import os
@@ -43,8 +43,8 @@ def fit(text: Path, batch_size: int, *more: str) -> list[str]:
     return ["fit", *OPTIONS, f"--data.path={text}", f"--data.batch_size={batch_size}", *more]
 
 
-def figures(folder: Path) -> dict[str, dict[int, float]]:
-    """The points of each of a run's curves, by step, and the mean of its first epoch."""
+def metrics(folder: Path) -> dict[str, dict[int, float]]:
+    """A run's metrics by name and step, with the mean loss of its first epoch."""
     rows = read_metrics(folder / "lightning_logs" / "version_0")
     names = rows[0].keys() - {"step", "epoch", "speed/step_ms", "speed/tokens_per_s"}
     found = {
@@ -54,8 +54,8 @@ def figures(folder: Path) -> dict[str, dict[int, float]]:
     return found
 
 
-def assert_same_figures(one: Path, other: Path) -> None:
-    ours, theirs = figures(one), figures(other)
+def assert_same_metrics(one: Path, other: Path) -> None:
+    ours, theirs = metrics(one), metrics(other)
     assert len(ours["train/loss"]) == STEPS
     assert len(ours["val/loss"]) == 2
     assert ours.keys() == theirs.keys()
@@ -78,7 +78,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_processes_are_one(gptlit: Call, alone: Run, tmp_path: Path, strategy: str) -> None:
-    """Trained to the middle, gone on with, evaluated by both, and the file used by one."""
+    """Both train to the middle, resume and evaluate; one process then uses the checkpoint."""
     both = f"--trainer.strategy={strategy}"
     for command in (
         fit(alone.text, 6, both, f"--trainer.max_steps={STEPS // 2}"),
@@ -88,7 +88,7 @@ def test_two_processes_are_one(gptlit: Call, alone: Run, tmp_path: Path, strateg
         assert [each.code for each in done] == [0, 0], done
         assert "done at step" in done[0].err
         assert done[1].out == ""
-    assert_same_figures(tmp_path, alone.cwd)
+    assert_same_metrics(tmp_path, alone.cwd)
     samples = (tmp_path / "lightning_logs/version_0/samples.txt").read_text()
     assert samples.count("=== step") == 2
     one, other = (checkpoint.read(folder / LAST) for folder in (tmp_path, alone.cwd))
@@ -104,7 +104,7 @@ def test_two_processes_are_one(gptlit: Call, alone: Run, tmp_path: Path, strateg
 
 
 def test_two_nodes_are_one(alone: Run, tmp_path: Path) -> None:
-    """Each with a process; benchmarks/two_nodes.py does it by torchrun."""
+    """Each node has a process; benchmarks/two_nodes.py uses torchrun."""
     both = f"--trainer.max_steps={STEPS // 2}"
     for command in (
         fit(alone.text, 6, both, "--trainer.strategy=ddp"),
@@ -113,12 +113,12 @@ def test_two_nodes_are_one(alone: Run, tmp_path: Path) -> None:
         done = ranks(tmp_path, *command, n_nodes=2)
         assert [each.code for each in done] == [0, 0], done
     assert [path.name for path in (tmp_path / "lightning_logs").iterdir()] == ["version_0"]
-    assert_same_figures(tmp_path, alone.cwd)
+    assert_same_metrics(tmp_path, alone.cwd)
 
 
 @pytest.mark.parametrize("strategy", ["ModelParallelStrategy", "FSDPStrategy"])
-def test_other_ways_to_shard_are_refused(strategy: str) -> None:
-    """They would train ranks apart from each other, or wait for one that writes samples."""
+def test_other_sharding_strategies_are_refused(strategy: str) -> None:
+    """They would train each rank separately, or wait for the rank that writes samples."""
     with pytest.raises(UsageError, match=rf"^strategy {strategy}: .* fsdp2"):
         fsdp2.check(getattr(strategies, strategy)())
 
@@ -133,7 +133,7 @@ def _wait(environment: dict[str, str]) -> None:
 
 
 def test_a_process_ends_with_its_launcher() -> None:
-    """A launcher that is another process than its parent, and so has ended before."""
+    """Its launcher is not its parent process, and so counts as ended."""
     environment = {"LOCAL_RANK": "1", processes.LAUNCHER: str(os.getppid())}
     child = multiprocessing.get_context("fork").Process(target=_wait, args=(environment,))
     child.start()
@@ -153,7 +153,7 @@ def test_a_process_started_by_hand_is_not_watched(monkeypatch: pytest.MonkeyPatc
     assert threading.active_count() == before
 
 
-def test_a_lost_process_is_told_in_one_line(
+def test_a_lost_process_is_reported_in_one_line(
     gptlit: Call, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def lost(*_: object) -> None:

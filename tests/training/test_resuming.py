@@ -1,4 +1,4 @@
-"""Going on with a run under other options: what wins, what is told, what is refused."""
+"""Resuming a run with other options: overrides, their messages, and refusals."""
 
 import functools
 import math
@@ -26,7 +26,7 @@ def fit(gptlit: Call, text: Path, *options: object) -> Result:
     return gptlit("fit", *TINY, f"--data.path={text}", "--trainer.max_steps=4", *options)
 
 
-def go_on(gptlit: Call, *options: object, steps: int = 6) -> Result:
+def resume(gptlit: Call, *options: object, steps: int = 6) -> Result:
     return gptlit("fit", "--ckpt_path=last", f"--trainer.max_steps={steps}", *options)
 
 
@@ -53,60 +53,62 @@ RATES = ["--model.lr=1e-2", "--model.min_lr=1e-3", "--model.warmup_steps=2"]
 EACH = ["--trainer.log_every_n_steps=1"]
 
 
-def test_an_extended_run_takes_the_rates_of_one_planned_so_long(
+def test_an_extended_run_has_the_learning_rates_of_one_of_that_length(
     gptlit: Call, text_file: Path
 ) -> None:
     assert fit(gptlit, text_file, *RATES, *EACH).code == 0
-    going_on = go_on(gptlit, steps=8)
-    assert going_on.code == 0
+    resumed = resume(gptlit, steps=8)
+    assert resumed.code == 0
     found = rates()
     for step in range(1, 9):
         length = 4 if step <= 4 else 8
         assert found[step] == pytest.approx(planned(step, length, 1e-2, 1e-3, 2), rel=1e-6), step
-    assert "--trainer.max_steps: 4 -> 8\n" in going_on.err
-    assert "the learning rate changes at step 4: 0.001 -> 0.00775\n" in going_on.err
+    assert "--trainer.max_steps: 4 -> 8\n" in resumed.err
+    assert "the learning rate changes at step 4: 0.001 -> 0.00775\n" in resumed.err
 
 
-def test_a_schedule_of_its_own_length_stays(gptlit: Call, text_file: Path) -> None:
-    """Beyond its end the rate is min_lr."""
+def test_decay_steps_keeps_the_schedule_of_an_extended_run(gptlit: Call, text_file: Path) -> None:
+    """After decay_steps the learning rate is min_lr."""
     assert fit(gptlit, text_file, *RATES, *EACH, "--model.decay_steps=4").code == 0
-    going_on = go_on(gptlit)
-    assert going_on.code == 0
-    assert "the learning rate changes" not in going_on.err
+    resumed = resume(gptlit)
+    assert resumed.code == 0
+    assert "the learning rate changes" not in resumed.err
     assert [rates()[step] for step in (5, 6)] == pytest.approx([1e-3, 1e-3])
 
 
-def test_no_step_is_made_at_a_rate_of_zero(gptlit: Call, text_file: Path) -> None:
+def test_no_step_is_made_at_learning_rate_zero(gptlit: Call, text_file: Path) -> None:
     zero = [*EACH, "--model.lr=1e-2", "--model.min_lr=0", "--model.warmup_steps=0"]
     assert fit(gptlit, text_file, *zero).code == 0
-    assert go_on(gptlit, steps=8).code == 0
+    assert resume(gptlit, steps=8).code == 0
     assert min(rates().values()) > 0
     message = (
         "--model.decay_steps 4: the run is longer, and would continue at learning rate "
         "--model.min_lr 0 without learning anything"
     )
     for refused in (
-        go_on(gptlit, "--model.decay_steps=4", steps=12),
+        resume(gptlit, "--model.decay_steps=4", steps=12),
         fit(gptlit, text_file, *zero, "--model.decay_steps=4", "--trainer.max_steps=5"),
     ):
         assert refused.code == 2
         assert message in refused.err
-    assert go_on(gptlit, "--model.decay_steps=4", "--model.min_lr=1e-4", steps=12).code == 0
+    assert resume(gptlit, "--model.decay_steps=4", "--model.min_lr=1e-4", steps=12).code == 0
     assert rates()[12] == pytest.approx(1e-4)
 
 
-# ---------------------------------------------------------------------- what is told
+# ---------------------------------------------------------------------- messages
 
 
-def test_each_override_is_told_and_wins(gptlit: Call, text_file: Path) -> None:
+def test_each_override_is_printed_and_applied(gptlit: Call, text_file: Path) -> None:
     fit(gptlit, text_file, "--model.dropout=0.1")
-    going_on = go_on(
+    resumed = resume(
         gptlit, "--model.lr=1e-3", "--model.dropout=0.3", "--data.batch_size=8",
         "--model.betas=[0.8,0.9]", '--samples.prompts=["JULIET:"]', "--model.n_embd=16",
     )  # fmt: skip
-    assert going_on.code == 0
-    told = [line for line in going_on.err.splitlines() if re.match(r"gptlit: --\S+: .* -> ", line)]
-    assert sorted(told) == [
+    assert resumed.code == 0
+    printed = [
+        line for line in resumed.err.splitlines() if re.match(r"gptlit: --\S+: .* -> ", line)
+    ]
+    assert sorted(printed) == [
         "gptlit: --data.batch_size: 4 -> 8",
         "gptlit: --model.betas: [0.9, 0.95] -> [0.8, 0.9]",
         "gptlit: --model.dropout: 0.1 -> 0.3",
@@ -122,20 +124,20 @@ def test_each_override_is_told_and_wins(gptlit: Call, text_file: Path) -> None:
     # 4 steps of 4 windows and 2 of 8
     (loader,) = content["loops"]["fit_loop"]["state_dict"]["combined_loader"]
     assert loader["position"] == 4 * 4 + 2 * 8
-    # and nothing is told where nothing is changed
+    # unchanged options are not printed
     assert " -> " not in gptlit("fit", "--ckpt_path=last", "--trainer.max_steps=6").err
 
 
-def test_a_config_beside_a_checkpoint_wins_too(gptlit: Call, text_file: Path) -> None:
+def test_a_config_next_to_a_checkpoint_overrides_it(gptlit: Call, text_file: Path) -> None:
     fit(gptlit, text_file)
     Path("other.yaml").write_text("model: {weight_decay: 0.5}\n")
-    going_on = go_on(gptlit, "--config=other.yaml")
-    assert going_on.code == 0
-    assert "--model.weight_decay: 0.1 -> 0.5" in going_on.err
+    resumed = resume(gptlit, "--config=other.yaml")
+    assert resumed.code == 0
+    assert "--model.weight_decay: 0.1 -> 0.5" in resumed.err
 
 
 @pytest.mark.parametrize(
-    ("option", "told"),
+    ("option", "parts"),
     [
         ("--model.n_layer=2", ["--model.n_layer 2", "has 1"]),
         ("--model.block_size=4", ["--model.block_size 4", "has 8"]),
@@ -146,16 +148,16 @@ def test_a_config_beside_a_checkpoint_wins_too(gptlit: Call, text_file: Path) ->
         ("--config=words.yaml", ["--data.tokenizer word", "has char"]),
     ],
 )
-def test_what_the_weights_depend_on_is_refused(
-    gptlit: Call, text_file: Path, option: str, told: list[str]
+def test_options_that_the_weights_depend_on_are_refused(
+    gptlit: Call, text_file: Path, option: str, parts: list[str]
 ) -> None:
     fit(gptlit, text_file)
     Path("words.yaml").write_text("data: {tokenizer: word}\n")
     before = LAST.read_bytes()
-    refused = go_on(gptlit, option)
+    refused = resume(gptlit, option)
     assert refused.code == 2
     assert refused.err.count("\n") == 1
-    assert all(part in refused.err for part in told), refused.err
+    assert all(part in refused.err for part in parts), refused.err
     assert LAST.read_bytes() == before
 
 
@@ -166,7 +168,7 @@ def test_what_the_weights_depend_on_is_refused(
         ("bpe:300", {"kind": "bpe", "vocab_size": 300}, "bpe", True, True),
         ("bpe:300", "bpe:301", "bpe", True, False),
         ("word", "word:reversible", "word", True, False),
-        # weights that were imported or begun from brought their own
+        # weights that were imported, or that the run began from, have their own tokenizer
         (None, "char", "tiktoken", False, True),
         (None, "char", "tiktoken", True, False),
         (None, "tiktoken:gpt2", "tiktoken", True, True),
@@ -174,7 +176,7 @@ def test_what_the_weights_depend_on_is_refused(
         ("char", "bpe:300", "tiktoken", True, False),
     ],
 )
-def test_tokenizers_are_compared_by_what_they_are(
+def test_tokenizers_are_compared_by_their_options(
     before: Any, now: Any, kind: str, given: bool, fits: bool
 ) -> None:
     saved = {} if before is None else {"tokenizer": before, "eos": False}
@@ -196,31 +198,31 @@ def best_score() -> float:
     return float(state["best_model_score"])
 
 
-def test_a_validation_text_that_has_changed_is_noticed(gptlit: Call, text_file: Path) -> None:
+def test_a_changed_validation_text_is_reported(gptlit: Call, text_file: Path) -> None:
     own = Path("own.txt")
     own.write_text(made_up_text(400, seed=3), encoding="utf-8")
     assert fit(gptlit, text_file, f"--data.val_path={own}").code == 0
     before = best_score()
     own.write_text(made_up_text(400, seed=4), encoding="utf-8")
-    refused = go_on(gptlit)
+    refused = resume(gptlit)
     assert refused.code == 2
     assert f"--data.val_path {own.absolute()}: the text has changed" in refused.err
-    going_on = go_on(gptlit, f"--data.val_path={own}")
-    assert going_on.code == 0
-    assert "warning: the validation text has changed" in going_on.err
+    resumed = resume(gptlit, f"--data.val_path={own}")
+    assert resumed.code == 0
+    assert "warning: the validation text has changed" in resumed.err
     (scores,) = ([float(r["val/loss"]) for r in read_metrics(LAST.parent.parent) if r["val/loss"]],)
     assert best_score() == pytest.approx(scores[-1])
     assert before == pytest.approx(scores[0])
 
 
-def test_another_split_is_told_and_begins_anew(gptlit: Call, text_file: Path) -> None:
+def test_another_split_is_reported_and_resets_the_best_loss(gptlit: Call, text_file: Path) -> None:
     assert fit(gptlit, text_file).code == 0
-    going_on = go_on(gptlit, "--data.val_fraction=0.2")
-    assert going_on.code == 0
-    assert "--data.val_fraction: 0.1 -> 0.2" in going_on.err
-    assert "warning: the validation text has changed" in going_on.err
-    assert "warning: the val split overlaps the text that the model was trained on" in going_on.err
-    same = go_on(gptlit, steps=8)
+    resumed = resume(gptlit, "--data.val_fraction=0.2")
+    assert resumed.code == 0
+    assert "--data.val_fraction: 0.1 -> 0.2" in resumed.err
+    assert "warning: the validation text has changed" in resumed.err
+    assert "warning: the val split overlaps the text that the model was trained on" in resumed.err
+    same = resume(gptlit, steps=8)
     assert "warning" not in same.err
 
 
@@ -231,7 +233,7 @@ def test_another_split_is_told_and_begins_anew(gptlit: Call, text_file: Path) ->
     ("before", "after", "position"),
     [((4, 1), (8, 1), 24), ((8, 1), (4, 1), 24), ((4, 1), (4, 2), 24), ((4, 2), (8, 1), 24)],
 )
-def test_an_epoch_goes_on_by_batches_of_another_size(
+def test_an_epoch_continues_with_batches_of_another_size(
     gptlit: Call,
     text_file: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -239,7 +241,7 @@ def test_an_epoch_goes_on_by_batches_of_another_size(
     after: tuple[int, int],
     position: int,
 ) -> None:
-    """Each window of an epoch is seen once, and validations come after whole steps."""
+    """Each window of an epoch is seen once, and validations follow whole steps."""
 
     def sizes(size: int, accumulated: int) -> list[str]:
         accumulation = f"--trainer.accumulate_grad_batches={accumulated}"
@@ -269,7 +271,7 @@ def test_an_epoch_goes_on_by_batches_of_another_size(
     assert validated == list(range(3, validated[-1] + 1, 3))
 
 
-def test_a_checkpoint_moved_out_of_its_run_begins_a_folder_of_its_own(
+def test_a_checkpoint_copied_out_of_its_run_resumes_in_a_new_folder(
     gptlit: Call, text_file: Path
 ) -> None:
     fit(gptlit, text_file)
@@ -285,7 +287,7 @@ def test_a_renamed_run_is_still_a_run(gptlit: Call, text_file: Path) -> None:
     assert fit(gptlit, text_file).code == 0
     renamed = Path("lightning_logs/my best run")
     LAST.parent.parent.rename(renamed)
-    resumed = go_on(gptlit)
+    resumed = resume(gptlit)
     assert resumed.code == 0, resumed.err
     assert checkpoint.read(renamed / "checkpoints" / "last.ckpt")["global_step"] == 6
     assert [int(row["step"]) for row in read_metrics(renamed) if row["train/loss"]] == [1, 3, 5]
@@ -306,7 +308,7 @@ MISSING = object()
 
 
 @pytest.mark.parametrize(
-    ("place", "value", "told"),
+    ("place", "value", "message"),
     [
         (("loops",), [], "loops of type list: must be a table"),
         (("loops", "fit_loop"), MISSING, "loops.fit_loop has no "),
@@ -351,8 +353,8 @@ MISSING = object()
     ],
     ids=range(32),
 )
-def test_states_that_no_run_has_saved(
-    gptlit: Call, run: Run, tmp_path: Path, place: tuple[Any, ...], value: Any, told: str
+def test_invalid_states_are_refused(
+    gptlit: Call, run: Run, tmp_path: Path, place: tuple[Any, ...], value: Any, message: str
 ) -> None:
     content = torch.load(run.folder / "checkpoints" / "last.ckpt", weights_only=True)
     part = functools.reduce(lambda data, key: data[key], place[:-1], content)
@@ -365,10 +367,10 @@ def test_states_that_no_run_has_saved(
     assert result.code == 2
     last = result.err.splitlines()[-1]
     assert last.startswith("gptlit: error: --ckpt_path x.ckpt: ") or "callbacks." in last, last
-    assert told in last
+    assert message in last
 
 
-def test_what_a_state_has_besides_is_not_taken(gptlit: Call, run: Run, tmp_path: Path) -> None:
+def test_additional_entries_of_a_state_are_ignored(gptlit: Call, run: Run, tmp_path: Path) -> None:
     content = torch.load(run.folder / "checkpoints" / "step_30.ckpt", weights_only=True)
     content["lr_schedulers"][0] |= {"step": 5, "optimizer": None, "lr_lambdas": [{"x": 1}, None]}
     content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["reset"] = 5
@@ -400,14 +402,14 @@ class Counter(Callback):
 """
 
 
-def test_a_callback_of_ones_own_restores_whatever_it_has_saved(
+def test_a_users_callback_restores_any_state(
     gptlit: Call, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its state can have become another than it is at first, in types and in shapes."""
+    """Types and shapes in its state may have changed since the run began."""
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "countermod.py").write_text(COUNTER)
     own = "--trainer.callbacks=[{class_path: countermod.Counter}]"
     assert fit(gptlit, text_file, own).code == 0
-    resumed = go_on(gptlit, own)
+    resumed = resume(gptlit, own)
     assert resumed.code == 0, resumed.err
     assert "restored 0.5" in resumed.out

@@ -53,7 +53,7 @@ def pairs() -> Any:
 
 
 def test_a_loader_of_ids_trains_like_one_of_pairs(tmp_path: Path) -> None:
-    """And so do ids of 32 bits, and a dataset of items in lists; the same to the last bit."""
+    """And like ids of 32 bits and a dataset of lists, bit for bit."""
     loaders: list[Any] = [
         DataLoader(windows(), batch_size=4),  # type: ignore[arg-type]
         DataLoader(TensorDataset(windows()), batch_size=4),
@@ -73,7 +73,7 @@ def test_a_loader_of_ids_trains_like_one_of_pairs(tmp_path: Path) -> None:
         assert all(torch.equal(state[name], states[0][name]) for name in state)
 
 
-def test_its_checkpoint_writes_and_goes_on(tmp_path: Path) -> None:
+def test_its_checkpoint_generates_and_resumes(tmp_path: Path) -> None:
     whole, half = lit(), lit()
     trainer(tmp_path, max_steps=6, enable_checkpointing=False).fit(whole, pairs())
     first = trainer(tmp_path, max_steps=4, enable_checkpointing=False)
@@ -86,11 +86,11 @@ def test_its_checkpoint_writes_and_goes_on(tmp_path: Path) -> None:
     second = trainer(tmp_path, max_steps=6, enable_checkpointing=False)
     second.fit(again, pairs(), ckpt_path=tmp_path / "x.ckpt")
     assert second.global_step == 6
-    (figures,) = second.validate(again, pairs(), verbose=False)
+    (metrics,) = second.validate(again, pairs(), verbose=False)
     (wanted,) = trainer(tmp_path, max_steps=6).validate(whole, pairs(), verbose=False)
-    assert figures["val/loss"] == pytest.approx(wanted["val/loss"], rel=1e-2)
+    assert metrics["val/loss"] == pytest.approx(wanted["val/loss"], rel=1e-2)
     (tested,) = second.test(again, pairs(), verbose=False)
-    assert tested["test/loss"] == figures["val/loss"]
+    assert tested["test/loss"] == metrics["val/loss"]
 
 
 class OwnModule(L.LightningDataModule):
@@ -98,19 +98,19 @@ class OwnModule(L.LightningDataModule):
         return pairs()
 
 
-def test_a_data_module_of_ones_own(tmp_path: Path) -> None:
+def test_a_users_data_module(tmp_path: Path) -> None:
     run = trainer(tmp_path, max_steps=2, enable_checkpointing=False)
     run.fit(lit(), datamodule=OwnModule())
     assert run.global_step == 2
 
 
-def test_without_a_vocabulary_it_says_what_to_do(tmp_path: Path) -> None:
+def test_a_model_without_a_vocabulary_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no vocabulary yet.*use_tokenizer\(tokenizer\)"):
         trainer(tmp_path, max_steps=1).fit(LitGPT(**TINY), pairs())
 
 
 @pytest.mark.parametrize(
-    ("batch", "told"),
+    ("batch", "message"),
     [
         (torch.zeros(3, dtype=torch.int64), r"gave a tensor of \(3,\)"),
         ({"input_ids": torch.zeros(2, 3)}, "gave dict"),
@@ -122,8 +122,8 @@ def test_without_a_vocabulary_it_says_what_to_do(tmp_path: Path) -> None:
         ("abc", "gave str"),
     ],
 )
-def test_what_is_no_batch_is_refused(batch: Any, told: str) -> None:
-    with pytest.raises(UsageError, match=rf"a batch must be .*\(B, T \+ 1\) token ids.*{told}"):
+def test_an_invalid_batch_is_refused(batch: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=rf"a batch must be .*\(B, T \+ 1\) token ids.*{message}"):
         as_batch(batch)
 
 
@@ -136,7 +136,7 @@ def elsewhere(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     return run.folder / "checkpoints" / "last.ckpt"  # type: ignore[return-value]
 
 
-def test_a_data_module_is_what_was_saved(run: Run, elsewhere: Path) -> None:
+def test_a_data_module_from_a_checkpoint_equals_the_saved_one(run: Run, elsewhere: Path) -> None:
     data = TextDataModule.load_from_checkpoint(elsewhere)
     assert (data.options.path, data.batch_size, data.block_size) == (str(run.text), 4, 8)
     assert data.tokenizer_or_options.state() == gptlit.load(elsewhere)[1].state()
@@ -147,8 +147,8 @@ def test_a_data_module_is_what_was_saved(run: Run, elsewhere: Path) -> None:
     x, y = next(iter(data.train_dataloader()))
     assert x.shape == y.shape == (4, 8)
     model = LitGPT.load_from_checkpoint(elsewhere, map_location="cpu")
-    (figures,) = trainer(elsewhere.parent / "none").validate(model, data, verbose=False)
-    assert figures["val/loss"] == pytest.approx(model.evaluated["val/loss"], rel=1e-6)
+    (metrics,) = trainer(elsewhere.parent / "none").validate(model, data, verbose=False)
+    assert metrics["val/loss"] == pytest.approx(model.evaluated["val/loss"], rel=1e-6)
 
 
 def test_another_text_is_refused_unless_it_is_given(run: Run, elsewhere: Path) -> None:
