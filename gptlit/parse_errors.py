@@ -1,8 +1,9 @@
-"""jsonargparse's reports on a value that fits none of an option's types, in one line.
+"""Shortens jsonargparse's reports on values that fit none of an option's types to one line.
 
-Such a report has an entry for each type. What one entry knows of the cause (a module that is
-missing, an option of a class that has another name) says more than that the others want
-something else.
+A report has an entry for each type. An entry that names the cause, such as a missing module, is
+shown rather than the entries that only expect another type. The parts are found by regular
+expressions, because jsonargparse 4.53 formats key, value and causes into one string: its TypeError
+and ValueError have no attributes, and `__cause__` is the entry of the first type only.
 """
 
 import ast
@@ -13,22 +14,22 @@ from typing import Any
 from gptlit.messages import did_you_mean
 
 MARK = "Does not validate against any of the Union"
-# entries which only say that the value is of another type
+# beginnings of entries that only expect another type
 OTHER_TYPES = ("Expected a", "Not a valid subclass", "Import path")
 
 
 def one_line(key: str, report: str) -> str:
-    """`--key 7: expected one of a, b, int`, or what is known of the cause.
+    """Return `--key 7: expected one of a, b, int`, or the cause if an entry names it.
 
     Args:
-        key: The option, without dashes.
-        report: jsonargparse's.
+        key: Full name of the option.
+        report: Report of jsonargparse.
     """
     value = re.search(r"Given value: (.*)", report)
     given = value[1] if value else ""
     if _lacks_init_args(given):
         return (
-            f"--{key} {given}: the options of a class stand under init_args, as in "
+            f"--{key} {given}: the options of a class belong under init_args, as in "
             "{class_path: NAME, init_args: {OPTION: VALUE}}"
         )
     entries = _entries(report)
@@ -48,14 +49,14 @@ def one_line(key: str, report: str) -> str:
 
 
 def class_paths(report: str) -> list[str]:
-    """The classes that a report's value names."""
+    """Return the class paths in a report's value."""
     return re.findall(r"class_path[=:'\s,]+(?:val=)?'([\w.]+)'", report)
 
 
 def _entries(report: str) -> list[str]:
-    """The text of each entry: the line behind its dash, and the indented lines below that.
+    """Return the text of each entry: the line after its dash, and the indented lines below.
 
-    The entry of a list whose members are of several types is a report itself, with its entries.
+    An entry for a list whose items may have several types is a report with entries of its own.
     """
     body = report.partition("Errors:")[2]
     dash = re.match(r"\n *- ", body)
@@ -69,18 +70,18 @@ def _entries(report: str) -> list[str]:
 
 
 def _lacks_init_args(given: str) -> bool:
-    """Whether a class, or one of a list, has its options beside its name."""
+    """Whether a class, or one in a list, has options next to its name."""
     try:
         value = ast.literal_eval(given)
     except (ValueError, SyntaxError):
-        return False  # a Namespace, of flags for parts of the value
+        return False  # a Namespace, made by flags for parts of the value
     classes = [each for each in (value if isinstance(value, list) else [value])
                if isinstance(each, dict) and "class_path" in each]  # fmt: skip
     return any(set(each) - {"class_path", "init_args", "dict_kwargs"} for each in classes)
 
 
 def _of_option(key: str, entry: str) -> str:
-    """What is wrong with an option of a class, if the entry knows that."""
+    """Return the error in an option of a class, or "" if the entry has none."""
     first = entry.partition("\n")[0]
     if first.startswith(f"--{key}."):
         return first
@@ -94,7 +95,7 @@ def _of_option(key: str, entry: str) -> str:
 
 
 def _of_class(key: str, entry: str) -> str:
-    """Why a class can't be imported or made, if the entry knows that."""
+    """Return why a class can't be imported or created, or "" if the entry doesn't say."""
     found = re.match(r"Problem with given class_path '(.*)':\s+(.*)", entry, re.DOTALL)
     if not found:
         return ""
@@ -123,7 +124,7 @@ def _expected(report: str) -> str:
 
 
 def _nearest_class(name: str, report: str) -> str:
-    """' Did you mean X?' among the classes that the option takes, which have short names."""
+    """Return ' Did you mean X?' for the most similar class that the option accepts."""
     known: dict[str, type[Any]] = {}
     for path in re.findall(r"(?:\w+\.)+\w+", report.partition("Errors:")[0]):
         module, _, base = path.rpartition(".")

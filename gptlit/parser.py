@@ -1,4 +1,4 @@
-"""Command lines: one parser for every verb, whose errors are one line with the nearest match."""
+"""Parser of command lines, whose errors are one line and suggest the most similar option."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 from gptlit import parse_errors
 from gptlit.messages import UsageError, did_you_mean
 
-# what other programs call these options
+# names of options in other programs
 ELSEWHERE = {
     **dict.fromkeys(("epochs", "num_epochs", "num_train_epochs"), "trainer.max_epochs"),
     **dict.fromkeys(("steps", "iters", "max_iters", "num_steps"), "trainer.max_steps"),
@@ -25,11 +25,11 @@ ELSEWHERE = {
 }
 # groups of the options of fit
 GROUPS = {"model", "data", "trainer", "samples", "guard", "early_stopping"}
-OF_FIT = ("config", "model", "data", "samples", "guard", "early_stopping")  # options, and groups
+OF_FIT = {"config", *GROUPS} - {"trainer"}  # options and groups that only fit has
 
 
 def from_environment(verb: str) -> list[str]:
-    """`GPTLIT_FIT__MODEL__N_EMBD=64` as `--model.n_embd=64`, for each variable of the verb."""
+    """Return a verb's variables as arguments: GPTLIT_FIT__MODEL__N_EMBD=64 as --model.n_embd=64."""
     prefix = f"GPTLIT_{verb.upper()}__"
     return [
         f"--{name.removeprefix(prefix).lower().replace('__', '.')}={value}"
@@ -39,9 +39,9 @@ def from_environment(verb: str) -> list[str]:
 
 
 def with_environment(verb: str, arguments: Sequence[str]) -> list[str]:
-    """Arguments behind those from the environment, less what they give themselves.
+    """Return the arguments after those from the environment that they don't contain.
 
-    So a flag wins over its variable where values add up, too.
+    So a flag wins over its variable, also where values of repeated flags are collected.
     """
     given = {word.partition("=")[0] for word in arguments}
     more = [word for word in from_environment(verb) if word.partition("=")[0] not in given]
@@ -49,12 +49,12 @@ def with_environment(verb: str, arguments: Sequence[str]) -> list[str]:
 
 
 class OneLineErrors(ArgumentParser):
-    """jsonargparse's parser, raising UsageError where it would print its usage and exit."""
+    """A parser of jsonargparse that raises UsageError instead of printing its usage and exiting."""
 
-    def parse_args(  # type: ignore[override]  # whose other arguments are passed on
+    def parse_args(  # type: ignore[override]  # the other arguments are passed on
         self, args: Sequence[str] | None = None, *others: Any, **options: Any
     ) -> Namespace:
-        """Parse, `none` meaning `null` for numbers and such that may be left out."""
+        """Parse arguments; `none` means `null`, except for options that take text."""
         words = list(sys.argv[1:] if args is None else args)
         for index, word in enumerate(words):
             name, equals, value = word.rpartition("=")
@@ -64,20 +64,20 @@ class OneLineErrors(ArgumentParser):
         return super().parse_args(words, *others, **options)
 
     def _may_be_none(self) -> set[str]:
-        """The options that may be None, and whose values are no strings, which "none" is."""
+        """Return the flags of options that may be None but not text."""
         members = {a: get_args(getattr(a, "_typehint", None)) for a in self._actions}
         found = [a for a, types in members.items() if NoneType in types and str not in types]
         return {name for action in found for name in action.option_strings}
 
     def instantiate(self, *arguments: Any, **options: Any) -> Namespace:
-        """Make what the options say; of a class that can't be made one line says why."""
+        """Instantiate the classes of the options; report one that fails in one line."""
         try:
             return super().instantiate(*arguments, **options)
         except UsageError:
             raise
         except ValueError as error:
             report = str(error)
-            # what the parser had no way to check: an option that its own class refuses
+            # an option that was refused by its class, not by the parser
             if own := re.search(r"^ +- (--.*)$", report, re.MULTILINE):
                 raise UsageError(own[1]) from error
             if parse_errors.MARK not in report:
@@ -90,14 +90,14 @@ class OneLineErrors(ArgumentParser):
         raise UsageError(self._reworded(message)) from ex
 
     def option_names(self) -> set[str]:
-        """The full names of the options that can be given, such as model.lr."""
-        # what is linked to another option has that one's string instead of its own
+        """Return the full names of all options, such as model.lr."""
+        # a linked option has the flag of the option that it is linked to
         return {
             action.dest for action in self._actions if f"--{action.dest}" in action.option_strings
         }
 
     def options_of_nargs(self, nargs: str) -> set[str]:
-        """The options, such as --echo, that take this many values, as argparse writes it."""
+        """Return the flags of options with this `nargs`, such as --echo for "?"."""
         actions = [action for action in self._actions if action.nargs == nargs]
         return {name for action in actions for name in action.option_strings}
 
@@ -112,19 +112,19 @@ class OneLineErrors(ArgumentParser):
     def _unknown(self, key: str) -> str:
         group = key.partition(".")[0]
         if group in OF_FIT and not any(k.partition(".")[0] == group for k in self._known_keys()):
-            return " gptlit fit has it; a checkpoint brings what its run was given."
+            return " It is an option of gptlit fit; a checkpoint contains the options of its run."
         if (known := ELSEWHERE.get(key)) and known in self._known_keys():
             return f" Did you mean {known}?"
         nearest = did_you_mean(key, sorted(self._known_keys()))
         if not nearest:
-            # a wrong group or none: compare the last part of the name
+            # the group may be wrong or missing: compare the last part of the name
             by_leaf = {known.rsplit(".", 1)[-1]: known for known in self._known_keys()}
             leaf = did_you_mean(key.rsplit(".", 1)[-1], by_leaf)
             nearest = leaf and f" Did you mean {by_leaf[leaf[len(' Did you mean ') : -1]]}?"
         return nearest
 
     def _reworded(self, message: str) -> str:
-        """jsonargparse's messages, which can span lines and show Python's types, in one line."""
+        """Turn a message of jsonargparse into one line without Python's types."""
         if match := re.match(r"unrecognized arguments: (\S+)", message):
             flag = match[1].split("=")[0]
             if not flag.startswith("-"):
@@ -155,7 +155,7 @@ class OneLineErrors(ArgumentParser):
 
 
 def _key_of_class(parsed: Namespace, class_paths: Sequence[str]) -> str:
-    """The option that holds one of the classes, of the verb if there is one."""
+    """Return the option that has one of the classes, without the verb."""
     verb = parsed.get("subcommand")
     for key, value in parsed.items():
         if any(path in str(value) for path in class_paths):
@@ -172,10 +172,10 @@ def _one_line(message: str) -> str:
 
 
 def text_of(name: str, text: str) -> str:
-    """A text as it was given, by whom bytes that no text is made of come as lone surrogates.
+    """Return a text of the command line if it is valid UTF-8.
 
     Raises:
-        UsageError: it has some.
+        UsageError: The text has bytes that aren't UTF-8, which Python passes as surrogates.
     """
     try:
         text.encode()

@@ -1,8 +1,8 @@
-"""Plain data of unknown origin, compared with the type that it should have.
+"""Checks plain data from untrusted files against types.
 
-Whatever a file holds, numbers, strings and their containers in any nesting, `check` either lets
-it through, and then it is what the type says, or refuses it by one line. A type is written as
-for any function: `int`, `str | None`, `list[str]`, `dict[str, float]`, a Literal, a TypedDict.
+`check` accepts numbers, strings and containers of them if they have the given type, and otherwise
+raises an error of one line. Types are type hints: `int`, `str | None`, `list[str]`,
+`dict[str, float]`, a Literal, a TypedDict.
 """
 
 import dataclasses
@@ -16,8 +16,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is
 from gptlit.messages import UsageError, opt
 from gptlit.terminal import printable
 
-LARGEST_JSON = 256 * 2**20  # bytes; the largest tokenizer.json in use has a tenth of it
-DEEPEST = 50  # levels; a checkpoint has 8
+LARGEST_JSON = 256 * 2**20  # bytes; the largest tokenizer.json in use has a tenth of that
+DEEPEST = 50  # levels of nesting; a checkpoint has 8
 CONTAINERS = (dict, list, tuple, set, frozenset)
 SHOWN = 40  # characters of a value in a message
 
@@ -35,18 +35,18 @@ NAMES: dict[Any, str] = {
 
 
 def check(kind: Any, value: Any, name: str) -> None:
-    """Refuse a value that is not of a type.
+    """Refuse a value that doesn't have a type.
 
-    Whole numbers pass for `float`, lists for tuples, and neither true nor false for numbers. Keys
-    that a TypedDict doesn't have are passed by. Numbers may be infinite or NaN.
+    Whole numbers are accepted as `float` and lists as tuples; booleans are not numbers. Keys that
+    a TypedDict doesn't declare are ignored. Numbers may be infinite or NaN.
 
     Args:
-        kind: The type.
-        value: Of any type. The depth to which it is looked at is that of `kind`.
-        name: What a message calls the value; "" where it calls its parts by their own names alone.
+        kind: Type hint.
+        value: Value of any type, which is checked as deeply as `kind` describes.
+        name: Name of the value in messages; with "", parts have their own names only.
 
     Raises:
-        UsageError: names the part of the value that is not of the type, and what it should be.
+        UsageError: A part doesn't have its type; the message names both.
     """
     if kind is Any:
         return
@@ -84,24 +84,29 @@ def check(kind: Any, value: Any, name: str) -> None:
 
 
 def check_fields(data: Any, group: str) -> None:
-    """Refuse a dataclass whose fields are not of their types, and are the options of a group."""
+    """Refuse a dataclass whose fields, the options of a group, don't have their types."""
     made: Any = type(data)
     for name, kind in _hints(made).items():
         check(kind, getattr(data, name), opt(f"{group}.{name}"))
 
 
 def make(kind: type, options: Any, prefix: str) -> Any:
-    """A dataclass from a table of its fields by name.
+    """Make a dataclass from a dict of its fields.
+
+    Args:
+        kind: Dataclass.
+        options: Values of the fields by name.
+        prefix: Beginning of the fields' names in messages.
 
     Raises:
-        UsageError: there is no such table, or it lacks a field, or has one that is none.
+        UsageError: `options` is not a dict, lacks a field or has an unknown one.
     """
     check(dict[str, Any], options, prefix.rstrip("."))
     fields = {field.name: field for field in dataclasses.fields(kind)}
     if unknown := sorted(options.keys() - fields.keys()):
         named = ", ".join(map(in_short, unknown[:3]))
         raise UsageError(
-            f"made by another version of gptlit; this one doesn't know the options {named}"
+            f"made by another version of gptlit; this version doesn't have the options {named}"
         )
     for name, field in fields.items():
         needed = field.default is dataclasses.MISSING is field.default_factory
@@ -111,13 +116,13 @@ def make(kind: type, options: Any, prefix: str) -> Any:
 
 
 def like(example: Any, value: Any, name: str) -> Any:
-    """A value that is made like an example, of the same types; keys the example lacks are left out.
+    """Return a value without keys that an example lacks, if it has the example's types.
 
-    Where the example has None or an empty container, everything passes. Lists may be longer or
-    shorter: each of their values is compared with the example's first one.
+    Where the example has None or an empty container, everything is accepted. Lists may have any
+    length: each item is compared with the example's first one.
 
     Raises:
-        UsageError: names the part that differs.
+        UsageError: A part differs; the message names it.
     """
     kind = type(example)
     if example is None or (kind in (dict, list, tuple) and not example):
@@ -139,16 +144,16 @@ def like(example: Any, value: Any, name: str) -> Any:
 
 
 def check_depth(value: Any, name: str) -> None:
-    """Refuse what is nested deeper than any data of a program, such as a list that holds itself.
+    """Refuse data nested more than DEEPEST levels deep, such as a list that contains itself.
 
-    Whatever visits all parts of such data, as a copy does, would end by an error of its own.
+    Functions that visit all parts of such data, as a copy does, would exceed Python's recursion.
 
     Raises:
-        UsageError: it is nested more than DEEPEST levels deep.
+        UsageError: The data is nested too deeply.
     """
     level = [value]
     for _ in range(DEEPEST):
-        inner: dict[int, Any] = {}  # each once: parts can be shared
+        inner: dict[int, Any] = {}  # each part once, since parts can be shared
         for each in level:
             values = each.values() if isinstance(each, dict) else each
             inner |= {id(part): part for part in values if isinstance(part, CONTAINERS)}
@@ -159,11 +164,11 @@ def check_depth(value: Any, name: str) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds; messages name the file without its folder.
+    """Return the content of a JSON file; messages name the file without its folder.
 
     Raises:
-        UsageError: too large, not JSON, or nested too deeply.
-        FileNotFoundError: there is none.
+        UsageError: The file is too large, not JSON, or nested too deeply.
+        FileNotFoundError: The file doesn't exist.
     """
     if (size := path.stat().st_size) > LARGEST_JSON:
         raise UsageError(
@@ -180,7 +185,7 @@ def read_json(path: Path) -> Any:
 
 
 def shown(value: Any) -> str:
-    """A value for a message, in a few characters of one line."""
+    """Describe a value in a message, in a few characters of one line."""
     if isinstance(value, CONTAINERS):
         return f"of type {type(value).__name__}"
     if isinstance(value, int) and not isinstance(value, bool) and not _has_64_bits(value):
@@ -191,13 +196,13 @@ def shown(value: Any) -> str:
 
 
 def in_short(text: str) -> str:
-    """A text for a message: its first characters, on one line."""
+    """Return the first characters of a text, on one line."""
     plain = printable(text[: SHOWN + 1], one_line=True)
     return plain if len(plain) <= SHOWN else f"{plain[:SHOWN]}..."
 
 
 def _is_a(kind: Any, value: Any) -> bool:
-    """Whether a value is of a type, its parts aside."""
+    """Whether a value has a type, regardless of its parts."""
     origin = get_origin(kind) or kind
     if origin is Literal:
         return isinstance(value, str) and value in get_args(kind)
@@ -214,7 +219,7 @@ def _is_a(kind: Any, value: Any) -> bool:
 
 
 def _all_are(kind: Any, values: Collection[Any]) -> bool:
-    """Whether many values are of a type, told at once; False where each has to be looked at."""
+    """Whether all values have a type, checked quickly; False means that each has to be checked."""
     union = (get_origin(kind) or kind) in (Union, types.UnionType)
     kinds = set(get_args(kind) if union else [kind])
     if kind is Any:
@@ -233,7 +238,7 @@ def _has_64_bits(value: int) -> bool:
 
 
 def _is_whole_text(text: str) -> bool:
-    """Whether a text can be written: it has no half of a surrogate pair by itself."""
+    """Whether a text can be encoded, which lone surrogates can't."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,8 +1,8 @@
-"""Whether a value from somebody else's file is plain data of a declared type.
+"""Finds values in untrusted options from which a command-line parser could make objects.
 
-Of other values a command-line parser makes objects: it imports the class that a dotted name
-means, or reads the file that a string names. So strings count as plain only where nothing but a
-string, a number or a path is declared, or where they can name neither.
+A parser imports the class that a dotted name means, and reads the file that a string names. So a
+string is plain only where nothing but text, numbers or paths are declared, or where it can name
+neither a class nor a file.
 """
 
 import collections.abc
@@ -26,7 +26,7 @@ _OF_CLASSES = {"class_path", "init_args", "dict_kwargs", "__path__"}
 
 
 def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """The declared type of each argument that has a name; Any where none is declared."""
+    """Return the declared type of each named argument; Any if none is declared."""
     named = inspect.signature(function).parameters.values()
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {
@@ -37,12 +37,12 @@ def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def not_plain(value: Any, hint: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """The name and value of each part of a value that isn't plain data of the declared type.
+    """Yield the name and value of each part that isn't plain data of the declared type.
 
     Args:
-        value: As YAML, JSON or a checkpoint has it.
-        hint: The declared type; None for one that isn't known, of which only numbers are plain.
-        name: Dotted, of the value.
+        value: Value from YAML, JSON or a checkpoint.
+        hint: Declared type; None if it is unknown, so that only numbers are plain.
+        name: Dotted name of the value.
     """
     yield from _not_plain(value, _members(hint), name)
 
@@ -73,7 +73,7 @@ def _not_plain(value: Any, members: Sequence[Any], name: str) -> Iterator[tuple[
 
 
 def _members(hint: Any) -> list[Any]:
-    """The alternatives of a type, each of which is no union."""
+    """Return the alternatives of a type, unions resolved."""
     if hint is None:
         return []
     origin = get_origin(hint)
@@ -83,7 +83,7 @@ def _members(hint: Any) -> list[Any]:
 
 
 def _items(member: Any, containers: Any) -> list[Any]:
-    """The types of what stands in a container, none of what is no such container."""
+    """Return the types of a container's items; of other types, an empty list."""
     if member is Any:
         return [Any]
     if (get_origin(member) or member) not in containers:
@@ -107,17 +107,17 @@ def _is_plain_string(value: str, members: Sequence[Any]) -> bool:
     is_free = not any(map(_may_become_an_object, members))
     if is_free and takes_strings:
         return True
-    # of other types the parser may read the file of that name
+    # for other types the parser may read the file of that name
     if os.path.exists(value) and not os.path.isdir(value):
         return False
     if is_free:
         return any(each in (int, float) for each in members) and _is_number(value)
-    # as one of several names, or as the name of a setting
+    # one of several names, or the name of a setting
     return takes_strings and bool(_NAME.fullmatch(value))
 
 
 def _is_number(value: str) -> bool:
-    """As YAML 1.1 has 1e-4, which is a string there."""
+    """Whether text is a number; YAML 1.1 reads 1e-4 as text."""
     try:
         float(value)
     except ValueError:

@@ -21,14 +21,13 @@ import torch
 from gptlit.__main__ import main
 from gptlit.checkpoints import checkpoint
 
-# no test may depend on the machine's speed
-# the same examples at each run, so that no run fails by chance; `--hypothesis-profile explore`
-# looks for new ones
+# no deadline, since no test may depend on the machine's speed, and the same examples in each run;
+# `--hypothesis-profile explore` looks for new ones
 hypothesis.settings.register_profile("gptlit", deadline=None, derandomize=True)
 hypothesis.settings.register_profile("explore", deadline=None, max_examples=2000)
 hypothesis.settings.load_profile("gptlit")
 
-# models this tiny are fastest on one thread, and tests then mind no other job on the machine
+# tiny models are fastest on one thread, whatever else the machine runs
 torch.set_num_threads(1)
 
 WORDS = ["the", "king", "and", "thy", "love", "shall", "speak", "of", "night", "or", "day"]
@@ -46,7 +45,7 @@ TINY = [
 
 
 def made_up_text(n_words: int = 2500, seed: int = 0) -> str:
-    """Speeches of random words, with a character of two bytes in some."""
+    """Return speeches of random words, some with a character of two bytes."""
     pick = random.Random(seed)
     lines = []
     for index in range(n_words // 10):
@@ -59,7 +58,7 @@ def made_up_text(n_words: int = 2500, seed: int = 0) -> str:
 
 @pytest.fixture(autouse=True)
 def process_left_as_it_was() -> Iterator[None]:
-    """Lightning's launchers set variables and threads, which a next test's processes inherit."""
+    """Restore variables and threads that Lightning's launchers set for later processes."""
     with mock.patch.dict(os.environ):
         yield
     torch.set_num_threads(1)
@@ -74,7 +73,7 @@ def text_file(tmp_path: Path) -> Path:
 
 @dataclass
 class Result:
-    """What a call of `gptlit` gave."""
+    """Exit code and output of a call of `gptlit`."""
 
     code: int
     out: str
@@ -85,7 +84,7 @@ class Result:
 def gptlit(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Result]:
-    """Call `gptlit` in-process, in an empty folder."""
+    """Return a function that calls `gptlit` in-process, in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: object) -> Result:
@@ -98,19 +97,19 @@ def gptlit(
 
 
 def after_introduction(err: str) -> str:
-    """What standard error has behind the line that names the model of `gptlit predict`."""
+    """Return the standard error of `gptlit predict` without the line that names the model."""
     first, _, rest = err.partition("\n")
     assert first.startswith("gptlit: model ")
     return rest
 
 
 def launched(cwd: Path, *arguments: str, stdin: str | None = None) -> Result:
-    """Call `gptlit` in a process of its own, none of whose processes outlives the call.
+    """Call `gptlit` in its own process, and kill the processes that it leaves.
 
     Args:
-        cwd: Its working folder.
-        arguments: Of `gptlit`.
-        stdin: What comes through its standard input; None leaves it that of the tests.
+        cwd: Working folder.
+        arguments: Arguments of `gptlit`.
+        stdin: Content of its standard input; None for the tests' own standard input.
     """
     process = subprocess.Popen(
         [sys.executable, "-m", "gptlit", *arguments],
@@ -136,7 +135,7 @@ def read_metrics(folder: Path) -> list[dict[str, str]]:
 
 
 def timeless(folder: Path) -> list[dict[str, str]]:
-    """The rows of metrics.csv, timings aside."""
+    """Return the rows of metrics.csv without timings."""
     return [
         {name: value for name, value in row.items() if not name.startswith("speed/")}
         for row in read_metrics(folder)
@@ -144,7 +143,7 @@ def timeless(folder: Path) -> list[dict[str, str]]:
 
 
 def curves(folder: Path) -> dict[str, list[tuple[int, str]]]:
-    """The points of each figure and text, timings aside, as TensorBoard shows them."""
+    """Return the points of each metric and text, without timings, as TensorBoard shows them."""
     from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
     from tensorboard.util import tensor_util
 
@@ -161,17 +160,17 @@ def curves(folder: Path) -> dict[str, list[tuple[int, str]]]:
 
 
 def some_time_passes(folder: Path) -> None:
-    """Let a run's events be older: TensorBoard reads files in the order of their seconds."""
+    """Make event files one minute older, since TensorBoard orders files by seconds."""
     for path in folder.glob("events.out.tfevents.*"):
         prefix, seconds, rest = re.split(r"(?<=tfevents\.)(\d+)", path.name)
         path.rename(path.with_name(f"{prefix}{int(seconds) - 60}{rest}"))
 
 
 def assert_same_run(one: Path, other: Path, but: str = "-") -> None:
-    """All that two runs have logged, written and saved is the same to the last bit.
+    """Assert that two runs have logged, written and saved the same, bit for bit.
 
-    Timings aside, the names of TensorBoard's files, the folders that the runs were started in, and
-    `but`, a pattern of options' names.
+    Timings, names of event files and the runs' working folders may differ, and so may `but`, a
+    pattern of options' names.
     """
     assert timeless(one) == timeless(other)
     assert curves(one) == curves(other)
@@ -188,7 +187,7 @@ def assert_same_run(one: Path, other: Path, but: str = "-") -> None:
 
 
 def moved(content: Any, but: str) -> Any:
-    """What a run has saved, as if it were the folder /run, started in /, without `but`."""
+    """Return saved content as if the run was /run, started in /, without the options `but`."""
     if isinstance(content, dict):
         kept = {key: value for key, value in content.items() if not re.fullmatch(but, str(key))}
         return {moved(key, but): moved(value, but) for key, value in kept.items()}
@@ -196,7 +195,7 @@ def moved(content: Any, but: str) -> Any:
         return type(content)(moved(each, but) for each in content)
     if not isinstance(content, str):
         return content
-    # which version_N, or which run of a study, it was made as
+    # version_N, or a run of a study
     content = re.sub(r"\S*/lightning_logs/(version_\d+|\w+/[\w=]+)", "/run", content)
     option = rf"^( *){but}:.*\n(?:\1[ -].*\n)*"  # and the lines of its list or block
     content = re.sub(option, "", content, flags=re.MULTILINE)
@@ -204,7 +203,7 @@ def moved(content: Any, but: str) -> Any:
 
 
 def assert_equal(one: Any, other: Any, where: str) -> None:
-    """Nested dicts, lists and tensors are equal, bit for bit."""
+    """Assert that nested dicts, lists and tensors are equal, bit for bit."""
     if isinstance(one, dict):
         assert one.keys() == other.keys(), where
         for key in one:
@@ -221,7 +220,7 @@ def assert_equal(one: Any, other: Any, where: str) -> None:
 
 @dataclass
 class Run:
-    """A finished run: the folder it was started in, its own folder, and its text."""
+    """A finished run: its working folder, its own folder and its text."""
 
     cwd: Path
     folder: Path
@@ -230,7 +229,7 @@ class Run:
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run of 40 steps with validations at 20 and 40; tests must not write into it."""
+    """Train for 40 steps with validations at 20 and 40; tests must not write to the run."""
     cwd = tmp_path_factory.mktemp("run")
     text = cwd / "speeches.txt"
     text.write_text(made_up_text(), encoding="utf-8")

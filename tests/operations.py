@@ -1,4 +1,4 @@
-"""The file operations of a run, counted, and a signal sent at a chosen one."""
+"""Counts the file operations of a run, and sends a signal at one of them."""
 
 import atexit
 import os
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-import gptlit.cli.fit  # noqa: F401  # before forking, so that it is paid for once
+import gptlit.cli.fit  # noqa: F401  # imported before forking, hence once
 from gptlit.__main__ import main
 from tests.conftest import TINY, assert_same_run, some_time_passes
 
@@ -31,7 +31,7 @@ EACH = [
     f"--trainer.max_steps={N_STEPS}",
     "--trainer.val_check_interval=3",
 ]
-# runs to kill, with all that a run may have to keep
+# options of the runs that are killed
 KILLED = {
     "plain": [*EACH, "--model.dropout=0.1"],
     "rich": [
@@ -47,19 +47,19 @@ KILLED = {
     ],
 }
 AUDITED = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree"}
-CALLED = {"write", "writelines", "flush", "fsync", "truncate"}  # of which no audit event tells
+CALLED = {"write", "writelines", "flush", "fsync", "truncate"}  # these have no audit events
 
 
 class Operations:
     """Counts opens, renames, removals, writes, flushes and syncs under a folder, in all threads.
 
-    Equal ones in a row count once. It lasts as long as the process, which should be a forked one.
+    Equal consecutive operations count once. The hooks stay until the process ends, so it should be
+    a forked one.
 
     Args:
-        folder: Whose files count.
-        do: Called with each operation's number, from 0, and name, ahead of it.
-        writes: Whether writes, flushes and syncs count, which takes a look at each call of the
-            process, and ten times as long.
+        folder: Folder of the files.
+        do: Called before each operation with its number, from 0, and its name.
+        writes: Whether writes, flushes and syncs count, which makes the process ten times slower.
     """
 
     def __init__(self, folder: Path, do: Callable[[int, str], None], writes: bool = True) -> None:
@@ -67,7 +67,7 @@ class Operations:
         self._last = ""
         self._folder = str(folder.resolve())
         self._do = do
-        self._inside = threading.local()  # what is done may be an operation, too
+        self._inside = threading.local()  # `do` may itself be an operation
         sys.addaudithook(self._audited)
         if writes:
             threading.setprofile(self._called)
@@ -78,10 +78,10 @@ class Operations:
             return
         self._inside.now = True
         try:
-            told = f"{name} {path!r}"
-            if self._is_within(path) and told != self._last:
-                number, self.n, self._last = self.n, self.n + 1, told
-                self._do(number, told)
+            operation = f"{name} {path!r}"
+            if self._is_within(path) and operation != self._last:
+                number, self.n, self._last = self.n, self.n + 1, operation
+                self._do(number, operation)
         finally:
             self._inside.now = False
 
@@ -92,7 +92,7 @@ class Operations:
 
     def _audited(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open" and not (isinstance(arguments[2], int) and arguments[2] & 3):
-            return  # to read
+            return  # opened for reading
         if event in AUDITED:
             self._counted(event, arguments[0])
 
@@ -108,20 +108,20 @@ class Operations:
 def start(
     folder: Path, arguments: list[str], number: int = 0, at: int = -1, writes: bool = True
 ) -> int:
-    """A process that runs gptlit there as its own command, and gets a signal twice."""
+    """Fork a process that runs gptlit in a folder and gets a signal twice; return its id."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which there are none of
+        warnings.simplefilter("ignore", DeprecationWarning)  # about forking with threads
         child = os.fork()
     if child:
         return child
     code = 1
-    atexit._clear()  # of this process
+    atexit._clear()  # handlers of the parent process
     try:
         os.chdir(folder)
         with Path("output.txt").open("a") as output:
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
-        # in the place of a test's captured ones
+        # instead of the streams that pytest captures
         sys.stdout, sys.stderr = (os.fdopen(each, "w", closefd=False) for each in (1, 2))
         sys.argv = ["gptlit", *arguments]
 
@@ -137,7 +137,7 @@ def start(
         counted = Operations(folder, do, writes)
         code = main()
         (folder.parent / "counted.txt").write_text(str(counted.n))
-        # what the interpreter does at its end
+        # as the interpreter does when it exits
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
         sys.stdout.flush()
@@ -149,7 +149,7 @@ def start(
 
 
 def ended(child: int) -> int | None:
-    """The wait status of a process, None where it didn't end in time."""
+    """Return the wait status of a process, or None if it didn't end in time."""
     limit = time.monotonic() + LIMIT_S
     while time.monotonic() < limit:
         pid, status = os.waitpid(child, os.WNOHANG)
@@ -162,22 +162,22 @@ def ended(child: int) -> int | None:
 
 
 def judged(folder: Path, number: int, status: int | None) -> str:
-    """How a run ended that was asked to stop; begins with BAD where it should not have.
+    """Describe how a run ended that was asked to stop; failures begin with BAD.
 
-    It has to end in time, by the exit code of the signal, or by 0 where all was done, with a line
-    that says so and without a traceback. What it leaves has to be no run, or one that resumes.
+    The run has to end in time with the signal's exit code, or 0 if it was complete, and with a line
+    that says so but no traceback. It has to leave no run, or one that resumes.
     """
-    told = (folder / "output.txt").read_text()
+    output = (folder / "output.txt").read_text()
     if status is None:
-        return f"BAD: hangs: {told[-300:]!r}"
+        return f"BAD: hangs: {output[-300:]!r}"
     if os.WIFSIGNALED(status):
-        return f"BAD: ended by the raw signal {os.WTERMSIG(status)}: {told[-300:]!r}"
+        return f"BAD: ended by the raw signal {os.WTERMSIG(status)}: {output[-300:]!r}"
     code = os.WEXITSTATUS(status)
-    lines = [line for line in told.splitlines() if line.startswith("gptlit: ")]
+    lines = [line for line in output.splitlines() if line.startswith("gptlit: ")]
     said = any(word in line for line in lines for word in ("stopped", "ended by", "done at step"))
-    if code not in (0, 128 + number) or not said or "Traceback" in told or "ignored in" in told:
-        return f"BAD: code {code}: {told[-1500:]}"
-    kind = "by its limit" if "did not end" in told else f"code {code}"
+    if code not in (0, 128 + number) or not said or "Traceback" in output or "ignored in" in output:
+        return f"BAD: code {code}: {output[-1500:]}"
+    kind = "by its limit" if "did not end" in output else f"code {code}"
     if not (folder / RUN).exists():
         return f"{kind}, no run left"
     if not (folder / RUN / "checkpoints" / "last.ckpt").exists():
@@ -190,13 +190,13 @@ def judged(folder: Path, number: int, status: int | None) -> str:
 
 
 def killed(folder: Path, whole: Path, options: list[str], at: int, writes: bool = True) -> str:
-    """What comes of a run that is killed ahead of an operation and resumed.
+    """Kill a run before an operation, resume it and describe the result.
 
-    It begins with BAD where that isn't a run like the one in `whole`, which nobody killed.
+    The description begins with BAD if the run differs from the uninterrupted one in `whole`.
     """
-    told = folder / "output.txt"
+    output = folder / "output.txt"
     if ended(start(folder, ["fit", *options], signal.SIGKILL, at, writes)) != signal.SIGKILL:
-        return f"BAD: not killed: {told.read_text()[-500:]}"
+        return f"BAD: not killed: {output.read_text()[-500:]}"
     last = folder / RUN / "checkpoints" / "last.ckpt"
     again = ["fit", "--ckpt_path=last"]
     if not last.exists():
@@ -206,7 +206,7 @@ def killed(folder: Path, whole: Path, options: list[str], at: int, writes: bool 
         again = []
     some_time_passes(folder / RUN)
     if again and ended(start(folder, again, writes=False)) != 0:
-        return f"BAD: not resumed: {told.read_text()[-500:]}"
+        return f"BAD: not resumed: {output.read_text()[-500:]}"
     try:
         assert_same_run(folder / RUN, whole / RUN)
     except AssertionError as error:

@@ -1,4 +1,4 @@
-"""What a person sees: `gptlit` in a pseudo-terminal, as a terminal emulator shows it."""
+"""Runs `gptlit` in a pseudo-terminal, whose output a terminal emulator interprets."""
 
 import fcntl
 import os
@@ -21,11 +21,11 @@ ROWS = 24
 
 @dataclass
 class Terminal:
-    """A terminal of some columns, with all lines that have scrolled by."""
+    """A terminal of some columns, with all lines that scrolled through it."""
 
     columns: int
-    lines: list[str] = field(default_factory=list)  # as they stand when the command has ended
-    frames: list[str] = field(default_factory=list)  # what was written over, each as it was
+    lines: list[str] = field(default_factory=list)  # after the command ended
+    frames: list[str] = field(default_factory=list)  # lines before they were overwritten
 
     @property
     def text(self) -> str:
@@ -40,7 +40,7 @@ def read_to_end(descriptor: int, chunks: list[bytes]) -> None:
     while True:
         try:
             chunk = os.read(descriptor, 1 << 16)
-        except OSError:  # how Linux ends a terminal that nobody writes to any more
+        except OSError:  # on Linux, once the last writer has closed the terminal
             return
         if not chunk:
             return
@@ -49,7 +49,7 @@ def read_to_end(descriptor: int, chunks: list[bytes]) -> None:
 
 @contextmanager
 def attached(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let standard output and error be a terminal; what it showed is known afterwards."""
+    """Attach standard output and error to a terminal, and fill in its lines afterwards."""
     ours, theirs = os.openpty()
     size = struct.pack("HHHH", ROWS, terminal.columns, 0, 0)
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, size)
@@ -59,7 +59,7 @@ def attached(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     with (
         monkeypatch.context() as patch,
         open(theirs, "w", encoding="utf-8") as out,
-        # two streams to one place, as in a process of its own
+        # two streams on one terminal, as in a separate process
         open(os.dup(theirs), "w", encoding="utf-8") as err,
     ):
         patch.setattr(sys, "stdout", out)

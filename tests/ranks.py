@@ -1,4 +1,4 @@
-"""`gptlit` as the ranks of one run, forked: without the seconds that imports cost."""
+"""Runs `gptlit` on several ranks, which are forked to save the seconds of imports."""
 
 import multiprocessing
 import os
@@ -19,11 +19,11 @@ LIMIT = 50  # seconds
 
 
 def ranks(folder: Path, *arguments: object, n_nodes: int = 1) -> list[Result]:
-    """What each of two ranks gives that run `gptlit` in `folder`, on one CPU or as two nodes.
+    """Run `gptlit` in `folder` on two ranks, on one node or two; return each rank's result.
 
-    None outlives the call.
+    No rank outlives the call.
     """
-    # it listens where the system found a free port; ranks would have to be told one to try
+    # the store listens on a free port; otherwise the ranks would have to try ports
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     words = [str(word) for word in arguments]
     words += ["--trainer.accelerator=cpu", f"--trainer.devices={2 // n_nodes}"]
@@ -32,14 +32,14 @@ def ranks(folder: Path, *arguments: object, n_nodes: int = 1) -> list[Result]:
     children = []
     for rank in range(2):
         node, local = divmod(rank, 2 // n_nodes)
-        told = {
+        variables = {
             "RANK": rank, "NODE_RANK": node, "LOCAL_RANK": local, "WORLD_SIZE": 2,
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port,
             "TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RESTART_COUNT": 0,
-            # OpenMP hangs with more in a fork of a process that has used several threads
+            # with more threads OpenMP hangs in a fork of a process that used several
             "OMP_NUM_THREADS": 1,
         }  # fmt: skip
-        environment = {name: str(value) for name, value in told.items()}
+        environment = {name: str(value) for name, value in variables.items()}
         child = context.Process(target=_rank, args=(rank, folder, words, environment))
         children.append(child)
     end = time.monotonic() + LIMIT
@@ -47,7 +47,7 @@ def ranks(folder: Path, *arguments: object, n_nodes: int = 1) -> list[Result]:
         with warnings.catch_warnings():
             warnings.simplefilter(
                 "ignore", DeprecationWarning
-            )  # of forks beside the store's thread
+            )  # about forking next to the store's thread
             for child in children:
                 child.start()
         for child in children:
@@ -78,4 +78,4 @@ def _rank(rank: int, folder: Path, words: Sequence[str], environment: dict[str, 
         except BaseException:
             traceback.print_exc()
             code = 1
-    os._exit(code)  # what pytest would do at its exit is not this process's to do
+    os._exit(code)  # without pytest's exit handlers

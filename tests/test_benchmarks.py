@@ -1,4 +1,4 @@
-"""The scripts that time training run, and count as they say."""
+"""The scripts that time training run, and report correct numbers."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def test_the_bare_loop_makes_the_trainers_steps(
     assert {name: len(seconds) for name, seconds in train_step.MEASURED.items()} == dict.fromkeys(
         names, 3
     )
-    # sums in memory that lies otherwise can differ in their last bits
+    # sums over memory of another layout can differ in their last bits
     assert len(train_step.DIFFERENCES) == 3
     assert max(train_step.DIFFERENCES) < 1e-5
     assert "2 rounds of 3 steps" in capsys.readouterr().out

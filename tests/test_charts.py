@@ -1,4 +1,4 @@
-"""Charts: well-formed, points where they belong, names that are no markup."""
+"""Charts are well-formed, points are at their places, and names are escaped."""
 
 import re
 from xml.etree import ElementTree
@@ -33,11 +33,11 @@ def test_an_axis_has_room_for_all_values_and_two_ticks_or_one_value(
     ticks = [value for value, _ in made.ticks]
     assert len(ticks) >= min(2, len(set(values)))
     assert all(0 <= made.place(value) <= 1 for value in ticks)
-    assert len({told for _, told in made.ticks}) == len(ticks)
+    assert len({label for _, label in made.ticks}) == len(ticks)
 
 
 def test_few_values_are_their_own_ticks() -> None:
-    assert [told for _, told in axis("x", [256, 64, 128], True, own_ticks=True).ticks] == [
+    assert [label for _, label in axis("x", [256, 64, 128], True, own_ticks=True).ticks] == [
         "64",
         "128",
         "256",
@@ -45,12 +45,12 @@ def test_few_values_are_their_own_ticks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "label"),
     [(0.0003, "0.0003"), (64, "64"), (1000, "1000"), (10_000, "10k"), (811_008, "811k"),
      (3.23e6, "3.23M"), (1.5e-5, "1.5e-05"), (-0.25, "-0.25")],
 )  # fmt: skip
-def test_numbers_are_short(value: float, told: str) -> None:
-    assert number(value) == told
+def test_numbers_are_short(value: float, label: str) -> None:
+    assert number(value) == label
 
 
 def test_points_lie_where_their_values_say() -> None:

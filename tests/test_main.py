@@ -12,11 +12,11 @@ Call = Callable[..., Result]
 
 def test_version_and_help(gptlit: Call) -> None:
     assert gptlit("--version").out == f"gptlit {package.__version__}\n"
-    told = gptlit("--help")
-    assert told.code == 0
+    result = gptlit("--help")
+    assert result.code == 0
     for verb in VERBS:
-        assert verb in told.out
-    assert max(map(len, told.out.splitlines())) <= 80
+        assert verb in result.out
+    assert max(map(len, result.out.splitlines())) <= 80
 
 
 @pytest.mark.parametrize(
@@ -29,9 +29,9 @@ def test_version_and_help(gptlit: Call) -> None:
     ],
 )
 def test_a_verbs_help_names_its_options(gptlit: Call, verb: str, option: str) -> None:
-    told = gptlit(verb, "--help")
-    assert told.code == 0
-    assert option in told.out
+    result = gptlit(verb, "--help")
+    assert result.code == 0
+    assert option in result.out
 
 
 def test_ctrl_c(gptlit: Call, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def planned(folder: Path, goal: str) -> str:
-    # a make that runs the tests passes its flags in these variables
+    # if make runs the tests, it passes its flags in these variables
     environment = {name: value for name, value in os.environ.items() if "MAKE" not in name}
     done = subprocess.run(
         ["make", "--dry-run", goal, "ARGS=--some flag"],
@@ -26,9 +26,7 @@ def planned(folder: Path, goal: str) -> str:
 
 
 @pytest.mark.parametrize("goal", ["train", "test"])
-def test_a_bare_clone_is_set_up_and_the_second_time_nothing_is_installed(
-    tmp_path: Path, goal: str
-) -> None:
+def test_a_clone_is_set_up_once(tmp_path: Path, goal: str) -> None:
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path / name)
     first = planned(tmp_path, goal)
@@ -54,7 +52,7 @@ def test_the_commit_hooks_run_what_make_check_runs() -> None:
     assert [command.replace("$(BIN)", ".venv/bin") for command in commands] == entries
 
 
-def test_continuous_integration_runs_what_the_repository_says() -> None:
+def test_continuous_integration_runs_the_repositorys_script() -> None:
     workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
     steps = yaml.safe_load(workflow)["jobs"]["test"]["steps"]
     assert [step["run"] for step in steps if "run" in step] == [".ci/run"]

@@ -58,21 +58,21 @@ OF_PYTHON: list[tuple[Callable[[], Any], str, str]] = [
 
 
 @pytest.mark.parametrize(("call", "in_python", "as_flags"), OF_PYTHON)
-def test_an_option_has_the_name_that_it_is_given_by(
+def test_options_are_named_as_they_are_given(
     call: Callable[[], Any], in_python: str, as_flags: str
 ) -> None:
     with pytest.raises(UsageError) as caught:
         call()
     assert str(caught.value).startswith(in_python)
     assert "--" not in str(caught.value)
-    again = pickle.loads(pickle.dumps(caught.value))  # as it comes from another process
+    again = pickle.loads(pickle.dumps(caught.value))  # as errors of other processes are
     assert str(again) == str(caught.value)
     with naming_flags():
         assert str(again).startswith(as_flags)
     assert str(again).startswith(in_python)
 
 
-def test_values_are_as_they_are_typed() -> None:
+def test_values_are_shown_as_they_are_typed() -> None:
     error = UsageError("needs a number", "max_new_tokens", None)
     assert str(error) == "max_new_tokens None: needs a number"
     with naming_flags():
@@ -82,7 +82,7 @@ def test_values_are_as_they_are_typed() -> None:
     assert str(UsageError("as it is: --this")) == "as it is: --this"
 
 
-def test_other_messages_name_options_alike(capsys: pytest.CaptureFixture[str]) -> None:
+def test_notes_and_run_errors_name_options_too(capsys: pytest.CaptureFixture[str]) -> None:
     note(f"try a lower {opt('model.lr')}")
     assert capsys.readouterr().err == "gptlit: try a lower lr\n"
     error = RunError(f"try {opt('guard.diverged')} 2")
@@ -92,7 +92,7 @@ def test_other_messages_name_options_alike(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_the_command_line_names_flags(gptlit: Callable[..., Any], tmp_path: Path) -> None:
-    for arguments, told in (
+    for arguments, message in (
         (["predict", "--ckpt_path=no.ckpt"], "--ckpt_path no.ckpt: no such file"),
         (["predict", "--top_k=0"], "--top_k 0: must be"),
         (["export", "no.ckpt", "out"], "gptlit export no.ckpt: no such file"),
@@ -102,4 +102,4 @@ def test_the_command_line_names_flags(gptlit: Callable[..., Any], tmp_path: Path
     ):
         result = gptlit(*arguments)
         assert result.code == 2
-        assert result.err.startswith(f"gptlit: error: {told}"), result.err
+        assert result.err.startswith(f"gptlit: error: {message}"), result.err

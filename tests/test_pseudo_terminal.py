@@ -1,4 +1,4 @@
-"""What a terminal shows of each command, at 80 and at 60 columns."""
+"""Commands in terminals of 80 and 60 columns."""
 
 import logging
 import re
@@ -32,9 +32,9 @@ def inside(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Te
 
 
 def assert_well_set(terminal: Terminal) -> None:
-    """No line was cut by the edge, and no bar was left behind where it was drawn."""
+    """Assert that no word was cut at the edge, and that no bar remained."""
     for line in terminal.lines:
-        # one that is full may be one that the terminal had to break
+        # a full line may have been broken by the terminal
         assert len(line) < terminal.columns or "%|" in line, terminal.text
     bars = [line for line in terminal.lines if "%|" in line]
     assert all(line.startswith("step ") for line in bars)
@@ -45,14 +45,14 @@ def test_fit_and_resume(inside: Callable[..., Terminal], columns: int) -> None:
     fit = inside(columns, "fit", *RUN, "--data.path=text.txt")
     assert_well_set(fit)
     names = [line.split()[0] for line in fit.lines if re.match(r"  \S", line)]
-    assert tuple(names[: len(BLOCK)]) == BLOCK  # the start block is the first that is shown
+    assert tuple(names[: len(BLOCK)]) == BLOCK  # the start-up block comes first
     assert [line for line in fit.lines if line.startswith("step 20/20 100%|")]
     assert [line for line in fit.lines if line.startswith("step 20: val/loss")]
     assert re.search(r"^gptlit: done at step 20$", fit.text, re.MULTILINE)
     assert re.search(r"^  time    \d+ s$", fit.text, re.MULTILINE)
     assert "lightning_logs/version_0/checkpoints/best.ckpt" in fit.words
 
-    # it counts the whole run, from where the first part ended
+    # the bar counts the whole run, from the end of the first part
     resumed = inside(columns, "fit", "--ckpt_path=last", "--trainer.max_steps=30")
     assert_well_set(resumed)
     bars = [frame for frame in resumed.frames if frame.startswith("step ") and "%" in frame]
@@ -96,14 +96,14 @@ def test_validate_and_predict(
     for more in ([], ["--num_samples=1", "--weights=int8"]):
         predict = inside(columns, "predict", *options, *more)
         assert "gptlit: model" in predict.text
-        # the same words in another setting
+        # the same words, wrapped at another width
         written = predict.text[predict.text.index("the king") :]
         if not more:
             assert written.split() == plain.out.split()
         assert max(map(len, written.split("\n"))) <= columns
 
 
-def test_a_message_under_way_stands_above_the_bar(inside: Callable[..., Terminal]) -> None:
+def test_messages_are_printed_above_the_bar(inside: Callable[..., Terminal]) -> None:
     fit = inside(80, "fit", *RUN, "--data.path=text.txt", "--model.lr=3", "--guard.diverged=1.001")
     warned = [line for line in fit.lines if "warning" in line]
     assert warned
@@ -111,10 +111,10 @@ def test_a_message_under_way_stands_above_the_bar(inside: Callable[..., Terminal
 
 
 class Loud(Callback):
-    """Says something by each way there is, and the beginning of a line by itself."""
+    """Prints lines in all possible ways, and one line in two parts."""
 
     SAYS: ClassVar[list[Callable[[], object]]] = [
-        # what warnings.warn and logging do where pytest does not capture them
+        # as warnings.warn and logging do without pytest
         lambda: logging.StreamHandler().handle(logging.makeLogRecord({"msg": "said by logging"})),
         lambda: rank_zero_info("said by Lightning"),
         lambda: print("said by print"),
@@ -124,12 +124,12 @@ class Loud(Callback):
     ]
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: object, **__: object) -> None:
-        time.sleep(REDRAW_SECONDS)  # so that a bar is drawn each time
+        time.sleep(REDRAW_SECONDS)  # so that the bar is drawn again
         if trainer.global_step > 1 and self.SAYS[trainer.global_step - 2 :]:
             self.SAYS[trainer.global_step - 2]()
 
 
-def test_lines_of_others_stand_above_the_bar(inside: Callable[..., Terminal]) -> None:
+def test_lines_of_other_code_are_printed_above_the_bar(inside: Callable[..., Terminal]) -> None:
     more = [f"--trainer.callbacks={__name__}.Loud", "--trainer.max_steps=8"]
     fit = inside(60, "fit", *TINY, *QUIET, *more, "--data.path=text.txt")
     assert_well_set(fit)

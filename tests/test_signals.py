@@ -1,4 +1,4 @@
-"""Processes that are asked to stop by signals, at any moment: how they end, and what they leave."""
+"""Processes that signals stop at any moment: their exit codes, messages and files."""
 
 import os
 import pty
@@ -50,10 +50,10 @@ def with_text(folder: Path) -> Path:
         (signal.SIGINT, 0.995),
     ],
 )
-def test_a_run_asked_twice_ends_well_wherever_it_is(
+def test_a_run_ends_cleanly_at_any_operation(
     tmp_path: Path, n_operations: int, number: int, where: float
 ) -> None:
-    """benchmarks/stop_everywhere.py asks at each operation."""
+    """Tests a few operations; benchmarks/stop_everywhere.py tests all."""
     folder = with_text(tmp_path / "run")
     at = int(where * n_operations)
     became = judged(folder, number, ended(start(folder, FIT, number, at)))
@@ -91,7 +91,7 @@ def stuck():
     while True:
         try:
             ready()
-            hashlib.pbkdf2_hmac("sha256", b"", b"", 1 << 30)  # which no signal interrupts
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 1 << 30)  # no signal interrupts it
         except BaseException:
             pass
 
@@ -132,13 +132,13 @@ def process(code: str) -> subprocess.Popen[str]:
 
 def outcome(code: str) -> tuple[int, str]:
     with process(code) as running:
-        _, told = running.communicate(timeout=50)
-    return running.returncode, told
+        _, message = running.communicate(timeout=50)
+    return running.returncode, message
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_during_imports(number: int) -> None:
-    """As of Ctrl-C in tests/test_startup.py."""
+    """tests/test_startup.py tests Ctrl-C."""
     assert outcome(f"importing({int(number)})") == (128 + number, f"gptlit: {SAID[number]}\n")
 
 
@@ -150,31 +150,31 @@ def test_a_later_import_is_completed_first() -> None:
     assert outcome("doing(importing_later)") == (130, "gptlit: stopped\n")
 
 
-def test_an_exception_of_which_another_was_made() -> None:
+def test_an_exception_that_other_code_replaced() -> None:
     assert outcome("doing(translated)") == (143, "gptlit: stopped by SIGTERM\n")
 
 
-def test_a_signal_when_all_is_done_changes_nothing() -> None:
+def test_a_signal_after_the_command_changes_nothing() -> None:
     assert outcome("doing(at_exit)") == (0, "")
 
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_an_ignored_signal_stays_ignored(number: int) -> None:
-    """As nohup has SIGHUP, and a shell the Ctrl-C of what it runs in the background."""
+    """nohup ignores SIGHUP, and shells ignore Ctrl-C for background jobs."""
     ignoring = f"signal.signal({int(number)}, signal.SIG_IGN)"
     work = f"doing(lambda: os.kill(os.getpid(), {int(number)}))"
     assert outcome(f"{ignoring}; {work}") == (0, "")
 
 
 def test_a_process_that_hangs_is_ended() -> None:
-    """Also where the main thread never gets to a signal's handler."""
+    """Even if the main thread never runs the signal's handler."""
     with process("signals.state.limit = 0.3; doing(stuck)") as running:
         assert running.stdout is not None
         assert running.stdout.readline() == "ready\n"
         running.send_signal(signal.SIGTERM)
-        _, told = running.communicate(timeout=50)
+        _, message = running.communicate(timeout=50)
     assert running.returncode == 143
-    assert told == (
+    assert message == (
         "gptlit: ended by SIGTERM, as it did not end within 0.3 s; saved files are kept\n"
     )
 
@@ -185,9 +185,9 @@ def test_a_third_ctrl_c_ends_a_process_that_hangs() -> None:
         assert running.stdout.readline() == "ready\n"
         while running.poll() is None:
             running.send_signal(signal.SIGINT)
-        _, told = running.communicate()
+        _, message = running.communicate()
     assert running.returncode == 130
-    assert told == "\ngptlit: ended by Ctrl-C, at the third; saved files are kept\n"
+    assert message == "\ngptlit: ended by Ctrl-C, at the third; saved files are kept\n"
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -204,18 +204,18 @@ def test_an_evaluation_is_stopped(
 
 
 def test_a_closed_terminal_saves_the_run(tmp_path: Path, text_file: Path) -> None:
-    """SIGHUP comes, and nothing can be written any more."""
+    """SIGHUP arrives, and standard output fails."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which there are none of
+        warnings.simplefilter("ignore", DeprecationWarning)  # about forking with threads
         child, terminal = pty.fork()
     if not child:
         os.chdir(tmp_path)
-        sys.stdout = sys.stderr = open(1, "w", closefd=False)  # noqa: SIM115  # in place of pytest's
+        sys.stdout = sys.stderr = open(1, "w", closefd=False)  # noqa: SIM115  # replaces pytest's
         steps = ["--trainer.max_steps=10000000", "--trainer.val_check_interval=10000000"]
         os._exit(main(["fit", *TINY, f"--data.path={text_file}", *steps]))
-    told = b""
-    while b"first loss" not in told:
-        told += os.read(terminal, 1024)
+    message = b""
+    while b"first loss" not in message:
+        message += os.read(terminal, 1024)
     os.close(terminal)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 129
     last = tmp_path / "lightning_logs" / "version_0" / "checkpoints" / "last.ckpt"

@@ -1,4 +1,4 @@
-"""The sources' models have exactly as many parameters as was published."""
+"""The sources' models have exactly the published numbers of parameters."""
 
 import dataclasses
 from typing import Any
@@ -18,7 +18,7 @@ FIELDS = {field.name for field in dataclasses.fields(GPTConfig)}
 def hand_sum(
     V: int, T: int, C: int, L: int, hidden: int, bias: bool, attention: bool = True
 ) -> int:
-    """wte, wpe, L blocks of two norms, attention and MLP, and the last norm; the head is tied."""
+    """Count wte, wpe, the blocks' norms, attention and MLP, and the last norm; the head is tied."""
     norm = 2 * C if bias else C
     attn = 4 * C * C + (4 * C if bias else 0) + norm if attention else 0
     mlp = 2 * C * hidden + (hidden + C if bias else 0) + norm
@@ -58,13 +58,13 @@ def test_parameter_counts(name: str, vocab_size: int, changes: dict[str, Any], w
         assert f"{wanted:,}" in header
 
 
-def test_the_best_on_a_cpu_keeps_to_its_budget() -> None:
-    """At most 0.81 M parameters, a block of 64, 1,536,000 tokens; each part silent at first."""
+def test_best_cpu_stays_within_its_budget() -> None:
+    """At most 0.81 M parameters, a block of 64, 1,536,000 tokens; all parts start as zero."""
     path = find_config("best_cpu.yaml")
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
     options = {name: value for name, value in config["model"].items() if name in FIELDS}
     model = GPT(GPTConfig(vocab_size=65, **options))
-    blocks = 4 * (4 * 128 * 128 + 2 * 128 * 512 + 2 * 3 * 128)  # the last for token shifts
+    blocks = 4 * (4 * 128 * 128 + 2 * 128 * 512 + 2 * 3 * 128)  # the last term is the token shifts
     assert model.num_parameters() == 2 * 65 * 128 + blocks == 806_144 <= 810_000
     assert "806,144" in path.read_text(encoding="utf-8").split("model:")[0]
     tokens = config["trainer"]["max_steps"] * config["data"]["batch_size"] * model.config.block_size

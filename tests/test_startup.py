@@ -1,4 +1,4 @@
-"""Locales, working folders and interrupts that a command meets before it begins."""
+"""Locales, working folders and interrupts before a command runs."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ Call = Callable[..., Result]
         ("export", "yaml"),
     ],
 )
-def test_an_interrupt_while_modules_are_imported_ends_the_process(verb: str, module: str) -> None:
+def test_an_interrupt_during_imports_ends_the_process(verb: str, module: str) -> None:
     code = f"""
 import os, signal, sys
 class Interrupt:
@@ -42,9 +42,7 @@ sys.exit(main())
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "\ngptlit: stopped\n")
 
 
-def test_letters_of_the_command_line_are_utf8_in_any_locale(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_arguments_are_utf8_in_any_locale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = tmp_path / "thé.txt"
     text.write_text("thé\n" * 200, encoding="utf-8")
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -58,16 +56,16 @@ def test_letters_of_the_command_line_are_utf8_in_any_locale(
     assert done.stdout.decode() == "char  1 tokens: é   unknown: Ω\n"
 
 
-def test_names_that_are_no_text_are_refused(gptlit: Call) -> None:
+def test_names_that_are_not_utf8_are_refused(gptlit: Call) -> None:
     name = os.fsdecode(b"caf\xe9.txt")
     for option in ("--data.path", "--trainer.default_root_dir"):
-        # before anything is read or made
+        # before any file is read or made
         refused = gptlit("fit", *TINY, f"{option}={name}")
         assert refused.code == 2
         assert refused.err == f"gptlit: error: {option} 'caf\\udce9.txt': not UTF-8 text\n"
 
 
-def test_a_working_folder_that_is_gone_is_refused(
+def test_a_removed_working_folder_is_refused(
     gptlit: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone = tmp_path / "gone"

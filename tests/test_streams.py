@@ -1,4 +1,4 @@
-"""Standard streams that are missing, narrow, full or closed, under each command."""
+"""Commands with standard streams that are missing, closed, full or of a narrow encoding."""
 
 import errno
 import io
@@ -33,7 +33,7 @@ RESULTS = {
 
 
 class Device(io.RawIOBase):
-    """Takes bytes until it fails by an error."""
+    """Accepts bytes until it fails with an error."""
 
     def __init__(self, error: int = 0, room: int = 0) -> None:
         self.error = error
@@ -92,15 +92,15 @@ def test_results_are_written_in_any_encoding(
     wanted = gptlit(*words(run, name))
     device = Device()
     stdout_on(monkeypatch, device, encoding)
-    told = gptlit(*words(run, name))
-    assert (wanted.code, told.code) == (0, 0)
+    result = gptlit(*words(run, name))
+    assert (wanted.code, result.code) == (0, 0)
     lacks = wanted.out != wanted.out.encode(encoding, "replace").decode(encoding)
     assert device.content.decode(encoding) == wanted.out.encode(
         encoding, "backslashreplace"
     ).decode(encoding)
-    assert told.err.count("PYTHONIOENCODING") == lacks
+    assert result.err.count("PYTHONIOENCODING") == lacks
     if name in ("tokenize", "explain"):
-        assert lacks  # or nothing was tried
+        assert lacks  # otherwise the test is empty
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_results_are_written_in_any_encoding(
         ("summary", ["ENOSPC"]),
     ],
 )
-def test_a_result_that_does_not_arrive_is_an_error(
+def test_a_result_that_is_not_delivered_is_an_error(
     gptlit: Call, run: Run, monkeypatch: pytest.MonkeyPatch, name: str, errors: list[str]
 ) -> None:
     for error in errors:
@@ -127,26 +127,26 @@ def test_a_result_that_does_not_arrive_is_an_error(
         elif error == "closed":
             stream.close()
         before = sys.stdout
-        told = gptlit(*words(run, name))
+        result = gptlit(*words(run, name))
         assert sys.stdout is before
         reason = os.strerror(device.error) if device.error else "closed"
         line = f"gptlit: error: standard output: {reason}; the result is incomplete"
-        found = [row for row in told.err.splitlines() if "error" in row]
-        if error == "EPIPE":  # the reader left, and knows that it did
-            assert (told.code, found) == (141, [])
+        found = [row for row in result.err.splitlines() if "error" in row]
+        if error == "EPIPE":  # the reader closed the pipe by itself
+            assert (result.code, found) == (141, [])
         else:
-            assert (told.code, found) == (1, [line])
-        assert "Traceback" not in told.err
+            assert (result.code, found) == (1, [line])
+        assert "Traceback" not in result.err
         device.error = 0
 
 
-def test_what_prints_no_result_needs_no_standard_output(
+def test_commands_without_a_result_need_no_standard_output(
     gptlit: Call, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number, stream in enumerate((None, stdout_on(monkeypatch, Device(errno.ENOSPC)))):
         monkeypatch.setattr(sys, "stdout", stream)
-        told = gptlit("export", run.folder / "checkpoints" / "last.ckpt", f"exported{number}")
-        assert (told.code, "error" in told.err) == (0, False)
+        result = gptlit("export", run.folder / "checkpoints" / "last.ckpt", f"exported{number}")
+        assert (result.code, "error" in result.err) == (0, False)
 
 
 @pytest.mark.parametrize("encoding", NARROW)
@@ -155,10 +155,10 @@ def test_a_fit_shows_its_samples_in_any_encoding(
 ) -> None:
     device = Device()
     stdout_on(monkeypatch, device, encoding)
-    told = gptlit(*fit(omegas, "--samples.prompts=[Ω]"))
-    assert told.code == 0
+    result = gptlit(*fit(omegas, "--samples.prompts=[Ω]"))
+    assert result.code == 0
     assert b"    \\u03a9" in device.content
-    assert told.err.count("PYTHONIOENCODING") == 1
+    assert result.err.count("PYTHONIOENCODING") == 1
     assert "Ω" in Path("lightning_logs/version_0/samples.txt").read_text(encoding="utf-8")
 
 
@@ -181,9 +181,9 @@ def test_a_fit_needs_no_standard_output(
         stream.close()
     elif error == "missing":
         monkeypatch.setattr(sys, "stdout", None)
-    told = gptlit(*fit(text_file, f"--trainer.enable_progress_bar={bar}"))
-    assert told.code == 0
-    assert told.err.count("the run continues without it") == 1
+    result = gptlit(*fit(text_file, f"--trainer.enable_progress_bar={bar}"))
+    assert result.code == 0
+    assert result.err.count("the run continues without it") == 1
     assert Path("lightning_logs/version_0/checkpoints/last.ckpt").is_file()
     assert "=== step 2," in Path("lightning_logs/version_0/samples.txt").read_text()
     device.error = 0
@@ -196,14 +196,14 @@ def test_a_fit_needs_no_standard_error(
     full = io.TextIOWrapper(io.BufferedWriter(device), "utf-8", line_buffering=True)
     for stream in (None, full):
         monkeypatch.setattr(sys, "stderr", stream)
-        told = gptlit(*fit(text_file))
-        assert told.code == 0
-        assert "gptlit:" not in told.out  # what is missing isn't replaced by the other one
+        result = gptlit(*fit(text_file))
+        assert result.code == 0
+        assert "gptlit:" not in result.out  # messages do not move to the other stream
         assert gptlit("fit", "--model.n_embd=3").code == 2
     device.error = 0
 
 
-def test_what_is_saved_comes_before_what_is_shown(
+def test_files_are_saved_before_results_are_shown(
     gptlit: Call, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = Path("lightning_logs/version_0")
@@ -223,7 +223,7 @@ def test_what_is_saved_comes_before_what_is_shown(
     assert b"\n    the" in device.content.partition(b"step 2: ")[2]
 
 
-def test_what_is_shown_by_python_alone_is_dropped_too(
+def test_output_outside_of_a_command_is_dropped_too(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     device = Device(errno.ENOSPC)
@@ -239,7 +239,7 @@ def test_what_is_shown_by_python_alone_is_dropped_too(
 @pytest.mark.parametrize(
     ("streams", "code"), [("<&-", 0), (">&-", 1), ("2>&-", 0), (">/dev/full", 1), ("<&- 2>&-", 0)]
 )
-def test_descriptors_that_were_closed(text_file: Path, streams: str, code: int) -> None:
+def test_closed_descriptors(text_file: Path, streams: str, code: int) -> None:
     if "full" in streams and not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
     command = f"{sys.executable} -m gptlit data {text_file} --data_dir {text_file.parent} {streams}"
@@ -249,7 +249,7 @@ def test_descriptors_that_were_closed(text_file: Path, streams: str, code: int) 
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
     assert done.stderr.count("the result is incomplete") == code
-    # no file took the place of a stream
+    # no file got the descriptor of a stream
     files = [path for path in text_file.parent.rglob("*") if path.is_file()]
     assert not [path for path in files if b"gptlit: " in path.read_bytes()]
 
@@ -259,13 +259,13 @@ def test_a_missing_standard_input_is_an_empty_one(
 ) -> None:
     monkeypatch.setattr(sys, "stdin", None)
     for options in (["--prompt_file=-"], ["--interactive"]):
-        told = gptlit("predict", f"--ckpt_path={run.folder}/checkpoints/last.ckpt", *options)
-        assert (told.code, "error" in told.err) == (0, False)
+        result = gptlit("predict", f"--ckpt_path={run.folder}/checkpoints/last.ckpt", *options)
+        assert (result.code, "error" in result.err) == (0, False)
     assert gptlit(*fit(text_file)).code == 0
     assert sys.stdin is None
 
 
-def test_nothing_of_the_callers_streams_is_changed(gptlit: Call) -> None:
+def test_the_streams_of_the_caller_are_not_changed(gptlit: Call) -> None:
     before = (sys.stdin, sys.stdout, sys.stderr)
     gptlit("--version")
     main(["data", "nowhere.txt"])

@@ -1,4 +1,4 @@
-"""A key that occurs twice in YAML is refused, wherever YAML is read."""
+"""Duplicate keys in YAML are refused wherever YAML is read."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +24,7 @@ TWICE = {
 
 
 @pytest.mark.parametrize("text", TWICE)
-def test_a_key_that_stands_twice_is_refused(gptlit: Call, text: str) -> None:
+def test_a_duplicate_key_is_refused(gptlit: Call, text: str) -> None:
     name, first, second = TWICE[text]
     Path("mine.yaml").write_text(text)
     result = gptlit("fit", "--config=mine.yaml")
@@ -42,33 +42,31 @@ def test_a_key_that_stands_twice_is_refused(gptlit: Call, text: str) -> None:
         "a: 1\nb: {a: 1}\nc: [{a: 1}, {a: 1}]",
         "a: &a {b: 1}\nc: *a\nd: {<<: *a, b: 2}",
         "1: a\n'2': b",
-        "a: [",  # no YAML, which is told elsewhere
+        "a: [",  # not YAML, which the loader reports
     ],
 )
-def test_the_same_key_in_other_places_is_none(text: str) -> None:
+def test_the_same_key_in_other_places_is_accepted(text: str) -> None:
     refuse_duplicates(text)
 
 
-def test_a_study_and_the_files_and_flags_of_options_are_looked_at(
-    gptlit: Call, text_file: Path
-) -> None:
+def test_studies_and_files_and_flags_of_options_are_checked(gptlit: Call, text_file: Path) -> None:
     Path("study.yaml").write_text("config: tiny.yaml\nseeds: [1, 2]\nseeds: [3]")
     Path("logger.yaml").write_text(
         "class_path: lightning.pytorch.loggers.CSVLogger\ninit_args: {save_dir: a, save_dir: b}"
     )
     run = ["fit", *TINY, f"--data.path={text_file}", "--trainer.max_steps=1"]
-    for words, told in (
+    for words, message in (
         (["study", "study.yaml"], "study.yaml: seeds: occurs twice, in lines 2 and 3"),
         ([*run, "--trainer.logger=logger.yaml"], "init_args.save_dir: occurs twice"),
         ([*run, "--data.cleaning={min_words: 1, min_words: 2}"], "min_words: occurs twice"),
     ):
         result = gptlit(*words)
         assert result.code == 2
-        assert told in result.err
+        assert message in result.err
         assert len(result.err.splitlines()) == 1
     assert not Path("lightning_logs").exists()
 
 
-def test_refused_names_are_those_of_the_file() -> None:
+def test_keys_are_named_without_a_file() -> None:
     with pytest.raises(UsageError, match=r"^a\.b: occurs twice, in lines 2 and 3"):
         refuse_duplicates("a:\n  b: 1\n  b: 2")

@@ -321,7 +321,7 @@ REFUSED: list[tuple[str, list[str]]] = [
     ("fit --config code.yaml", ["--config code.yaml: not YAML", "os.system"]),
     ("fit --config nothing", ["--config nothing: no such file"]),
     ("fit --config /proc/self/mem", ["--config /proc/self/mem: Input/output error"]),
-    ("predict --config tiny.yaml", ["--config: unknown option", "gptlit fit has it"]),
+    ("predict --config tiny.yaml", ["--config: unknown option", "an option of gptlit fit"]),
     ("validate --config number.yaml", ["--config number.yaml"]),
     # texts
     ("fit TINY --data.path binary.txt", ["--data.path binary.txt: a binary file"]),
@@ -383,7 +383,7 @@ REFUSED: list[tuple[str, list[str]]] = [
     ("predict --sweep weights=int8", ["--sweep weights", "temperature"]),
     ("predict --sweep temperature=1 temperature=2", ["temperature=2", "twice"]),
     ("predict --length_penalty 2", ["--length_penalty 2.0", "--num_beams"]),
-    ("predict --data.path x", ["--data.path", "gptlit fit has it"]),
+    ("predict --data.path x", ["--data.path", "an option of gptlit fit"]),
     ("predict --ckpt_path=", ["--ckpt_path ''"]),
     ("predict --ckpt_path last --ckpt_path nowhere.ckpt", ["--ckpt_path nowhere.ckpt"]),
     # other verbs

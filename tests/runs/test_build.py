@@ -412,7 +412,7 @@ def test_an_invalid_class_is_refused_with_its_cause(fit: Call, kind: str) -> Non
         assert_refused(fit(f"--trainer.{kind}={class_path}"), message)
     assert_refused(fit(f"--trainer.{kind}=collections.OrderedDict"), "is not a class derived from")
     forgotten = f"--trainer.{kind}={{class_path: SimpleProfiler, filename: x}}"
-    assert_refused(fit(forgotten), "stand under init_args")
+    assert_refused(fit(forgotten), "belong under init_args")
 
 
 @pytest.mark.parametrize(
