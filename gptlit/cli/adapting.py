@@ -94,28 +94,28 @@ def _adapt_sizes(
     module = _data_module(options, tokenizer)
     module.prepare_quietly()
     n_val = module.tokens.size("val") if module.has_validation else None
-    batches = n_processes(trainer) * trainer.accumulate_grad_batches
-    least = batches * (data.batch_size if "data.batch_size" in chosen else 1)
+    batches_per_step = _n_processes(trainer) * trainer.accumulate_grad_batches
+    min_windows = batches_per_step * (data.batch_size if "data.batch_size" in chosen else 1)
     if "model.block_size" not in chosen:
 
-        def fitting(least_windows: int) -> int | None:
+        def fitting(min_windows: int) -> int | None:
             return small_texts.block_size(
-                model.block_size, lambda size: module.order_of(size).n_windows, n_val, least_windows
+                model.block_size, lambda size: module.order_of(size).n_windows, n_val, min_windows
             )
 
         # a batch size given by the user that is too large is reported by the data module
-        size = fitting(least) or fitting(1)
+        size = fitting(min_windows) or fitting(1)
         if size is None:
             raise _too_short(module, chosen)
         change(model, "model.block_size", size)
         data.block_size = size
     n_windows = module.order_of(model.block_size).n_windows
     if "data.batch_size" not in chosen:
-        size = small_texts.batch_size(data.batch_size, n_windows, batches)
+        size = small_texts.batch_size(data.batch_size, n_windows, batches_per_step)
         change(data, "data.batch_size", size)
-    steps_per_epoch = max(1, n_windows // (batches * data.batch_size))
-    ends = (trainer.max_steps, (trainer.max_epochs or 0) * steps_per_epoch)
-    n_steps = min((end for end in ends if end > 0), default=0)
+    steps_per_epoch = max(1, n_windows // (batches_per_step * data.batch_size))
+    limits = (trainer.max_steps, (trainer.max_epochs or 0) * steps_per_epoch)
+    n_steps = min((limit for limit in limits if limit > 0), default=0)
     every = trainer.val_check_interval
     by_steps = isinstance(every, int) and trainer.check_val_every_n_epoch is None
     if by_steps and "trainer.val_check_interval" not in chosen:
@@ -124,9 +124,9 @@ def _adapt_sizes(
         if "samples.min_interval" not in chosen:
             between = small_texts.sample_interval(samples.min_interval, n_steps, every)
             change(samples, "samples.min_interval", between)
-    passes = n_steps / steps_per_epoch if n_steps else None
+    n_epochs = n_steps / steps_per_epoch if n_steps else None
     n_bytes = sum(sizes["bytes"] for sizes in module.tokens.provenance["sizes"].values())
-    adapted.expectation = small_texts.expectation(n_bytes, passes)
+    adapted.expectation = small_texts.expectation(n_bytes, n_epochs)
 
 
 def _too_short(module: TextDataModule, chosen: Collection[str]) -> UsageError:
@@ -168,7 +168,7 @@ def _data_module(options: Namespace, tokenizer: Tokenizer | None) -> TextDataMod
     return module
 
 
-def n_processes(trainer: Namespace) -> int:
+def _n_processes(trainer: Namespace) -> int:
     """Return the number of processes of a run, from its Trainer options and the launcher."""
     if launched := os.environ.get("WORLD_SIZE"):
         return int(launched)
