@@ -74,8 +74,8 @@ def _find_cut(file: IO[bytes], first: int, end: int) -> int:
     between words, else the beginning of the last character."""
     for pattern in _CUTS:
         for n_bytes in LOOK_BACK_BYTES:
-            file.seek(max(first, end - n_bytes))
-            at = file.tell()
+            at = max(first, end - n_bytes)
+            file.seek(at)
             if (place := last_cut(file.read(end - at), pattern)) is not None:
                 return at + place
     file.seek(end - CHARACTER_BYTES)

@@ -63,7 +63,7 @@ def test_the_known_corpora() -> None:
         assert corpus.sources
 
 
-def test_path_wins_over_corpus(tmp_path: Path) -> None:
+def test_a_path_is_used_instead_of_a_corpus(tmp_path: Path) -> None:
     file = tmp_path / "mine.txt"
     file.write_text("hello", encoding="utf-8")
     text = catalog.load(catalog.TextOptions("tinyshakespeare", str(file)), tmp_path / "data")
@@ -84,7 +84,7 @@ def test_unknown_names_and_missing_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", list(CORPORA))
-def test_who_can_not_reach_an_address_hears_of_the_plays(
+def test_an_unreachable_address_suggests_the_plays(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("GPTLIT_DATA_DIR", raising=False)
@@ -101,7 +101,7 @@ def test_who_can_not_reach_an_address_hears_of_the_plays(
     assert bool(hints[0]) == bool(wanted)
 
 
-def test_the_hash_of_several_files_knows_their_order(tmp_path: Path) -> None:
+def test_the_hash_of_several_files_depends_on_their_order(tmp_path: Path) -> None:
     for name, content in (("a.txt", "one"), ("b.txt", "two")):
         (tmp_path / name).write_text(content, encoding="utf-8")
     both = catalog.load(catalog.TextOptions(path=str(tmp_path)), tmp_path).sha256

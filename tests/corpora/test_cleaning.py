@@ -14,7 +14,7 @@ def cleaned(*documents: str, **options: object) -> list[str]:
     return list(Cleaner(CleaningOptions(**options))(documents))  # type: ignore[arg-type]  # any
 
 
-def test_by_default_nothing_is_touched() -> None:
+def test_by_default_nothing_is_changed() -> None:
     cleaner = Cleaner(CleaningOptions())
     assert list(cleaner([PLAY])) == [PLAY]
     assert cleaner.report() == []
@@ -43,7 +43,7 @@ def test_documents_by_length() -> None:
     assert cleaned(*documents, min_words=2, max_words=3) == list(documents[1:3])
 
 
-def test_paragraphs_are_documents_where_asked_for() -> None:
+def test_paragraphs_can_be_documents() -> None:
     parts = ["ROMEO:\nAy me!", "JULIET:\nO Romeo, Romeo!", "NURSE:\n42."]
     assert cleaned(PLAY, paragraphs=True) == parts
     assert cleaned(PLAY, paragraphs=True, min_words=3) == parts[:2]
@@ -70,7 +70,7 @@ def test_the_report_says_what_each_step_removed() -> None:
     ]
 
 
-def test_a_run_with_cleaning_goes_on_with_it(
+def test_a_run_with_cleaning_resumes_with_it(
     gptlit: Callable[..., Result], text_file: Path
 ) -> None:
     options = ["--data.cleaning.drop_lines=FOOL", "--trainer.max_steps=2"]

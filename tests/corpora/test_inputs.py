@@ -23,7 +23,7 @@ Gptlit = Callable[..., Result]
 
 @contextlib.contextmanager
 def pipe(content: bytes) -> Iterator[str]:
-    """What the shell makes of <(command): the path of an open pipe, and someone who writes."""
+    """The path of an open pipe that a thread writes to, as the shell makes of <(command)."""
     reading, writing = os.pipe()
 
     def write() -> None:
@@ -58,7 +58,7 @@ def pipe(content: bytes) -> Iterator[str]:
     ],
     ids=lambda words: " ".join(word for word in words if word not in TINY),
 )
-def test_what_has_no_end_is_refused(
+def test_endless_inputs_are_refused(
     gptlit: Gptlit, run: Run, tmp_path: Path, words: tuple[str, ...], path: str
 ) -> None:
     ckpt = run.folder / "checkpoints" / "last.ckpt"
@@ -73,7 +73,7 @@ def test_what_has_no_end_is_refused(
     assert {each.name for each in tmp_path.iterdir()} <= {"socket"}
 
 
-def test_files_beside_weights_have_an_end_too(tmp_path: Path) -> None:
+def test_endless_files_next_to_weights_are_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(
         '{"weight_map": {"wte": "piece.safetensors"}}'
     )
@@ -90,7 +90,7 @@ def test_files_beside_weights_have_an_end_too(tmp_path: Path) -> None:
         checkpoint.read(tmp_path / "step_1.ckpt")
 
 
-def test_a_pipe_is_a_checkpoint_of_nobody(gptlit: Gptlit, tmp_path: Path) -> None:
+def test_a_pipe_is_refused_as_a_checkpoint(gptlit: Gptlit, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     for words in (
         ("predict", "--ckpt_path=fifo"),
@@ -112,8 +112,10 @@ def test_a_text_through_a_pipe(gptlit: Gptlit, tmp_path: Path) -> None:
     assert first.code == again.code == 0
     (copy,) = (tmp_path / "data" / "piped").iterdir()
     assert copy.read_bytes() == b"the king\nand thy love\n"
-    told = f"gptlit data {path}: is a pipe, copied once to {copy.relative_to(tmp_path)} (22 bytes)"
-    assert told in first.err
+    message = (
+        f"gptlit data {path}: is a pipe, copied once to {copy.relative_to(tmp_path)} (22 bytes)"
+    )
+    assert message in first.err
     assert "copied" not in again.err
     assert first.out == again.out
     with pipe(b"another text\n") as path:  # perhaps under the same number
@@ -122,7 +124,7 @@ def test_a_text_through_a_pipe(gptlit: Gptlit, tmp_path: Path) -> None:
         assert "the pipe was empty; check whether the command" in gptlit("data", path).err
 
 
-def test_the_end_of_a_pipes_name_says_how_to_read_it(tmp_path: Path, gptlit: Gptlit) -> None:
+def test_the_extension_of_a_pipe_says_how_to_read_it(tmp_path: Path, gptlit: Gptlit) -> None:
     os.mkfifo("rows.jsonl")
     thread = threading.Thread(target=Path("rows.jsonl").write_bytes, args=[b'{"text": "the king"}'])
     thread.start()
@@ -133,7 +135,7 @@ def test_the_end_of_a_pipes_name_says_how_to_read_it(tmp_path: Path, gptlit: Gpt
     assert "characters                   9" in found.out
 
 
-def test_a_run_on_a_pipe_goes_on_without_it(gptlit: Gptlit, tmp_path: Path) -> None:
+def test_a_run_on_a_pipe_resumes_without_it(gptlit: Gptlit, tmp_path: Path) -> None:
     with pipe(made_up_text().encode()) as path, pipe(made_up_text(500, 1).encode()) as other:
         words = [f"--data.path={path}", f"--data.val_path={other}", "--trainer.max_steps=1"]
         assert gptlit("fit", *TINY, *words).code == 0
@@ -163,7 +165,7 @@ def test_other_processes_of_a_run_get_the_copy(
 
 
 def test_other_processes_get_the_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Standard input is empty in them, once the first has read it."""
+    """Their standard input is empty once the first process has read it."""
     assert inputs.in_all_processes("prompts", lambda: ["the king\n", "é"]) == ["the king\n", "é"]
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert inputs.in_all_processes("prompts", lambda: [""]) == ["the king\n", "é"]
@@ -182,15 +184,15 @@ def test_a_pipe_that_gives_too_much(tmp_path: Path) -> None:
     assert not list((tmp_path / "piped").iterdir())
 
 
-def test_a_wait_is_announced_and_can_be_stopped(tmp_path: Path) -> None:
+def test_a_wait_is_reported_and_can_be_interrupted(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     command = [sys.executable, "-m", "gptlit", "data", "fifo"]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        told = process.stderr.readline()
+        message = process.stderr.readline()
         process.send_signal(signal.SIGINT)
         rest = process.stderr.read()
-    assert told == (
+    assert message == (
         "gptlit: waiting for gptlit data fifo: the pipe has given nothing so far; Ctrl-C stops\n"
     )
     assert rest == "gptlit: stopped\n"
@@ -215,7 +217,7 @@ def test_prompts_and_configs_through_pipes(gptlit: Gptlit, run: Run) -> None:
         assert "holds no options by name" in gptlit("fit", f"--config={path}").err
 
 
-def test_marks_of_byte_order_are_named(gptlit: Gptlit, tmp_path: Path) -> None:
+def test_byte_order_marks_are_named(gptlit: Gptlit, tmp_path: Path) -> None:
     (tmp_path / "prompt.txt").write_text("thé", encoding="utf-16")
     assert inputs.read_text("prompt.txt", "--prompt_file") == "thé"
     (tmp_path / "utf16.yaml").write_text("model: {n_layer: 1}", encoding="utf-16")

@@ -46,7 +46,7 @@ def read(path: Path) -> tuple[list[str], list[str]]:
 
 
 def book(path: Path, **changes: str | bytes | None) -> Path:
-    """An EPUB; `changes` are of its members, by name with _ for what a name can't have."""
+    """Write an EPUB with changed members, by their names."""
     members: dict[str, str | bytes | None] = {
         "META-INF/container.xml": CONTAINER,
         "OEBPS/book.opf": PACKAGE,
@@ -95,7 +95,7 @@ ENTITIES = (
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"META-INF/container.xml": None}, "not a whole EPUB .*container.xml"),
         ({"META-INF/container.xml": "<a>"}, "not a whole EPUB"),
@@ -112,13 +112,13 @@ ENTITIES = (
         ),
     ],
 )
-def test_books_that_are_none(tmp_path: Path, changes: dict[str, str], told: str) -> None:
-    with pytest.raises(UsageError, match=f"--data.path .*x.epub: .*{told}"):
+def test_invalid_books(tmp_path: Path, changes: dict[str, str], message: str) -> None:
+    with pytest.raises(UsageError, match=f"--data.path .*x.epub: .*{message}"):
         read(book(tmp_path / "x.epub", **changes))
 
 
 @pytest.mark.parametrize("name", ["base64", "undefined", "idna", "nothing"])
-def test_an_encoding_that_no_page_is_in(tmp_path: Path, name: str) -> None:
+def test_encodings_that_are_not_for_pages(tmp_path: Path, name: str) -> None:
     page = PAGE.format(n=1, encoding=name)
     assert read(book(tmp_path / "x.epub", **{"OEBPS/text/one.xhtml": page}))[0][0].startswith(
         TEXT.format(n=1)
@@ -127,21 +127,23 @@ def test_an_encoding_that_no_page_is_in(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("page", "told"),
+    ("page", "message"),
     [
         ("<p>once" + "<font>more " * 400, "Excessive depth in document: 256"),
         (f"<p>{'x' * 10_000_001}</p>", "can't be read whole"),
     ],
 )
-def test_no_part_of_a_page_is_lost_silently(tmp_path: Path, page: str, told: str) -> None:
+def test_no_part_of_a_page_is_lost_silently(tmp_path: Path, page: str, message: str) -> None:
     (tmp_path / "x.html").write_text(page)
-    with pytest.raises(UsageError, match=f"--data.path .*x.html: a page .*{told}"):
+    with pytest.raises(UsageError, match=f"--data.path .*x.html: a page .*{message}"):
         read(tmp_path / "x.html")
     (tmp_path / "x.html").write_text("<p>once" + "<font>more " * 200)
     assert read(tmp_path / "x.html")[0][0].count("more") == 200
 
 
-def test_an_advice_replaces_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_advised_command_replaces_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("play.txt").write_bytes(b"%PDF-1.7\n")
     with pytest.raises(UsageError, match="pdftotext play.txt play_text.txt$"):
@@ -154,7 +156,7 @@ def test_a_book_of_many_large_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         read(book(tmp_path / "x.epub"))
 
 
-def test_the_extra_is_named_where_it_is_missing(
+def test_a_missing_extra_is_named(
     gptlit: Gptlit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "inscriptis", None)
@@ -176,7 +178,7 @@ def zipped(*names: str) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("name", "raw", "told"),
+    ("name", "raw", "message"),
     [
         ("my play.pdf", b"%PDF-1.7\n%\xe2", "a PDF, .* pdftotext 'my play.pdf' 'my play.txt'"),
         ("x.rtf", b"{\\rtf1 the king}", "an RTF document, .*: pandoc x.rtf -t plain -o x.txt"),
@@ -193,22 +195,22 @@ def zipped(*names: str) -> bytes:
         ("x.parquet", b"PAR1\x15", "a Parquet table"),
     ],
 )
-def test_what_is_no_text_is_refused_with_advice(
-    gptlit: Gptlit, tmp_path: Path, name: str, raw: bytes, told: str
+def test_files_that_are_not_text_are_refused_with_advice(
+    gptlit: Gptlit, tmp_path: Path, name: str, raw: bytes, message: str
 ) -> None:
     (tmp_path / name).write_bytes(raw)
     found = gptlit("data", name)
     assert found.code == 2
-    assert re.search(f"^gptlit: error: gptlit data {name}: is .*{told}", found.err)
+    assert re.search(f"^gptlit: error: gptlit data {name}: is .*{message}", found.err)
 
 
-def test_what_a_folder_leaves_out_is_said(gptlit: Gptlit, tmp_path: Path) -> None:
+def test_files_that_a_folder_leaves_out_are_reported(gptlit: Gptlit, tmp_path: Path) -> None:
     folder = tmp_path / "my texts"
     folder.mkdir()
     for name in ("a.json", "b.json", "c.csv.gz", "d.png"):
         (folder / name).write_bytes(b"no text")
-    told = re.escape("but with 1 .csv.gz, 2 .json, which a glob reads: 'my texts/**/*.csv.gz'")
-    with pytest.raises(UsageError, match=told):
+    message = re.escape("but with 1 .csv.gz, 2 .json, which a glob reads: 'my texts/**/*.csv.gz'")
+    with pytest.raises(UsageError, match=message):
         find_files("my texts", "--data.path")
     (folder / "a.txt").write_text("the king", encoding="utf-8")
     found = gptlit("data", "my texts")

@@ -34,17 +34,20 @@ def test_a_folder_a_glob_and_packed_files(tmp_path: Path) -> None:
 
 
 def test_a_folder_or_glob_without_a_text(tmp_path: Path) -> None:
-    for path, told in ((str(tmp_path), "a folder without"), (f"{tmp_path}/*.txt", "no file match")):
-        with pytest.raises(UsageError, match=f"--data.path .*{told}"):
+    for path, message in (
+        (str(tmp_path), "a folder without"),
+        (f"{tmp_path}/*.txt", "no file match"),
+    ):
+        with pytest.raises(UsageError, match=f"--data.path .*{message}"):
             find_files(path, "--data.path")
 
 
 @pytest.mark.parametrize("block", [1, 2, 3, 1 << 20])
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
-def test_blocks_make_no_difference(
+def test_the_size_of_blocks_makes_no_difference(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int, suffix: str
 ) -> None:
-    """A mark, line ends and characters that blocks cut through."""
+    """Blocks cut through a mark, line breaks and characters."""
     raw = "\ufeffa\r\né€\r😀\r\n\nz".encode()
     pack = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}[suffix]
     path = tmp_path / f"x.txt{suffix}"
@@ -65,7 +68,7 @@ def test_several_frames_are_one_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("block", [1, 4, 1 << 20])
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 @pytest.mark.parametrize("tail", [b"\xffc", b"\xe2\x82"])
-def test_the_offset_of_what_is_no_utf8(
+def test_the_offset_of_invalid_utf8(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int, mark: bytes, tail: bytes
 ) -> None:
     path = tmp_path / "x.txt"
@@ -86,7 +89,7 @@ def test_the_field_of_jsonl_can_be_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "raw", "told"),
+    ("name", "raw", "message"),
     [
         ("x.txt", b"a\0b", "a binary file"),
         ("x.gz", b"nothing packed", "x.gz: not a whole .gz file"),
@@ -101,9 +104,9 @@ def test_the_field_of_jsonl_can_be_named(tmp_path: Path) -> None:
         ("x.jsonl", b'{"text": "a\\ud800"}', "line 1 .*half a character"),
     ],
 )
-def test_files_that_are_not_whole(tmp_path: Path, name: str, raw: bytes, told: str) -> None:
+def test_corrupt_files(tmp_path: Path, name: str, raw: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(raw)
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=message):
         documents(tmp_path / name)
 
 

@@ -53,7 +53,7 @@ def test_json_in_each_of_its_forms(
 
 
 def test_records_in_arrays_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A record has a largest size; their number has none."""
+    """The size of a record is limited, the number of records is not."""
     monkeypatch.setattr(rows, "RECORD_CHARS", 200)
     monkeypatch.setattr(unpacking, "BLOCK_BYTES", 64)
     many = [{"text": "a" * (n % 90)} for n in range(400)]
@@ -64,9 +64,7 @@ def test_records_in_arrays_of_any_size(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=4))
-def test_what_is_written_as_json_is_read_back(
-    tmp_path_factory: pytest.TempPathFactory, texts: list[str]
-) -> None:
+def test_round_trip_of_json(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
     content = json.dumps([{"text": text} for text in texts])
     found = read(written(tmp_path_factory.mktemp("json"), "x.json", content))
     clean = [text.replace("\0", "").replace("\r\n", "\n").replace("\r", "\n") for text in texts]
@@ -74,7 +72,7 @@ def test_what_is_written_as_json_is_read_back(
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (
             '[{"text": "a"}, {"body": "b", "id": 1}]',
@@ -98,8 +96,8 @@ def test_what_is_written_as_json_is_read_back(
         ("text", "record 1 is not JSON"),
     ],
 )
-def test_json_that_is_none(tmp_path: Path, content: str, told: str) -> None:
-    with pytest.raises(UsageError, match=f"--data.path .*x.json: .*{told}"):
+def test_invalid_json(tmp_path: Path, content: str, message: str) -> None:
+    with pytest.raises(UsageError, match=f"--data.path .*x.json: .*{message}"):
         read(written(tmp_path, "x.json", content))
 
 
@@ -131,7 +129,7 @@ def test_the_only_column_and_other_separators(tmp_path: Path) -> None:
     assert read(written(tmp_path, "x.csv", "id|text\n1|the king\n")) == ["the king"]
 
 
-def test_lines_before_the_names_of_columns_are_passed_by(tmp_path: Path) -> None:
+def test_blank_lines_before_the_names_of_columns_are_skipped(tmp_path: Path) -> None:
     path = written(tmp_path, "x.csv", "\n \n\nid;text\n1;the king\n")
     assert read(path) == ["the king"]
     path = written(tmp_path, "x.csv", "\n\nid,text\n1\n")
@@ -142,7 +140,7 @@ def test_lines_before_the_names_of_columns_are_passed_by(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("content", "column", "told"),
+    ("content", "column", "message"),
     [
         ("id,body\n1,a\n", None, "no column 'text', but 'id', 'body'; column names the one"),
         ("id,body\n1,a\n", "bodi", "no column 'bodi', but 'id', 'body'.*Did you mean body?"),
@@ -151,9 +149,9 @@ def test_lines_before_the_names_of_columns_are_passed_by(tmp_path: Path) -> None
         ('id,text\n1,"a"b\n', None, "line 2 is not a row of a table"),
     ],
 )
-def test_a_table_that_is_none(tmp_path: Path, content: str, column: str | None, told: str) -> None:
+def test_invalid_tables(tmp_path: Path, content: str, column: str | None, message: str) -> None:
     options = {} if column is None else {"column": column}
-    with pytest.raises(UsageError, match=f"--data.path .*x.csv: .*{told}"):
+    with pytest.raises(UsageError, match=f"--data.path .*x.csv: .*{message}"):
         read(written(tmp_path, "x.csv", content), **options)
 
 

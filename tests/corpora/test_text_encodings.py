@@ -34,7 +34,7 @@ POLISH = (
 
 
 def read(path: Path, encoding: str = "auto") -> tuple[str, list[str]]:
-    """A file's text, and what is said of it."""
+    """Return a file's text and the notes on it."""
     found = Documents(find_files(str(path), "--data.path"), "--data.path", encoding=encoding)
     return "".join("".join(blocks) for blocks in found), [
         with_option_names(note) for note in found.notes
@@ -70,10 +70,10 @@ def test_byte_order_marks_are_recognised_and_named(
     ],
 )
 @pytest.mark.parametrize("before", [b"", b"The king speaks.\n" * 100_000])
-def test_what_is_assumed_is_said(
+def test_assumptions_are_reported(
     tmp_path: Path, text: str, encoding: str, assumed: str, before: bytes
 ) -> None:
-    """Also where the first megabytes are the same in all encodings."""
+    """Also if the first megabytes are the same in all encodings."""
     path = tmp_path / "x.txt"
     raw = before + text.encode(encoding)
     path.write_bytes(raw)
@@ -85,7 +85,7 @@ def test_what_is_assumed_is_said(
     assert note.endswith("; encoding names another")
 
 
-def test_a_text_in_utf8_is_assumed_nothing_of(tmp_path: Path) -> None:
+def test_nothing_is_assumed_of_utf8(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
     path.write_text(FRENCH + RUSSIAN, encoding="utf-8")
     assert read(path) == (FRENCH + RUSSIAN, [])
@@ -107,15 +107,15 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_hints_work_as_they_are_typed(gptlit: Gptlit, tmp_path: Path, name: str) -> None:
-    raw, told = REFUSED[name]
-    if told is None:  # what was given doesn't fit
+def test_hints_can_be_typed_as_they_are(gptlit: Gptlit, tmp_path: Path, name: str) -> None:
+    raw, message = REFUSED[name]
+    if message is None:  # this hint does not apply
         (tmp_path / name).write_bytes(raw.decode().encode("utf-16"))
         found = gptlit("data", name, "--encoding=ascii")
     else:
         (tmp_path / name).write_bytes(raw)
         found = gptlit("data", name)
-        assert told in found.err
+        assert message in found.err
     assert found.code == 2
     hint = re.search(r"--encoding (\w[\w-]*\w)", found.err)
     assert hint
@@ -141,7 +141,7 @@ def test_an_encoding_is_an_option_of_fit_too(gptlit: Gptlit, tmp_path: Path) -> 
     assert gptlit("fit", *TINY, *words, "--data.encoding=base64").code == 2
 
 
-def test_damaged_utf8_is_not_taken_for_something_else(tmp_path: Path) -> None:
+def test_damaged_utf8_is_not_taken_for_another_encoding(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
     path.write_bytes(FRENCH.encode() + b"\xff" + FRENCH.encode())
     offset = len(FRENCH.encode())

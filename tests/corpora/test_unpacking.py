@@ -19,7 +19,7 @@ MIB = 1 << 20
 
 
 def packed(suffix: str, begin: bytes, fill: bytes, n_mib: int) -> bytes:
-    """A beginning and so many MiB that are all the same, as a file of a few kilobytes."""
+    """Write a beginning and many equal MiB, packed into a few kilobytes."""
     out, block = io.BytesIO(), fill * (MIB // len(fill))
     writer = (
         zstandard.ZstdCompressor().stream_writer(out, closefd=False)
@@ -43,7 +43,7 @@ def test_a_block_of_zstd_is_small(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "begin", "fill", "told"),
+    ("name", "begin", "fill", "message"),
     [
         ("x.txt.zst", b"", b"the king ", None),
         ("x.txt.gz", b"", b"a", None),
@@ -66,7 +66,7 @@ def test_memory_is_bounded(
     name: str,
     begin: bytes,
     fill: bytes,
-    told: str | None,
+    message: str | None,
 ) -> None:
     monkeypatch.setattr(rows, "RECORD_CHARS", MIB)
     monkeypatch.setattr(markup, "PAGE_BYTES", MIB)
@@ -78,11 +78,11 @@ def test_memory_is_bounded(
     text = catalog.load(catalog.TextOptions(path=f"{path.parent}/*"), tmp_path)
     tracemalloc.start()
     try:
-        if told is None:
+        if message is None:
             spooled = clean_text.write(text, tmp_path / "spool", joined=True)
             assert spooled.n_chars > 60 * MIB or fill == b"\n"
         else:
-            with pytest.raises(UsageError, match=f"^path {path}: .*{told}"):
+            with pytest.raises(UsageError, match=f"^path {path}: .*{message}"):
                 clean_text.write(text, tmp_path / "spool", joined=True)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
@@ -90,7 +90,7 @@ def test_memory_is_bounded(
     assert peak < 48 * MIB
 
 
-def test_a_row_too_long_leaves_nothing_behind(
+def test_a_row_that_is_too_long_leaves_no_files(
     gptlit: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rows, "RECORD_CHARS", 1000)

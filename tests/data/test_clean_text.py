@@ -12,7 +12,7 @@ from gptlit.messages import UsageError
 
 
 def write(folder: Path, *contents: str, joined: bool = True, **cleaning: object) -> CleanText:
-    """CleanText files of these contents."""
+    """Write files with these contents and clean them."""
     texts = folder / "texts"
     texts.mkdir()
     for index, content in enumerate(contents):
@@ -26,7 +26,7 @@ def content(written: CleanText) -> str:
     return written.path.read_text(encoding="utf-8")
 
 
-def test_one_file_stays_as_it_is(tmp_path: Path) -> None:
+def test_one_file_is_unchanged(tmp_path: Path) -> None:
     written = write(tmp_path, "\n\n a\r\nè\n\n")
     assert content(written) == "\n\n a\nè\n\n"
     assert (written.n_chars, written.n_bytes, written.characters) == (8, 9, "\n aè")
@@ -40,7 +40,7 @@ def test_a_blank_line_between_documents(tmp_path: Path) -> None:
     assert written.ends.tolist() == [[5, 5], [16, 17], [21, 22]]
 
 
-def test_nothing_between_documents_that_a_token_parts(tmp_path: Path) -> None:
+def test_no_blank_line_between_documents_that_a_token_separates(tmp_path: Path) -> None:
     written = write(tmp_path, "one\n", "two\n\nthree\n", joined=False, paragraphs=True)
     assert content(written) == "onetwothree"
     assert written.ends[:, 0].tolist() == [3, 6, 11]
@@ -54,7 +54,9 @@ def test_blank_files(tmp_path: Path, contents: list[str]) -> None:
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip))
-def test_where_a_character_begins(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+def test_the_byte_at_which_a_character_begins(
+    tmp_path_factory: pytest.TempPathFactory, text: str
+) -> None:
     text = text.replace("\0", "").replace("\r", "").removeprefix("\ufeff") + "x"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(clean_text, "FLUSH_CHARS", 3)

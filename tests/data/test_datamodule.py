@@ -34,7 +34,7 @@ def test_an_epoch_sees_every_window_once() -> None:
 
 
 @pytest.mark.parametrize(("n_ranks", "batch_size"), [(2, 6), (4, 3), (1, 6), (3, 2)])
-def test_ranks_and_accumulation_only_cut_the_stream(n_ranks: int, batch_size: int) -> None:
+def test_ranks_and_accumulation_only_divide_the_stream(n_ranks: int, batch_size: int) -> None:
     """Any division of steps of 12 windows sees the same 12 windows in each step."""
     whole = [set(x[:, 0].tolist()) for x, _ in loader(12, 5)]
     accumulated = 12 // (n_ranks * batch_size)
@@ -54,7 +54,7 @@ def test_ranks_and_accumulation_only_cut_the_stream(n_ranks: int, batch_size: in
 
 
 @pytest.mark.parametrize("read", [0, 1, 3, 5])
-def test_a_restored_loader_goes_on_where_the_other_stopped(read: int) -> None:
+def test_a_restored_loader_resumes_where_the_other_stopped(read: int) -> None:
     whole = loader(4, 5)
     whole.set_epoch(2)
     batches = list(whole)
@@ -68,7 +68,7 @@ def test_a_restored_loader_goes_on_where_the_other_stopped(read: int) -> None:
     iter(second)  # Lightning calls iter once more than it reads
     second.load_state_dict(state)
     stream = iter(second)
-    second.set_epoch(2)  # and tells the epoch after that
+    second.set_epoch(2)  # and sets the epoch after that
     rest = list(stream)
     assert len(rest) == 5 - read
     for (x, _), (wanted, _) in zip(rest, batches[read:], strict=True):
@@ -154,21 +154,21 @@ def test_without_validation_there_is_the_slice_alone(module: Any) -> None:
     assert len(data.val_dataloader()) == 1
 
 
-def test_own_validation_text_leaves_the_other_whole(module: Any, tmp_path: Path) -> None:
+def test_a_separate_validation_text_leaves_the_other_whole(module: Any, tmp_path: Path) -> None:
     (tmp_path / "val.txt").write_text("the king", encoding="utf-8")
     data = module(val_path=str(tmp_path / "val.txt"))
     assert data.tokens.size("val") == 8
     assert data.tokenizer.decode(data.tokens.split("train")) == made_up_text()
 
 
-def test_too_short_a_text_tells_the_largest_block(module: Any) -> None:
+def test_the_error_for_a_short_text_names_the_largest_block(module: Any) -> None:
     content = "0123456789" * 5
     with pytest.raises(UsageError) as caught:
         module(content, block_size=24)
-    told = str(caught.value)
-    assert "block_size 24" in told
-    assert "45 tokens to train on and 5 for validation" in told
-    assert "largest block that fits is 22" in told
+    message = str(caught.value)
+    assert "block_size 24" in message
+    assert "45 tokens to train on and 5 for validation" in message
+    assert "largest block that fits is 22" in message
 
 
 def test_a_held_out_split_shorter_than_a_window_is_refused(module: Any, tmp_path: Path) -> None:
@@ -188,12 +188,12 @@ def test_the_largest_block_that_fits(module: Any) -> None:
     assert fits.steps_per_epoch == 1
 
 
-def test_too_large_a_batch_tells_how_many_windows_there_are(module: Any) -> None:
+def test_the_error_for_a_large_batch_names_the_number_of_windows(module: Any) -> None:
     with pytest.raises(UsageError, match="^batch_size 40: .* has 5; lower"):
         module("0123456789" * 5, batch_size=40, val_fraction=0).train_dataloader()
 
 
-def test_wrong_batch_size() -> None:
+def test_invalid_batch_size() -> None:
     with pytest.raises(UsageError, match="^batch_size 0"):
         TextDataModule(batch_size=0)
 
@@ -206,7 +206,7 @@ def test_nothing_is_read_in_the_constructor(tmp_path: Path) -> None:
 
 @pytest.fixture
 def collection(tmp_path: Path) -> Any:
-    """A data module on some documents, each of one letter, closed by a token."""
+    """A data module on documents of one letter each, closed by a token."""
 
     def make(*lengths: int, **options: Any) -> TextDataModule:
         folder = tmp_path / "documents"
@@ -223,7 +223,7 @@ def collection(tmp_path: Path) -> Any:
     return make
 
 
-def test_no_window_of_documents_holds_two_of_them(collection: Any) -> None:
+def test_windows_of_documents_are_of_one_document(collection: Any) -> None:
     data = collection(5, 20, 3, 8, 16, 9, windows="documents", val_fraction=0)
     eos = data.tokenizer.eos_id
     scored: list[int] = []
@@ -274,8 +274,8 @@ def test_spans_of_validation_are_scored_once_each(module: Any) -> None:
 
 
 @pytest.mark.parametrize(("fraction", "spans"), [(0.25, 1), (0.5, 4), (0.8, 3)])
-def test_a_part_of_the_training_text(module: Any, fraction: float, spans: int) -> None:
-    """Its first tokens and no others; what is held out, and the tokenizer, stay the same."""
+def test_a_fraction_of_the_training_text(module: Any, fraction: float, spans: int) -> None:
+    """Only its first tokens are trained on; held-out splits and tokenizer stay the same."""
     whole = module(val_spans=spans)
     part = module(val_spans=spans, train_fraction=fraction, windows="side_by_side")
     n_tokens = int(fraction * whole.tokens.size("train"))
@@ -289,11 +289,11 @@ def test_a_part_of_the_training_text(module: Any, fraction: float, spans: int) -
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.5, -1.0])
-def test_a_part_is_above_nothing_and_at_most_all(fraction: float) -> None:
+def test_invalid_train_fractions(fraction: float) -> None:
     with pytest.raises(UsageError, match="^train_fraction"):
         TextDataModule(train_fraction=fraction)
 
 
-def test_too_small_a_part_is_told_as_a_text_that_is_too_short(module: Any) -> None:
+def test_too_small_a_fraction_is_reported_as_a_short_text(module: Any) -> None:
     with pytest.raises(UsageError, match="too short"):
         module(train_fraction=1e-4)

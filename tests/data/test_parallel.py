@@ -33,7 +33,9 @@ TEXTS = st.text(st.sampled_from("ab1.' \n\té\u3000stve"), max_size=40)
 
 @pytest.mark.parametrize("kind", ["rustbpe's", "gpt2's", "word", "word:reversible"])
 @given(before=TEXTS, after=TEXTS, between=st.sampled_from(["a\nb", ".\n'", "a b", "'\u3000 s b"]))
-def test_no_tokenizer_joins_what_is_cut(kind: str, before: str, after: str, between: str) -> None:
+def test_no_tokenizer_joins_both_sides_of_a_cut(
+    kind: str, before: str, after: str, between: str
+) -> None:
     text = before + between + after
     if kind.startswith("word"):
         options = parse_options(kind)
@@ -92,14 +94,14 @@ def test_tasks_cover_a_span_document_by_document(
     assert "".join(part for task in each for part, _ in task.texts()) == whole
     ends = set(text.ends[:, 1].tolist())
     assert {s.end for s in stretches if s.ends_document} == {n for n in ends if first < n <= end}
-    # what was cut goes on
+    # a cut document continues
     assert all(s.is_continuation != (s.first in ends or s.first == first) for s in stretches)
     assert all(task.n_bytes <= 32 for task in each)
     assert {task.span for task in each} == {3}
 
 
 @pytest.mark.parametrize("alone", [True, False])
-def test_many_processes_give_what_one_gives(
+def test_several_processes_give_the_results_of_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: bool
 ) -> None:
     monkeypatch.setattr(parallel, "ONE_WORKER_BELOW_BYTES", 10**9 if alone else 0)
@@ -128,7 +130,7 @@ def test_many_processes_give_what_one_gives(
     assert sum(counted, Counter()) == Counter(content.split())
 
 
-def test_what_a_process_can_not_read_is_told_by_the_first(
+def test_errors_of_worker_processes_are_raised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parallel, "ONE_WORKER_BELOW_BYTES", 0)

