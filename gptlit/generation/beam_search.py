@@ -90,14 +90,14 @@ def search(
 
 @dataclass(frozen=True)
 class _Beam:
-    """A text on its way, and the sum of its tokens' log probabilities."""
+    """An unfinished text, and the sum of its tokens' log probabilities."""
 
     draft: Draft
     total: float = 0.0
 
 
 class _Rows:
-    """What the model and the rules know of `num_beams` texts, one in each row."""
+    """The state of model and rules for `num_beams` texts, one in each row."""
 
     def __init__(
         self,
@@ -114,21 +114,21 @@ class _Rows:
         self._rules = Rules(beams, prompts, model.config.vocab_size, **rules)
 
     def next(self) -> tuple[Tensor, Tensor]:
-        """Of the next tokens the (num_beams, V) log probabilities, float64, by the model itself
-        and after the rules."""
+        """(num_beams, V) log probabilities of the next tokens in float64, by the model alone and
+        after the rules."""
         logits = self._windows.logits()
         logs = logits.log_softmax(dim=-1, dtype=torch.float64)
         applied = self._rules.apply(logs)
-        if self.n == 1:  # greedy, whose penalties work on logits
+        if self.n == 1:  # greedy sampling's penalties change logits, not log probabilities
             others = torch.ones_like(applied, dtype=torch.bool)
             others[0, self._rules.apply(logits).argmax()] = False
             applied = applied.masked_fill(others, -math.inf)
         return logs, applied
 
-    def go_on(self, rows: Sequence[int], ids: Sequence[int]) -> None:
-        """Row i becomes what row `rows[i]` was, and one of `ids` longer.
+    def extend(self, rows: Sequence[int], ids: Sequence[int]) -> None:
+        """Make row i a copy of row `rows[i]`, and append `ids[i]` to it.
 
-        Of fewer than `num_beams` the first fills up the rows, which nobody asks then.
+        If there are fewer than `num_beams`, copies of the first fill the other rows.
         """
         missing = self.n - len(rows)
         before = [*rows, *[rows[0]] * missing]
@@ -141,16 +141,16 @@ class _Rows:
 
 @torch.inference_mode()
 def _search(rows: _Rows, start: _Beam, beams: BeamSettings, scored: bool) -> list[Found]:
-    """What was found, best first, `num_beams` or fewer."""
+    """The texts found, best first, `num_beams` or fewer."""
     n, n_steps = rows.n, beams.max_new_tokens or 1
-    going, found = [start], list[Found]()
+    unfinished, found = [start], list[Found]()
     for length in range(1, n_steps + 1):
         own, logs = rows.next()
         entropies = entropy(own).tolist() if scored else []
-        before, going, parents, ids = going, [], list[int](), list[int]()
+        before, unfinished, parents, ids = unfinished, [], list[int](), list[int]()
         totals = torch.tensor([[beam.total] for beam in before], dtype=own.dtype, device=own.device)
         for rank, (row, id_, total) in enumerate(_likeliest(totals + logs[: len(before)], n)):
-            if rank >= n and (len(going) == n or length == n_steps):
+            if rank >= n and (len(unfinished) == n or length == n_steps):
                 break
             draft = before[row].draft.fork()
             draft.add(id_, (own[row, id_].item(), entropies[row]) if scored else None)
@@ -158,16 +158,16 @@ def _search(rows: _Rows, start: _Beam, beams: BeamSettings, scored: bool) -> lis
                 if rank < n:
                     draft.finish()
                     found.append(Found(**vars(draft.written), score=_score(total, length, beams)))
-            elif len(going) < n:
-                going.append(_Beam(draft, total))
+            elif len(unfinished) < n:
+                unfinished.append(_Beam(draft, total))
                 parents.append(row)
                 ids.append(id_)
         found = sorted(found, key=lambda text: -text.score)[:n]
-        if not going:
+        if not unfinished:
             break
-        if len(found) == n and _best_to_come(going[0].total, length, beams) <= found[-1].score:
+        if len(found) == n and _best_to_come(unfinished[0].total, length, beams) <= found[-1].score:
             break
-        rows.go_on(parents, ids)
+        rows.extend(parents, ids)
     return found
 
 
@@ -187,16 +187,16 @@ def _best_to_come(total: float, length: int, settings: BeamSettings) -> float:
 
 
 def _likeliest(totals: Tensor, n: int) -> Iterator[tuple[int, int, float]]:
-    """Row, id and value of (num_beams, V) sums of log probabilities, the highest first; of equal
-    ones the first. Those without a probability are left out."""
+    """Yield row, id and value of (num_beams, V) sums of log probabilities, highest first, and the
+    first of equal ones; without those of probability 0."""
     flat = totals.masked_fill(totals.isnan(), -math.inf).flatten()
-    n_told = 0
-    # of 2n at least n go on where texts end by the end of sequence alone: rarely more are asked for
+    n_yielded = 0
+    # 2n are enough where texts end at the end of sequence alone: one ends in each row at most
     for n_sorted in (min(2 * n, len(flat)), len(flat)):
         (among,) = torch.where(flat >= flat.topk(n_sorted).values[-1])
-        order = among[flat[among].argsort(descending=True, stable=True)][n_told:]
+        order = among[flat[among].argsort(descending=True, stable=True)][n_yielded:]
         for index, total in zip(order.tolist(), flat[order].tolist(), strict=True):
             if total == -math.inf:
                 return
             yield *divmod(index, totals.size(1)), total
-        n_told += len(order)
+        n_yielded += len(order)

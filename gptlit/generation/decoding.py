@@ -1,9 +1,9 @@
-"""What a model makes of texts that grow token by token: windows, and a fast step for one token.
+"""Logits of texts that grow token by token: the model's windows, and a fast step for one token.
 
-A small model spends more time on calling modules and on views than on arithmetic when each row is
-one token. So `Decoder` turns the blocks into plain functions once, on (B, C) instead of (B, T, C),
-over a cache that is allocated once; whole windows go through the model itself. Rows may differ in
-length. `tests/test_decoding.py` holds both to the same logits for every part of a model.
+With one token a row, a small model spends more time on calling modules and on views than on
+arithmetic. So `Decoder` turns the blocks into plain functions once, on (B, C) instead of (B, T, C),
+with a cache that is allocated once; whole windows go through the model itself. Rows may differ in
+length. tests/generation/test_decoding.py compares both for every part of a model.
 """
 
 import math
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from gptlit.model.gpt import GPT, MLP, Attention, Block, KVCache, TokenShift
 
 Function = Callable[[Tensor], Tensor]
-FEW = 4  # rows
+FEW_ROWS = 4
 
 
 def kept_tokens(block_size: int) -> int:
@@ -40,15 +40,14 @@ def window_starts(n_tokens: int, block_size: int) -> Iterator[tuple[int, int]]:
 
 
 class Windows:
-    """The ids that a model looks at, B rows of up to block_size, and what it makes of them.
+    """The ids that a model sees, B rows of up to block_size, and their logits.
 
-    When a row is full, its last block_size // 2 (at least one) are kept and read anew, so that the
-    cost per token stays constant however long the text. It is so with and without a cache: both
-    give the same.
+    A full row keeps its last block_size // 2 tokens (at least one), which are read again, so that
+    the cost per token is constant for any length of text; the same with and without a cache.
 
     Args:
-        model: In eval mode; its weights are read, not copied.
-        prompts: B times (T,) ids, T >= 1; of more than block_size, the last are used.
+        model: Model in eval mode; its weights are not copied.
+        prompts: B times (T,) ids, T >= 1; the last block_size are used.
         use_cache: Keep keys and values instead of reading the whole window for every token.
     """
 
@@ -64,33 +63,33 @@ class Windows:
         for row, prompt in enumerate(prompts):
             self._ids[row, : self._lengths[row]] = prompt[-self._block_size :]
         self._newest = self._ids[:, 0]  # (B,)
-        self._anew = list(range(len(prompts)))  # rows that the cache has nothing of
+        self._to_read = list(range(len(prompts)))  # rows that aren't in the cache
         self._decoder = Decoder(model, len(prompts)) if use_cache else None
 
     def logits(self) -> Tensor:
-        """(B, V) logits of the next tokens; to be asked for once before each `append`."""
+        """(B, V) logits of the next tokens; call it once before each `append`."""
         decoder, n_rows = self._decoder, len(self._lengths)
-        anew = list(range(n_rows)) if decoder is None else self._anew
+        to_read = list(range(n_rows)) if decoder is None else self._to_read
         logits = None
-        if decoder is not None and len(anew) < n_rows:
+        if decoder is not None and len(to_read) < n_rows:
             logits = decoder.step(self._newest, [length - 1 for length in self._lengths])
-        for length in sorted({self._lengths[row] for row in anew}):
-            rows = [row for row in anew if self._lengths[row] == length]
+        for length in sorted({self._lengths[row] for row in to_read}):
+            rows = [row for row in to_read if self._lengths[row] == length]
             if len(rows) == n_rows:
                 logits = self._read(self._ids[:, :length], rows)
             else:
                 read = self._read(self._ids[rows, :length], rows)
                 logits = read.new_empty(n_rows, read.size(1)) if logits is None else logits
                 logits[rows] = read
-        self._anew = []
+        self._to_read = []
         assert logits is not None
         return logits
 
     def append(self, ids: Tensor) -> None:
-        """Put (B,) ids behind the rows."""
+        """Append (B,) ids, one to each row."""
         full = [row for row, length in enumerate(self._lengths) if length == self._block_size]
         if full:
-            # the new ids are the last of those kept
+            # the new ids count among those kept
             kept = self._ids[full, self._block_size - self._kept + 1 :]
             self._ids[full, : self._kept - 1] = kept
             for row in full:
@@ -101,13 +100,10 @@ class Windows:
             places = torch.tensor(self._lengths, device=ids.device)[:, None]
             self._ids.scatter_(1, places, ids[:, None])
         self._lengths = [length + 1 for length in self._lengths]
-        self._newest, self._anew = ids, full
+        self._newest, self._to_read = ids, full
 
     def reorder(self, rows: Sequence[int]) -> None:
-        """Row i becomes what row `rows[i]` was; for beams, some of which go on twice.
-
-        To be called between `logits` and `append`.
-        """
+        """Make row i a copy of row `rows[i]`; call it between `logits` and `append`."""
         rows = list(rows)
         self._ids = self._ids[rows]
         self._lengths = [self._lengths[row] for row in rows]
@@ -121,10 +117,10 @@ class Windows:
 
 
 class Decoder:
-    """A model's cache, and its step for one new token a row.
+    """A model with a cache, and a fast step for one new token in each row.
 
     Args:
-        model: In eval mode; its weights are read, not copied.
+        model: Model in eval mode; its weights are not copied.
         n_rows: B
     """
 
@@ -134,17 +130,17 @@ class Decoder:
         self._rows = torch.arange(n_rows, device=model.wte.weight.device)
         self._blocks = [self._block(block) for block in model.h]
         self._norm, self._head = function(model.ln_f), function(model.lm_head)
-        # of the step in hand: the tokens' places, where they are kept, and what they see
+        # of the current step: positions of the tokens, their places in the cache, and what they see
         self._at: int | Tensor = 0
         self._spot: tuple[slice | Tensor, slice, int | Tensor] = (slice(None), slice(None), 0)
         self._n_keys = 0
         self._mask: Tensor | None = None
 
     def read(self, ids: Tensor, rows: Sequence[int]) -> Tensor:
-        """Begin some rows anew with (n, T) ids, 1 <= T <= block_size.
+        """Start some rows over with (n, T) ids, 1 <= T <= block_size.
 
         Returns:
-            (n, V) logits of what comes behind them.
+            (n, V) logits of the next tokens.
         """
         n_rows = len(self._rows)
         if len(rows) == n_rows:
@@ -160,22 +156,23 @@ class Decoder:
             self._cache.inputs.setdefault(shift, everywhere)[rows] = inputs
         return logits
 
-    def step(self, ids: Tensor, places: Sequence[int]) -> Tensor:
-        """(B, V) logits of what comes behind (B,) ids at these B places, 0 to block_size - 1.
+    def step(self, ids: Tensor, positions: Sequence[int]) -> Tensor:
+        """(B, V) logits of the next tokens after (B,) ids at B positions, 0 to block_size - 1.
 
-        Every row but those that are read anew before the next step holds what is before its place.
+        The cache must have all earlier positions of a row, unless `read` starts the row over
+        before the next step.
         """
-        self._n_keys = max(places) + 1
-        if min(places) + 1 == self._n_keys:
-            self._at = places[0]
+        self._n_keys = max(positions) + 1
+        if min(positions) + 1 == self._n_keys:
+            self._at = positions[0]
             self._spot = (slice(None), slice(None), self._at)
             self._mask = None
         else:
-            self._at = torch.tensor(places, device=ids.device)  # (B,)
+            self._at = torch.tensor(positions, device=ids.device)  # (B,)
             self._spot = (self._rows, slice(None), self._at)
             seen = torch.arange(self._n_keys, device=ids.device) <= self._at[:, None]
             self._mask = seen[:, None, None]  # (B, 1, 1, n_keys)
-        # a token shift takes over from the position before, of which there is one
+        # above 0, so that token shifts use the inputs of the positions before
         self._cache.length = self._n_keys
         x = F.embedding(ids, self._model.wte.weight)  # (B, C)
         table = getattr(self._model.wpe, "weight", None)
@@ -186,7 +183,7 @@ class Decoder:
         return self._model.cap(self._head(self._norm(x)))
 
     def reorder(self, rows: Sequence[int]) -> None:
-        """Row i becomes what row `rows[i]` was."""
+        """Make row i a copy of row `rows[i]`."""
         n = self._n_keys
         self._cache.store[:, :, :, :n] = self._cache.store[:, list(rows), :, :n]
         for shift, inputs in self._cache.inputs.items():
@@ -212,8 +209,12 @@ class Decoder:
 
     def _mlp(self, mlp: MLP) -> Function:
         widen, act, narrow = function(mlp.c_fc), function(mlp.act), function(mlp.c_proj)
-        if type(mlp.act) is nn.GELU and mlp.act.approximate == "none" and len(self._rows) <= FEW:
-            act = gelu_of_few
+        if (
+            type(mlp.act) is nn.GELU
+            and mlp.act.approximate == "none"
+            and len(self._rows) <= FEW_ROWS
+        ):
+            act = gelu_of_few_rows
         return self._after(mlp.shift, lambda x: narrow(act(widen(x))))
 
     def _attention(self, attn: Attention) -> Function:
@@ -241,21 +242,20 @@ class Decoder:
         return self._after(attn.shift, forward)
 
     def _after(self, shift: TokenShift | None, forward: Function) -> Function:
-        """A branch of (B, C) behind its token shift, if it has one."""
+        """A branch on (B, C), after its token shift if it has one."""
         if shift is None:
             return forward
         return lambda x: forward(shift(x[:, None], self._cache)[:, 0])
 
 
-def gelu_of_few(x: Tensor) -> Tensor:
-    """GELU, x times the normal distribution function, for so few values that F.gelu spends most of
-    its time on sharing them out among threads."""
+def gelu_of_few_rows(x: Tensor) -> Tensor:
+    """GELU in plain operations, for so few values that F.gelu takes longer to start its threads."""
     half = 0.5 * x
     return half + half * torch.erf(x * math.sqrt(0.5))
 
 
 def function(module: nn.Module) -> Function:
-    """What a module computes in eval mode, without its hooks and checks."""
+    """The function that a module computes in eval mode, without its hooks and checks."""
     if type(module) is nn.Linear:
         return partial(F.linear, weight=module.weight, bias=module.bias)
     if type(module) is nn.LayerNorm:

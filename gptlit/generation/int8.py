@@ -1,4 +1,4 @@
-"""Weights in 8 bits: a token of one text is as fast as its weights can be read."""
+"""Weights in 8 bits: generation on a CPU spends most of its time on reading weights."""
 
 import torch
 import torch.nn.functional as F
@@ -6,20 +6,19 @@ from torch import Tensor, nn
 
 from gptlit.messages import UsageError
 
-# the kernel reads past the end of rows of another length (torch 2.13)
+# in torch 2.13 the kernel reads past the end of rows that aren't a multiple of this
 STEP = 16
 
 
 class Int8Linear(nn.Module):
-    """A linear layer whose weights are 8-bit integers, times a scale for each output.
+    """A linear layer with weights of 8-bit integers times a scale for each output.
 
     (B, inputs), one token a row, are multiplied by the integers: inputs and outputs are rounded to
     bfloat16, sums are in float32, and no row depends on the others. (B, T, inputs) are multiplied
-    by the same weights in float32, where arithmetic takes longer than reading them. The bias stays
-    as it is.
+    by the same weights in float32, since arithmetic takes longer than reading them there.
 
     Args:
-        linear: The layer to take the place of.
+        linear: Layer to replace.
     """
 
     weight: Tensor
@@ -47,14 +46,14 @@ class Int8Linear(nn.Module):
 
 
 def pack_int8(model: nn.Module) -> None:
-    """Put an `Int8Linear` in the place of every linear layer; for inference on a CPU.
+    """Replace every linear layer by an `Int8Linear`, for inference on a CPU.
 
     Raises:
-        UsageError: the model is elsewhere.
+        UsageError: the model is on another device.
     """
     device = next(model.parameters()).device.type
     if device != "cpu":
-        raise UsageError(f"is for a CPU, not for {device}; leave it out", "weights", "int8")
+        raise UsageError(f"works on a CPU only, not on {device}; leave it out", "weights", "int8")
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear:

@@ -15,7 +15,7 @@ from torch import Tensor
 from gptlit.generation.settings import SamplingSettings
 from gptlit.messages import UsageError
 
-DRAWS_AT_ONCE = 256
+DRAWS_AT_ONCE = 256  # of each stream
 
 
 def ban(logits: Tensor, tokens: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A text while it is written: pieces that are never half a character, and where it ends."""
+"""A text while it is written: pieces of whole characters, up to a stop string or the end."""
 
 import copy
 from collections.abc import Sequence
@@ -8,10 +8,10 @@ from gptlit.tokenizers.base import Tokenizer
 
 
 class Stopper:
-    """Passes a text on piece by piece, up to the first of some strings, wherever pieces end.
+    """Passes on the pieces of a text up to the first stop string, which may span pieces.
 
     Args:
-        strings: What ends the text.
+        strings: Stop strings.
     """
 
     def __init__(self, strings: Sequence[str]) -> None:
@@ -20,13 +20,13 @@ class Stopper:
         self.stopped = False
 
     def add(self, piece: str) -> str:
-        """What of the text so far is certain to be part of it, and wasn't told yet."""
+        """Add a piece; returns the part that can't belong to a stop string any more."""
         text = self._held + piece
         places = [place for string in self._strings if (place := text.find(string)) >= 0]
         if places:
             self.stopped, self._held = True, ""
             return text[: min(places)]
-        # what could be the beginning of a string is held until it is clear
+        # the longest end of the text that could begin a stop string is held back
         n_held = max(
             (
                 n
@@ -40,24 +40,23 @@ class Stopper:
         return text[: len(text) - n_held]
 
     def end(self) -> str:
-        """What was held, when nothing comes after it."""
+        """End the text; returns the part that was held back."""
         held, self._held = self._held, ""
         return held
 
 
 @dataclass
 class Written:
-    """A text that was written; not frozen, since Lightning moves what `predict_step` gives.
+    """A text and its tokens; not frozen, since Lightning moves the results of `predict_step`.
 
     Args:
-        prompt: What it continues, as the model read it.
-        text: The continuation.
-        ids: Its tokens, an end of sequence left out; those of a stop string, of which `text` has
-            nothing, are among them, since a token may hold the end of one and the beginning of the
+        prompt: Prompt as the model read it.
+        text: Continuation.
+        ids: Token ids of the continuation, without an end of sequence but with a stop string's,
+            which `text` leaves out: a token may have the end of the one and the beginning of the
             other.
-        logprobs: The natural logarithm of each token's probability, by the model itself, before
-            any setting of the sampling.
-        entropies: Of each token's distribution, in nats.
+        logprobs: Log probability of each token by the model, before any sampling setting, in nats.
+        entropies: Entropy of each token's distribution, in nats.
     """
 
     prompt: str
@@ -73,7 +72,7 @@ class Written:
 
 
 class Draft:
-    """A text on its way, from its prompt to what ends it."""
+    """A text that grows from its prompt to its end."""
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stop: Sequence[str]) -> None:
         self._spell = tokenizer.incremental_decoder()
@@ -86,7 +85,7 @@ class Draft:
         self._scores: list[tuple[float, float]] = []
 
     def add(self, id_: int, score: tuple[float, float] | None = None) -> str:
-        """What one more token adds; nothing after the end."""
+        """Add a token; returns the text that it adds, "" after the end."""
         if self.ended or id_ == self._eos_id:
             return self.finish()
         self._ids.append(id_)
@@ -97,7 +96,7 @@ class Draft:
         return self._pieces[-1]
 
     def fork(self) -> "Draft":
-        """A draft of the same text so far that goes on on its own."""
+        """A copy of the draft that grows independently."""
         other = copy.copy(self)
         other._spell, other._stopper = copy.copy(self._spell), copy.copy(self._stopper)
         other._pieces, other._ids = self._pieces.copy(), self._ids.copy()
@@ -105,13 +104,13 @@ class Draft:
         return other
 
     def finish(self) -> str:
-        """What was held because it could have become a stop string."""
+        """End the text; returns the part that was held back because of stop strings."""
         self.ended = True
         self._pieces.append(self._stopper.end())
         return self._pieces[-1]
 
     @property
     def written(self) -> Written:
-        """All of it, so far."""
+        """The text so far."""
         logprobs, entropies = [list(each) for each in zip(*self._scores, strict=True)] or ([], [])
         return Written(self.prompt, "".join(self._pieces), self._ids, logprobs, entropies)

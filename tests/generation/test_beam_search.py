@@ -1,4 +1,4 @@
-"""Beam search against brute force, against its rule written out, and against numbers by hand."""
+"""Beam search against brute force, against its rule in plain code, and against numbers by hand."""
 
 import itertools
 import math
@@ -79,7 +79,7 @@ def bigrams(table: Sequence[Sequence[float]]) -> GPT:
 
 
 def windowed(ids: Sequence[int], n_prompt: int, block_size: int) -> list[int]:
-    """What the model sees: of a full window only the last half is kept."""
+    """The ids that the model sees: a full window keeps its last half."""
     window = list(ids[max(0, n_prompt - block_size) : n_prompt])
     for id_ in ids[n_prompt:]:
         window.append(id_)
@@ -96,7 +96,7 @@ def log_probabilities(
     settings: Settings,
     eos_id: int | None,
 ) -> Tensor:
-    """(V,) of the next token, the settings written out."""
+    """(V,) log probabilities of the next token, with the settings in plain code."""
     seen = windowed([*prompt, *written], len(prompt), model.config.block_size)
     logs = model(torch.tensor([seen]))[0, -1].double().log_softmax(-1)
     for id_ in range(len(logs)):
@@ -139,13 +139,13 @@ def every_text(
 def the_rule(
     model: GPT, prompt: list[int], n: int, n_steps: int, penalty: float
 ) -> list[tuple[float, list[int]]]:
-    """Beam search with <EOS> = 0 written out, one text at a time, without a cache."""
-    going: list[tuple[float, list[int]]] = [(0.0, [])]
+    """Beam search with <EOS> = 0 in plain code, one text at a time, without a cache."""
+    unfinished: list[tuple[float, list[int]]] = [(0.0, [])]
     ended: list[tuple[float, list[int]]] = []
     for length in range(1, n_steps + 1):
         continued = [
             (total + log, [*ids, id_])
-            for total, ids in going
+            for total, ids in unfinished
             for id_, log in enumerate(log_probabilities(model, prompt, ids, {}, 0).tolist())
         ]
         continued.sort(key=lambda text: -text[0])
@@ -157,8 +157,8 @@ def the_rule(
             if ids[-1] == 0 and length < n_steps
         ]
         ended = sorted(ended, key=lambda text: -text[0])[:n]
-        going = [(total, ids) for total, ids in continued if ids[-1] != 0][:n]
-        if len(ended) == n and going[0][0] / length**penalty <= ended[-1][0]:
+        unfinished = [(total, ids) for total, ids in continued if ids[-1] != 0][:n]
+        if len(ended) == n and unfinished[0][0] / length**penalty <= ended[-1][0]:
             break
     return ended
 
@@ -178,7 +178,7 @@ def assert_equal(found: Sequence[Found], wanted: Sequence[tuple[float, list[int]
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("prompt", ["", "abc", "abcdefgabcdefg"])
-def test_one_beam_is_greedy_is_top_1(kind: str, prompt: str) -> None:
+def test_one_beam_equals_greedy_and_top_1(kind: str, prompt: str) -> None:
     model = made(**KINDS[kind]).float()
     one = search(model, PLAIN, prompt, num_beams=1, max_new_tokens=30)
     for settings in ({"temperature": 0}, {"top_k": 1, "temperature": 1.3}):
@@ -187,7 +187,7 @@ def test_one_beam_is_greedy_is_top_1(kind: str, prompt: str) -> None:
         assert one[0].whole == wanted.whole
 
 
-def test_of_equal_tokens_the_first_is_taken() -> None:
+def test_the_first_of_equal_tokens_is_taken() -> None:
     torch.manual_seed(0)
     level = GPT(GPTConfig(9, n_layer=1, n_head=1, n_embd=8, tie_weights=False, zero_init=True))
     assert search(level, PLAIN, "a", max_new_tokens=3)[0].ids == [0, 0, 0]
@@ -239,7 +239,7 @@ def test_enough_beams_find_the_best_of_all_texts(length_penalty: float, settings
 @pytest.mark.parametrize("kind", sorted(set(KINDS) - {"no attention"}))
 @pytest.mark.parametrize("use_cache", [True, False])
 @pytest.mark.parametrize("num_beams", [2, 5])
-def test_the_search_is_its_rule_far_past_the_block(
+def test_the_search_follows_its_rule_far_beyond_block_size(
     kind: str, use_cache: bool, num_beams: int
 ) -> None:
     """The window of 8 is refilled several times while rows change places."""
@@ -259,8 +259,8 @@ def test_the_search_is_its_rule_far_past_the_block(
         assert_equal(found, the_rule(model, ids, num_beams, 24, length_penalty))
 
 
-def test_rows_do_change_places() -> None:
-    """Else the tests of the cache would prove nothing: the best texts part early and late."""
+def test_rows_change_places() -> None:
+    """The tests of the cache need it: the best texts differ early and late."""
     found = search(made(), PLAIN, "ab", num_beams=5, num_samples=5, max_new_tokens=24)
     greedy = search(made(), PLAIN, "ab", max_new_tokens=24)[0].ids
     parts = {
@@ -271,7 +271,7 @@ def test_rows_do_change_places() -> None:
 
 
 @pytest.mark.parametrize("num_beams", [1, 2, 3, 4, 8])
-def test_scores_fall_and_are_those_of_their_texts(num_beams: int) -> None:
+def test_scores_are_sorted_and_those_of_their_texts(num_beams: int) -> None:
     model = made()
     found = search(
         model,
@@ -391,7 +391,7 @@ def test_below_a_length_penalty_of_0_the_next_end_is_the_best_to_come() -> None:
     assert found[1].score == pytest.approx(math.log(0.39 * 0.97 * 0.97) * 3)
 
 
-def test_the_search_goes_on_however_many_of_the_likeliest_end() -> None:
+def test_the_search_continues_however_many_of_the_likeliest_end() -> None:
     """By stop strings: five of six tokens end a text, the four likeliest among them."""
     tokenizer, after_f = CharTokenizer("abcdef"), [0.01] * 5 + [0.95]
     model = bigrams([[1 / 6] * 6] * 4 + [[0.3, 0.25, 0.2, 0.15, 0.06, 0.04], after_f])
@@ -401,7 +401,7 @@ def test_the_search_goes_on_however_many_of_the_likeliest_end() -> None:
     assert found.score == pytest.approx(math.log(0.04 * 0.95**5) / 6**2)
 
 
-def test_there_may_be_fewer_texts_than_asked_for() -> None:
+def test_there_can_be_fewer_texts_than_num_samples() -> None:
     tokenizer = CharTokenizer("ab")
     found = search(made(2), tokenizer, num_beams=9, num_samples=9, max_new_tokens=2)
     assert {text.text for text in found} == set(map("".join, itertools.product("ab", repeat=2)))
@@ -449,7 +449,7 @@ def test_jobs_are_searched_or_drawn() -> None:
     assert drawn == [[text] for text in alone]
 
 
-def test_mode_and_random_state_stay() -> None:
+def test_mode_and_random_state_are_kept() -> None:
     model, before = made(dropout=0.5).train(), torch.get_rng_state()
     one, other = (search(model, PLAIN, "a", num_beams=3, max_new_tokens=9) for _ in range(2))
     assert one == other
@@ -457,11 +457,11 @@ def test_mode_and_random_state_stay() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-# ---------------------------------------------------------------------- what can't work
+# ---------------------------------------------------------------------- invalid settings
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"num_beams": 0}, "^num_beams 0: must be 1"),
         ({"num_beams": 2, "num_samples": 3}, "^num_samples 3: .*num_beams 2"),
@@ -480,17 +480,17 @@ def test_mode_and_random_state_stay() -> None:
         ({"num_beams": 2, "typical_p": 0.1}, "^typical_p 0.1"),
     ],
 )
-def test_settings_that_can_not_work(settings: Settings, told: str) -> None:
-    with pytest.raises(UsageError, match=told):
+def test_invalid_settings_are_refused(settings: Settings, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         BeamSettings(**settings)
 
 
-def test_settings_that_mean_the_same_are_let_be() -> None:
+def test_settings_that_mean_the_default_are_accepted() -> None:
     assert BeamSettings(num_beams=2, temperature=0).num_beams == 2
     assert BeamSettings(top_k=5, length_penalty=1.0).num_beams is None
 
 
-def test_a_search_that_finds_nothing_says_so() -> None:
+def test_a_search_that_finds_nothing_is_an_error() -> None:
     with pytest.raises(UsageError, match="every token is banned"):
         search(made(4), FOUR, "a", num_beams=2, ban=["a", "b", "c"], min_new_tokens=9)
     broken = made()

@@ -28,12 +28,12 @@ def model() -> GPT:
     model = GPT(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.mul_(5)  # far from uniform, so that texts tell models apart
+            parameter.mul_(5)  # far from uniform, so that texts differ
     return model
 
 
-def test_every_token_is_drawn_from_the_window_of_the_rule(model: GPT) -> None:
-    """The rule written out: a full window keeps its last half, and greedy takes the likeliest."""
+def test_a_full_window_keeps_its_last_half(model: GPT) -> None:
+    """Compares greedy texts with the rule of the window in plain code."""
     ids = window = [2, 3, 4]
     for _ in range(40):
         if len(window) > 8:
@@ -50,7 +50,7 @@ def test_every_token_is_drawn_from_the_window_of_the_rule(model: GPT) -> None:
 
 @pytest.mark.parametrize("prompt", ["", "a", "abcdefga", "abcdefgabcdefgabcdefg"])
 @pytest.mark.parametrize("settings", [{}, {"top_k": 3}, {"temperature": 0}])
-def test_cache_or_not_the_text_is_the_same(
+def test_the_text_is_the_same_with_and_without_a_cache(
     model: GPT, prompt: str, settings: dict[str, float]
 ) -> None:
     texts = [
@@ -98,7 +98,7 @@ def test_streaming_gives_the_whole_piece_by_piece(model: GPT) -> None:
     assert "".join(pieces) == generate(model, TOKENIZER, "ab", max_new_tokens=12)
 
 
-def test_an_empty_prompt_starts_from_a_newline_that_is_not_told(model: GPT) -> None:
+def test_an_empty_prompt_starts_from_a_newline_that_is_not_part_of_the_text(model: GPT) -> None:
     text = generate(model, TOKENIZER, "", max_new_tokens=20)
     assert "\n" + text == generate(model, TOKENIZER, "\n", max_new_tokens=20)
 
@@ -106,10 +106,10 @@ def test_an_empty_prompt_starts_from_a_newline_that_is_not_told(model: GPT) -> N
 CLOSED = CharTokenizer("\n abcdef", ["<EOS>"], eos=True)
 
 
-def test_a_text_ends_where_its_end_is_drawn(model: GPT) -> None:
+def test_a_text_ends_where_the_end_of_sequence_is_drawn(model: GPT) -> None:
     """The end of sequence stops a text and isn't part of it, alone and in a batch."""
     options = {"max_new_tokens": 60, "temperature": 1.5}
-    # without an end of its own the same model goes on, and spells the token
+    # with a tokenizer without an end of sequence the model continues and writes the token
     spelled = CharTokenizer("\n abcdef", ["<EOS>"])
     longer = [generate(model, spelled, "ab", seed=seed, **options) for seed in range(8)]
     alone = [generate(model, CLOSED, "ab", seed=seed, **options) for seed in range(8)]
@@ -125,21 +125,21 @@ def test_a_text_ends_where_its_end_is_drawn(model: GPT) -> None:
     stop=st.lists(st.text("ab\n", min_size=1, max_size=4), max_size=3),
 )
 def test_a_stop_string_is_found_wherever_pieces_end(pieces: list[str], stop: list[str]) -> None:
-    stopper, told = Stopper(stop), []
+    stopper, pieces_out = Stopper(stop), []
     for piece in pieces:
-        told.append(stopper.add(piece))
+        pieces_out.append(stopper.add(piece))
         if stopper.stopped:
             break
     else:
-        told.append(stopper.end())
+        pieces_out.append(stopper.end())
     whole = "".join(pieces)
-    # a string that ends first stops the text, since nothing after it is written any more
+    # the string that ends first stops the text
     ends = [at + len(s) for s in stop if (at := whole.find(s)) >= 0]
     if not ends:
-        assert "".join(told) == whole
+        assert "".join(pieces_out) == whole
         return
     assert stopper.stopped
-    text = "".join(told)
+    text = "".join(pieces_out)
     assert whole.startswith(text)
     assert not any(string in text for string in stop)
     assert any(whole[len(text) :].startswith(string) for string in stop)
@@ -154,7 +154,7 @@ def test_stop_strings_end_a_text(model: GPT) -> None:
     assert generate_samples(model, TOKENIZER, "ab", seeds=range(5), **options) == stopped
 
 
-def test_the_end_is_not_drawn_too_early(model: GPT) -> None:
+def test_min_new_tokens(model: GPT) -> None:
     options = {"max_new_tokens": 60, "temperature": 1.5, "min_new_tokens": 20}
     lengths = {len(generate(model, CLOSED, "ab", seed=seed, **options)) - 2 for seed in range(12)}
     assert 20 <= min(lengths) < 60
@@ -169,8 +169,8 @@ def test_banned_tokens_are_never_written(model: GPT) -> None:
 
 
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0}, {"top_k": 1, "typical_p": 0.5}])
-def test_a_text_begins_with_what_is_forced(model: GPT, settings: dict[str, Any]) -> None:
-    """Past the block too, as one of a batch and alone, with and without a cache."""
+def test_a_text_begins_with_the_forced_text(model: GPT, settings: dict[str, Any]) -> None:
+    """Also beyond block_size, in a batch and alone, with and without a cache."""
     force = "gfedcbagfedc"
     options = {"force": force, "max_new_tokens": 20, **settings}
     alone = [generate(model, TOKENIZER, "ab", seed=seed, **options) for seed in range(4)]
@@ -183,7 +183,7 @@ def test_a_text_begins_with_what_is_forced(model: GPT, settings: dict[str, Any])
     assert found.text.startswith(force)
 
 
-def test_what_is_forced_is_as_good_as_a_prompt(model: GPT) -> None:
+def test_a_forced_text_conditions_like_a_prompt(model: GPT) -> None:
     forced = generate(model, TOKENIZER, "ab", force="cde", max_new_tokens=30, temperature=0)
     assert forced == generate(model, TOKENIZER, "abcde", max_new_tokens=27, temperature=0)
     options = {"max_new_tokens": 9, "temperature": 0, "repetition_penalty": 1.5}
@@ -203,7 +203,7 @@ def test_forced_tokens_have_the_models_own_probability(model: GPT) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"force": "az"}, "^force: 'z' not in the vocabulary"),
         ({"force": "abc", "ban": ["g", "b"]}, "^force 'abc': contains ban 'b'"),
@@ -211,15 +211,17 @@ def test_forced_tokens_have_the_models_own_probability(model: GPT) -> None:
         ({"force": "abc", "max_new_tokens": 2}, "^force 'abc': is 3 tokens.*max_new_tokens 2"),
     ],
 )
-def test_what_can_not_be_forced(model: GPT, settings: dict[str, Any], told: str) -> None:
-    with pytest.raises(UsageError, match=told):
+def test_invalid_forced_texts_are_refused(
+    model: GPT, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
         next(stream_generate(model, TOKENIZER, "a", **settings))  # before the prompt is yielded
 
 
-def test_what_the_model_has_no_token_for_is_neither_forced_nor_banned() -> None:
+def test_texts_outside_the_vocabulary_can_not_be_forced_or_banned() -> None:
     model = GPT(GPTConfig(vocab_size=3, n_layer=0, n_head=1, n_embd=4, block_size=4))
     words = WordTokenizer(["the"], ["<UNK>", "<EOS>"], eos=True)
-    for text in ("the king", "the <EOS>"):  # a special token's name is text where text is asked for
+    for text in ("the king", "the <EOS>"):  # a special token's name in a text is text
         with pytest.raises(UsageError, match=f"^force '{text}': .*no token for"):
             generate(model, words, "the", force=text)
     with pytest.raises(UsageError, match="^ban 'king': .*no token for"):
@@ -227,7 +229,7 @@ def test_what_the_model_has_no_token_for_is_neither_forced_nor_banned() -> None:
 
 
 def test_penalties_count_prompt_and_text(model: GPT) -> None:
-    """Written out: what was seen is divided or multiplied, what was written loses."""
+    """Compares with the penalties in plain code."""
     settings = {"repetition_penalty": 1.7, "frequency_penalty": 0.9, "presence_penalty": 0.4}
     ids, written = [2, 2, 3], []
     for _ in range(12):
@@ -246,7 +248,7 @@ def test_penalties_count_prompt_and_text(model: GPT) -> None:
     assert text == TOKENIZER.decode(ids + written)
 
 
-def test_without_a_limit_it_goes_on(model: GPT) -> None:
+def test_without_a_limit_a_text_has_no_end(model: GPT) -> None:
     stream = stream_generate(model, TOKENIZER, "a", max_new_tokens=None)
     assert len("".join(itertools.islice(stream, 700))) == 700
     stream.close()
@@ -276,7 +278,7 @@ def test_a_distribution_of_first_tokens(model: GPT) -> None:
     torch.testing.assert_close(counts / n, wanted[: len(counts)], atol=0.03, rtol=0)
 
 
-def test_the_callers_mode_and_random_state_stay(model: GPT) -> None:
+def test_mode_and_random_state_are_kept(model: GPT) -> None:
     before = torch.get_rng_state()
     model.train()
     generate(model, TOKENIZER, "a", max_new_tokens=3)
@@ -312,7 +314,7 @@ def test_a_context_of_one_token(model: GPT) -> None:
         {"stop": [""]},
     ],
 )
-def test_settings_that_can_not_work(settings: dict[str, float]) -> None:
+def test_invalid_settings_are_refused(settings: dict[str, float]) -> None:
     (name, value), *_ = settings.items()
     with pytest.raises(UsageError, match=f"^{name} ({value}|'')"):
         SamplingSettings(**settings)  # type: ignore[arg-type]  # any option

@@ -64,7 +64,7 @@ def test_draw_is_the_inverse_distribution_function() -> None:
     assert ids.tolist() == [0, 0, 2, 2, 3, 3]
 
 
-def test_draw_never_gives_what_has_no_probability() -> None:
+def test_draw_never_returns_a_token_of_probability_0() -> None:
     logits = torch.tensor([[-math.inf, 0.0, -math.inf, -math.inf]])
     for u in (0.0, 0.5, 1 - 2**-53):
         assert draw(logits, torch.tensor([u], dtype=torch.float64)).item() == 1
@@ -164,7 +164,7 @@ def test_banned_and_forced_tokens() -> None:
     assert draw(force(FOUR.expand(3, -1), 2), torch.rand(3).double()).tolist() == [2, 2, 2]
 
 
-def test_rules_come_in_their_order_and_count_what_is_written() -> None:
+def test_rules_are_applied_in_order_and_count_written_tokens() -> None:
     """Bans, then penalties, then forced tokens; a row's counts go where the row goes."""
     settings = SamplingSettings(repetition_penalty=2.0, frequency_penalty=0.5, min_new_tokens=3)
     prompt = torch.tensor([[0], [1]])
@@ -210,7 +210,7 @@ def test_a_row_is_the_same_alone_and_in_a_batch(function: Callable[..., torch.Te
         {"presence_penalty": math.nan},
     ],
 )
-def test_choices_that_can_not_be(option: dict[str, float]) -> None:
+def test_invalid_settings_are_refused(option: dict[str, float]) -> None:
     ((name, value),) = option.items()
     with pytest.raises(UsageError, match=f"^{name} {value}: must be"):
         SamplingSettings(**option)  # type: ignore[arg-type]  # any option
