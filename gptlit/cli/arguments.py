@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from gptlit.checkpoints import checkpoint
+from gptlit.checkpoints.start import Start
 from gptlit.cli import saved_options
 from gptlit.corpora import inputs
 from gptlit.corpora.text_encodings import not_utf8
@@ -22,24 +23,6 @@ DEFAULT_CONFIG = "small.yaml"
 NO_PATH = f"#{'-' * 5000}\n"
 MOST_CHARACTERS = 1 << 17  # of the options in a checkpoint; a run has about 3,000
 PRINT_CONFIG = "--print_config"
-
-
-@dataclass(frozen=True)
-class Start:
-    """The checkpoint that a command starts from: its path and its content."""
-
-    path: Path
-    content: dict[str, Any]
-
-    @property
-    def described(self) -> dict[str, Any]:
-        """gptlit's part of the content: config, tokenizer, text, run, seed."""
-        return self.content[checkpoint.KEY]
-
-    @property
-    def step(self) -> int:
-        """Optimizer steps made before it was saved."""
-        return int(self.content["global_step"])
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from gptlit.messages import UsageError
 from gptlit.optim.optimizers import Recipe
 from gptlit.training.module import LitGPT
 
-STEPS = 100
+STEPS = 100  # the help of --lr_find states it
 RANGES = {"sgd": (1e-3, 10.0)}  # by optimizer, where it isn't
 USUAL_RANGE = (1e-5, 1.0)
 NOT_COUNTED = 10  # steps at the beginning, whose mean is one of few

@@ -17,6 +17,7 @@ from torch import Tensor
 from gptlit.checkpoints import checkpoint
 from gptlit.model.gpt import GPT
 from gptlit.optim import optimizers
+from gptlit.runs.build import Run
 from gptlit.tokenizers.base import Tokenizer
 
 Batch = tuple[Tensor, Tensor]
@@ -215,7 +216,7 @@ def round_trip(model: GPT, batch: Batch, tokenizer: Tokenizer) -> Check:
 # ---------------------------------------------------------------------- all of them
 
 
-def run(
+def check_all(
     model: GPT,
     tokenizer: Tokenizer,
     batches: Iterable[Batch],
@@ -254,6 +255,17 @@ def run(
         passed = passed and result.passed is not False
     tell(f"preflight: {'pass' if passed else 'fail'}")
     return passed
+
+
+def check_run(run: Run) -> bool:
+    """Make every check of a run whose net is built; returns whether none failed."""
+    options = run.model.options
+    # the checks train by AdamW, for which SGD's rates are far too high
+    lr = LEAST_LR if options.optimizer == "sgd" else options.lr
+    training = Training(lr, options.warmup_steps, options.betas, options.weight_decay)
+    net = run.model.net.to(run.trainer.strategy.root_device)
+    batches, new = run.data.train_dataloader(), options.init_from is None
+    return check_all(net, run.data.tokenizer, batches, training, new=new)
 
 
 def _in_float32(model: GPT) -> GPT:

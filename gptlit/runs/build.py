@@ -1,305 +1,331 @@
-"""The Trainer's callbacks, loggers, plugins and profiler: the user's, and gptlit's beside them.
+"""Builds a run: its Trainer with callbacks, loggers and plugins, and its folder."""
 
-docs/training.md has a table of what replaces what.
-"""
-
-import re
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import functools
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Literal, Self
 
-import torch
-from lightning.pytorch.accelerators import Accelerator, AcceleratorRegistry
-from lightning.pytorch.callbacks import (
-    BackboneFinetuning,
-    BaseFinetuning,
-    BatchSizeFinder,
-    Callback,
-    GradientAccumulationScheduler,
-    LearningRateFinder,
-    ModelCheckpoint,
-    ModelPruning,
-    OnExceptionCheckpoint,
-    ProgressBar,
-    SpikeDetection,
-    StochasticWeightAveraging,
-)
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning.pytorch.plugins import AsyncCheckpointIO, CheckpointIO, DeepSpeedPrecision, Precision
-from lightning.pytorch.profilers import (
-    AdvancedProfiler,
-    Profiler,
-    PyTorchProfiler,
-    SimpleProfiler,
-    XLAProfiler,
-)
-from lightning.pytorch.strategies import DeepSpeedStrategy, Strategy, StrategyRegistry
+import lightning as L
+from jsonargparse import Namespace
+from lightning.pytorch.callbacks import Callback, Checkpoint
 
-from gptlit.messages import UsageError, did_you_mean, note
-from gptlit.parser import OneLineErrors
-from gptlit.runs import run_folder
-from gptlit.runs.saving import DurableCheckpointIO
-from gptlit.training import processes
+from gptlit.checkpoints import checkpoint
+from gptlit.checkpoints.init_from import Origin
+from gptlit.checkpoints.start import Start
+from gptlit.data.datamodule import TextDataModule
+from gptlit.files import write_atomically
+from gptlit.messages import UsageError, note, opt
+from gptlit.runs import loggers, run_folder, user_parts
+from gptlit.runs.progress_bar import RunBar
+from gptlit.runs.report import Report, Throughput
+from gptlit.runs.run_folder import RunFolder
+from gptlit.runs.stopping import Patience, Stopping
+from gptlit.tokenizers.state import from_state
+from gptlit.training import logged_metrics, monitors, processes, resuming
+from gptlit.training.module import LitGPT
+from gptlit.training.overfitting import Overfitting
 
-# callbacks of Lightning's that a GPT's run has no place for, and what to use instead
-REFUSED: dict[type[Callback], str] = {
-    BackboneFinetuning: "it needs a model with a `backbone`, which a GPT has not",
-    BatchSizeFinder: "no resume would know the size it finds; gptlit summary states the memory "
-    "that a --data.batch_size takes",
-    LearningRateFinder: "the run's schedule would undo the rate it finds; use --lr_find",
-    ModelPruning: "it renames the weights, so that no checkpoint of the run could be read",
-    SpikeDetection: "Lightning can't resume a run that has it; gptlit stops by itself when a loss "
-    "diverges, see --guard",
-    StochasticWeightAveraging: "it copies the model before its net is built, and so would average "
-    "nothing; use --model.ema",
-    OnExceptionCheckpoint: "a new run would resume from the file it left; gptlit saves last.ckpt "
-    "when a run stops, so leave the callback out",
-    GradientAccumulationScheduler: "validations, schedule and resumes count steps of a constant "
-    "number of batches; use --trainer.accumulate_grad_batches",
-}
-BASES = (BaseFinetuning, ProgressBar)  # that do nothing by themselves
-PROFILERS: dict[str, type[Profiler]] = {
-    "simple": SimpleProfiler,
-    "advanced": AdvancedProfiler,
-    "pytorch": PyTorchProfiler,
-    "xla": XLAProfiler,
-}
-# options that take a name or a class, and the names
-NAMED: dict[str, tuple[type, Callable[[], list[str]]]] = {
-    "accelerator": (
-        Accelerator,
-        lambda: ["auto", "gpu", *AcceleratorRegistry.available_accelerators()],
-    ),
-    "profiler": (Profiler, lambda: list(PROFILERS)),
-    "strategy": (Strategy, lambda: ["auto", *StrategyRegistry.available_strategies()]),
-}
-# what a Trainer with barebones true has none of, and what its absence is
-BAREBONES = {
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "log_every_n_steps": 0,
-}
+# what a run is built for; "inspect" trains nothing and has no folder
+Purpose = Literal["fit", "validate", "test", "inspect"]
 
 
-def _say(message: str) -> None:
-    if processes.on_rank_zero():
-        note(message)
-
-
-def _name(part: object) -> str:
-    return type(part).__name__
-
-
-def choose_precision(accelerator: str) -> tuple[str, str]:
-    """The default precision on the accelerator that will be used, and why."""
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return "bf16-mixed", "this GPU has bfloat16"
-        return "16-mixed", "this GPU has no bfloat16"
-    if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
-        return "32-true", "the safe choice on Apple's GPUs"
-    if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
-        return "32-true", "exact; for a larger model try bf16-mixed, this CPU has bfloat16"
-    return "32-true", "this CPU has no native bfloat16"
-
-
-def as_class(option: str, value: Any) -> Any:
-    """A class that a string names, parsed; a known name in small letters; others as they are.
-
-    Where an option takes strings, the parser takes any, also one that is meant to be a class.
+@dataclass(frozen=True)
+class Plan:
+    """What is decided about a run before its Trainer is made.
 
     Args:
-        option: One of NAMED.
-        value: Of the option.
-
-    Raises:
-        UsageError: the string is no known name, and there is no such class.
+        purpose: What the run is for.
+        options: All options, with their classes made.
+        config: All options as YAML, from which the run can be resumed.
+        start: The checkpoint that the run resumes or evaluates; None for a new run.
+        origin: The weights that a new run begins with; None for random ones.
+        changes: Lines that describe how options were adapted to the text.
+        rows: Names and values that end the start-up block.
+        changed: Options that differ from those of the resumed run, with the old and new value.
+        left_out: Names of options that `config` can't hold.
+        files: Contents of more files for the run's folder, by name.
+        place: Folder of a new run; None for the next version_N.
+        text_given: Whether the text is given, rather than taken from `start`.
     """
-    kind, names = NAMED[option][0], NAMED[option][1]()
-    if not isinstance(value, str):
-        return value
-    if value.lower() in names:
-        return value.lower()
-    parser = OneLineErrors()
-    parser.add_argument(f"--{option}", type=kind | None)
-    try:
-        return parser.parse_args([f"--{option}={value}"])[option]
-    except UsageError as error:
-        wanted, found, nearest = str(error).partition("expected a class's path or null")
-        if not found:
-            raise UsageError(f"--trainer.{wanted.removeprefix('--')}") from error
-        if name := did_you_mean(value, names):
-            nearest = f".{name}"
-        # the variants of a strategy, such as ddp_spawn, begin with its name
-        shown = [each for each in names if not each.startswith(tuple(f"{n}_" for n in names))]
-        raise UsageError(
-            f"--trainer.{option} {value}: expected one of {', '.join(shown)}, or a class's path"
-            f"{nearest}"
-        ) from error
+
+    purpose: Purpose
+    options: Namespace
+    config: str = ""
+    start: Start | None = None
+    origin: Origin | None = None
+    changes: Sequence[str] = ()
+    rows: Sequence[tuple[str, str]] = ()
+    changed: Sequence[tuple[str, Any, Any]] = ()
+    left_out: Sequence[str] = ()
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    place: Path | None = None
+    text_given: bool = False
+
+    @property
+    def first_step(self) -> int:
+        """Number of steps before the run is resumed."""
+        return self.start.step if self.start else 0
 
 
-def check_callbacks(callbacks: Sequence[Callback]) -> None:
-    """Refuse callbacks that can't do their work in a run of gptlit.
+@dataclass
+class Run:
+    """A model, its data and a Trainer, ready for `run.trainer.fit(run.model, run.data)`.
 
-    Raises:
-        UsageError: names the class, why, and what works instead.
-    """
-    for callback in callbacks:
-        for refused, reason in REFUSED.items():
-            if isinstance(callback, refused):
-                raise UsageError(f"--trainer.callbacks {_name(callback)}: {reason}")
-        if type(callback) in BASES:
-            raise UsageError(
-                f"--trainer.callbacks {_name(callback)}: is a base class, which does nothing; "
-                "give a class derived from it"
-            )
-
-
-def barebones(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a Trainer with --trainer.barebones true, which measures the bare loop.
-
-    What the user switched on stays on, for Lightning to refuse. An interval of logging is what
-    gptlit's configs have, and doesn't count as that.
-    """
-    _say("--trainer.barebones true: nothing is logged, saved, sampled or kept in a folder")
-    named = {name: given[name] or off for name, off in BAREBONES.items()}
-    return named | {"log_every_n_steps": 0}
-
-
-def own_bar(callbacks: Sequence[Callback]) -> ProgressBar | None:
-    """The user's progress bar, in whose favour gptlit's is left out; None if there is none."""
-    return next((each for each in callbacks if isinstance(each, ProgressBar)), None)
-
-
-def say_whose_bar(bar: ProgressBar) -> None:
-    """State that a progress bar of the user's replaces gptlit's."""
-    _say(f"--trainer.callbacks {_name(bar)}: replaces gptlit's own progress bar")
-
-
-def keep_names_apart(callbacks: Sequence[Callback], folder: Path) -> None:
-    """Let no ModelCheckpoint of the user's write or remove a file of gptlit's checkpoints.
+    As a context manager it unlocks its folder at the end.
 
     Args:
-        callbacks: The user's.
-        folder: Of gptlit's checkpoints, in which Lightning puts others unless told otherwise.
-
-    Raises:
-        UsageError: one has the file name of a checkpoint of gptlit's.
+        trainer: The Trainer.
+        model: The model.
+        data: The text.
+        options: All options, with their classes made.
+        plan: What was decided about the run.
+        precision_reason: Why the precision is what it is.
+        folder: Folder of the run; None where it has none.
+        stopping: Callback that stops a fit early.
+        held: What is closed when the run ends.
     """
-    for callback in callbacks:
-        if not isinstance(callback, ModelCheckpoint):
-            continue
-        if callback.dirpath and Path(callback.dirpath).absolute() != folder.absolute():
-            continue
-        if re.fullmatch(r"best|last|step_.*", name := callback.filename or ""):
-            raise UsageError(
-                f"--trainer.callbacks.filename {name}: is the name of a checkpoint that gptlit "
-                f"saves in {folder}; give another one, or a dirpath"
-            )
-        _say(f"--trainer.callbacks {_name(callback)}: saves beside best.ckpt and last.ckpt")
-        if callback.CHECKPOINT_NAME_LAST == ModelCheckpoint.CHECKPOINT_NAME_LAST:
-            callback.CHECKPOINT_NAME_LAST = "{epoch}-{step}-last"
+
+    trainer: L.Trainer
+    model: LitGPT
+    data: TextDataModule
+    options: Namespace
+    plan: Plan
+    precision_reason: str = ""
+    folder: RunFolder | None = None
+    stopping: Stopping | None = None
+    held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        return self.held.__exit__(kind, error, traceback)
+
+    def prepare(self) -> None:
+        """Prepare the data without a fit, so that `model.configure_model` can build the net."""
+        trainer, data, model = self.trainer, self.data, self.model
+        trainer.datamodule, data.trainer, model.trainer = data, trainer, trainer
+        data.prepare_data()
+        data.setup("fit")
+
+    def undone_if_untrained(self) -> contextlib.AbstractContextManager[None]:
+        """Restore the run's folder if an error comes before the first step."""
+        return _undone(self.folder, lambda: self.trainer.global_step > self.plan.first_step)
 
 
-def plugins(given: Any, strategy: Any) -> list[Any]:
-    """The Trainer's plugins: the user's, and gptlit's CheckpointIO unless the user has one.
-
-    An AsyncCheckpointIO without one of its own writes through gptlit's.
+def build(plan: Plan, model: LitGPT, data: TextDataModule, held: contextlib.ExitStack) -> Run:
+    """Build a run.
 
     Args:
-        given: --trainer.plugins.
-        strategy: --trainer.strategy; a name, or one that is made.
+        plan: What is decided about the run.
+        model: The model, without a net.
+        data: The text, not read yet.
+        held: Takes the lock of the run's folder.
 
     Raises:
-        UsageError: a plugin belongs to another strategy.
+        UsageError: options, callbacks, loggers or plugins that don't work together.
     """
-    found = processes.as_list(given)
-    with_deepspeed = isinstance(strategy, DeepSpeedStrategy) or "deepspeed" in str(strategy)
-    if not with_deepspeed and any(isinstance(each, DeepSpeedPrecision) for each in found):
-        raise UsageError(
-            "--trainer.plugins DeepSpeedPrecision: is for --trainer.strategy deepspeed only; "
-            "leave it out, or give that strategy"
-        )
-    own = next((each for each in found if isinstance(each, CheckpointIO)), None)
-    if own is None:
-        return [*found, DurableCheckpointIO()]
-    if isinstance(own, AsyncCheckpointIO) and own.checkpoint_io is None:
-        own.checkpoint_io = DurableCheckpointIO()
-        _say(
-            f"--trainer.plugins {_name(own)}: checkpoints are written beside the training; one "
-            "that is not written yet when the process is killed is lost"
-        )
+    options = plan.options
+    _begin_from(plan, model, data)
+    given = processes.as_list(options.trainer.callbacks)
+    user_parts.check_callbacks(given)
+    settings = dict(options.trainer)
+    bar = user_parts.own_bar(given)
+    if options.trainer.enable_progress_bar is None:
+        # in a log file each update of a bar is a line
+        settings["enable_progress_bar"] = bar is not None or sys.stdout.isatty()
+    reason = "as given"
+    if options.trainer.precision is None and not user_parts.has_precision(options.trainer.plugins):
+        settings["precision"], reason = user_parts.choose_precision(options.trainer.accelerator)
+    # the guard checks a validation before sample text is written
+    own = [options.guard, options.samples]
+    if plan.purpose == "inspect":
+        off = {"logger": False, "enable_checkpointing": False, "barebones": False}
+        trainer = processes.new_trainer(**settings | off | {"callbacks": own})
+    elif plan.purpose != "fit":
+        _check_whole_split(options.trainer, plan.purpose)
+        settings |= {"logger": options.trainer.logger or False, "enable_checkpointing": False}
+        bars = [RunBar()] if settings["enable_progress_bar"] and bar is None else []
+        trainer = processes.new_trainer(**settings | {"callbacks": [*given, *own, *bars]})
     else:
-        _say(
-            f"--trainer.plugins {_name(own)}: replaces gptlit's own way of saving; whether a "
-            "checkpoint is whole after a crash or a full disk depends on it"
+        return _build_fit(plan, model, data, held, settings, reason)
+    return Run(trainer, model, data, options, plan, reason, held=held)
+
+
+def _begin_from(plan: Plan, model: LitGPT, data: TextDataModule) -> None:
+    """Give model and data what the run begins with: a checkpoint's tokenizer, or weights."""
+    if plan.start is not None:
+        described = plan.start.described
+        data.use_tokenizer(from_state(described["tokenizer"], described["config"]["vocab_size"]))
+        resuming.check_config(described["config"], model.config)
+    if plan.origin is not None:
+        data.use_tokenizer(plan.origin.tokenizer)
+        model.first_weights = plan.origin.state
+
+
+def _check_whole_split(trainer: Namespace, verb: str) -> None:
+    if trainer.barebones:
+        raise UsageError(
+            f"logs no metrics, which are the purpose of {verb}; leave the option out",
+            "trainer.barebones",
+            True,
         )
-    return found
+    for name, whole in (
+        ("limit_val_batches", (None, 1.0)),
+        ("limit_test_batches", (None, 1.0)),
+        ("fast_dev_run", (None, False)),
+    ):
+        if trainer[name] not in whole:
+            reason = "the metrics are those of the whole split; leave the option out"
+            raise UsageError(reason, f"trainer.{name}", trainer[name])
 
 
-def has_precision(given: Any) -> bool:
-    """Whether the user's plugins decide the precision."""
-    return any(isinstance(each, Precision) for each in processes.as_list(given))
+# ---------------------------------------------------------------------- a fit
 
 
-def in_folder(given: Mapping[str, Any], folder: run_folder.RunFolder) -> dict[str, Any]:
-    """Settings of the Trainer for what logs and profiles into a run's folder.
+def _build_fit(
+    plan: Plan,
+    model: LitGPT,
+    data: TextDataModule,
+    held: contextlib.ExitStack,
+    settings: dict[str, Any],
+    precision_reason: str,
+) -> Run:
+    options, trainer = plan.options, plan.options.trainer
+    given = processes.as_list(trainer.callbacks)
+    monitors.check_monitored(given, logged_metrics.logged(trainer, data.has_validation))
+    stopping = processes.refusing(Stopping, trainer.max_time)
+    settings["max_time"] = None  # Lightning's Timer stops between two batches of a step
+    if trainer.barebones:
+        settings |= user_parts.barebones(trainer) | {"callbacks": [*given, stopping]}
+        made = processes.new_trainer(**settings)
+        return Run(made, model, data, options, plan, precision_reason, None, stopping, held)
+    model.logs_every_batch = bool(given)  # gptlit's own callbacks don't need that
+    overfitting = Overfitting()
+    report = Report(precision_reason, options.samples, overfitting, plan.rows)
+    callbacks = [*given, report, overfitting, Throughput()]
+    if (bar := user_parts.own_bar(given)) is not None:
+        user_parts.say_whose_bar(bar)
+    elif settings["enable_progress_bar"]:
+        callbacks.append(RunBar())
+    if patience := options.early_stopping.patience:
+        _check_validates(patience, options, data)
+        callbacks.append(Patience(patience))
+    settings["callbacks"] = [*callbacks, options.guard, options.samples]
+    settings["plugins"] = user_parts.plugins(trainer.plugins, trainer.strategy)
+    folder = None if trainer.fast_dev_run else _open_folder(plan, model, held)
+    with _undone(folder, lambda: False):
+        if folder is not None:
+            options.samples.folder = folder.path
+            settings["callbacks"] += _checkpoint_callbacks(folder, options, data, given)
+            settings |= user_parts.in_folder(trainer, folder)
+            _describe_run(plan, folder.path)
+        made = processes.new_trainer(**settings)
+    _order(made.callbacks, stopping, report)
+    return Run(made, model, data, options, plan, precision_reason, folder, stopping, held)
 
-    Args:
-        given: The --trainer options.
-        folder: Of the run.
-    """
-    return {
-        "logger": loggers(given["logger"], folder),
-        "profiler": profiler(given["profiler"], folder.path),
-    }
+
+def _order(callbacks: list[Callback], stopping: Stopping, report: Report) -> None:
+    """Put `stopping` before the callbacks that save, and `report` after them."""
+    saves = [isinstance(each, Checkpoint) for each in [*callbacks, Checkpoint()]]
+    callbacks.insert(saves.index(True), stopping)
+    callbacks.remove(report)
+    callbacks.append(report)
 
 
-def loggers(given: Any, folder: run_folder.RunFolder) -> list[Logger]:
-    """The run's loggers: metrics.csv and TensorBoard's events, then the user's; or none at all.
+def _check_validates(patience: int, options: Namespace, data: TextDataModule) -> None:
+    if not data.has_validation or options.trainer.limit_val_batches == 0:
+        raise UsageError(
+            f"there is no validation to watch; give {opt('data.val_fraction')} above 0, or leave "
+            "the option out",
+            "early_stopping.patience",
+            patience,
+        )
 
-    Args:
-        given: --trainer.logger; False for none.
-        folder: Of the run.
 
-    Raises:
-        UsageError: a logger of the user's would write into the run's folder.
-    """
-    if given is False:
+def _checkpoint_callbacks(
+    folder: RunFolder, options: Namespace, data: TextDataModule, given: list[Callback]
+) -> list[Callback]:
+    if options.trainer.enable_checkpointing is False:
         return []
-    users = [] if given in (None, True) else processes.as_list(given)
-    for logger in users:
-        if isinstance(logger, (CSVLogger, TensorBoardLogger)):
-            place = Path(logger.log_dir)
-            if place.absolute() == folder.path.absolute():
-                raise UsageError(
-                    f"--trainer.logger {_name(logger)}: would write to {place}, where gptlit "
-                    "keeps the run's own metrics.csv and events; give another save_dir or version"
-                )
-    if users:
-        names = ", ".join(_name(logger) for logger in users)
-        _say(f"--trainer.logger {names}: logs beside metrics.csv and TensorBoard in {folder.path}")
-    return [*folder.loggers(), *users]
+    user_parts.keep_names_apart(given, folder.path / "checkpoints")
+    monitored = "val/loss" if data.has_validation else "train/loss"
+    return folder.checkpoints(monitored, options.snapshot_every, options.keep_snapshots)
 
 
-def profiler(given: Profiler | str | None, folder: Path) -> Profiler | None:
-    """The Trainer's profiler, whose files go to the run's folder unless it has another.
-
-    Args:
-        given: --trainer.profiler; a name, or one that is made.
-        folder: Of the run.
-    """
-    if isinstance(given, str):
-        given = PROFILERS[given]()
-    if given is not None:
-        given.dirpath = given.dirpath or folder
-    return given
+# ---------------------------------------------------------------------- the folder
 
 
-def say_where_profile(profiler: Profiler) -> None:
-    """State the files that a profiler has written instead of a report on the console."""
-    if profiler.filename and profiler.dirpath:
-        found = sorted(Path(profiler.dirpath).glob(f"*{profiler.filename}*"))
-        for path in found:
-            _say(f"the profiler's report: {path}")
+def _open_folder(plan: Plan, model: LitGPT, held: contextlib.ExitStack) -> RunFolder:
+    """Make or reopen the run's folder, and lock it."""
+    root = Path(plan.options.trainer.default_root_dir or ".")
+    model.run_config = plan.config
+    if plan.start is None:
+        new = functools.partial(RunFolder, root / checkpoint.RUNS, place=plan.place)
+        return _locked(new, root, held)
+    path, step = plan.start.path, plan.start.step
+    if "optimizer_states" not in plan.start.content:
+        raise UsageError(
+            f"holds weights but no run to resume; start a new run from them by "
+            f"{opt('model.init_from')} {path}",
+            "ckpt_path",
+            path,
+        )
+    if 0 < (max_steps := plan.options.trainer.max_steps) <= step:
+        reason = f"{path} is already at step {step}; give a larger number to continue"
+        raise UsageError(reason, "trainer.max_steps", max_steps)
+    if processes.on_rank_zero():
+        note(f"resuming from {path} at step {step}")
+        for name, old, new_value in plan.changed:
+            note(f"{opt(name)}: {json.dumps(old)} -> {json.dumps(new_value)}")
+    folder = _locked(lambda: RunFolder(root / checkpoint.RUNS, path, step), root, held)
+    folder.records = plan.start.content.get(loggers.KEY)
+    return folder
+
+
+def _locked(make: Callable[[], RunFolder], root: Path, held: contextlib.ExitStack) -> RunFolder:
+    try:
+        folder = make()
+    except OSError as error:
+        raise UsageError(
+            f"no run can be kept there ({error.strerror}); name a folder of yours",
+            "trainer.default_root_dir",
+            root,
+        ) from error
+    held.enter_context(folder.lock())
+    return folder
+
+
+def _describe_run(plan: Plan, folder: Path) -> None:
+    """Write config.yaml and the plan's other files to the run's folder."""
+    if not processes.on_rank_zero():
+        return
+    write_atomically(folder / run_folder.CONFIG, plan.config.encode())
+    for name in plan.left_out:
+        note(
+            f"{opt(name)}: can't be read back from {run_folder.CONFIG} and is left out there; to "
+            f"resume, give it again with {opt('ckpt_path')}, unless it is the default"
+        )
+    for name, content in plan.files.items():
+        write_atomically(folder / name, content)
+
+
+@contextlib.contextmanager
+def _undone(folder: RunFolder | None, has_trained: Callable[[], bool]) -> Iterator[None]:
+    """Restore a run's folder after an error, unless this or another process has trained."""
+    try:
+        yield
+    except BaseException:
+        if folder and not has_trained():
+            folder.undo()
+        raise

@@ -1,6 +1,5 @@
 """Planning a study's runs before any is made, and comparing them with those that exist."""
 
-import contextlib
 import dataclasses
 import json
 import shutil
@@ -13,12 +12,13 @@ import torch
 import yaml
 
 from gptlit.checkpoints import checkpoint
-from gptlit.cli.fit import GptlitCLI
+from gptlit.cli.fit import build
 from gptlit.cli.lightning_warnings import quiet
 from gptlit.messages import UsageError
 from gptlit.model import cost
 from gptlit.model.gpt import GPT
 from gptlit.runs import run_folder
+from gptlit.runs.build import Run
 from gptlit.study.spec import Setup, Study
 from gptlit.training import compiling, resuming
 
@@ -74,45 +74,36 @@ def plan(study: Study, setup: Setup) -> Planned:
     Raises:
         UsageError: names the run and the option.
     """
-    found: list[Planned] = []
-
-    def look(cli: GptlitCLI) -> None:
-        _check(study, cli)
-        cli.prepare()
-        text = cli.datamodule
-        described = text.describe_text()
-        config = {**vars(cli.model.config), "vocab_size": text.tokenizer.vocab_size}
-        with torch.device("meta"):
-            net = GPT(type(cli.model.config)(**config))
-        found.append(
-            Planned(
+    try:
+        with quiet(), build(setup.arguments, trains=False) as run:
+            _check(study, run)
+            run.prepare()
+            text = run.data
+            described = text.describe_text()
+            with torch.device("meta"):
+                net = GPT(run.model.options.config(text.tokenizer.vocab_size))
+            return Planned(
                 setup,
-                yaml.safe_load(cli.options_as_yaml),
+                yaml.safe_load(run.plan.config),
                 net.num_parameters(),
                 text.windows_per_step * text.block_size,
                 cost.training_flops_per_token(net),
                 _validation_text(described),
                 _all_texts(described),
             )
-        )
-
-    try:
-        with quiet(), contextlib.ExitStack() as held:
-            GptlitCLI("fit", setup.arguments, held, look=look)
     except UsageError as error:
         raise UsageError(f"{setup.name}: {error}") from error
-    return found[0]
 
 
-def _check(study: Study, cli: GptlitCLI) -> None:
-    trainer, options = cli.trainer, cli.options.trainer
-    compiling.check(cli.model.options.compile, trainer.strategy.root_device.type)
+def _check(study: Study, run: Run) -> None:
+    trainer, options = run.trainer, run.options.trainer
+    compiling.check(run.model.options.compile, trainer.strategy.root_device.type)
     if trainer.world_size > 1:
         raise UsageError(
             f"--trainer.devices {options.devices}: a study trains in one process; give "
             "--trainer.devices 1, or make the runs one by one by gptlit fit"
         )
-    if study.metric.startswith("val/") and not cli.datamodule.has_validation:
+    if study.metric.startswith("val/") and not run.data.has_validation:
         raise UsageError(
             f"metric: {study.metric}: there is no validation; give --data.val_fraction above 0, or "
             "metric: train/loss_eval"

@@ -18,7 +18,7 @@ import yaml
 from gptlit import signals
 from gptlit.checkpoints import checkpoint
 from gptlit.cli import saved_options
-from gptlit.cli.fit import GptlitCLI, NothingToTrain
+from gptlit.cli.fit import NothingToTrain, build, train
 from gptlit.cli.lightning_warnings import quiet
 from gptlit.files import write_atomically
 from gptlit.messages import MEMORY_ADVICE, RunError, UsageError, is_out_of_memory, note
@@ -148,8 +148,10 @@ def _fit(planned: Planned, run: Path, last: Path) -> tuple[int, int]:
     try:
         with quiet(), contextlib.ExitStack() as held:
             held.callback(signals.delegate, None)  # later signals stop the study
-            cli = GptlitCLI("fit", arguments, held, place=run)
-        return cli.trainer.global_step, cli.stopping.asked
+            built = held.enter_context(build(arguments, place=run))
+            train(built)
+        assert built.stopping is not None
+        return built.trainer.global_step, built.stopping.asked
     except NothingToTrain:
         if step is None:
             raise

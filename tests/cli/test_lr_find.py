@@ -151,4 +151,4 @@ def test_a_resumed_run_has_its_rate(gptlit: Call, run: Run) -> None:
     last = run.folder / "checkpoints" / "last.ckpt"
     result = gptlit("fit", "--lr_find", "--ckpt_path", last, "--trainer.max_steps=50")
     assert result.code == 2
-    assert "--lr_find true: has no part in --ckpt_path" in result.err
+    assert "--lr_find true: is not used with --ckpt_path" in result.err

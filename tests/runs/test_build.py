@@ -445,7 +445,7 @@ def test_evaluations_refuse_barebones(gptlit: Call, run: Run, verb: str) -> None
     ckpt = f"--ckpt_path={run.folder / 'checkpoints' / 'last.ckpt'}"
     result = gptlit(verb, ckpt, "--trainer.barebones=true")
     assert result.code == 2
-    assert result.err.startswith("gptlit: error: --trainer.barebones true: computes no figures")
+    assert result.err.startswith("gptlit: error: --trainer.barebones true: logs no metrics")
 
 
 # ---------------------------------------------------------------------- monitored metrics
