@@ -1,4 +1,4 @@
-"""A run around the training: its folder, files, loggers, callbacks, how it stops and ends.
+"""Runs: their folder, files, loggers and callbacks, and how they stop and end.
 
-What changes the weights is in `gptlit.training`; options and verbs are in `gptlit.cli`.
+The code that changes weights is in `gptlit.training`; options and verbs are in `gptlit.cli`.
 """
