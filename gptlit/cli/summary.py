@@ -1,4 +1,4 @@
-"""`gptlit summary`: what a run would be, without training it."""
+"""`gptlit summary`: prints the size, memory and time of a run without training it."""
 
 import statistics
 import textwrap
@@ -18,7 +18,7 @@ from gptlit.terminal import align_columns, duration
 from gptlit.training import losses, run_length
 from gptlit.training.module import LitGPT
 
-SILENT = (nn.Identity, NoPositions)
+HIDDEN = (nn.Identity, NoPositions)
 COLUMNS = 80
 LONGEST_NAME = 50
 WARMUP_STEPS = 3
@@ -29,12 +29,12 @@ Rows = list[tuple[str, str]]
 
 
 def report(trainer: L.Trainer, module: LitGPT, precision_reason: str = "") -> str:
-    """All there is to tell, in lines of at most COLUMNS; takes a few measured steps.
+    """Return the summary, in lines of at most COLUMNS; measures a few steps.
 
     Args:
-        trainer: Not yet used; its data module is set up.
-        module: With its net built.
-        precision_reason: Why the precision is what it is.
+        trainer: Unused Trainer whose data module is set up.
+        module: Module whose net is built.
+        precision_reason: Reason for the precision.
     """
     net, text = module.net, module.text
     device = trainer.strategy.root_device
@@ -56,12 +56,12 @@ def report(trainer: L.Trainer, module: LitGPT, precision_reason: str = "") -> st
         "training": aligned(training_rows(module)),
         "time": aligned(time_rows(trainer, module)),
     }
-    told = [f"{head}\n{body}" for head, body in sections.items()]
-    return "\n\n".join(told + ([textwrap.fill(why, COLUMNS)] if why else []))
+    parts = [f"{head}\n{body}" for head, body in sections.items()]
+    return "\n\n".join(parts + ([textwrap.fill(why, COLUMNS)] if why else []))
 
 
 def aligned(rows: Rows) -> str:
-    """Names, and values behind them, in two columns."""
+    """Return lines of names and values in two columns."""
     return "\n".join(f"  {line}" for line in align_columns(rows, left=(0, 1)))
 
 
@@ -73,7 +73,7 @@ def _share(count: int, total: int) -> str:
 
 
 def tree(net: GPT) -> str:
-    """The modules, indented, with their parameters; equal ones in a row are shown once."""
+    """Return the indented modules with their parameters; equal neighbours are shown once."""
     lines = [*_branches(net, 1)]
     if net.config.tie_weights:
         lines = [f"{line}  tied" if "  lm_head " in line else line for line in lines]
@@ -90,15 +90,15 @@ def _branches(module: nn.Module, depth: int, prefix: str = "") -> Iterator[str]:
         kind = type(child).__name__ if has_children else _short(child)
         size = sum(parameter.numel() for parameter in child.parameters())
         each = " each" if " to " in name and size else ""
-        told = f"{size:>13,}{each}" if size else ""
-        yield f"{'  ' * depth + name:<22}{kind:<32}{told}".rstrip()
+        count = f"{size:>13,}{each}" if size else ""
+        yield f"{'  ' * depth + name:<22}{kind:<32}{count}".rstrip()
         if has_children:
             yield from _branches(child, depth + 1)
 
 
 def _runs(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Children by name; of those in a row that print the same the first, as 'first to last'."""
-    children = [(name, child) for name, child in module.named_children() if not _is_silent(child)]
+    """Yield children by name; of neighbours that print alike the first, as 'first to last'."""
+    children = [(name, child) for name, child in module.named_children() if not _is_hidden(child)]
     index = 0
     while index < len(children):
         first, child = children[index]
@@ -110,9 +110,9 @@ def _runs(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         index = end
 
 
-def _is_silent(module: nn.Module) -> bool:
+def _is_hidden(module: nn.Module) -> bool:
     dropped = isinstance(module, nn.Dropout) and not module.p
-    return isinstance(module, SILENT) or dropped
+    return isinstance(module, HIDDEN) or dropped
 
 
 def _short(module: nn.Module) -> str:
@@ -127,14 +127,14 @@ def _short(module: nn.Module) -> str:
     return f"{kind}({module.p:g})" if isinstance(module, nn.Dropout) else kind
 
 
-# ---------------------------------------------------------------------- figures
+# ---------------------------------------------------------------------- rows
 
 
 def parameter_rows(module: LitGPT) -> Rows:
-    """Parameters by component, trainable, decayed and undecayed."""
+    """Return parameter counts by component, and of trainable and decayed parameters."""
     net = module.net
     counts, total = cost.parameters(net), net.num_parameters()
-    tied = " (the head too)" if net.config.tie_weights else ""
+    tied = " (also the head)" if net.config.tie_weights else ""
     rows = [
         (name + (tied if name == "embedding" else ""), _share(count, total))
         for name, count in counts.items()
@@ -149,14 +149,14 @@ def parameter_rows(module: LitGPT) -> Rows:
 
 
 def size(n_bytes: int) -> str:
-    """0.05 MB, 12.3 MB, 1.23 GB: of 10^6 and 10^9 bytes."""
+    """Format bytes in units of 10^6 or 10^9: 0.05 MB, 12.3 MB, 1.23 GB."""
     if n_bytes >= 1e9:
         return f"{n_bytes / 1e9:.2f} GB"
     return f"{n_bytes / 1e6:.{1 if n_bytes >= 1e7 else 2}f} MB"
 
 
 def memory_rows(memory: cost.Memory, optimizer: str = "adamw") -> Rows:
-    """Bytes by what for."""
+    """Return the memory of each use."""
     parts = {
         "weights": memory.weights,
         "gradients": memory.gradients,
@@ -169,7 +169,7 @@ def memory_rows(memory: cost.Memory, optimizer: str = "adamw") -> Rows:
 
 
 def operations(count: float) -> str:
-    """A count with a metric prefix: 1.62 M, 95.1 G."""
+    """Format a count with a metric prefix: 1.62 M, 95.1 G."""
     for prefix, scale in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= scale:
             return f"{count / scale:.3g} {prefix}"
@@ -177,49 +177,49 @@ def operations(count: float) -> str:
 
 
 def flops_rows(module: LitGPT) -> Rows:
-    """FLOPs per token and step, with all of attention and with its unmasked half."""
+    """Return FLOPs per token and step, with and without the masked half of attention."""
     net = module.net
     per_step = module.text.windows_per_step * module.text.block_size
     rows = []
     for name, n_tokens, count in (
-        ("a token, forward", 1, cost.flops_per_token),
-        ("a token, training", 1, cost.training_flops_per_token),
-        ("a step", per_step, cost.training_flops_per_token),
+        ("per token, forward", 1, cost.flops_per_token),
+        ("per token, training", 1, cost.training_flops_per_token),
+        ("per step", per_step, cost.training_flops_per_token),
     ):
         full, half = (operations(count(net, causal=causal) * n_tokens) for causal in (False, True))
-        without_mask = f"   ({half}FLOP without what is masked)" if full != half else ""
+        without_mask = f"   ({half}FLOP without masked scores)" if full != half else ""
         rows.append((name, f"{full + 'FLOP':>12}{without_mask}"))
     return rows
 
 
 def training_rows(module: LitGPT) -> Rows:
-    """Tokens in all, epochs, and tokens per parameter."""
+    """Return the text's size, and the tokens, epochs and tokens per parameter of the run."""
     text, n_parameters = module.text, module.net.num_parameters()
     per_step = text.windows_per_step * text.block_size
     name = str(text.tokens.provenance["name"])
     rows = [
         ("text", name if len(name) <= LONGEST_NAME else f"...{name[3 - LONGEST_NAME :]}"),
-        ("tokens in it", f"{text.n_train_tokens:>15,}"),
-        ("tokens a step", f"{per_step:>15,}"),
-        ("steps an epoch", f"{text.steps_per_epoch:>15,}"),
+        ("tokens in the text", f"{text.n_train_tokens:>15,}"),
+        ("tokens per step", f"{per_step:>15,}"),
+        ("steps per epoch", f"{text.steps_per_epoch:>15,}"),
     ]
     steps = run_length.steps_of_run(module.trainer)
     rule = cost.RULE_OF_20
     wanted = f"{rule} would be {rule * n_parameters:,} tokens"
     if steps is None:
-        return [*rows, ("steps", "no end but yours"), ("rule of 20", wanted)]
+        return [*rows, ("steps", "no limit"), ("rule of 20", wanted)]
     n_tokens = steps * per_step
     epochs = steps / text.steps_per_epoch if text.steps_per_epoch else float("inf")
     return [
         *rows,
         ("steps", f"{steps:>15,}"),
         ("tokens seen", f"{n_tokens:>15,}   {epochs:.2f} epochs"),
-        ("tokens a parameter", f"{n_tokens / n_parameters:>15.2f}   {wanted}"),
+        ("tokens per parameter", f"{n_tokens / n_parameters:>15.2f}   {wanted}"),
     ]
 
 
 def time_rows(trainer: L.Trainer, module: LitGPT) -> Rows:
-    """The measured time of a step, and what the run takes by it."""
+    """Return the measured time of a step, and the time of the run computed from it."""
     device, text = trainer.strategy.root_device, module.text
     step = measure(trainer, module)
     n_windows = text.batch_size * trainer.accumulate_grad_batches  # on this device
@@ -228,15 +228,15 @@ def time_rows(trainer: L.Trainer, module: LitGPT) -> Rows:
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
     took = f"{step.seconds:.3g} s" if step.seconds >= 1 else f"{step.seconds * 1e3:.3g} ms"
     rows = [
-        ("a step", f"{took:>15}   median of {step.n_steps} on {name}{threads}"),
-        ("speed", f"{operations(flops / step.seconds) + 'FLOP/s':>15}   of each device"),
+        ("time per step", f"{took:>15}   median of {step.n_steps} on {name}{threads}"),
+        ("speed", f"{operations(flops / step.seconds) + 'FLOP/s':>15}   per device"),
     ]
     if step.n_windows < n_windows:
-        told = f"{step.n_windows:>15}   of a step's {n_windows} windows, then scaled up"
-        rows.append(("measured on", told))
+        measured = f"{step.n_windows:>15}   of a step's {n_windows} windows, then scaled up"
+        rows.append(("measured on", measured))
     if (steps := run_length.steps_of_run(trainer)) is not None:
-        told = f"{duration(steps * step.seconds):>15}   without validation and start"
-        rows.append(("the run", told))
+        whole = f"{duration(steps * step.seconds):>15}   without start-up and validation"
+        rows.append(("whole run", whole))
     return rows
 
 
@@ -245,7 +245,13 @@ def time_rows(trainer: L.Trainer, module: LitGPT) -> Rows:
 
 @dataclass(frozen=True)
 class Measured:
-    """Median seconds of a step, of how many, and how many of its windows were computed."""
+    """The measured time of a step.
+
+    Args:
+        seconds: Median time of a step.
+        n_steps: Number of measured steps.
+        n_windows: Number of a step's windows that were computed.
+    """
 
     seconds: float
     n_steps: int
@@ -255,11 +261,11 @@ class Measured:
 def measure(
     trainer: L.Trainer, module: LitGPT, clock: Callable[[], float] = time.perf_counter
 ) -> Measured:
-    """The time of an optimizer step on this machine; the net is changed by it.
+    """Measure the time of an optimizer step on this machine; this changes the net.
 
-    Forward, loss, backward, clipping and the optimizer, for all batches that are accumulated.
-    WARMUP_STEPS are not counted, and after PROBE_SECONDS no other step begins. Where a step
-    would take a third of that, only some of its windows are computed.
+    A step is forward, loss, backward, clipping and optimizer, for all accumulated batches.
+    WARMUP_STEPS are not counted, and no step begins after PROBE_SECONDS. If a step takes more
+    than a third of that, only some of its windows are computed.
     """
     device, precision = trainer.strategy.root_device, trainer.precision_plugin
     precision.convert_module(module)

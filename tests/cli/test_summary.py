@@ -33,7 +33,7 @@ def test_the_report(gptlit: Call, text_file: Path) -> None:
     for wanted in (
         r"wte +Embedding\(39, 16\) +624$",
         r"lm_head +Linear\(16 -> 39, no bias\) +624  tied$",
-        r"embedding \(the head too\) +752   18\.5%$",
+        r"embedding \(also the head\) +752   18\.5%$",
         r"attention +1,088   26\.8%$",
         r"mlp +2,128   52\.4%$",
         r"norms +96    2\.4%$",
@@ -44,15 +44,15 @@ def test_the_report(gptlit: Call, text_file: Path) -> None:
         r"weights +0\.02 MB$",
         r"optimizer \(AdamW\) +0\.03 MB$",
         # 2 x 3,696 weights of matrices, and 2 x 2 x 8 x 16 of attention
-        r"a token, forward +7\.9 kFLOP   \(7\.68 kFLOP without what is masked\)$",
-        r"a step +759 kFLOP ",
-        rf"tokens in it +{n_train:,}$",
-        r"tokens a step +32$",
-        rf"steps an epoch +{(n_train // 8 - 1) // 4:,}$",
+        r"per token, forward +7\.9 kFLOP   \(7\.68 kFLOP without masked scores\)$",
+        r"per step +759 kFLOP ",
+        rf"tokens in the text +{n_train:,}$",
+        r"tokens per step +32$",
+        rf"steps per epoch +{(n_train // 8 - 1) // 4:,}$",
         rf"tokens seen +1,600   {50 / ((n_train // 8 - 1) // 4):.2f} epochs$",
-        r"tokens a parameter +0\.39   20 would be 81,280 tokens$",
-        r"a step +\S+ ms   median of 2 on cpu, 1 threads$",
-        r"the run +\d+ s   without validation and start$",
+        r"tokens per parameter +0\.39   20 would be 81,280 tokens$",
+        r"time per step +\S+ ms   median of 2 on cpu, 1 threads$",
+        r"whole run +\d+ s   without start-up and validation$",
     ):
         assert re.search(wanted, result.out, re.MULTILINE), wanted
     assert max(map(len, result.out.splitlines())) <= 80
@@ -81,7 +81,7 @@ def test_options_are_those_of_fit(
     )
     assert result.code == 0, result.err
     assert "5 windows of 8 tokens, bf16-mixed" in result.out
-    assert re.search(r"tokens a step +120$", result.out, re.MULTILINE)
+    assert re.search(r"tokens per step +120$", result.out, re.MULTILINE)
     assert "Embedding(39, 12)" in result.out
 
 
@@ -114,8 +114,8 @@ def test_a_run_by_epochs_or_without_end(gptlit: Call, text_file: Path) -> None:
     assert re.search(r"2\.00 epochs$", summarize(gptlit, text_file, *by_epochs).out, re.MULTILINE)
     endless = ["--trainer.max_steps=-1", "--model.decay_steps=10"]
     printed = summarize(gptlit, text_file, *endless).out
-    assert re.search(r"steps +no end but yours$", printed, re.MULTILINE)
-    assert "the run" not in printed
+    assert re.search(r"steps +no limit$", printed, re.MULTILINE)
+    assert "whole run" not in printed
 
 
 def test_of_a_checkpoint(gptlit: Call, run: Run) -> None:
@@ -203,7 +203,7 @@ def test_a_slow_machine_takes_fewer_steps(
     )
     printed = summarize(gptlit, text_file).out
     # 3 s for one window, so 4 times as much for the step, and 3 s for the optimizer
-    assert re.search(r"a step +15 s   median of 1 on cpu", printed)
+    assert re.search(r"time per step +15 s   median of 1 on cpu", printed)
     assert re.search(r"measured on +1   of a step's 4 windows, then scaled up$", printed, re.M)
 
 
