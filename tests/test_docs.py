@@ -269,6 +269,15 @@ def test_files_that_a_page_names_exist(page: Path) -> None:
     assert not [name for name in named if not (ROOT / name).exists()]
 
 
+def test_the_figures_of_the_front_page_are_in_benchmarks() -> None:
+    table = PAGES[0].read_text().partition("\n## Compared with others\n")[2].partition("\n## ")[0]
+    rows = [line.split("|")[2:] for line in table.splitlines() if line.startswith("| ")][2:]
+    shown = re.findall(r"\d[\d,.]+\d", " ".join(cell for row in rows for cell in row))
+    recorded = (ROOT / "BENCHMARKS.md").read_text()
+    assert len(shown) >= 10
+    assert not [figure for figure in shown if not re.search(rf"\b{figure}\b", recorded)]
+
+
 def test_the_front_page_is_short_and_every_page_is_linked_from_it() -> None:
     readme = (ROOT / "README.md").read_text()
     assert len(readme.splitlines()) <= 170
