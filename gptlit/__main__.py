@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from gptlit import __version__, signals, startup, streams
+from gptlit import __version__, signals, streams
 from gptlit.cli import help_pages
 from gptlit.messages import (
     MEMORY_ADVICE,
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     own_process = argv is None
     if own_process:
-        startup.use_utf8()
+        streams.use_utf8()
     with signals.caught(own_process), streams.usable(own_process):
         try:
             return _exit_code(sys.argv[1:] if argv is None else argv)

@@ -24,6 +24,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
@@ -54,31 +55,19 @@ class Terminated(BaseException):
         self.exit_code = 128 + number  # the shells' convention
 
 
+@dataclass
 class _State:
-    """State of the signal handling of this process.
+    """State of the signal handling of this process."""
 
-    Args:
-        on_signal: Handles a signal instead of ending at once.
-        is_over: Whether the process is ending, so that signals are ignored.
-        is_watched: Whether the thread runs.
-        limit: Seconds that the process has to end, once it has to.
-        counted: Signals since the start, or since `forget`.
-        deadline: Time by `time.monotonic` at which the process is killed.
-        resend: Signal whose exception Python dropped, or that came during an import.
-        raised: Exception of a signal, once it was raised.
-        is_disposable: Whether there is nothing to clean up yet, so that the thread ends it.
-    """
-
-    def __init__(self) -> None:
-        self.on_signal: Callable[[int], None] | None = None
-        self.is_over = False
-        self.is_watched = False
-        self.limit = LIMIT_S
-        self.counted: list[int] = []
-        self.deadline: float | None = None
-        self.resend: int | None = None
-        self.raised: BaseException | None = None
-        self.is_disposable = False
+    on_signal: Callable[[int], None] | None = None  # handles a signal instead of ending at once
+    is_over: bool = False  # the process is ending, so that signals are ignored
+    is_watched: bool = False  # the thread runs
+    is_disposable: bool = False  # nothing has to be cleaned up yet: the thread ends the process
+    limit: float = LIMIT_S  # seconds in which the process has to end
+    counted: list[int] = field(default_factory=list)  # signals since the start or `forget`
+    deadline: float | None = None  # time.monotonic() at which the process is killed
+    resend: int | None = None  # signal whose exception Python dropped, or that came in an import
+    raised: BaseException | None = None  # exception of a signal
 
 
 state = _State()
@@ -219,8 +208,7 @@ def _start_watching() -> None:
 
     def dropped(unraisable: Any) -> None:
         if isinstance(unraisable.exc_value, KeyboardInterrupt | Terminated):
-            number = getattr(unraisable.exc_value, "exit_code", 128 + signal.SIGINT) - 128
-            state.resend = number
+            state.resend = exit_code(unraisable.exc_value) - 128
         else:
             report(unraisable)
 

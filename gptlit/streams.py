@@ -1,4 +1,4 @@
-"""Standard streams that every command can rely on.
+"""Standard streams and UTF-8 mode that every command can rely on.
 
 `usable` replaces missing streams and writes characters that an encoding lacks as escapes. A result
 that standard output doesn't accept raises `OutputLost`; what a run only shows (`only_shown`) is
@@ -6,6 +6,7 @@ dropped instead, with one line on stderr. Lines that any code writes, through wa
 print(), appear above a progress bar.
 """
 
+import codecs
 import contextlib
 import errno
 import io
@@ -149,6 +150,19 @@ def _drawn_bars() -> Any:
     bars = list(getattr(tqdm, "_instances", ()))
     files = [getattr(bar, "fp", None) for bar in bars]
     return tqdm if any(getattr(file, "is_for_bars", False) for file in files) else None
+
+
+def use_utf8() -> None:
+    """Restart Python in UTF-8 mode in a locale that has only ASCII characters.
+
+    Python uses this mode by itself in the locales C and POSIX, unless PYTHONUTF8 is 0. Without it
+    arguments that aren't ASCII are not valid text, and file names can't be printed.
+    """
+    if sys.flags.utf8_mode or not sys.executable:
+        return
+    if codecs.lookup(sys.getfilesystemencoding()).name == "ascii":
+        os.environ["PYTHONUTF8"] = "1"  # for child processes
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 @contextlib.contextmanager
