@@ -269,7 +269,7 @@ def test_a_failed_run_is_reported_and_the_study_continues(
     monkeypatch.setattr(run, "_fit", no_room)
     done = gptlit("study", path)
     assert done.code == 1
-    assert re.search(r"\nwild: step \d+: loss [^:]*: not\sfinite\n", done.out)
+    assert re.search(r"\nwild: step \d+: [^:;]* is\snot\sfinite\s\(loss [^;]*\)\n", done.out)
     assert "big: out of memory: lower --data.batch_size" in done.out
     assert "1 of 3 runs" in done.out
     assert [bool(row["failed"]) for row in results()] == [True, True, False]
@@ -391,7 +391,11 @@ def test_costs_are_counted_up_to_the_best_validation(
     ("content", "words", "message"),
     [
         ({"grid": {"model.n_embed": [1]}}, [], "n_embed=1: --model.n_embed: unknown option"),
-        ({"grid": {"model.n_embd": [16, 15]}}, [], "n_embd=15: --model.n_embd 15: not divisible"),
+        (
+            {"grid": {"model.n_embd": [16, 15]}},
+            [],
+            "n_embd=15: --model.n_embd 15: must be a multiple",
+        ),
         ({"grid": {"data.path": ["nowhere.txt"]}}, [], "--data.path nowhere.txt"),
         ({"grid": {"model.block_size": [8, 9999]}}, [], "block_size=9999: --model.block_size 9999"),
         ({"seeds": [1]}, ["--trainer.max_steps=7"], "the last validation would be at step 4 of 7"),
