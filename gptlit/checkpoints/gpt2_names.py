@@ -1,6 +1,6 @@
-"""GPT-2's weights and options as Hugging Face and nanoGPT name them, in both directions.
+"""Converts GPT-2's weights and options from and to the names of Hugging Face and nanoGPT.
 
-gptlit's names are GPT-2's own, so that one table, `KEYS`, tells all that differs elsewhere.
+gptlit has GPT-2's own names, so that the differences fit into one table, `KEYS`.
 """
 
 import dataclasses
@@ -21,13 +21,13 @@ from gptlit.tokenizers.state import from_state
 
 
 class Key(NamedTuple):
-    """A weight's name elsewhere, and whether Hugging Face has it as (inputs, outputs)."""
+    """A weight's name in other files, and whether Hugging Face has it as (inputs, outputs)."""
 
     theirs: str
     conv1d: bool = False
 
 
-# gptlit's names and those of Hugging Face's GPT2LMHeadModel and of nanoGPT; * is a layer's number
+# from gptlit's names to those of Hugging Face's GPT2LMHeadModel and of nanoGPT; * is the layer
 KEYS = {
     "wte.weight": Key("transformer.wte.weight"),
     "wpe.weight": Key("transformer.wpe.weight"),
@@ -49,10 +49,10 @@ KEYS = {
 }
 _BY_THEIRS = {key.theirs: (ours, key.conv1d) for ours, key in KEYS.items()}
 _LAYER = re.compile(r"(?<=\.h\.)\d+(?=\.)")
-# the causal mask, which older files hold as if it were a weight
+# the causal mask, which older files have among the weights
 _MASK = re.compile(r"\.attn\.(masked_)?bias$")
 
-# Hugging Face's names of activations; both forms of the tanh approximation are one function
+# Hugging Face's names of activations; two of them are the tanh approximation
 ACTIVATIONS: dict[str, Activation] = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_new": "gelu_tanh",
@@ -60,7 +60,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "relu": "relu",
     "relu2": "relu2",
 }
-# what GPT-2's class has, and in no other way
+# options with one value in Hugging Face's GPT-2 class
 HELD: dict[str, Any] = {
     "mixer": "attention",
     "positions": "learned",
@@ -73,7 +73,7 @@ HELD: dict[str, Any] = {
     "logit_softcap": None,
     "token_shift": 0,
 }
-# Hugging Face's GPT2Config, where config.json leaves something out
+# defaults of Hugging Face's GPT2Config, for what config.json leaves out
 HF_DEFAULTS: dict[str, Any] = {
     "model_type": "gpt2",
     "vocab_size": 50257,
@@ -89,7 +89,7 @@ HF_DEFAULTS: dict[str, Any] = {
     "attn_pdrop": 0.1,
     "resid_pdrop": 0.1,
 }
-# options of GPT2Config that change what is computed, and the values that gptlit's GPT has
+# options of GPT2Config that change the computation, with the values of gptlit's GPT
 HF_FIXED = {
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
@@ -128,7 +128,7 @@ HF_DROPOUT: dict[str, DropoutPlace] = {
 
 
 def keys(n_layer: int) -> dict[str, Key]:
-    """`KEYS` with every layer's number filled in."""
+    """`KEYS` for each layer."""
     filled = {}
     for ours, key in KEYS.items():
         for layer in map(str, range(n_layer if "*" in ours else 1)):
@@ -137,7 +137,7 @@ def keys(n_layer: int) -> dict[str, Key]:
 
 
 def to_theirs(state: Mapping[str, Tensor], config: GPTConfig) -> State:
-    """Weights as Hugging Face's GPT2LMHeadModel has them; biases that aren't there are zero."""
+    """Weights as Hugging Face's GPT2LMHeadModel has them, with zeros for missing biases."""
     theirs = {}
     for ours, key in keys(config.n_layer).items():
         if ours == "lm_head.weight" and config.tie_weights:
@@ -154,13 +154,13 @@ def from_theirs(found: Mapping[str, Tensor], config: GPTConfig, conv1d: bool) ->
     """Weights by gptlit's names, in float32, from Hugging Face's or nanoGPT's.
 
     Args:
-        found: Tensors by their names; `transformer.` may be left out, as GPT-2's published
-            files do, and torch.compile's `_orig_mod.` may stand in front.
-        config: What they are the weights of.
-        conv1d: Matrices of blocks are (inputs, outputs), as Hugging Face has them.
+        found: Tensors by their names, with or without `transformer.` (GPT-2's published files
+            omit it) and torch.compile's `_orig_mod.` in front.
+        config: Config of their model.
+        conv1d: Whether matrices of blocks are (inputs, outputs), as in Hugging Face's files.
 
     Raises:
-        UsageError: weights are missing, are more than the model has, or of another shape.
+        UsageError: a weight is missing, unknown, or of another shape.
     """
     theirs = {}
     for name, tensor in found.items():
@@ -178,18 +178,18 @@ def from_theirs(found: Mapping[str, Tensor], config: GPTConfig, conv1d: bool) ->
     if not config.bias:
         for ours in [ours for ours in state if ours.endswith(".bias")]:
             if state[ours].any():
-                raise UsageError(f"{ours} isn't zero, and the model is said to have no biases")
+                raise UsageError(f"{ours} isn't zero, though the config has no biases")
             del state[ours]
     state = checked(state, config)
     single = {id(tensor): tensor.float().contiguous() for tensor in state.values()}
-    return {name: single[id(tensor)] for name, tensor in state.items()}  # a tied head stays so
+    return {name: single[id(tensor)] for name, tensor in state.items()}  # keeps a tied head tied
 
 
 def fitting(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
-    """A tokenizer for a vocabulary that may be padded: further rows get names of their own.
+    """The tokenizer for a vocabulary of a padded size, with names for the unused ids.
 
     Raises:
-        UsageError: the vocabulary has fewer tokens, or the tokenizer can't be padded.
+        UsageError: the vocabulary is smaller than the tokenizer's, or it isn't a BPE.
     """
     size = tokenizer.vocab_size
     if size == vocab_size:
@@ -205,26 +205,26 @@ def fitting(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
 
 
 def to_hugging_face(config: GPTConfig) -> dict[str, Any]:
-    """The options of Hugging Face's GPT2Config that make the same model.
+    """The options of Hugging Face's GPT2Config for the same model.
 
     Raises:
-        UsageError: its class can't hold the model; names the option that stands in the way.
+        UsageError: its class doesn't have an option of the model; names it.
     """
     held = {**HELD, "n_kv_head": config.n_head}
     has = {**dataclasses.asdict(config), "n_kv_head": config.kv_heads}
     for name, value in held.items():
         if has[name] != value:
             raise UsageError(
-                f"GPT-2's class has {_as_flag(value)} only; {opt('format')} safetensors writes any "
-                "model",
+                f"Hugging Face's GPT-2 has {_as_flag(value)} only; {opt('format')} safetensors "
+                "writes any model",
                 f"model.{name}",
                 _as_flag(has[name]),
             )
     activations = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
     if config.activation not in activations:
         raise UsageError(
-            f"GPT-2's class has {', '.join(activations)} only; {opt('format')} safetensors writes "
-            "any model",
+            f"Hugging Face's GPT-2 has {', '.join(activations)} only; {opt('format')} safetensors "
+            "writes any model",
             "model.activation",
             config.activation,
         )
@@ -255,7 +255,7 @@ def from_hugging_face(options: Mapping[str, Any]) -> GPTConfig:
     """The config of a GPT-2 in Hugging Face's format.
 
     Raises:
-        UsageError: not a GPT-2, or with options that gptlit's GPT hasn't.
+        UsageError: not a GPT-2, or with options that gptlit's GPT doesn't have.
     """
     given = {**HF_DEFAULTS, **HF_FIXED, **options}
     check(_GPT2Options, given, "")
@@ -271,7 +271,7 @@ def from_hugging_face(options: Mapping[str, Any]) -> GPTConfig:
     for name, value in sizes.items():
         if value < (name != "n_layer"):
             raise UsageError(f"{name} {value}: must be a whole number above 0")
-    # one probability of gptlit's for all places; the weights don't depend on it
+    # gptlit has one probability for all places; the weights don't depend on it
     dropout = max(float(given[name] or 0) for name in HF_DROPOUT)
     places = [place for name, place in HF_DROPOUT.items() if given[name] or not dropout]
     return GPTConfig(

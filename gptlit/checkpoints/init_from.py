@@ -1,6 +1,6 @@
-"""What a run begins from, other than chance: published weights, a folder's, a checkpoint's.
+"""Weights that a run starts from: published ones, a folder's, or a checkpoint's.
 
-Also the checkpoint that somebody else's weights become.
+Also writes imported weights as a checkpoint.
 """
 
 import contextlib
@@ -36,14 +36,14 @@ _FILES = ("config.json", WEIGHTS)
 
 @dataclass(frozen=True)
 class Origin:
-    """What a run begins from.
+    """The model that a run starts from.
 
     Args:
-        name: As it was given, a path absolute.
-        config: Of its model.
-        state: Its weights by gptlit's names.
-        tokenizer: Its own.
-        is_checkpoint: Whether it was read from a checkpoint of gptlit.
+        name: Name or absolute path of the weights.
+        config: Config of the model.
+        state: Weights by gptlit's names.
+        tokenizer: Tokenizer of the model.
+        is_checkpoint: Whether the weights are those of a checkpoint of gptlit.
     """
 
     name: str
@@ -54,16 +54,16 @@ class Origin:
 
 
 def start_from(name: str, folder: Path) -> Origin:
-    """The weights and the tokenizer to begin from.
+    """Read the model to start from.
 
     Args:
         name: gpt2, gpt2-medium, gpt2-large, gpt2-xl; a folder in Hugging Face's format or
             written by `gptlit export`; a checkpoint of gptlit, or best or last for those of the
             newest run.
-        folder: Where fetched files are kept.
+        folder: Folder of fetched files.
 
     Raises:
-        UsageError: there is no such thing, or nothing to begin from in it.
+        UsageError: there is no such file or folder, or it has no model.
     """
     path = Path(name).expanduser()
     try:
@@ -103,10 +103,9 @@ def _from_checkpoint(name: str) -> Origin:
 
 
 def _fetched(name: str, cached: Path) -> Path:
-    """The folder that holds a published model's files, fetched if need be.
+    """The folder of a published model's files, which are fetched if they are missing.
 
-    They hold no code, and are checked against each other when they are read: no sha256 of them
-    could be had here to pin.
+    Their sha256 isn't known; reading them runs no code and compares them with each other.
     """
     own = os.environ.get("GPTLIT_DATA_DIR")
     for place in [Path(own) / name, cached] if own else [cached]:
@@ -124,7 +123,7 @@ def _fetched(name: str, cached: Path) -> Path:
                 pooch.HTTPDownloader(timeout=timeout)(address, file, None)
         except (requests.RequestException, OSError) as error:
             with contextlib.suppress(OSError):
-                cached.rmdir()  # if nothing came
+                cached.rmdir()  # if nothing was fetched
                 cached.parent.rmdir()
             raise UsageError(
                 f"could not fetch {address} ({type(error).__name__}); put "
@@ -133,23 +132,23 @@ def _fetched(name: str, cached: Path) -> Path:
     return cached
 
 
-# ---------------------------------------------------------------------- to begin from it
+# ---------------------------------------------------------------------- options of the run
 
 
 def take(
     model: Namespace, data: Namespace, not_in_weights: Sequence[str], own_block_size: bool
 ) -> Origin:
-    """What a new run begins from by its option init_from, whose sizes become the run's options.
+    """Read the model of the option init_from, and give the run its sizes.
 
     Args:
         model: The run's options of the model, changed in place.
-        data: Those of the text.
-        not_in_weights: Options that weights don't depend on; they stay the run's own.
-        own_block_size: Whether the run's block size stands. Otherwise it becomes a checkpoint's;
-            of other weights, whose context can be far larger, it becomes theirs if that is less.
+        data: The run's options of the text.
+        not_in_weights: Options that weights don't depend on; the run keeps its own.
+        own_block_size: Whether the run keeps its block size. Otherwise it takes a checkpoint's, or
+            that of other weights if it is smaller, since their context can be far larger.
 
     Raises:
-        UsageError: there is nothing to begin from, or it can't be with these options.
+        UsageError: the model can't be read, or doesn't fit the options.
     """
     origin = start_from(model.init_from, Path(data.data_dir))
     if data.eos:
@@ -160,35 +159,35 @@ def take(
     if own_block_size:
         block_size = model.block_size
     state = crop_block_size(origin.state, origin.config, block_size)
-    # the context is the run's own to choose, and with it the rows of learned positions
+    # the run chooses its context, and so the number of learned positions
     taken = {"n_positions": None} | {
         name: value
         for name, value in dataclasses.asdict(origin.config).items()
         if name not in (*not_in_weights, "block_size", "n_positions")
     }
     taken["block_size"] = block_size
-    told = [f"{name} {value}" for name, value in taken.items() if model[name] != value]
+    changed = [f"{name} {value}" for name, value in taken.items() if model[name] != value]
     for name, value in {**taken, "init_from": origin.name}.items():
         model[name] = value
     note(
-        f"begins from {origin.name}, with its tokenizer of {origin.tokenizer.vocab_size:,} tokens"
-        + (f" and, whatever the options say, its {', '.join(told)}" if told else "")
+        f"starting from {origin.name}, with its tokenizer of {origin.tokenizer.vocab_size:,} tokens"
+        + (f" and, instead of the options, its {', '.join(changed)}" if changed else "")
     )
     return dataclasses.replace(origin, state=state)
 
 
 def crop_block_size(state: State, config: GPTConfig, block_size: int) -> State:
-    """Weights for another context: learned positions are cut to their first `block_size` rows.
+    """Weights for another context, with the first `block_size` learned positions.
 
     Raises:
-        UsageError: there are fewer positions than asked for.
+        UsageError: the weights have fewer positions.
     """
     if config.positions != "learned":
         return state
     rows: Tensor = state["wpe.weight"]
     if block_size > len(rows):
         raise UsageError(
-            f"the weights to begin from have {len(rows)} positions; give {len(rows)} or fewer",
+            f"the weights to start from have {len(rows)} positions; use {len(rows)} or fewer",
             "model.block_size",
             block_size,
         )
@@ -196,18 +195,18 @@ def crop_block_size(state: State, config: GPTConfig, block_size: int) -> State:
 
 
 def closing_documents(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer with each document closed by a token, for `--data.eos true`.
+    """The tokenizer with an end-of-sequence token after each document, for the option data.eos.
 
     Raises:
-        UsageError: its vocabulary has no token for that.
+        UsageError: its vocabulary has no such token.
     """
     if tokenizer.eos_id is not None:
         return tokenizer
     state = tokenizer.state()
     if not {END_OF_TEXT, END_OF_SEQUENCE} & set(state.get("special_tokens", ())):
         raise UsageError(
-            "the vocabulary of the weights to begin from has no token that could close a "
-            "document; leave the option out",
+            "the vocabulary of the weights to start from has no end-of-sequence token; leave the "
+            "option out",
             "data.eos",
             True,
         )
@@ -218,9 +217,9 @@ def closing_documents(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def write_checkpoint(origin: Origin, path: Path) -> None:
-    """Write weights as a checkpoint: for predict, validate, test, init_from and Lightning.
+    """Write weights as a checkpoint for predict, validate, test, init_from and Lightning.
 
-    It holds no optimizer, so that a run can begin from it but not go on.
+    It has no optimizer state, so that a run can start from it but not resume.
     """
     options = dataclasses.asdict(origin.config)
     del options["vocab_size"]  # the tokenizer's

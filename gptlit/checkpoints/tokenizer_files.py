@@ -1,17 +1,17 @@
-"""Tokenizers in the files of Hugging Face: tokenizer.json, and vocab.json with merges.txt.
+"""Tokenizers in Hugging Face's files: tokenizer.json, and vocab.json with merges.txt.
 
-To gptlit text that spells a special token is only text. Readers of these files look for special
-tokens in texts first, unless `split_special_tokens` is set, as `write` does for transformers. Where
-the vocabulary can spell a special token, the files have another name for it.
+In gptlit, a text that spells a special token is plain text. Other programs that read these files
+look for special tokens in texts first, unless `split_special_tokens` is set, as `write` does for
+transformers. So a special token that the vocabulary can spell gets another name in the files.
 """
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
+from gptlit.checkpoints.byte_letters import byte_of_letter, letter_of_byte, merges, spell, unspell
 from gptlit.messages import UsageError, note
 from gptlit.plain_data import check, read_json, shown
 from gptlit.tokenizers.base import END_OF_TEXT, NUMBER, UNKNOWN_WORD, Tokenizer
@@ -25,64 +25,17 @@ TIKTOKEN_GPT2_PATTERN = (
     r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 )
 _GPT2_PATTERNS = (GPT2_PATTERN, TIKTOKEN_GPT2_PATTERN)
-# what str.split takes for white space, which is more than \s is to others
+# the whitespace of str.split, which is more than \s in other programs
 _SPACES = "\t-\r\x1c- \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-_EDGE = "\ufdd0"  # a code point that no text has
-_MARKS = 0x25C7  # the first of the signs that tell a special token's name from a word: a diamond
-
-
-@cache
-def _letters() -> dict[int, str]:
-    """A printable character for each byte, as GPT-2's files write them.
-
-    Source: Radford et al. 2019, `bytes_to_unicode` of their encoder.py.
-    """
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {byte: chr(byte) for byte in printable} | {
-        byte: chr(256 + index) for index, byte in enumerate(others)
-    }
-
-
-def _spelled(piece: bytes) -> str:
-    return "".join(map(_letters().__getitem__, piece))
-
-
-@cache
-def _bytes() -> dict[str, int]:
-    return {letter: byte for byte, letter in _letters().items()}
-
-
-def _unspelled(word: str) -> bytes:
-    return bytes(map(_bytes().__getitem__, word))
-
-
-def merges(pieces: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
-    """The pairs that pieces of more than a byte were merged from, in the order of their ranks.
-
-    A piece's parts are what is left of it when all merges before its own are made. One that
-    no merge makes, and which is met only as a whole stretch, has none.
-    """
-    ranks = {piece: rank for rank, piece in enumerate(pieces)}
-    found = []
-    for rank, piece in enumerate(pieces):
-        parts = [piece[index : index + 1] for index in range(len(piece))]
-        while len(parts) > 2:
-            pairs = (left + right for left, right in pairwise(parts))
-            best, at = min((ranks.get(pair, rank), index) for index, pair in enumerate(pairs))
-            if best >= rank:
-                break
-            parts[at : at + 2] = [parts[at] + parts[at + 1]]
-        if len(parts) == 2:
-            found.append((parts[0], parts[1]))
-    return found
+_EDGE = "\ufdd0"  # a code point that isn't a character
+_MARKS = 0x25C7  # the first sign to append to a special token's name: a diamond
 
 
 # ---------------------------------------------------------------------- writing
 
 
 def special_tokens(tokenizer: Tokenizer) -> dict[str, tuple[str, int]]:
-    """The tokens that Hugging Face knows by a name, with their ids: bos, eos, unk."""
+    """The tokens that have a role in Hugging Face's files, with their ids: bos, eos, unk."""
     names = _names(tokenizer)
     if isinstance(tokenizer, BytePairTokenizer):
         if (id_ := tokenizer.special_ids.get(END_OF_TEXT)) is None:
@@ -96,38 +49,36 @@ def special_tokens(tokenizer: Tokenizer) -> dict[str, tuple[str, int]]:
 
 
 def _names(tokenizer: Tokenizer) -> dict[str, str]:
-    """What the special tokens, and <UNK>, are called in the files: by their names, unless the
-    vocabulary can spell them."""
+    """The names of the special tokens and <UNK> in the files, which no text can spell."""
     tokens = [*tokenizer.special_ids, UNKNOWN_WORD]
-    return {token: _unspelled_name(token, tokenizer) for token in tokens if token != NUMBER}
+    return {token: _name_in_files(token, tokenizer) for token in tokens if token != NUMBER}
 
 
-def _unspelled_name(token: str, tokenizer: Tokenizer) -> str:
+def _name_in_files(token: str, tokenizer: Tokenizer) -> str:
     if isinstance(tokenizer, BytePairTokenizer):
-        # a BPE's bytes spell anything: at least no piece may have the same name
-        spelled, letters = token.encode() in tokenizer.pieces, set(_letters().values())
+        # bytes can spell any name; at least no piece may have the same one
+        spelled, letters = token.encode() in tokenizer.pieces, set(letter_of_byte().values())
     elif isinstance(tokenizer, CharTokenizer):
         letters = set(tokenizer.characters)
         spelled = letters.issuperset(token)
     else:
         assert isinstance(tokenizer, WordTokenizer)
-        # any word is looked up in the list that the special tokens stand in as well; <UNK> is
-        # what an unknown word becomes anyway
+        # words and special tokens are in one list; <UNK> replaces unknown words anyway
         spelled = token != UNKNOWN_WORD or any(token in word for word in tokenizer.words)
         letters = set().union(*tokenizer.words)
     if not spelled:
         return token
-    # with a character that the vocabulary hasn't got no text of it spells the name
+    # a character outside the vocabulary, which no text of its tokens has
     return token + next(mark for mark in map(chr, range(_MARKS, 0x110000)) if mark not in letters)
 
 
 def write(tokenizer: Tokenizer, folder: Path, block_size: int) -> None:
-    """Write the files that AutoTokenizer makes an equal tokenizer from.
+    """Write the files from which AutoTokenizer makes an equal tokenizer.
 
     Args:
-        tokenizer: Of any kind.
-        folder: Where to; it exists.
-        block_size: The most tokens that the model sees at once.
+        tokenizer: Tokenizer of any kind.
+        folder: Existing folder to write to.
+        block_size: Context length of the model.
     """
     named = {name: token for name, (token, _) in special_tokens(tokenizer).items()}
     names = _names(tokenizer)
@@ -168,14 +119,14 @@ def _put(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _pipeline(special: Mapping[str, int], model: dict[str, Any]) -> dict[str, Any]:
-    """A tokenizer.json whose stages are still to be filled in."""
+    """A tokenizer.json without its stages."""
     stages = dict.fromkeys(("normalizer", "pre_tokenizer", "post_processor", "decoder"))
     head = {"version": "1.0", "truncation": None, "padding": None}
     return {**head, "added_tokens": _added(special, True), **stages, "model": model}
 
 
 def _added(tokens: Mapping[str, int], special: bool) -> list[dict[str, Any]]:
-    """Entries of added_tokens; those that aren't special are looked for in every text."""
+    """Entries of added_tokens; those that aren't special are found in any text."""
     how = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return [
         {"id": id_, "content": token, **how, "special": special} for token, id_ in tokens.items()
@@ -193,16 +144,16 @@ def _byte_level(tokenizer: BytePairTokenizer) -> dict[str, Any]:
     special = {names[token]: id_ for token, id_ in by_id if token != NUMBER}
     numbers = {token: id_ for token, id_ in by_id if token == NUMBER}
     pieces = {piece: id_ for id_, piece in enumerate(tokenizer.pieces) if piece is not None}
-    vocab = {_spelled(piece): id_ for piece, id_ in pieces.items()} | special | numbers
+    vocab = {spell(piece): id_ for piece, id_ in pieces.items()} | special | numbers
     model = {
         "type": "BPE",
         **dict.fromkeys(("dropout", "unk_token")),
         **dict.fromkeys(("continuing_subword_prefix", "end_of_word_suffix"), ""),
         **dict.fromkeys(("fuse_unk", "byte_fallback"), False),
-        # as tiktoken does: a whole stretch that is a piece needs no merges
+        # as in tiktoken: a whole stretch that is a piece needs no merges
         "ignore_merges": True,
         "vocab": vocab,
-        "merges": [f"{_spelled(a)} {_spelled(b)}" for a, b in merges(list(pieces))],
+        "merges": [f"{spell(a)} {spell(b)}" for a, b in merges(list(pieces))],
     }
     bytes_only = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     content = _pipeline(special, model)
@@ -233,14 +184,14 @@ def _plain() -> dict[str, Any]:
 
 
 def _reversible() -> dict[str, Any]:
-    """Stages of a reversible `WordTokenizer`: a single space between words is understood."""
+    """Stages of a reversible `WordTokenizer`, which omits a single space between words."""
     word, space = f"[^{_SPACES}]", f"[{_SPACES}]"
     tokens = rf"{word}+|(?! ){space}|(?<!{word}) | (?!{word})"
 
     def replaced(pattern: dict[str, str], content: str) -> dict[str, Any]:
         return {"type": "Replace", "pattern": pattern, "content": content}
 
-    # a mark at each end of a word: where two meet there is a space
+    # a mark at each end of a word; two marks next to each other become a space
     decoders = [
         replaced({"Regex": rf"\A(?={word})"}, _EDGE),
         replaced({"Regex": rf"(?<={word})\z"}, _EDGE),
@@ -249,7 +200,7 @@ def _reversible() -> dict[str, Any]:
         replaced({"String": _EDGE}, ""),
     ]
     return {
-        # what is no token is removed
+        # everything between tokens is removed
         "pre_tokenizer": _split(tokens, "Removed", invert=True),
         "decoder": {"type": "Sequence", "decoders": decoders},
     }
@@ -259,10 +210,10 @@ def _reversible() -> dict[str, Any]:
 
 
 def read(folder: Path) -> BytePairTokenizer | None:
-    """The byte-level BPE of a folder; None if there are no files of a tokenizer.
+    """Read the byte-level BPE of a folder; None if it has no tokenizer.
 
     Raises:
-        UsageError: a tokenizer of another kind, or one that tiktoken can't serve.
+        UsageError: a tokenizer of another kind, or one that tiktoken can't represent.
     """
     try:
         if all((folder / name).is_file() for name in ("vocab.json", "merges.txt")):
@@ -301,7 +252,7 @@ class _Added(TypedDict):
 
 
 class _File(TypedDict):
-    """What is read of a tokenizer.json."""
+    """The parts of a tokenizer.json that are read."""
 
     model: _Typed
     pre_tokenizer: _Stages | None
@@ -317,7 +268,7 @@ def _read_pair(folder: Path) -> BytePairTokenizer:
     except UnicodeDecodeError as error:
         raise UsageError("merges.txt: not UTF-8 text") from error
     pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
-    made = {"".join(pair) for pair in pairs} | set(_letters().values())
+    made = {"".join(pair) for pair in pairs} | set(letter_of_byte().values())
     special = {word: id_ for word, id_ in vocab.items() if word not in made}
     return _made(folder, "vocab.json", GPT2_PATTERN, vocab, pairs, special)
 
@@ -338,7 +289,7 @@ def _read_single(folder: Path) -> BytePairTokenizer:
     ):
         pattern = stages[0]["pattern"]["Regex"]
     elif len(stages) > 1 or last.get("add_prefix_space", True) or content.get("normalizer"):
-        raise UsageError("tokenizer.json: prepares a text in a way that gptlit doesn't know")
+        raise UsageError("tokenizer.json: prepares texts in a way that isn't supported")
     check(_Model, model, "tokenizer.json.model")
     pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
     special = {token["content"]: token["id"] for token in content["added_tokens"]}
@@ -356,19 +307,19 @@ def _made(
     words = sorted(vocab.keys() - special.keys(), key=vocab.__getitem__)
     if [vocab[word] for word in words] != list(range(len(words))):
         raise UsageError(
-            f"{filename}: its pieces have no ids from 0 on without gaps, so special tokens come "
-            "before or among them, which gptlit's tokenizers can't hold"
+            f"{filename}: the ids of its pieces aren't 0, 1, 2, ...; special tokens before or "
+            "among them aren't supported"
         )
-    if strange := [pair for pair in pairs if "".join(pair) not in vocab]:
-        raise UsageError(f"{filename}: has no piece for the merge {shown(' '.join(strange[0]))}")
+    if wrong := [pair for pair in pairs if "".join(pair) not in vocab]:
+        raise UsageError(f"{filename}: has no piece for the merge {shown(' '.join(wrong[0]))}")
     ids = [vocab["".join(pair)] for pair in pairs]
     if any(later < earlier for earlier, later in pairwise(ids)):
         raise UsageError(
-            f"{filename}: its pieces aren't numbered in the order of their merges, which gptlit's "
-            "tokenizers need"
+            f"{filename}: the ids of its pieces aren't in the order of their merges, which isn't "
+            "supported"
         )
-    if strange := [word for word in words if not _bytes().keys() >= set(word)]:
-        raise UsageError(f"{filename}: its piece {shown(strange[0])} isn't spelled byte by byte")
-    pieces = list(map(_unspelled, words))
+    if wrong := [word for word in words if not byte_of_letter().keys() >= set(word)]:
+        raise UsageError(f"{filename}: its piece {shown(wrong[0])} isn't spelled byte by byte")
+    pieces = list(map(unspell, words))
     check_byte_pairs(pattern, pieces, special)
     return BytePairTokenizer("tiktoken", folder.resolve().name, pattern, pieces, dict(special))

@@ -1,7 +1,7 @@
-"""Folders of weights: read those of Hugging Face and of gptlit, write either.
+"""Reads and writes folders of weights in Hugging Face's format and gptlit's own.
 
-A folder that gptlit wrote also holds `gptlit.json`, the model's options and the tokenizer as
-plain data: whoever reads it back gets what was written, bit for bit.
+A folder that gptlit wrote also has `gptlit.json`, with the model's options and the tokenizer as
+plain data, so that reading it gives what was written, bit for bit.
 """
 
 import contextlib
@@ -38,14 +38,14 @@ OWN = "gptlit.json"
 
 
 class _Own(TypedDict):
-    """What OWN holds."""
+    """The content of OWN."""
 
     config: dict[str, Any]
     tokenizer: dict[str, Any]
 
 
 class _Index(TypedDict):
-    """What lists the pieces of weights in several files."""
+    """The index of weights in several files."""
 
     weight_map: dict[str, str]
 
@@ -54,9 +54,9 @@ class _Index(TypedDict):
 
 
 def read_folder(folder: Path) -> tuple[GPTConfig, State, Tokenizer | None]:
-    """A model's config, weights and tokenizer from a folder of Hugging Face's or gptlit's.
+    """Read a model's config, weights and tokenizer from a folder.
 
-    The tokenizer is None where the folder has none.
+    The tokenizer is None if the folder has none.
 
     Raises:
         UsageError: files are missing, torn, contradict each other, or are of another model.
@@ -71,7 +71,7 @@ def read_folder(folder: Path) -> tuple[GPTConfig, State, Tokenizer | None]:
         config = from_hugging_face(options)
     except UsageError as error:
         raise UsageError(f"config.json: {error}") from error
-    # what config.json can't say; it counts only as long as both tell of the same model
+    # has options that config.json hasn't; used only if both describe the same model
     if own_config and to_hugging_face(own_config).items() <= options.items():
         config = own_config
     state = from_theirs(read_tensors(folder), config, conv1d=True)
@@ -96,20 +96,20 @@ def _read_own(folder: Path) -> tuple[GPTConfig | None, Tokenizer | None]:
 def _read_json(path: Path) -> dict[str, Any]:
     content = plain_data.read_json(path)
     if not isinstance(content, dict):
-        raise UsageError(f"{path.name}: holds no options by name")
+        raise UsageError(f"{path.name}: must be an object of options")
     return content
 
 
 def read_tensors(folder: Path) -> State:
-    """All tensors of a folder: model.safetensors or pytorch_model.bin, in one piece or several.
+    """All tensors of a folder: model.safetensors or pytorch_model.bin, in one file or several.
 
     Raises:
-        UsageError: there are none, or a file is torn or not of plain tensors.
+        UsageError: there are none, or a file is torn or has more than plain tensors.
     """
     for name in (WEIGHTS, "pytorch_model.bin"):
         names = [name]
         if (index := folder / f"{name}.index.json").is_file():
-            # a list of the pieces, which lie beside it
+            # an index of files in the same folder
             names = sorted({Path(piece).name for piece in _weight_map(index).values()})
         elif not (folder / name).is_file():
             continue
@@ -129,7 +129,7 @@ def _tensors(path: Path) -> Iterable[tuple[str, Tensor]]:
     if path.suffix != ".safetensors":
         content = torch_files.load_named(path)
         if not isinstance(content, dict):
-            raise UsageError(f"{path.name}: holds something else than tensors by name")
+            raise UsageError(f"{path.name}: must contain tensors by name")
         return content.items()
     import safetensors.torch
 
@@ -138,8 +138,8 @@ def _tensors(path: Path) -> Iterable[tuple[str, Tensor]]:
         return safetensors.torch.load_file(path).items()
     except FileNotFoundError as error:
         raise UsageError(f"no {path.name} in it") from error
-    except Exception as error:  # kinds of numbers that torch doesn't have raise other errors
-        raise UsageError(f"{path.name}: torn or not of safetensors ({error})") from error
+    except Exception as error:  # number types that torch doesn't have raise other errors
+        raise UsageError(f"{path.name}: torn, or not a safetensors file ({error})") from error
 
 
 # ---------------------------------------------------------------------- writing
@@ -149,7 +149,7 @@ def write_hugging_face(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
     """Write a folder that transformers' AutoModelForCausalLM and AutoTokenizer load.
 
     Raises:
-        UsageError: GPT-2's class can't hold the model, or the folder isn't empty.
+        UsageError: GPT-2's class doesn't have an option of the model, or the folder isn't empty.
     """
     options = to_hugging_face(model.config)
     special = tokenizer_files.special_tokens(tokenizer)
@@ -163,7 +163,7 @@ def write_hugging_face(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def write_safetensors(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
-    """Write any model's weights by gptlit's own names, and its options and tokenizer.
+    """Write the weights, options and tokenizer of any model, the weights by gptlit's names.
 
     A tied head isn't written twice.
 
@@ -190,17 +190,17 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 def _write_tensors(path: Path, tensors: State) -> None:
     import safetensors.torch
 
-    # transformers read this to know that the tensors are PyTorch's
+    # transformers needs it to recognise PyTorch's tensors
     safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
-    give_usual_mode(path)  # which safetensors makes for its owner alone
+    give_usual_mode(path)  # safetensors makes files that only their owner can read
 
 
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill that takes its place under `folder` whole, when all is well, or not at all.
+    """Yield a temporary folder that is renamed to `folder` when the block succeeds, else removed.
 
     Raises:
-        UsageError: there is something under that name already, other than an empty folder.
+        UsageError: `folder` exists and isn't an empty folder.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder}: exists already; name a new folder or an empty one")

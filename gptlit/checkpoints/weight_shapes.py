@@ -1,7 +1,7 @@
-"""The weights that a config's GPT has, by name and shape, and a check of those from elsewhere.
+"""Names and shapes of a config's weights, and checks of weights from files.
 
-Shapes are arithmetic, so that what a file says of its sizes is compared with the tensors in it
-before anything of these sizes is made.
+Shapes are computed without allocating tensors, so that the sizes in a file's config are compared
+with its tensors before any memory is taken for them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ HEAD, EMBEDDING = "lm_head.weight", "wte.weight"
 
 
 class NotFinite(UsageError):
-    """A weight holds NaN or infinite numbers."""
+    """A weight has NaN or infinite numbers."""
 
 
 def shapes(config: GPTConfig) -> Iterator[tuple[str, Shape]]:
@@ -75,22 +75,22 @@ def _of_linear(config: GPTConfig, name: str, n_in: int, n_out: int) -> Iterator[
         yield f"{name}.bias", (n_out,)
 
 
-# ---------------------------------------------------------------------- those from elsewhere
+# ---------------------------------------------------------------------- weights from files
 
 
 def checked(state: Mapping[str, Any], config: GPTConfig, prefix: str = "") -> State:
-    """The weights of a model, in its own order; a tied head may be left out.
+    """The weights of a model in its own order, after checks; a tied head may be missing.
 
-    Nothing is allocated, also where a config names sizes beyond any memory.
+    No memory is allocated, also where a config has sizes beyond any memory.
 
     Args:
-        state: Tensors by gptlit's names, and whatever else a file may hold.
-        config: What they are the weights of.
-        prefix: What messages put in front of the names.
+        state: Content of a file: tensors by gptlit's names, if it is valid.
+        config: Config of their model.
+        prefix: Prefix of the names in messages.
 
     Raises:
-        UsageError: one is missing, is none of the model's, has another shape, is not of floating
-            point numbers, or holds one that is not finite.
+        UsageError: a weight is missing, unknown, of another shape, not of floating point numbers,
+            or not finite.
     """
     if config.vocab_size < 1:
         raise UsageError(f"vocab_size {config.vocab_size}: a model has 1 token or more")
@@ -101,7 +101,7 @@ def checked(state: Mapping[str, Any], config: GPTConfig, prefix: str = "") -> St
     _compare(state, config, prefix)
     for name, tensor in state.items():
         if not is_finite(tensor):
-            raise NotFinite(f"{prefix}{name} is not finite: it holds NaN or infinite numbers")
+            raise NotFinite(f"{prefix}{name} is not finite: it has NaN or infinite numbers")
     if config.tie_weights:
         if not torch.equal(state[HEAD], state[EMBEDDING]):
             raise UsageError(f"{prefix}{HEAD} isn't {EMBEDDING}, though the model's head is tied")
@@ -110,7 +110,7 @@ def checked(state: Mapping[str, Any], config: GPTConfig, prefix: str = "") -> St
 
 
 def _compare(state: Mapping[str, Tensor], config: GPTConfig, prefix: str) -> None:
-    """Refuse weights that are not a model's. Ends at the first that is missing."""
+    """Refuse weights that don't fit a config, at the first one that is missing."""
     known = set()
     for name, shape in shapes(config):
         if name not in state:
@@ -126,18 +126,19 @@ def _compare(state: Mapping[str, Tensor], config: GPTConfig, prefix: str) -> Non
                 f"{prefix}{name} is of shape {found}; by its sizes it should be {shape}"
             )
         known.add(name)
-    if strange := [prefix + in_short(name) for name in state if name not in known]:
-        more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
+    if unknown := [prefix + in_short(name) for name in state if name not in known]:
+        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
         raise UsageError(
-            f"the weights hold {', '.join(strange[:3])}{more}, which a GPT of these options hasn't"
+            f"the weights have {', '.join(unknown[:3])}{more}, which a GPT with these options "
+            "doesn't have"
         )
 
 
 def check_tensors(state: Mapping[Any, Any], prefix: str = "") -> None:
-    """Refuse what is no tensor of floating point numbers, each with a place of its own.
+    """Refuse anything but tensors of floating point numbers that don't share memory.
 
     Raises:
-        UsageError: names the first, and what it is.
+        UsageError: names the first one, and its type.
     """
     views: set[Any] = set()
     storages: set[int] = set()
@@ -161,7 +162,7 @@ def check_tensors(state: Mapping[Any, Any], prefix: str = "") -> None:
         held += storage.nbytes() * (place not in storages)
         views.add(view)
         storages.add(place)
-        # a tensor can repeat one number, or many tensors the same ones: a small file, large sizes
+        # views can repeat numbers, so that a small file announces large sizes
         if n_bytes > storage.nbytes() or needed > held:
             raise UsageError(
                 f"{shown}: takes {n_bytes:,} bytes by its shape {tuple(tensor.shape)}, more than "
@@ -170,7 +171,7 @@ def check_tensors(state: Mapping[Any, Any], prefix: str = "") -> None:
 
 
 def _kind(tensor: Tensor) -> str | None:
-    """What a tensor is that can't be a weight; None if it can."""
+    """What excludes a tensor from the weights, None if nothing does."""
     if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.is_nested:
         return type(tensor).__name__ if type(tensor) is not Tensor else "other tensors"
     if tensor.is_quantized:
@@ -183,8 +184,8 @@ def _kind(tensor: Tensor) -> str | None:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether all numbers of a tensor are; takes no memory in proportion to it."""
+    """Whether all numbers of a tensor are finite; takes little memory for any size."""
     if not tensor.numel():
         return True
-    # doubles have to be finite as single ones, too
+    # doubles must be finite in single precision, too
     return all(bool(bound.float().isfinite()) for bound in torch.aminmax(tensor.detach()))

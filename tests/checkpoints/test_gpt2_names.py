@@ -165,20 +165,20 @@ def test_half_precision_becomes_single() -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"positions": "rotary"}, "^positions rotary: GPT-2's class has learned only"),
+        ({"positions": "rotary"}, "^positions rotary: Hugging Face's GPT-2 has learned only"),
         ({"norm": "rms"}, "^norm rms"),
         ({"norm_place": "post"}, "^norm_place post"),
         ({"norm_weight": False, "bias": False}, "^norm_weight false"),
         (
             {"activation": "swiglu"},
-            "^activation swiglu: GPT-2's class has relu2, relu, gelu, gelu_tanh only",
+            "^activation swiglu: Hugging Face's GPT-2 has relu2, relu, gelu, gelu_tanh only",
         ),
-        ({"n_kv_head": 1}, "^n_kv_head 1: GPT-2's class has 2 only"),
+        ({"n_kv_head": 1}, "^n_kv_head 1: Hugging Face's GPT-2 has 2 only"),
         ({"qk_norm": True}, "^qk_norm true"),
         ({"head_bias": True}, "^head_bias true"),
         ({"attn_proj": False}, "^attn_proj false"),
         ({"mixer": "none"}, "^mixer none"),
-        ({"logit_softcap": 30.0}, "^logit_softcap 30.0: GPT-2's class has null only"),
+        ({"logit_softcap": 30.0}, "^logit_softcap 30.0: Hugging Face's GPT-2 has null only"),
         ({"token_shift": 2}, "^token_shift 2"),
     ],
 )
@@ -202,7 +202,7 @@ def test_what_gpt2s_class_cant_hold_is_refused_by_name(
         ({"n_embd": "16"}, "config.json: n_embd '16': must be a whole number"),
         ({"n_head": 0}, "n_head 0: must be a whole number"),
         ({"n_layer": 3}, "lack h.2.ln_1.weight, .*n_layer is 3, and they have 2 layers"),
-        ({"n_layer": 1}, "the weights hold h.1.attn.c_attn.bias, .* and 9 more, which"),
+        ({"n_layer": 1}, "the weights have h.1.attn.c_attn.bias, .* and 9 more, which"),
         ({"n_embd": 4}, r"wte.weight is of shape \(8, 8\); by its sizes it should be \(8, 4\)"),
     ],
 )
@@ -216,7 +216,7 @@ def test_a_folder_that_is_none_of_ours(folder: Path, changes: dict[str, Any], to
     ("name", "content", "told"),
     [
         ("config.json", b"{", "config.json: not JSON"),
-        ("config.json", b"[]", "config.json: holds no options"),
+        ("config.json", b"[]", "config.json: must be an object of options"),
         (OWN, b"{}", "gptlit.json: has no config"),
         (WEIGHTS, b"nonsense", "model.safetensors: torn"),
         (WEIGHTS, b"", "model.safetensors: torn"),

@@ -1,4 +1,4 @@
-"""--model.init_from: a run that begins from given weights, with their sizes and tokenizer."""
+"""--model.init_from: a run that starts from given weights, with their sizes and tokenizer."""
 
 import shutil
 from collections.abc import Callable
@@ -49,7 +49,7 @@ def test_a_new_run_begins_from_a_checkpoint_on_another_text(
     other.write_text(made_up_text(600, seed=5), encoding="utf-8")
     result = fit(gptlit, other, f"--model.init_from={own}", "--model.block_size=6")
     assert result.code == 0, result.err
-    assert f"begins from {own}, with its tokenizer of " in result.err
+    assert f"starting from {own}, with its tokenizer of " in result.err
     assert "its n_layer 1" in result.err
     (before, tokenizer), (after, same) = checkpoint.load(own), trained()
     assert same.state() == tokenizer.state()
@@ -82,15 +82,15 @@ def test_a_new_run_begins_from_a_folder_and_goes_on_without_it(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--model.block_size=9"], "--model.block_size 9: .* have 8 positions; give 8 or fewer"),
-        (["--data.eos=true"], "--data.eos true: .* has no token that could close a document"),
+        (["--model.block_size=9"], "--model.block_size 9: .* have 8 positions; use 8 or fewer"),
+        (["--data.eos=true"], "--data.eos true: .* has no end-of-sequence token"),
         (["--model.init_from=nowhere"], "--model.init_from nowhere: no such file or folder"),
         (["--model.init_from=gpt3"], "one of gpt2, .*Did you mean gpt2"),
         (["--model.init_from=empty"], "--model.init_from empty: no config.json in it"),
         (["--model.init_from=torn.ckpt"], "--model.init_from torn.ckpt: torn, altered"),
     ],
 )
-def test_what_cant_be_begun_from(
+def test_invalid_starts_are_refused(
     gptlit: Call, own: Path, run: Run, arguments: list[str], told: str
 ) -> None:
     Path("empty").mkdir()

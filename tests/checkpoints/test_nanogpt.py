@@ -183,7 +183,7 @@ def test_somebody_elses_checkpoint(files: Path) -> None:
         ({"state_dict": {}}, "not a checkpoint of nanoGPT"),
         ([1], "not a checkpoint of nanoGPT"),
         ({**whole, "model_args": {"n_layer": 2}}, "model_args has no n_head"),
-        ({**whole, "model_args": {**whole["model_args"], "n_layer": 1}}, "weights hold"),
+        ({**whole, "model_args": {**whole["model_args"], "n_layer": 1}}, "weights have h.1"),
         ({**whole, "model_args": {**whole["model_args"], "block_size": 5}}, "wpe.weight is of"),
         ({**whole, "model": {**whole["model"], "lm_head.weight": head + 1}}, "isn't wte.weight"),
         ({**whole, "model": {"transformer.wte.weight": head}}, "the weights lack wpe.weight"),

@@ -96,13 +96,15 @@ def lowercased(content: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (special_first, "special tokens come before or among them"),
-        (swapped, "aren't numbered in the order of their merges"),
-        (lowercased, "prepares a text in a way"),
+        (special_first, "special tokens before or among them"),
+        (swapped, "aren't in the order of their merges"),
+        (lowercased, "prepares texts in a way"),
         (lambda content: content.pop("model"), "tokenizer.json has no model"),
     ],
 )
-def test_what_tiktoken_cant_serve(tmp_path: Path, change: Any, told: str) -> None:
+def test_tokenizers_that_tiktoken_can_not_represent_are_refused(
+    tmp_path: Path, change: Any, told: str
+) -> None:
     write(trained(), tmp_path, 8)
     changed(tmp_path / "tokenizer.json", change)
     with pytest.raises(UsageError, match=told):
