@@ -1,4 +1,4 @@
-"""`gptlit fit --lr_find`: a learning rate from a short trial (Smith 2017), by Lightning's tuner."""
+"""`gptlit fit --lr_find`: finds a learning rate by Lightning's tuner (Smith 2017)."""
 
 import contextlib
 import io
@@ -24,11 +24,11 @@ from gptlit.optim.optimizers import Recipe
 from gptlit.training.module import LitGPT
 
 STEPS = 100  # the help of --lr_find states it
-RANGES = {"sgd": (1e-3, 10.0)}  # by optimizer, where it isn't
-USUAL_RANGE = (1e-5, 1.0)
-NOT_COUNTED = 10  # steps at the beginning, whose mean is one of few
-LOWERED = 0.1  # of lr: what min_lr becomes where it would be above
-# what a trial has otherwise than the run: no end, no validation, and nothing left behind
+RANGES = {"sgd": (1e-3, 10.0)}  # of rates, by optimizer
+DEFAULT_RANGE = (1e-5, 1.0)
+SKIPPED_STEPS = 10  # at the beginning, where the running mean has few values
+MIN_LR_SHARE = 0.1  # of lr, for a min_lr that would be above lr
+# options of a trial that differ from the run: no end, no validation, no output
 TRIAL = (
     "--lr_find=false",
     f"--trainer.max_steps={10 * STEPS}",
@@ -42,19 +42,18 @@ TRIAL = (
 
 @dataclass(frozen=True)
 class Trial:
-    """The learning rate of each step, and the loss's running mean (of about 50 steps) after it."""
+    """The learning rate of each step, and the running mean of the loss after it."""
 
     rates: Sequence[float]
     losses: Sequence[float]
 
     @property
     def suggested(self) -> float | None:
-        """The rate at which the loss fell fastest, of two digits; None where it never fell.
+        """The rate at which the loss fell fastest, to two digits; None if it never fell.
 
-        Fastest by the logarithm of the rate, as steps are spread evenly over that. Lightning's
-        own suggestion takes the slope over the rate itself, which is steepest among the
-        smallest rates wherever the loss falls at all: for small.yaml 7e-5, where 4e-3 was found
-        best by many runs, and this gives 1.8e-3.
+        The slope is over the logarithm of the rate, on which steps are evenly spaced. Lightning's
+        own suggestion uses the slope over the rate itself, which is steepest among the smallest
+        rates: for small.yaml it suggests 7e-5 and this 1.8e-3, while 4e-3 was best in many runs.
         """
         slopes = {
             rate: later - before
@@ -63,18 +62,18 @@ class Trial:
             )
             if math.isfinite(later - before)
         }
-        counted = dict(itertools.islice(slopes.items(), NOT_COUNTED - 1, None))
+        counted = dict(itertools.islice(slopes.items(), SKIPPED_STEPS - 1, None))
         steepest = min(counted, key=lambda rate: counted[rate], default=0.0)
         return float(f"{steepest:.2g}") if counted and counted[steepest] < 0 else None
 
     def chart(self) -> str:
-        """The loss over the rate, as SVG, with what is suggested.
+        """Return an SVG chart of the loss over the rate, with the suggested rate.
 
-        It rises at first: Lightning's running mean begins too low.
+        The loss rises at first, since Lightning's running mean begins too low.
         """
         points = [
             Point(rate, loss)
-            for rate, loss in list(zip(self.rates, self.losses, strict=True))[NOT_COUNTED:]
+            for rate, loss in list(zip(self.rates, self.losses, strict=True))[SKIPPED_STEPS:]
             if math.isfinite(loss)
         ]
         series = [Series("", points, marked=False)]
@@ -87,27 +86,27 @@ class Trial:
 
 
 def find(trainer: L.Trainer, model: LitGPT, data: TextDataModule) -> Trial:
-    """Train for STEPS steps at a rate that grows from step to step; they are all used up by it.
+    """Train for STEPS steps at a growing learning rate; the arguments can not be used again.
 
     With muon both rates grow in proportion.
 
     Args:
-        trainer: Without loggers and callbacks; a file is written to its default_root_dir, and
-            removed.
-        model: Its weights are lost.
-        data: Its text.
+        trainer: Trainer without loggers and callbacks; a temporary file is written to its
+            default_root_dir.
+        model: Model; its weights are lost.
+        data: Data module of the text.
 
     Raises:
-        UsageError: there is more than one process.
-        KeyboardInterrupt: Ctrl-C.
+        UsageError: There is more than one process.
+        KeyboardInterrupt: The user pressed Ctrl-C.
     """
     if trainer.world_size > 1:
         raise UsageError(
             "--lr_find true: needs one process; find the rate by --trainer.devices 1, and give "
             "it by --model.lr"
         )
-    low, high = RANGES.get(model.options.optimizer, USUAL_RANGE)
-    # whose bar is drawn into log files, too
+    low, high = RANGES.get(model.options.optimizer, DEFAULT_RANGE)
+    # the tuner draws its progress bar even into log files
     silent = contextlib.redirect_stderr(io.StringIO())
     try:
         with _in_proportion(model.options), silent:
@@ -120,14 +119,14 @@ def find(trainer: L.Trainer, model: LitGPT, data: TextDataModule) -> Trial:
                 update_attr=False,
             )
     except SystemExit:
-        raise KeyboardInterrupt("stopped on the search of a rate; nothing was trained") from None
+        raise KeyboardInterrupt("stopped in the trial of rates; nothing was trained") from None
     assert found is not None
     return Trial(found.results["lr"], found.results["loss"])
 
 
 @contextlib.contextmanager
 def _in_proportion(recipe: Recipe) -> Iterator[None]:
-    """Let muon's matrices have their share of the rate that the tuner gives to all."""
+    """Scale the tuner's rate for muon's matrices, which keep their ratio to lr."""
     share = recipe.muon_lr / recipe.lr if recipe.optimizer == "muon" else 1.0
 
     def times(factor: float) -> Any:
@@ -152,17 +151,17 @@ def _in_proportion(recipe: Recipe) -> Iterator[None]:
 def changes(
     trial: Trial, optimizer: str, lr: float, muon_lr: float, min_lr: float
 ) -> dict[str, float]:
-    """The options of the model that a trial suggests, by name.
+    """Return the changed options of the model, by name.
 
     Args:
-        trial: What was found.
-        optimizer: Of the run.
-        lr: As it was; muon_lr keeps its proportion to it.
-        muon_lr: As it was.
-        min_lr: As it was, and stays where it isn't above the new lr.
+        trial: Trial of learning rates.
+        optimizer: Optimizer of the run.
+        lr: Present lr; muon_lr keeps its ratio to it.
+        muon_lr: Present muon_lr.
+        min_lr: Present min_lr; changed only if it is above the new lr.
 
     Raises:
-        UsageError: the trial suggests nothing.
+        UsageError: The trial suggests no rate.
     """
     found = trial.suggested
     if found is None:
@@ -174,5 +173,5 @@ def changes(
     if optimizer == "muon":
         changed["muon_lr"] = float(f"{found * muon_lr / lr:.3g}")
     if min_lr > found:
-        changed["min_lr"] = float(f"{LOWERED * found:.3g}")
+        changed["min_lr"] = float(f"{MIN_LR_SHARE * found:.3g}")
     return changed

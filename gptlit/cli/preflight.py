@@ -1,4 +1,4 @@
-"""Checks of a model and its batches before a long run; each gives a line, and passes or fails.
+"""`gptlit fit --preflight`: checks a model and its batches before a long run.
 
 Shapes: B batch, T time, V vocabulary.
 """
@@ -22,38 +22,37 @@ from gptlit.tokenizers.base import Tokenizer
 
 Batch = tuple[Tensor, Tensor]
 N_WINDOWS = 16
-N_TOKENS = 4096  # of the windows to memorise, so that a long context needs no longer
-FEW = 4  # windows show whether gradients arrive
+N_TOKENS = 4096  # in all windows to memorise, so that a long context takes no longer
+GRADIENT_WINDOWS = 4  # for the check of gradients
 MEMORISED = 0.01  # nats
-STEPS = 1000
-MOST_WARMUP = 100
-LEAST_LR = 1e-3
-SEARCHED = 64  # batches looked through for distinct first tokens
+MAX_STEPS = 1000
+MAX_WARMUP = 100
+MIN_LR = 1e-3
+MAX_BATCHES = 64  # searched for distinct first tokens
 
 
 @dataclass(frozen=True)
 class Check:
-    """What a check found; `passed` is None where it doesn't apply."""
+    """The result of a check; `passed` is None where it doesn't apply."""
 
     name: str
     passed: bool | None
-    told: str
+    finding: str
 
     def __str__(self) -> str:
         verdict = {True: "pass", False: "FAIL", None: "skip"}[self.passed]
-        return f"{verdict}  {self.name:<12}{self.told}"
+        return f"{verdict}  {self.name:<12}{self.finding}"
 
 
 @dataclass(frozen=True)
 class Training:
-    """How the model under test is trained, in float32 without dropout.
+    """Settings of the training in the checks, in float32 without dropout.
 
     Args:
-        lr: The run's peak, which is held; at least LEAST_LR is taken, as the checks have only
-            STEPS steps.
-        warmup_steps: Of a linear rise to it; at most MOST_WARMUP are taken.
-        betas: Of AdamW.
-        weight_decay: Of AdamW.
+        lr: Constant learning rate, the run's peak; raised to MIN_LR, as there are only MAX_STEPS.
+        warmup_steps: Steps of linear warmup; lowered to MAX_WARMUP.
+        betas: Betas of AdamW.
+        weight_decay: Weight decay of AdamW.
     """
 
     lr: float
@@ -62,13 +61,13 @@ class Training:
     weight_decay: float = 0.1
 
     def rate(self, step: int) -> float:
-        """The learning rate of a step."""
-        warmup = min(self.warmup_steps, MOST_WARMUP)
-        return max(self.lr, LEAST_LR) * min(1.0, (step + 1) / (warmup + 1))
+        """Return the learning rate of a step."""
+        warmup = min(self.warmup_steps, MAX_WARMUP)
+        return max(self.lr, MIN_LR) * min(1.0, (step + 1) / (warmup + 1))
 
 
 def loss(model: GPT, batch: Batch) -> Tensor:
-    """Mean cross-entropy in nats; targets of -100, cross_entropy's default, aren't scored."""
+    """Return the mean cross-entropy in nats; targets of -100 are ignored."""
     inputs, targets = batch  # (B, T), (B, T)
     return F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
 
@@ -78,60 +77,59 @@ def loss(model: GPT, batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def shapes(model: GPT, batch: Batch) -> Check:
-    """Logits of shape (B, T, V), all finite."""
+    """Check that logits have the shape (B, T, V) and are finite."""
     inputs, _ = batch
     logits = model(inputs)
     wanted = (*inputs.shape, model.config.vocab_size)
-    told = f"logits {tuple(logits.shape)}, finite"
+    finding = f"logits {tuple(logits.shape)}, finite"
     if logits.shape != wanted:
         return Check("shapes", False, f"logits {tuple(logits.shape)}, not {wanted}")
     if not logits.isfinite().all():
         return Check("shapes", False, f"{(~logits.isfinite()).sum()} logits are not finite")
-    return Check("shapes", True, told)
+    return Check("shapes", True, finding)
 
 
 def shift(model: GPT, batch: Batch) -> Check:
-    """Each target is the input that follows, and every id is of the vocabulary."""
+    """Check that each target is the next input, and that all ids are in the vocabulary."""
     inputs, targets = batch  # (B, T), (B, T)
     scored = targets[:, :-1] >= 0  # (B, T - 1)
     wrong = int(((targets[:, :-1] != inputs[:, 1:]) & scored).sum())
     ids = torch.cat([inputs.flatten(), targets[targets >= 0]])
     if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < model.config.vocab_size:
-        told = f"ids from {ids.min()} to {ids.max()}, vocabulary {model.config.vocab_size}"
-        return Check("shift", False, told)
+        finding = f"ids from {ids.min()} to {ids.max()}, vocabulary {model.config.vocab_size}"
+        return Check("shift", False, finding)
     if wrong:
-        told = f"{wrong} of {int(scored.sum())} targets are not the input that follows"
-        return Check("shift", False, told)
+        finding = f"{wrong} of {int(scored.sum())} targets are not the input that follows"
+        return Check("shift", False, finding)
     return Check("shift", True, f"targets are inputs shifted by one, {int(scored.sum())} compared")
 
 
 @torch.no_grad()
 def first_loss(model: GPT, batch: Batch, *, new: bool = True) -> Check:
-    """The loss of a `new` model is near ln(V), a uniform guess, where the initialisation says so.
+    """Check that a `new` model's loss is near ln(V), a uniform guess, if its init implies that.
 
-    By `init gpt2` logits are normal, of variance 0.02^2 n_embd, which adds half of that to the
-    loss; a tenth of ln(V) is allowed on top for what the residual stream keeps of the input.
+    With `init gpt2` logits are normal with variance 0.02^2 n_embd, which adds half of that to the
+    loss; a tenth of ln(V) is allowed in addition for the input in the residual stream.
     """
     config = model.config
     value, uniform = loss(model, batch).item(), math.log(config.vocab_size)
-    told = f"{value:.3f}; ln(V) {uniform:.3f}"
+    finding = f"{value:.3f}; ln(V) {uniform:.3f}"
     if not new:
-        return Check("first loss", None, f"{told}; the weights are given")
+        return Check("first loss", None, f"{finding}; the weights are given")
     if config.zero_init and not config.tie_weights and not config.head_bias:
-        return Check("first loss", abs(value - uniform) < 1e-3, told)
+        return Check("first loss", abs(value - uniform) < 1e-3, finding)
     if config.init != "gpt2" or config.zero_init:
-        return Check("first loss", None, f"{told}; this initialisation doesn't aim at it")
+        return Check("first loss", None, f"{finding}; this initialisation does not imply it")
     allowed = 0.1 * uniform + 0.02**2 * config.n_embd / 2
-    told += f", allowed {uniform - allowed:.3f} to {uniform + allowed:.3f}"
-    return Check("first loss", abs(value - uniform) <= allowed, told)
+    finding += f", allowed {uniform - allowed:.3f} to {uniform + allowed:.3f}"
+    return Check("first loss", abs(value - uniform) <= allowed, finding)
 
 
 @torch.no_grad()
 def causality(model: GPT, batch: Batch) -> Check:
-    """A change of the token at position t changes logits from t on and none before.
+    """Check that changing the token at position t changes the logits at t and none before.
 
-    Weights are drawn anew, all of a size that shows, on a copy: a new model's branches can be
-    silent.
+    A copy of the model gets large random weights, since branches of a new model can be zero.
     """
     drawn = torch.Generator().manual_seed(0)
     probe = copy.deepcopy(model)
@@ -148,17 +146,17 @@ def causality(model: GPT, batch: Batch) -> Check:
         changed[0, t] = ids[t]
         moved = (probe(changed) - before).abs().amax(dim=2)[0]  # (T,)
         if t and (leak := moved[:t].max().item()) > tolerance:
-            told = f"a change at position {t} moves logits before it, by up to {leak:.2g}"
-            return Check("causality", False, told)
+            finding = f"a change at position {t} moves logits before it, by up to {leak:.2g}"
+            return Check("causality", False, finding)
         if model.config.vocab_size > 1 and moved[t] <= tolerance:
             return Check("causality", False, f"a change at position {t} moves no logit there")
     return Check("causality", True, f"changes at {len(at)} positions move no logit before them")
 
 
 def gradients(model: GPT, batch: Batch, training: Training) -> Check:
-    """After three steps every trainable parameter has a gradient that isn't zero."""
+    """Check that every trainable parameter has a non-zero gradient after three steps."""
     probe = copy.deepcopy(model)
-    batch = (batch[0][:FEW], batch[1][:FEW])
+    batch = (batch[0][:GRADIENT_WINDOWS], batch[1][:GRADIENT_WINDOWS])
     for _ in _trained(probe, batch, training, steps=3):
         pass
     probe.zero_grad()
@@ -172,31 +170,31 @@ def gradients(model: GPT, batch: Batch, training: Training) -> Check:
 
 
 def memorises(model: GPT, batches: Iterable[Batch], training: Training) -> Check:
-    """A copy, trained on one batch of windows, gets its loss below MEMORISED within STEPS.
+    """Check that a copy trained on one batch reaches a loss below MEMORISED within MAX_STEPS.
 
-    Their first tokens are distinct, so that every target is a function of what stands before
-    it. Without attention a model sees only one token, and can't.
+    The windows' first tokens are distinct, so that the tokens before a target determine it.
+    Without attention a model sees only one token, and can't memorise.
     """
     if model.config.mixer == "none":
         return Check("memorises", None, "can't: without a mixer each token sees only itself")
     wanted = min(N_WINDOWS, max(2, N_TOKENS // model.config.block_size))
     batch = distinct_windows(batches, wanted)
-    lr = training.rate(STEPS)
-    told = f"{len(batch[0])} windows at lr {lr:g}: loss "
+    lr = training.rate(MAX_STEPS)
+    finding = f"{len(batch[0])} windows at lr {lr:g}: loss "
     losses: list[float] = []
-    for loss in _trained(copy.deepcopy(model), batch, training, steps=STEPS + 1):
+    for loss in _trained(copy.deepcopy(model), batch, training, steps=MAX_STEPS + 1):
         losses.append(loss)
         if loss < MEMORISED or not math.isfinite(loss):
             break
     now, lowest, taken = losses[-1], min(losses), len(losses) - 1
     if now < MEMORISED:
-        return Check("memorises", True, f"{told}{now:.4f} after {taken} steps")
-    told += f"{now:.4f} after {taken} steps, lowest {lowest:.4f}, not {MEMORISED}"
-    return Check("memorises", False, told + ("; lower --model.lr?" if lr > LEAST_LR else ""))
+        return Check("memorises", True, f"{finding}{now:.4f} after {taken} steps")
+    finding += f"{now:.4f} after {taken} steps, lowest {lowest:.4f}, not {MEMORISED}"
+    return Check("memorises", False, finding + ("; lower --model.lr?" if lr > MIN_LR else ""))
 
 
 def round_trip(model: GPT, batch: Batch, tokenizer: Tokenizer) -> Check:
-    """A checkpoint, saved to memory and loaded without Lightning, gives the same logits."""
+    """Check that a saved and loaded checkpoint gives the same logits."""
     described = checkpoint.describe(model.config, tokenizer, {}, "", 0)
     weights = {f"{checkpoint.NET_PREFIX}{n}": value for n, value in model.state_dict().items()}
     file = io.BytesIO()
@@ -207,10 +205,10 @@ def round_trip(model: GPT, batch: Batch, tokenizer: Tokenizer) -> Check:
     inputs = batch[0]
     with torch.no_grad():
         off = (loaded.to(inputs.device)(inputs) - model(inputs)).abs().max().item()
-    told = f"saved and loaded, {n_bytes / 1e6:.1f} MB"
+    finding = f"saved and loaded, {n_bytes / 1e6:.1f} MB"
     if off:
-        return Check("checkpoint", False, f"{told}: logits differ by up to {off:.2g}")
-    return Check("checkpoint", True, f"{told}: the same logits")
+        return Check("checkpoint", False, f"{finding}: logits differ by up to {off:.2g}")
+    return Check("checkpoint", True, f"{finding}: the same logits")
 
 
 # ---------------------------------------------------------------------- all of them
@@ -223,17 +221,17 @@ def check_all(
     training: Training,
     *,
     new: bool = True,
-    tell: Callable[[str], None] = print,
+    print_line: Callable[[str], None] = print,
 ) -> bool:
-    """Make every check, tell each in a line, and return whether none failed.
+    """Make all checks, print a line for each, and return whether none failed.
 
     Args:
-        model: The GPT as it begins; it is left as it is.
-        tokenizer: The text's.
-        batches: Of training windows; the first one is checked.
-        training: The run's settings.
-        new: Whether its weights are those of its initialisation.
-        tell: Takes a line.
+        model: GPT before training; it is not changed.
+        tokenizer: Tokenizer of the text.
+        batches: Batches of training windows; the first one is checked.
+        training: Settings of the run.
+        new: Whether the weights come from the initialisation.
+        print_line: Prints a line.
     """
     device = next(model.parameters()).device
     net = _in_float32(model).to(device).eval()  # no dropout
@@ -251,17 +249,17 @@ def check_all(
     passed = True
     for check in checks:
         result = check()
-        tell(str(result))
+        print_line(str(result))
         passed = passed and result.passed is not False
-    tell(f"preflight: {'pass' if passed else 'fail'}")
+    print_line(f"preflight: {'pass' if passed else 'fail'}")
     return passed
 
 
 def check_run(run: Run) -> bool:
-    """Make every check of a run whose net is built; returns whether none failed."""
+    """Make all checks of a run whose net is built, and return whether none failed."""
     options = run.model.options
     # the checks train by AdamW, for which SGD's rates are far too high
-    lr = LEAST_LR if options.optimizer == "sgd" else options.lr
+    lr = MIN_LR if options.optimizer == "sgd" else options.lr
     training = Training(lr, options.warmup_steps, options.betas, options.weight_decay)
     net = run.model.net.to(run.trainer.strategy.root_device)
     batches, new = run.data.train_dataloader(), options.init_from is None
@@ -271,7 +269,7 @@ def check_run(run: Run) -> bool:
 def _in_float32(model: GPT) -> GPT:
     if model.config.attention != "flash":
         return copy.deepcopy(model).float()
-    # which on a GPU refuses float32
+    # flash attention refuses float32 on a GPU
     net = GPT(dataclasses.replace(model.config, attention="sdpa"))
     net.load_state_dict(model.state_dict())
     return net
@@ -283,13 +281,13 @@ def _with_first(first: Batch, others: Iterator[Batch]) -> Iterator[Batch]:
 
 
 def distinct_windows(batches: Iterable[Batch], wanted: int) -> Batch:
-    """Up to `wanted` windows whose first tokens are distinct, from the first SEARCHED batches.
+    """Return up to `wanted` windows with distinct first tokens from the first MAX_BATCHES.
 
     Returns:
-        (B, T), (B, T), B >= 1
+        Inputs (B, T) and targets (B, T), B >= 1.
     """
     found: dict[int, tuple[Tensor, Tensor]] = {}
-    for _, (inputs, targets) in zip(range(SEARCHED), batches, strict=False):
+    for _, (inputs, targets) in zip(range(MAX_BATCHES), batches, strict=False):
         for x, y in zip(inputs, targets, strict=True):
             if len(found) < wanted and (y >= 0).any():
                 found.setdefault(int(x[0]), (x, y))
@@ -302,7 +300,7 @@ def distinct_windows(batches: Iterable[Batch], wanted: int) -> Batch:
 
 
 def _trained(model: GPT, batch: Batch, training: Training, *, steps: int) -> Iterator[float]:
-    """Train on one batch; gives the loss ahead of each step."""
+    """Train on one batch, and yield the loss before each step."""
     recipe = optimizers.Recipe(
         lr=training.rate(0), min_lr=0, betas=training.betas, weight_decay=training.weight_decay
     )

@@ -62,24 +62,30 @@ def test_logits_that_are_not_finite() -> None:
 def test_shift() -> None:
     inputs, targets = batch()
     result = preflight.shift(gpt(), (inputs, targets))
-    assert (result.passed, result.told) == (True, "targets are inputs shifted by one, 15 compared")
+    assert (result.passed, result.finding) == (
+        True,
+        "targets are inputs shifted by one, 15 compared",
+    )
     unshifted = preflight.shift(gpt(), (inputs, inputs))
     assert not unshifted.passed
-    assert "of 15 targets are not the input that follows" in unshifted.told
+    assert "of 15 targets are not the input that follows" in unshifted.finding
     targets = targets.clone()
     targets[0, 2:] = -100  # not scored, so not compared
-    assert "12 compared" in preflight.shift(gpt(), (inputs, targets)).told
+    assert "12 compared" in preflight.shift(gpt(), (inputs, targets)).finding
 
 
 def test_ids_outside_the_vocabulary() -> None:
     result = preflight.shift(gpt(vocab_size=5), batch())
     assert not result.passed
-    assert "vocabulary 5" in result.told
+    assert "vocabulary 5" in result.finding
 
 
 def test_first_loss_by_initialisation() -> None:
     silent = preflight.first_loss(gpt(zero_init=True, tie_weights=False), batch())
-    assert (silent.passed, silent.told) == (True, f"{math.log(11):.3f}; ln(V) {math.log(11):.3f}")
+    assert (silent.passed, silent.finding) == (
+        True,
+        f"{math.log(11):.3f}; ln(V) {math.log(11):.3f}",
+    )
     assert preflight.first_loss(gpt(), batch()).passed
     assert preflight.first_loss(gpt(init="torch"), batch()).passed is None
     assert preflight.first_loss(gpt(), batch(), new=False).passed is None
@@ -112,12 +118,12 @@ def test_a_model_that_sees_later_tokens_fails(
     monkeypatch.setitem(attention.BACK_ENDS, "sdpa", uncausal)
     result = preflight.causality(gpt(**options), batch())
     assert not result.passed
-    assert "moves logits before it" in result.told
+    assert "moves logits before it" in result.finding
 
 
 def test_a_model_that_sees_nothing_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nn.Embedding, "forward", lambda self, idx: self.weight[idx * 0])
-    assert "moves no logit" in preflight.causality(gpt(), batch()).told
+    assert "moves no logit" in preflight.causality(gpt(), batch()).finding
 
 
 @pytest.mark.parametrize("options", [{}, {"zero_init": True, "tie_weights": False}])
@@ -125,20 +131,20 @@ def test_gradients_reach_every_parameter(options: dict) -> None:
     model = gpt(**options)
     n_tensors = sum(1 for _ in model.parameters())
     result = preflight.gradients(model, batch(), FAST)
-    assert (result.passed, result.told) == (True, f"reach all {n_tensors} parameter tensors")
+    assert (result.passed, result.finding) == (True, f"reach all {n_tensors} parameter tensors")
 
 
 def test_a_parameter_that_no_gradient_reaches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TokenShift, "forward", lambda self, x, cache: x)
     result = preflight.gradients(gpt(token_shift=2), batch(), FAST)
     assert not result.passed
-    assert result.told == "none reaches h.0.attn.shift.shares.0 and 7 more"
+    assert result.finding == "none reaches h.0.attn.shift.shares.0 and 7 more"
 
 
 def test_memorising() -> None:
     result = preflight.memorises(gpt(), batches(), FAST)
-    assert result.passed, result.told
-    assert "loss 0.00" in result.told
+    assert result.passed, result.finding
+    assert "loss 0.00" in result.finding
 
 
 def test_a_model_without_a_mixer_is_skipped() -> None:
@@ -146,11 +152,11 @@ def test_a_model_without_a_mixer_is_skipped() -> None:
 
 
 def test_a_model_that_can_not_memorise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "STEPS", 30)
+    monkeypatch.setattr(preflight, "MAX_STEPS", 30)
     result = preflight.memorises(gpt(n_embd=2, n_layer=1), batches(), FAST)
     assert result.passed is False
-    assert "after 30 steps" in result.told
-    assert result.told.endswith("lower --model.lr?")
+    assert "after 30 steps" in result.finding
+    assert result.finding.endswith("lower --model.lr?")
 
 
 def test_the_learning_rate_has_a_minimum() -> None:
@@ -180,7 +186,7 @@ def test_a_broken_checkpoint(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
     monkeypatch.setattr(GPT, "state_dict", lossy)
     result = preflight.round_trip(model, (inputs, inputs), tokenizer)
     assert not result.passed
-    assert "logits differ" in result.told
+    assert "logits differ" in result.finding
 
 
 def test_the_model_is_unchanged(run: Run) -> None:
@@ -191,7 +197,7 @@ def test_the_model_is_unchanged(run: Run) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     lines: list[str] = []
     windows = batches(vocab_size=tokenizer.vocab_size)
-    assert preflight.check_all(model, tokenizer, windows, FAST, tell=lines.append), lines
+    assert preflight.check_all(model, tokenizer, windows, FAST, print_line=lines.append), lines
     assert model.training
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert lines[-1] == "preflight: pass"
@@ -231,7 +237,7 @@ def test_a_model_that_is_not_causal_fails(
 def test_a_config_that_can_not_memorise_fails(
     gptlit: Call, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preflight, "STEPS", 100)
+    monkeypatch.setattr(preflight, "MAX_STEPS", 100)
     narrow = ["--model.n_embd=2", "--model.n_head=1"]
     result = fit(gptlit, text_file, "--preflight", *narrow)
     assert result.code == 1
