@@ -12,6 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # folders and files that are checked; of a folder, the files directly in it
 FOLDERS_DONE = ["gptlit", "tests"]
+FOLDERS_DONE += ["docs", "examples", "configs", "configs/sources", "configs/studies", "benchmarks"]
+FOLDERS_DONE += ["README.md", "CONTRIBUTING.md", "BENCHMARKS.md", "LOG.md"]
 SUFFIXES = (".py", ".yaml", ".md")
 FORBIDDEN = re.compile(
     r"\b(told|tells?|telling|go\s+on|goes\s+on|going\s+on|gone\s+on|what\s+is\s+no|at\s+hand|handed"
