@@ -20,7 +20,7 @@ from gptlit.files import write_atomically
 from gptlit.messages import UsageError, note
 from gptlit.parser import with_environment
 from gptlit.runs import run_folder
-from gptlit.study import study_file, tables
+from gptlit.study import plots, study_file, tables
 from gptlit.study.planning import Planned, clear_changed, is_complete, plan_all
 from gptlit.study.run import make_all
 from gptlit.study.spec import Study
@@ -111,7 +111,7 @@ def _print_plan(study: Study, planned: Sequence[Planned], folder: Path) -> None:
 def _report(study: Study, outcomes: Sequence[Outcome], folder: Path) -> None:
     """Write results.csv and the plots; print the table and remarks."""
     files = {"results.csv": tables.as_csv(study, outcomes)}
-    files |= tables.plots(study, outcomes)
+    files |= plots.draw(study, outcomes)
     for name, content in files.items():
         write_atomically(folder / name, content.encode())
     print(tables.table(study, outcomes, terminal.columns()), end="")

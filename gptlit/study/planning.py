@@ -111,7 +111,7 @@ def _check(study: Study, run: Run) -> None:
     every, steps = options.val_check_interval, trainer.max_steps
     by_steps = isinstance(every, int) and trainer.check_val_every_n_epoch is None
     if study.at == "end" and by_steps and steps > 0:
-        every //= trainer.accumulate_grad_batches  # the CLI has converted it to batches
+        every //= trainer.accumulate_grad_batches  # it is in batches here
         if steps > every and steps % every:
             raise UsageError(
                 f"--trainer.val_check_interval {every}: the last validation would be at step "

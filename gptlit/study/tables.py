@@ -1,4 +1,4 @@
-"""A study's results as a table for the terminal, as results.csv, and as charts."""
+"""A study's results as a table for the terminal, with remarks, and as results.csv."""
 
 import csv
 import io
@@ -7,24 +7,11 @@ import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from gptlit import charts
-from gptlit.charts import Axis, Point, Series
 from gptlit.study import power_law
-from gptlit.study.spec import (
-    COSTS,
-    METRICS,
-    Settings,
-    Setup,
-    Study,
-    setting_label,
-    short_names,
-)
+from gptlit.study.spec import COSTS, METRICS, Settings, Setup, Study, short_names
 from gptlit.terminal import align_columns, duration, format_value, shortened, width, wrapped
 
-MOST_SERIES = 16  # in a legend
-CURVE_POINTS = 60
 LONGEST_CELL = 40
 COUNTS = ("parameters", "tokens", "step")
 
@@ -164,93 +151,6 @@ def as_csv(study: Study, outcomes: Sequence[Outcome]) -> str:
     return text.getvalue()
 
 
-# ---------------------------------------------------------------------- charts
-
-
-def plots(study: Study, outcomes: Sequence[Outcome]) -> dict[str, str]:
-    """Draw SVG charts, by file name: the metric over what was varied, and over steps."""
-    found = [row for row in rows(study, outcomes) if not math.isnan(row.mean(study.metric))]
-    if not found:
-        return {}
-    drawn = {"curves.svg": _curves(study, found)}
-    if study.power_law is None and study.x is None and study.search and len(study.search.over) > 1:
-        # several options were drawn at once: a scatter plot over each
-        short = short_names(list(study.search.over))
-        return drawn | {
-            f"plot_{short[name]}.svg": _over(study, found, name) for name in study.search.over
-        }
-    x = study.power_law or study.x or _plotted_option(found)
-    return drawn | {"plot.svg": _over(study, found, x)}
-
-
-def _plotted_option(found: Sequence[Row]) -> str:
-    """Choose the option along a plot's axis: the first numeric one that differs."""
-    values = {name: [row.settings.get(name) for row in found] for name in found[0].settings}
-    varied = [name for name in values if len({repr(v) for v in values[name]}) > 1] or list(values)
-    numeric = [name for name in varied if all(map(_is_number, values[name]))]
-    return (numeric or varied or ["parameters"])[0]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _over(study: Study, found: Sequence[Row], name: str) -> str:
-    """Draw the metric over an option or a cost, with a line for each value of other options."""
-    values: list[Any] = [study.values(row.settings).get(name) for row in found]
-    if name in COSTS:
-        values = [row.mean(name) for row in found]
-    has_axis = all(map(_is_number, values))
-    names = list(dict.fromkeys(map(format_value, values)))
-    at = [float(value if has_axis else names.index(format_value(value))) for value in values]
-    groups: dict[str, list[tuple[float, Row]]] = {}
-    is_cloud = name in COSTS or study.search is not None
-    for place, row in sorted(zip(at, found, strict=True), key=lambda pair: pair[0]):
-        # an option of a named setting identifies it
-        own = {name} if name in row.settings else {name, "setting"}
-        rest = {} if is_cloud else {n: v for n, v in row.settings.items() if n not in own}
-        groups.setdefault(setting_label(rest), []).append((place, row))
-    metric = study.metric
-    series = [
-        Series(
-            label,
-            [Point(place, row.mean(metric), row.spread(metric)) for place, row in group],
-            joined=not is_cloud and has_axis,
-        )
-        for label, group in groups.items()
-    ]
-    if len(series) > MOST_SERIES:
-        series = [Series("", each.points, joined=False) for each in series]
-    x = charts.named_axis(name, names)
-    if has_axis:
-        x = charts.axis(name, at, log=charts.wants_log(at), own_ticks=name not in COSTS)
-    if study.power_law and (law := fitted_law(study, found)):
-        series = [Series(metric, series[0].points, joined=False), _law_curve(law, at)]
-    y = _metric_axis(metric, series)
-    return charts.chart(study.path.stem, series, x, y)
-
-
-def _metric_axis(label: str, series: Sequence[Series]) -> Axis:
-    points = [point for each in series for point in each.points]
-    ends = [point.y + sign * point.error for point in points for sign in (-1, 1)]
-    return charts.axis(label, ends, log=False)
-
-
-def _curves(study: Study, found: Sequence[Row]) -> str:
-    """Draw the metric's mean over seeds, at each step at which all seeds were validated."""
-    series = []
-    for row in found[:MOST_SERIES]:
-        curves = [each.curve for each in row.outcomes]
-        steps = sorted(set.intersection(*(set(curve) for curve in curves)))
-        points = [Point(s, statistics.fmean(curve[s] for curve in curves)) for s in steps]
-        series.append(Series(setting_label(row.settings), points, marked=len(points) == 1))
-    x = charts.axis("step", [p.x for each in series for p in each.points], log=False)
-    return charts.chart(study.path.stem, series, x, _metric_axis(study.metric, series))
-
-
-# ---------------------------------------------------------------------- the power law
-
-
 def fitted_law(study: Study, found: Sequence[Row]) -> power_law.PowerLaw | None:
     """Fit the metric against the study's cost, a point per run; None for fewer than two sizes."""
     assert study.power_law is not None
@@ -284,10 +184,3 @@ def describe_law(study: Study, outcomes: Sequence[Outcome]) -> Iterator[str]:
         yield "E is at its bound, 0: these runs do not determine the irreducible loss"
     if law.bounded:
         yield "alpha is at a bound of its search range: these runs do not follow a power law"
-
-
-def _law_curve(law: power_law.PowerLaw, at: Sequence[float]) -> Series:
-    low, high = min(at), max(at)
-    sizes = [low * (high / low) ** (i / (CURVE_POINTS - 1)) for i in range(CURVE_POINTS)]
-    name = f"{law.floor:.3g} + {law.scale:.3g} / N^{law.alpha:.3g}"
-    return Series(name, [Point(n, law(n)) for n in sizes], marked=False, dashed=True)

@@ -20,10 +20,10 @@ from lightning.pytorch.callbacks import Callback
 from gptlit.checkpoints import checkpoint
 from gptlit.cli.arguments import shipped_studies
 from gptlit.runs import run_folder
-from gptlit.study import power_law, run, study_file
+from gptlit.study import plots, power_law, run, study_file
 from gptlit.study.planning import plan, plan_all
 from gptlit.study.spec import Setup, Study
-from gptlit.study.tables import Outcome, describe_law, plots, rows, table, warnings
+from gptlit.study.tables import Outcome, describe_law, rows, table, warnings
 from gptlit.training.module import LitGPT
 from tests.conftest import TINY, Result, assert_same_run, made_up_text, some_time_passes
 
@@ -509,8 +509,8 @@ def test_a_law_of_few_points_is_described_with_a_remark() -> None:
 
 
 def test_plots_of_nothing_and_of_one_run() -> None:
-    assert plots(A_STUDY, [Outcome(Setup("d", {}, None, []), failed="no")]) == {}
-    assert set(plots(A_STUDY, [outcome("a", 1.0)])) == {"curves.svg", "plot.svg"}
+    assert plots.draw(A_STUDY, [Outcome(Setup("d", {}, None, []), failed="no")]) == {}
+    assert set(plots.draw(A_STUDY, [outcome("a", 1.0)])) == {"curves.svg", "plot.svg"}
 
 
 def test_results_are_plain_json(gptlit: Call, mine: Callable[..., Path]) -> None:
