@@ -29,7 +29,7 @@ _numbers = itertools.count()
 class _EventFile:
     """Replaces `EventFileWriter`; appends its records to the file when it is flushed.
 
-    After a failure, reported in one line, nothing more is written: a resume makes the curves again
+    After a failure, reported in one line, nothing more is written; a resume restores the curves
     from metrics.csv.
     """
 
@@ -45,7 +45,7 @@ class _EventFile:
 
     def add_event(self, event: Event) -> None:
         RecordWriter(self._pending).write(event.SerializeToString())
-        if self._pending.tell() > FLUSH_BYTES:
+        if self._pending.getbuffer().nbytes > FLUSH_BYTES:
             self.flush()
 
     def flush(self) -> None:
@@ -84,7 +84,7 @@ class Writer(SummaryWriter):
             writer = _FileWriter(self.log_dir)
             self.file_writer, self.all_writers = writer, {writer.get_logdir(): writer}
             if self.purge_step is not None:
-                for event in _mark(self.purge_step):
+                for event in _purge_mark(self.purge_step):
                     writer.add_event(event)
                 self.purge_step = None
         return self.file_writer
@@ -94,7 +94,7 @@ def _version(**fields: float) -> Event:
     return Event(file_version="brain.Event:2", **fields)
 
 
-def _mark(step: int) -> list[Event]:
+def _purge_mark(step: int) -> list[Event]:
     """Return events that make TensorBoard drop a step and later ones."""
     return [_version(step=step), Event(step=step, session_log=SessionLog(status=SessionLog.START))]
 
@@ -117,7 +117,7 @@ def rewrite(folder: Path, events: Iterable[Event]) -> None:
     content = io.BytesIO()
     ordered = sorted(events, key=lambda event: event.step)
     first = ordered[0].wall_time if ordered else time.time()
-    for event in [_version(wall_time=first), *_mark(0), *ordered]:
+    for event in [_version(wall_time=first), *_purge_mark(0), *ordered]:
         RecordWriter(content).write(event.SerializeToString())
     # the first file's name, so that it is read first
     path = files[0] if files else folder / PATTERN.replace("*", f"{first:010.0f}.repaired")
