@@ -11,14 +11,38 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # folders and files that are checked; of a folder, the files directly in it
-FOLDERS_DONE = ["gptlit", "tests"]
-FOLDERS_DONE += ["docs", "examples", "configs", "configs/sources", "configs/studies", "benchmarks"]
-FOLDERS_DONE += ["README.md", "CONTRIBUTING.md", "BENCHMARKS.md", "LOG.md"]
+FOLDERS_DONE = [
+    "BENCHMARKS.md",
+    "CONTRIBUTING.md",
+    "LOG.md",
+    "README.md",
+    "benchmarks",
+    "configs",
+    "configs/sources",
+    "configs/studies",
+    "docs",
+    "examples",
+    "gptlit",
+    "gptlit/corpora",
+    "gptlit/data",
+    "gptlit/generation",
+    "gptlit/predict",
+    "gptlit/study",
+    "gptlit/tokenizers",
+    "tests",
+    "tests/corpora",
+    "tests/data",
+    "tests/model",
+    "tests/predict",
+    "tests/runs",
+    "tests/study",
+    "tests/tokenizers",
+]
 SUFFIXES = (".py", ".yaml", ".md")
 FORBIDDEN = re.compile(
-    r"\b(told|tells?|telling|go\s+on|goes\s+on|going\s+on|gone\s+on|what\s+is\s+no|at\s+hand|handed"
-    r"|whoever|nobody|ha(s|ve)\s+no\s+part|lies\s+beside|heed(s|ed|ing)?|let\s+go\s+of|as\s+asked"
-    r"|brings)\b",
+    r"(?<![.\w])(told|tells?|telling|go\s+on|goes\s+on|going\s+on|gone\s+on|what\s+is\s+no"
+    r"|at\s+hand|handed|whoever|nobody|ha(s|ve)\s+no\s+part|lies\s+beside|heed(s|ed|ing)?"
+    r"|let\s+go\s+of|as\s+asked|brings)\b",  # but names such as callbacks.Guard.told are allowed
     re.IGNORECASE,
 )
 
@@ -29,13 +53,13 @@ def checked_files() -> list[Path]:
 
 
 def strings(source: str) -> Iterator[tuple[int, str]]:
-    """Yield the line and the text of each comment and string of Python source."""
+    """Yield the line and the text of each comment and string of words in Python source."""
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
             yield token.start[0], token.string
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield node.lineno, node.value
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
+            yield node.lineno, node.value  # others are names
 
 
 def prose(path: Path) -> Iterator[tuple[int, str]]:
@@ -71,8 +95,8 @@ def test_a_file_is_written_in_plain_english(path: Path) -> None:
 
 
 def test_identifiers_do_not_count() -> None:
-    source = "position = file.tell()  # the byte\ntold = f'at {told} bytes'\n"
-    assert [text for _, text in strings(source)] == ["# the byte", "at ", " bytes"]
+    source = "position = file.tell()  # the byte\ntold = f'at {told} bytes of', 'told'\n"
+    assert [text for _, text in strings(source)] == ["# the byte", "at ", " bytes of"]
 
 
 def test_phrases_are_found_across_lines() -> None:
