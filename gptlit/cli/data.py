@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from gptlit.corpora import catalog
-from gptlit.corpora.catalog import CORPORA, TextOptions
+from gptlit.corpora.catalog import CORPORA
 from gptlit.corpora.cleaning import CleaningOptions
+from gptlit.corpora.reading import TextOptions
 from gptlit.data import prepare
 from gptlit.data.splits import SPLITS, Splitting
 from gptlit.data.token_file import TokenFile

