@@ -70,7 +70,7 @@ def parser_of(verb: str) -> ArgumentParser:
 
 
 def actions(parser: ArgumentParser) -> list[Action]:
-    """Return a parser's options, without help, groups as a whole and targets of links."""
+    """Return a parser's options, except help, whole groups and targets of links."""
     return [
         action
         for action in parser._actions
@@ -150,7 +150,7 @@ def _described(verb: str, action: Action) -> dict[str, Any]:
 
 
 def described(verb: str) -> list[dict[str, Any]]:
-    """Return what help_options.json says of a verb's options, in order of their groups."""
+    """Return the entries of a verb's options, in order of their groups."""
     found = [_described(verb, action) for action in actions(parser_of(verb))]
     order = list(GROUPS.get(verb, ORDER))
     if verb == "fit":
@@ -165,7 +165,7 @@ def described(verb: str) -> list[dict[str, Any]]:
 
 
 def content() -> str:
-    """Return help_options.json as the parsers make it: an option a line; a name alone is fit's."""
+    """Return help_options.json: a line for each option, a name alone where it is that of fit."""
     verbs = {verb: described(verb) for verb in (*WITH_LIGHTNING, *GROUPS)}
     shared = verbs["fit"]
     lines = []

@@ -16,13 +16,13 @@ WITH_PARSER = [verb for verb in VERBS if verb not in ("study", "summary")]
 
 
 def listed(page: str) -> list[str]:
-    """The options and arguments that a page lists, in order."""
+    """Return the options and arguments that a page lists, in order."""
     flags = re.findall(r"^  (?:-c, )?(--[\w.\[\]]+|[a-z]+(?= {3}|$))", page, re.MULTILINE)
     return [flag.replace("[no_]", "").split("[")[0].removeprefix("--") for flag in flags]
 
 
 def entry(page: str, name: str) -> str:
-    """What a page says of an option, with single spaces."""
+    """Return a page's text on an option, with single spaces."""
     lines = page.splitlines()
     flag = rf"  (-c, )?(--(\[no_\])?)?{re.escape(name)}(?![\w.])"
     first = next(index for index, line in enumerate(lines) if re.match(flag, line))
