@@ -46,8 +46,8 @@ TEXTS = {
     "trainer.accelerator": "cpu, gpu, mps, tpu, or auto for the best one there is.",
     "trainer.devices": "How many devices to use, a list of their indices, or auto for all GPUs.",
     "trainer.strategy": "How devices share the work: auto, ddp, fsdp and so on, or a class.",
-    "trainer.precision": "32-true, bf16-mixed, 16-mixed, bf16-true and so on; left out, bf16-mixed "
-    "on a GPU that has bfloat16, else 32-true.",
+    "trainer.precision": "32-true, bf16-mixed, 16-mixed, bf16-true and so on; left out, mixed on a "
+    "CUDA GPU (bf16-mixed if it has bfloat16), else 32-true.",
     "trainer.gradient_clip_val": "Largest norm of the gradient; larger ones are scaled down.",
     "trainer.accumulate_grad_batches": "Batches whose gradients are added up for one step.",
     "trainer.logger": "Loggers in addition to metrics.csv and TensorBoard's event files; false "
