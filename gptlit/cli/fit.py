@@ -8,9 +8,7 @@ import contextlib
 import dataclasses
 import enum
 import functools
-import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,13 +30,14 @@ from gptlit.cli.shorthand import ONE_OF_A_RUN, full_names, name_words, option_of
 from gptlit.cli.user_modules import importable
 from gptlit.corpora import inputs
 from gptlit.data.datamodule import TextDataModule
-from gptlit.messages import UsageError, note, print_lines
+from gptlit.messages import UsageError, note
 from gptlit.parser import OneLineErrors, text_of
-from gptlit.runs import run_end, user_parts
+from gptlit.runs import user_parts
 from gptlit.runs.build import Plan, Purpose, Run
 from gptlit.runs.build import build as build_run
+from gptlit.runs.evaluation import evaluate
+from gptlit.runs.run_end import train
 from gptlit.runs.sample_text import SampleText
-from gptlit.streams import only_shown
 from gptlit.training import processes, resuming
 from gptlit.training.divergence import Guard
 from gptlit.training.module import LitGPT
@@ -53,10 +52,6 @@ yaml_keys.check_parsed_yaml()
 
 class Parser(OneLineErrors, LightningArgumentParser):
     """Lightning's parser with errors of one line."""
-
-
-class NothingToTrain(UsageError):
-    """The resumed run is already complete."""
 
 
 class GptlitCLI(LightningCLI):
@@ -329,61 +324,6 @@ def build(
         run = GptlitCLI(verb, arguments, held, trains, place).built
         run.held = held.pop_all()
     return run
-
-
-def train(run: Run) -> None:
-    """Train a run to its end, and print how it ended.
-
-    Raises:
-        NothingToTrain: the resumed run is already complete.
-        SystemExit: a signal stopped the run.
-    """
-    assert run.stopping is not None
-    folder, first_step = run.folder.path if run.folder else None, run.plan.first_step
-    settings = {"datamodule": run.data, "ckpt_path": run.options.ckpt_path}
-    began = time.monotonic()
-    with only_shown(), run.undone_if_untrained():
-        run_end.fit(run.trainer, run.model, run.stopping, folder, first_step, **settings)
-        if run.trainer.global_step == first_step:
-            raise NothingToTrain(
-                f"nothing to train: step {first_step} already reaches --trainer.max_steps "
-                "or --trainer.max_epochs; give a larger number"
-            )
-    user_parts.say_where_profile(run.trainer.profiler)
-    if processes.on_rank_zero():
-        seconds = time.monotonic() - began
-        note(run_end.summary(run.trainer, run.stopping, folder, seconds))
-    processes.leave_together()
-    if processes.on_rank_zero() and run.stopping.exit_code:
-        raise SystemExit(run.stopping.exit_code)
-
-
-def evaluate(run: Run) -> None:
-    """Print the metrics of the whole validation or test split."""
-    start = run.plan.start
-    assert start is not None
-    split = {"validate": "val", "test": "test"}[run.plan.purpose]
-    function = getattr(run.trainer, run.plan.purpose)
-    with run_end.interruptible(run.trainer):
-        settings = {"datamodule": run.data, "ckpt_path": run.options.ckpt_path}
-        (metrics,) = function(run.model, verbose=False, **settings)
-    if not run.trainer.is_global_zero:
-        return
-    tokens, trained, text = run.data.tokens, start.described["text"], run.data.describe_text()
-    if trained["sha256"] != text["sha256"] and not run.plan.text_given:
-        note(f"warning: {text['name']} has changed since it was trained on")
-    if resuming.was_trained_on(split, trained, text):
-        note(f"warning: the {split} split overlaps the text that the model was trained on")
-    rows = {
-        "checkpoint": start.path,
-        "text": f"{tokens.provenance['name']}, {split} split",
-        "tokens": tokens.size(split),
-        "bytes": tokens.n_bytes(split),
-        **{name: f"{value:.6f}" for name, value in metrics.items()},
-    }
-    if reason := tokens.incomparable(split):
-        rows["not comparable"] = f"bits_per_byte: {reason}"
-    print_lines("\n".join(f"{name:<20}{value}" for name, value in rows.items()), sys.stdout)
 
 
 def prepare(run: Run) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import shlex
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from gptlit import signals
 from gptlit.checkpoints import checkpoint
-from gptlit.messages import RunError, UsageError
+from gptlit.messages import RunError, UsageError, note, opt
+from gptlit.runs import user_parts
+from gptlit.runs.build import Run
 from gptlit.runs.stopping import NAMES, SIGNAL, Patience, Stopping
+from gptlit.streams import only_shown
 from gptlit.terminal import duration
 from gptlit.training import overfitting, processes
 from gptlit.training.divergence import NotFinite
-from gptlit.training.module import LitGPT
 from gptlit.training.overfitting import Overfitting
 
 
@@ -39,32 +42,45 @@ def interruptible(trainer: L.Trainer) -> Iterator[None]:
         raise KeyboardInterrupt from None
 
 
-def fit(
-    trainer: L.Trainer,
-    model: LitGPT,
-    stopping: Stopping,
-    folder: Path | None,
-    trained_before: int,
-    **options: Any,
-) -> None:
-    """Call `trainer.fit`, and name the resume command in the errors that end it.
+class NothingToTrain(UsageError):
+    """The resumed run is already complete."""
 
-    Args:
-        trainer: Trainer with `stopping` among its callbacks.
-        model: As for `trainer.fit`.
-        stopping: Callback that holds afterwards why the run stopped early, if it did.
-        folder: The run's folder; None if it has none.
-        trained_before: Number of steps before a resume.
-        **options: As for `trainer.fit`.
+
+def train(run: Run) -> None:
+    """Train a run to its end, and print how it ended.
 
     Raises:
+        NothingToTrain: The resumed run is already complete.
         UsageError: Lightning refuses its options.
         KeyboardInterrupt: A second Ctrl-C.
         RunError: The loss is not finite, or a disk is full.
+        SystemExit: A signal stopped the run.
     """
+    assert run.stopping is not None
+    first_step, began = run.plan.first_step, time.monotonic()
+    with only_shown(), run.undone_if_untrained():
+        _fit(run, run.stopping)
+        if run.trainer.global_step == first_step:
+            raise NothingToTrain(
+                f"nothing to train: step {first_step} already reaches {opt('trainer.max_steps')} "
+                f"or {opt('trainer.max_epochs')}; give a larger number"
+            )
+    user_parts.say_where_profile(run.trainer.profiler)
+    if processes.on_rank_zero():
+        note(summary(run, time.monotonic() - began))
+    processes.leave_together()
+    if processes.on_rank_zero() and run.stopping.exit_code:
+        raise SystemExit(run.stopping.exit_code)
+
+
+def _fit(run: Run, stopping: Stopping) -> None:
+    """Call `trainer.fit`, and name the resume command in the errors that end it."""
+    trainer, options = run.trainer, run.model.options
+    folder = run.folder.path if run.folder else None
     try:
         with interruptible(trainer):
-            processes.refusing(trainer.fit, model, **options)
+            settings = {"datamodule": run.data, "ckpt_path": run.options.ckpt_path}
+            processes.refusing(trainer.fit, run.model, **settings)
     except SIGTERMException:
         # SLURM's signal, which Lightning handles
         stopping.cause = stopping.cause or SIGNAL + signal.SIGTERM
@@ -75,11 +91,11 @@ def fit(
         processes.leave_together()  # the error is raised in all processes
         if not processes.on_rank_zero():
             raise SystemExit(0) from None  # the run's exit code is that of rank 0
-        slower = isinstance(error, NotFinite) and model.options.min_lr <= model.options.lr / 2
-        options_now = f" --model.lr {model.options.lr / 2:g}" if slower else ""
+        slower = isinstance(error, NotFinite) and options.min_lr <= options.lr / 2
+        options_now = f" --model.lr {options.lr / 2:g}" if slower else ""
         raise RunError(f"{error}{_resume_hint(folder, options_now)}") from error
     except OSError as error:
-        if trainer.global_step == trained_before or not error.strerror:
+        if trainer.global_step == run.plan.first_step or not error.strerror:
             raise
         processes.kill_others(trainer)
         where = f": {error.filename}" if error.filename else ""
@@ -105,33 +121,33 @@ def _command(verb: str, path: Path, options: str = "") -> str:
     return f"gptlit {verb} --ckpt_path {shlex.quote(str(path))}{options}"
 
 
-def summary(trainer: L.Trainer, stopping: Stopping, folder: Path | None, seconds: float) -> str:
+def summary(run: Run, seconds: float) -> str:
     """Describe a finished run in a few lines: why it ended, its checkpoints, and how to use them.
 
     Args:
-        trainer: Trainer after its fit.
-        stopping: As for `fit`.
-        folder: The run's folder; None if it has none.
+        run: The run.
         seconds: Duration of the fit.
     """
-    head, longer = _how_it_ended(trainer, stopping)
-    paths = [folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")] if folder else []
+    head, longer = _how_it_ended(run)
+    folder = run.folder and run.folder.path / "checkpoints"
+    paths = [folder / f"{name}.ckpt" for name in ("best", "last")] if folder else []
     saved = [path for path in paths if path.exists()]
     rows = {path.stem: f"{checkpoint.evaluation(checkpoint.read(path))}, {path}" for path in saved}
     if saved:
         rows["resume"] = _command("fit", saved[-1], longer)
         rows["write"] = _command("predict", saved[0])
-    for callback in trainer.callbacks:
+    for callback in run.trainer.callbacks:
         if isinstance(callback, Overfitting) and (finding := callback.seen.finding):
             rows["note"] = f"{finding}; {overfitting.ADVICE}"
     rows["time"] = duration(seconds)
     return "\n".join([head, *(f"  {name:<8}{value}" for name, value in rows.items())])
 
 
-def _how_it_ended(trainer: L.Trainer, stopping: Stopping) -> tuple[str, str]:
+def _how_it_ended(run: Run) -> tuple[str, str]:
     """Return why a run ended, and the options that a resume needs to train for longer."""
+    trainer, stopping = run.trainer, run.stopping
     step, patience = f"{trainer.global_step:,}", trainer.early_stopping_callback
-    if stopping.cause:
+    if stopping and stopping.cause:
         return f"stopped by {NAMES[stopping.cause]} after step {step}", ""
     if trainer.should_stop and isinstance(patience, Patience):
         why = f"{patience.monitor} did not improve in {patience.wait_count} validations"

@@ -18,11 +18,12 @@ import yaml
 from gptlit import signals
 from gptlit.checkpoints import checkpoint
 from gptlit.cli import saved_options
-from gptlit.cli.fit import NothingToTrain, build, train
+from gptlit.cli.fit import build
 from gptlit.cli.lightning_warnings import quiet
 from gptlit.files import write_atomically
 from gptlit.messages import MEMORY_ADVICE, RunError, UsageError, is_out_of_memory, note
 from gptlit.runs import metrics_file, run_folder
+from gptlit.runs.run_end import NothingToTrain, train
 from gptlit.study.planning import (
     RESULT,
     Planned,
