@@ -32,8 +32,8 @@ OF_PYTHON: list[tuple[Callable[[], Any], str, str]] = [
     (lambda: LitGPT(n_layer=-1), "n_layer -1", "--model.n_layer -1"),
     (
         lambda: Recipe(lr=1e-3, min_lr=1.0),
-        "min_lr 1.0: must lie between 0 and lr 0.001",
-        "--model.min_lr 1.0: must lie between 0 and --model.lr 0.001",
+        "min_lr 1.0: must be from 0 to lr 0.001",
+        "--model.min_lr 1.0: must be from 0 to --model.lr 0.001",
     ),
     (lambda: TextDataModule(batch_size=0), "batch_size 0", "--data.batch_size 0"),
     (lambda: TextDataModule(val_fraction=2), "val_fraction 2", "--data.val_fraction 2"),

@@ -171,7 +171,7 @@ def check_tensors(state: Mapping[Any, Any], prefix: str = "") -> None:
 
 
 def _kind(tensor: Tensor) -> str | None:
-    """What excludes a tensor from the weights, None if nothing does."""
+    """The reason why a tensor can't be a weight; None if it can."""
     if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.is_nested:
         return type(tensor).__name__ if type(tensor) is not Tensor else "other tensors"
     if tensor.is_quantized:

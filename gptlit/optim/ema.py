@@ -1,4 +1,4 @@
-"""A moving average of weights over the steps of a run, and putting it in their place."""
+"""The moving average of weights over the steps of a run."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,14 +11,13 @@ from torch import Tensor, nn
 class Average:
     """The exponential moving average (EMA) of a net's parameters.
 
-    With each update, average <- d average + (1 - d) weights, where d is `decay`, but at most
-    (1 + n) / (10 + n) at the n-th update from 0: the first weights, which are random, are forgotten
-    soon, whatever the decay. Averages are kept in float32 at least, as steps of a thousandth are
-    lost in half precision.
+    Update n = 0, 1, ... computes average <- d average + (1 - d) weights, where d is `decay`, at
+    most (1 + n) / (10 + n), so that the average soon forgets the random first weights. Averages are
+    in float32 at least, since half precision loses updates of a thousandth.
 
     Args:
-        net: Its parameters as they are now begin the average.
-        decay: d, above 0 and below 1; the average is of about the last 1 / (1 - d) steps.
+        net: Network whose current parameters are the first average.
+        decay: d, above 0 and below 1; the average is over about the last 1 / (1 - d) steps.
 
     Source: Polyak and Juditsky 1992; the bound is that of TensorFlow's ExponentialMovingAverage.
     """
@@ -33,7 +32,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, *_: object) -> None:
-        """Take in the weights after a step; the arguments of an optimizer's hook are ignored."""
+        """Update the average after a step; the arguments of an optimizer's hook are ignored."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
         values = list(self._values.values())
@@ -42,20 +41,20 @@ class Average:
         torch._foreach_lerp_(values, weights, 1 - decay)
 
     def begin(self) -> None:
-        """Put the average into the net."""
+        """Replace the net's weights by the average."""
         if self._raw is None:
             self._raw = {name: _copied(tensor) for name, tensor in self._parameters.items()}
             self._fill(self._values)
 
     def end(self) -> None:
-        """Put the weights back."""
+        """Restore the net's weights."""
         if self._raw is not None:
             self._fill(self._raw)
             self._raw = None
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """The net with the average, if it hasn't got it already."""
+        """Use the average as the net's weights within the block, also if it is in use already."""
         if self._raw is not None:
             yield
             return
@@ -70,20 +69,20 @@ class Average:
         for name, parameter in self._parameters.items():
             parameter.copy_(values[name])
 
-    # ------------------------------------------------------------------ to save and to go on
+    # ------------------------------------------------------------------ saving and resuming
 
     def averaged(self) -> dict[str, Tensor]:
-        """The averages, under every name that the net's own state has for its parameters."""
+        """The averages, under all names of the parameters in the net's state dict."""
         return self._by_every_name(self._values)
 
     def state(self) -> dict[str, Any]:
-        """What goes on beside `averaged`: the weights themselves, and the number of updates."""
+        """The state to save with `averaged`: the weights, and the number of updates."""
         raw = {name: parameter.detach() for name, parameter in self._parameters.items()}
         return {"updates": self.updates, "weights": self._by_every_name(self._raw or raw)}
 
     @torch.no_grad()
     def load(self, averaged: dict[str, Tensor], updates: int) -> None:
-        """Go on from averages and a number of updates; the weights are the net's own matter."""
+        """Restore averages and the number of updates; not the weights of the net."""
         for name, value in self._values.items():
             value.copy_(averaged[name])
         self.updates = updates

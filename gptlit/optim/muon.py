@@ -1,7 +1,7 @@
-"""Muon: updates of matrices with the directions of their momentum made equally large.
+"""Muon: an optimizer that makes all directions of a matrix's update equally large.
 
-The rest of a model's parameters, which are no matrices or are looked up by rows, is AdamW's, in
-the same optimizer, so that a training loop has one `step` and one state to save.
+AdamW trains the parameters that aren't matrices or whose rows are looked up, within the same
+optimizer, so that a training loop has one `step` and one state to save.
 """
 
 import math
@@ -20,9 +20,9 @@ FUSED = ("cpu", "cuda")
 
 
 def working_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the device computes in it natively and faster, else float32.
+    """bfloat16 on devices that compute in it natively and faster, else float32.
 
-    A CPU's matrices of these sizes gain nothing from it, and most have to emulate it.
+    CPUs gain nothing from it at these sizes, and most of them emulate it.
     """
     if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.bfloat16
@@ -30,15 +30,15 @@ def working_dtype(device: torch.device) -> torch.dtype:
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """Each matrix U S V' with its singular values S brought near to 1, between 0.68 and 1.21.
+    """Matrices U S V' with their singular values S moved near 1, to between 0.68 and 1.21.
 
-    Five steps of the iteration X <- a X + b (X X') X + c (X X')^2 X, which works on the singular
-    values alone. It doesn't converge to 1: its coefficients are those that lift small values
-    fastest. Values below two thousandths of the matrix's norm stay smaller.
+    Five steps of the iteration X <- a X + b (X X') X + c (X X')^2 X change the singular values
+    alone. They don't converge to 1: the coefficients increase small values fastest. Values below
+    0.002 of the matrix's norm stay smaller.
 
-    In float32 all steps are made on X X' (X' X of a tall matrix), whose polynomial X is then
-    multiplied by once: the same result for about half of the operations where one side is four
-    times the other. Squares take too much of bfloat16's precision for that.
+    In float32 the steps compute a polynomial of X X' (X' X for a tall matrix), by which X is
+    multiplied once: the same result with about half of the operations where one side is four times
+    the other. bfloat16 is too imprecise for it.
 
     Args:
         matrices: (N, rows, columns), float32 or bfloat16.
@@ -56,7 +56,7 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 
 
 def _iterated(x: Tensor) -> Tensor:
-    """The steps on (N, m, n) matrices themselves."""
+    """The steps on (N, m, n) matrices, m <= n."""
     a, b, c = COEFFICIENTS
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=SMALLEST_NORM)
     for _ in range(STEPS):
@@ -67,7 +67,7 @@ def _iterated(x: Tensor) -> Tensor:
 
 
 def _polynomial(square: Tensor) -> Tensor:
-    """(N, m, m) X X' of each matrix to the product of all steps' a + b X X' + c (X X')^2."""
+    """The product of all steps' a + b X X' + c (X X')^2, from (N, m, m) X X'."""
     a, b, c = COEFFICIENTS
     product = None
     for step in range(STEPS):
@@ -75,22 +75,21 @@ def _polynomial(square: Tensor) -> Tensor:
         factor.diagonal(dim1=1, dim2=2).add_(a)
         product = factor if product is None else torch.bmm(factor, product)
         if step < STEPS - 1:
-            square = torch.bmm(torch.bmm(factor, square), factor)  # of the next X
+            square = torch.bmm(torch.bmm(factor, square), factor)  # X X' of the next step
     assert product is not None
     return product
 
 
 def evened(updates: Tensor, squares: list[Tensor], beta2: float) -> Tensor:
-    """Updates whose rows are alike in size over many steps, as large in all as they were.
+    """Updates of the same norms, with rows of about equal size over many steps.
 
-    `orthogonalize` makes the singular values of an update alike, and leaves some rows (of a wide
-    matrix: some columns) far larger than others, step for step the same ones.
+    `orthogonalize` leaves some rows (for a wide matrix, columns) far larger than others, the same
+    ones at each step.
 
     Args:
         updates: (N, rows, columns)
-        squares: N moving mean squares, (rows, 1) or of wide matrices (1, columns), which take in
-            those of the updates.
-        beta2: Their decay, at least 0 and below 1.
+        squares: N moving mean squares, (rows, 1) or for wide matrices (1, columns); updated.
+        beta2: Decay of the mean squares, at least 0 and below 1.
 
     Source: Li et al. 2025, "NorMuon: Making Muon more efficient and scalable".
     """
@@ -105,21 +104,20 @@ def evened(updates: Tensor, squares: list[Tensor], beta2: float) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Muon on some parameters, AdamW on the others.
 
-    A group with "momentum" is Muon's: its (rows, columns) matrices w with gradients g take
+    Groups with "momentum" are Muon's: (rows, columns) matrices w with gradients g are updated by
 
         m <- momentum m + (1 - momentum) g
         w <- (1 - lr weight_decay) w - lr s O((1 - momentum) g + momentum m)
 
-    where O is `orthogonalize` and s is sqrt(max(1, rows / columns)). With a group's "beta2" the
-    result of O is evened out as well, see `evened`. Matrices of one shape are computed together.
-    That of queries, keys and values is one matrix.
+    where O is `orthogonalize` and s is sqrt(max(1, rows / columns)). With "beta2", `evened` follows
+    O. Matrices of one shape are computed together. Queries, keys and values are one matrix.
 
-    A group with "betas" is AdamW's. Parameters without a gradient are left alone.
+    Groups with "betas" are AdamW's. Parameters without a gradient aren't changed.
 
     Args:
-        groups: Each with "params", "lr", "weight_decay", and either "momentum", and "beta2" if
-            wanted, or "betas".
-        eps: Of AdamW.
+        groups: Parameter groups with "params", "lr", "weight_decay", and either "momentum" and
+            optionally "beta2", or "betas".
+        eps: Epsilon of AdamW.
 
     Source: Jordan et al. 2024, with the decoupled weight decay of Liu et al. 2025 ("Muon is
     scalable for LLM training").
@@ -186,7 +184,7 @@ class Muon(torch.optim.Optimizer):
         )
 
     def _squares(self, weight: Tensor) -> Tensor:
-        """The moving mean square of each row of a matrix's updates, or of each of its columns."""
+        """The moving mean squares of a matrix's updates, of each row or, if it is wide, column."""
         state = self.state[weight]
         if "mean_square" not in state:
             lines = weight[:, :1] if weight.size(0) >= weight.size(1) else weight[:1]
@@ -194,7 +192,7 @@ class Muon(torch.optim.Optimizer):
         return state["mean_square"]
 
     def _state(self, weight: Tensor, name: str) -> Tensor:
-        """What is remembered of a parameter under a name; zeros at first."""
+        """A parameter's state of this name; zeros at first."""
         state = self.state[weight]
         if name not in state:
             state[name] = torch.zeros_like(weight, memory_format=torch.preserve_format)

@@ -56,10 +56,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         steps, lr = self.decay_steps, opt("model.lr")
-        would_work = {
+        checks = {
             "lr": (0 < self.lr < math.inf, "must be above 0; 1e-3 is usual for a small model"),
             "muon_lr": (0 < self.muon_lr < math.inf, "must be above 0; 0.012 is usual"),
-            "min_lr": (0 <= self.min_lr <= self.lr, f"must lie between 0 and {lr} {self.lr}"),
+            "min_lr": (0 <= self.min_lr <= self.lr, f"must be from 0 to {lr} {self.lr}"),
             "warmup_steps": (self.warmup_steps >= 0, "must be 0 or more"),
             "decay_steps": (steps is None or steps >= 1, "must be 1 or more, or left out"),
             "decay_fraction": (0 < self.decay_fraction <= 1, "must be above 0 and at most 1"),
@@ -68,14 +68,14 @@ class Recipe:
             "muon_beta2": (0 <= (self.muon_beta2 or 0) < 1, "must be at least 0 and below 1"),
             "momentum": (0 <= (self.momentum or 0) < 1, "must be at least 0 and below 1"),
         }
-        for name, (works, told) in would_work.items():
-            if not works:
+        for name, (is_valid, reason) in checks.items():
+            if not is_valid:
                 value = getattr(self, name)
                 given = list(value) if isinstance(value, tuple) else value
-                raise UsageError(told, f"model.{name}", given)
+                raise UsageError(reason, f"model.{name}", given)
         if self.momentum is not None and self.optimizer not in MOMENTUM:
             raise UsageError(
-                f"is of {opt('model.optimizer')} sgd and muon; that of {self.optimizer} is the "
+                f"applies to {opt('model.optimizer')} sgd and muon; for {self.optimizer} give the "
                 f"first of {opt('model.betas')}",
                 "model.momentum",
                 self.momentum,

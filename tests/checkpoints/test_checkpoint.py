@@ -71,14 +71,14 @@ def test_a_torn_file(best: Path, tmp_path: Path, share: float) -> None:
         gptlit.load(torn)
 
 
-def test_someone_elses_checkpoint(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_program_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.ckpt"
     torch.save({"state_dict": {}}, path)
     with pytest.raises(UsageError, match="not a checkpoint of gptlit"):
         gptlit.load(path)
 
 
-def test_best_and_last_mean_those_of_the_newest_run_that_has_one(tmp_path: Path) -> None:
+def test_best_and_last_are_those_of_the_newest_run_that_has_one(tmp_path: Path) -> None:
     for run, names in {
         "version_2": ["best"],
         "version_9": ["best"],
@@ -96,8 +96,8 @@ def test_best_and_last_mean_those_of_the_newest_run_that_has_one(tmp_path: Path)
         checkpoint.resolve("nowhere.ckpt", tmp_path)
 
 
-def test_a_renamed_run_is_one_among_others(tmp_path: Path) -> None:
-    """By what its files tell of its beginning: event files keep that through copying."""
+def test_a_renamed_run_is_found(tmp_path: Path) -> None:
+    """Event files have the time of its beginning in their names, also after copying."""
     for seconds, run in enumerate(["oldest", "version_0", "my best run", "version_1"]):
         (folder := tmp_path / run / "checkpoints").mkdir(parents=True)
         (folder / "last.ckpt").touch()

@@ -68,7 +68,7 @@ ABSENT = object()
 
 
 def places(data: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where a value can be another one; of a list the first two and the last place."""
+    """The places of all values; in a list, the first two and the last."""
     if path:
         yield path
     keys: list[Any] = list(data) if isinstance(data, dict) else []
@@ -79,7 +79,7 @@ def places(data: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def changed(data: Any, path: tuple[Any, ...], value: Any) -> Any:
-    """A copy in which another value stands in a place, or none."""
+    """A copy with another value, or none, in one place."""
     if not path:
         return value
     data = copy.copy(list(data) if isinstance(data, tuple) else data)
@@ -92,7 +92,7 @@ def changed(data: Any, path: tuple[Any, ...], value: Any) -> Any:
 
 
 def changes(data: Any) -> st.SearchStrategy[Any]:
-    """Copies of data of which one place is another."""
+    """Copies of data with another value in one place."""
     every = sorted(places(data), key=lambda path: (len(path), str(path)))
     values = st.one_of(VALUES, VALUES, VALUES, st.just(ABSENT))
     return st.builds(functools.partial(changed, data), st.sampled_from(every), values)
@@ -180,7 +180,7 @@ def pair_state(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("state", "told"),
+    ("state", "message"),
     [
         ({"kind": "char", "characters": "aab"}, "characters aren't sorted and distinct"),
         ({"kind": "char", "characters": "ba"}, "characters aren't sorted and distinct"),
@@ -207,8 +207,8 @@ def pair_state(**changes: Any) -> dict[str, Any]:
     ],
     ids=range(22),
 )
-def test_what_is_wrong_with_a_tokenizer_is_told(state: Any, told: str) -> None:
-    with pytest.raises(UsageError, match=told):
+def test_an_invalid_tokenizer_is_refused_with_its_fault(state: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         from_state(state)
 
 
@@ -219,7 +219,7 @@ def test_no_pattern_loses_text_or_ends_the_process(pattern: str) -> None:
     assert tokenizer.state()["pattern"] == pattern
 
 
-def test_a_pattern_that_gives_up_on_a_text() -> None:
+def test_a_pattern_that_fails_on_a_text() -> None:
     tokenizer = from_state(pair_state(pattern=r"(x+x+)+y(?!z)\1|."))
     with pytest.raises(UsageError, match="pattern .* can't split this text"):
         tokenizer.encode("x" * 60)
@@ -236,7 +236,7 @@ def test_a_tokenizer_with_more_ids_than_the_model_has_rows() -> None:
 
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of Hugging Face's with a byte-level BPE, and one of gptlit's."""
+    """A folder in Hugging Face's format with a byte-level BPE, and one in gptlit's."""
     folder = tmp_path_factory.mktemp("folders")
     pair = tokenizers()[3]
     config = made().config.__class__(262, n_layer=1, n_head=2, n_embd=4, block_size=5)
@@ -270,7 +270,7 @@ def test_a_folder(theirs: Path, data: st.DataObject, name: str) -> None:
 @pytest.mark.parametrize(
     "content", [b"[" * 10**5, b'{"a":' * 10**5, b'{"n": ' + b"9" * 5000 + b"}", b"\xff", b"null"]
 )
-def test_json_that_is_none(theirs: Path, name: str, content: bytes) -> None:
+def test_invalid_json_is_refused(theirs: Path, name: str, content: bytes) -> None:
     path = theirs / name
     before = path.read_bytes()
     path.write_bytes(content)

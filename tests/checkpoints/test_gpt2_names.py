@@ -36,7 +36,7 @@ TINY = GPTConfig(vocab_size=8, n_layer=2, n_head=2, n_embd=8, block_size=6)
 
 
 def made(config: GPTConfig = TINY) -> GPT:
-    """A model none of whose weights is zero or one."""
+    """A model without weights of zero or one."""
     torch.manual_seed(0)
     model = GPT(config).eval()
     with torch.no_grad():
@@ -73,7 +73,7 @@ def edit(path: Path, **changes: Any) -> None:
     ],
     ids=str,
 )
-def test_out_and_in_by_hugging_faces_folder_is_bit_identical(
+def test_export_and_import_of_hugging_faces_folder_is_bit_identical(
     tmp_path: Path, options: dict[str, Any]
 ) -> None:
     model = made(dataclasses.replace(TINY, **options))
@@ -84,7 +84,7 @@ def test_out_and_in_by_hugging_faces_folder_is_bit_identical(
     assert tokenizer.state() == CHARACTERS.state()
 
 
-def test_out_and_in_as_plain_tensors_is_bit_identical_for_any_model(tmp_path: Path) -> None:
+def test_export_and_import_as_safetensors_is_bit_identical_for_any_model(tmp_path: Path) -> None:
     parts: dict[str, Any] = {"positions": "rotary", "norm": "rms", "activation": "swiglu"}
     parts |= {"n_kv_head": 1, "qk_norm": True, "token_shift": 2, "logit_softcap": 15.0}
     model = made(dataclasses.replace(TINY, **parts, bias=False))
@@ -106,7 +106,7 @@ def test_one_table_names_all_weights() -> None:
     assert sum(key.conv1d for key in KEYS.values()) == 4
 
 
-def test_without_our_own_file_it_is_read_as_anyones(folder: Path) -> None:
+def test_a_folder_is_read_without_gptlits_own_file(folder: Path) -> None:
     (folder / OWN).unlink()
     config, state, _ = read_folder_but_tokenizer(folder)
     assert_equal(made(), config, state)
@@ -117,7 +117,7 @@ def read_folder_but_tokenizer(folder: Path) -> Any:
     return read_folder(folder)
 
 
-def test_our_own_file_counts_only_as_long_as_the_folder_agrees(folder: Path) -> None:
+def test_gptlits_own_file_is_used_only_if_the_folder_agrees(folder: Path) -> None:
     edit(folder / "config.json", activation_function="gelu_new")
     assert read_folder(folder)[0].activation == "gelu_tanh"
 
@@ -163,7 +163,7 @@ def test_half_precision_becomes_single() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"positions": "rotary"}, "^positions rotary: Hugging Face's GPT-2 has learned only"),
         ({"norm": "rms"}, "^norm rms"),
@@ -182,19 +182,19 @@ def test_half_precision_becomes_single() -> None:
         ({"token_shift": 2}, "^token_shift 2"),
     ],
 )
-def test_what_gpt2s_class_cant_hold_is_refused_by_name(
-    tmp_path: Path, options: dict[str, Any], told: str
+def test_options_that_gpt2s_class_lacks_are_refused_by_name(
+    tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
     config = dataclasses.replace(TINY, **options)
-    with pytest.raises(UsageError, match=f"{told}.*format safetensors"):
+    with pytest.raises(UsageError, match=f"{message}.*format safetensors"):
         to_hugging_face(config)
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=message):
         write_hugging_face(GPT(config), CHARACTERS, tmp_path / "exported")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"model_type": "llama"}, "model_type llama: only gpt2"),
         ({"activation_function": "silu"}, "activation_function silu: only .*gelu_new"),
@@ -206,14 +206,14 @@ def test_what_gpt2s_class_cant_hold_is_refused_by_name(
         ({"n_embd": 4}, r"wte.weight is of shape \(8, 8\); by its sizes it should be \(8, 4\)"),
     ],
 )
-def test_a_folder_that_is_none_of_ours(folder: Path, changes: dict[str, Any], told: str) -> None:
+def test_invalid_folders_are_refused(folder: Path, changes: dict[str, Any], message: str) -> None:
     edit(folder / "config.json", **changes)
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=message):
         read_folder(folder)
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         ("config.json", b"{", "config.json: not JSON"),
         ("config.json", b"[]", "config.json: must be an object of options"),
@@ -223,9 +223,11 @@ def test_a_folder_that_is_none_of_ours(folder: Path, changes: dict[str, Any], to
         (WEIGHTS, None, "no model.safetensors in it, nor a pytorch_model.bin"),
     ],
 )
-def test_torn_and_missing_files(folder: Path, name: str, content: bytes | None, told: str) -> None:
+def test_torn_and_missing_files(
+    folder: Path, name: str, content: bytes | None, message: str
+) -> None:
     (folder / name).write_bytes(content) if content is not None else (folder / name).unlink()
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=message):
         read_folder(folder)
 
 
@@ -252,7 +254,7 @@ def test_a_crafted_bin_runs_no_code(
     assert not (tmp_path / "made by evil").exists()
 
 
-def test_a_head_that_isnt_tied_is_told() -> None:
+def test_an_untied_head_is_refused_where_the_config_ties_it() -> None:
     theirs = to_theirs(made().state_dict(), TINY) | {"lm_head.weight": torch.zeros(8, 8)}
     with pytest.raises(UsageError, match="lm_head.weight isn't wte.weight"):
         from_theirs(theirs, TINY, conv1d=True)

@@ -42,7 +42,7 @@ def trained(folder: str = "version_0") -> tuple[GPT, Tokenizer]:
     return checkpoint.load(Path(f"lightning_logs/{folder}/checkpoints/last.ckpt"))
 
 
-def test_a_new_run_begins_from_a_checkpoint_on_another_text(
+def test_a_new_run_starts_from_a_checkpoint_with_another_text(
     gptlit: Call, own: Path, tmp_path: Path
 ) -> None:
     other = tmp_path / "other.txt"
@@ -60,7 +60,7 @@ def test_a_new_run_begins_from_a_checkpoint_on_another_text(
     assert (saved["model"]["init_from"], saved["model"]["n_layer"]) == (str(own), 1)
 
 
-def test_a_new_run_begins_from_a_folder_and_goes_on_without_it(
+def test_a_new_run_starts_from_a_folder_and_resumes_without_it(
     gptlit: Call, own: Path, run: Run
 ) -> None:
     export([str(own), "exported"])
@@ -80,7 +80,7 @@ def test_a_new_run_begins_from_a_folder_and_goes_on_without_it(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--model.block_size=9"], "--model.block_size 9: .* have 8 positions; use 8 or fewer"),
         (["--data.eos=true"], "--data.eos true: .* has no end-of-sequence token"),
@@ -91,21 +91,21 @@ def test_a_new_run_begins_from_a_folder_and_goes_on_without_it(
     ],
 )
 def test_invalid_starts_are_refused(
-    gptlit: Call, own: Path, run: Run, arguments: list[str], told: str
+    gptlit: Call, own: Path, run: Run, arguments: list[str], message: str
 ) -> None:
     Path("empty").mkdir()
     Path("torn.ckpt").write_bytes(own.read_bytes()[:1000])
     result = fit(gptlit, run.text, f"--model.init_from={own}", *arguments)
     assert result.code == 2
     (line,) = result.err.splitlines()
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=message):
         raise UsageError(line)
     assert not Path("lightning_logs").exists()
 
 
 @pytest.fixture
 def bytes_(monkeypatch: pytest.MonkeyPatch) -> BytePairTokenizer:
-    """A small tokenizer in the place of GPT-2's."""
+    """A small tokenizer instead of GPT-2's."""
     pieces = [bytes([byte]) for byte in range(256)]
     small = BytePairTokenizer("tiktoken", "gpt2", r"\S+|\s+", pieces, {"<|endoftext|>": 256})
     monkeypatch.setattr(BytePairTokenizer, "published", lambda *_: small)
@@ -123,7 +123,7 @@ def as_published(folder: Path, tokenizer: Tokenizer) -> GPT:
     return model
 
 
-def test_published_weights_from_a_folder_of_the_users(
+def test_published_weights_from_a_folder_of_the_user(
     gptlit: Call,
     text_file: Path,
     bytes_: BytePairTokenizer,
@@ -170,11 +170,11 @@ def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             raise requests.ConnectionError
 
     monkeypatch.setattr(pooch, "HTTPDownloader", Unreachable)
-    told = (
+    message = (
         r"^init_from gpt2: could not fetch https://huggingface.co/.* \(ConnectionError\); "
         r"put config.json and model.safetensors by hand into .*data/weights/gpt2, or name a folder"
     )
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=message):
         start_from("gpt2", tmp_path / "data")
     assert not list(tmp_path.rglob("*.*"))
 
@@ -190,7 +190,7 @@ def test_the_vocabulary_is_checked_against_the_tokenizer(
         start_from(str(tmp_path / "chars"), tmp_path)
 
 
-def test_a_folder_becomes_a_checkpoint_and_is_the_same_again(
+def test_a_folder_imported_and_exported_is_the_same(
     own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -207,7 +207,7 @@ def test_a_folder_becomes_a_checkpoint_and_is_the_same_again(
         import_(["hugging_face", "exported", "meta.pkl", "--output=y.ckpt"])
 
 
-def test_positions_are_cropped_and_others_are_not_weights(tmp_path: Path) -> None:
+def test_learned_positions_are_cropped(tmp_path: Path) -> None:
     model = made()
     cropped = crop_block_size(model.state_dict(), model.config, 4)
     assert torch.equal(cropped["wpe.weight"], model.wpe.weight[:4])
@@ -226,7 +226,7 @@ def test_documents_are_closed_where_the_vocabulary_allows_it(bytes_: BytePairTok
     assert closing_documents(closed) is closed
 
 
-def test_the_published_ones_are_known() -> None:
+def test_published_names() -> None:
     assert PUBLISHED == ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
     assert gpt2_names.from_hugging_face({}) == GPTConfig(
         50257,

@@ -22,7 +22,7 @@ TINY = GPTConfig(vocab_size=7, n_layer=2, n_head=2, n_embd=8, block_size=6, drop
 
 
 def as_nanogpt(model: GPT, prefix: str = "") -> dict[str, Any]:
-    """What nanoGPT's train.py would have saved."""
+    """The checkpoint that nanoGPT's train.py would have saved."""
     state = {
         name if name.startswith("lm_head") else f"transformer.{name}": tensor
         for name, tensor in model.state_dict().items()
@@ -61,7 +61,9 @@ def imported(folder: Path, *arguments: object) -> Path:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_whole_checkpoint_of_it(tmp_path: Path, files: Path, bias: bool) -> None:
+def test_a_nanogpt_checkpoint_gives_the_same_logits(
+    tmp_path: Path, files: Path, bias: bool
+) -> None:
     theirs = made(GPTConfig(7, n_layer=2, n_head=2, n_embd=8, block_size=6, bias=bias))
     torch.save(as_nanogpt(theirs, "_orig_mod." if bias else ""), files / "ckpt.pt")
     model, tokenizer = checkpoint.load(imported(files))
@@ -74,7 +76,9 @@ def test_a_whole_checkpoint_of_it(tmp_path: Path, files: Path, bias: bool) -> No
     assert torch.equal(model(ids), theirs(ids))
 
 
-def test_it_writes_and_is_measured(gptlit: Any, files: Path, text_file: Path) -> None:
+def test_an_imported_model_predicts_and_validates(
+    gptlit: Any, files: Path, text_file: Path
+) -> None:
     path = imported(files)
     options = ["--ckpt_path", path, "--prompt", "ab", "--max_new_tokens", 5]
     alone: Result = gptlit("predict", *options)
@@ -90,7 +94,7 @@ def test_it_writes_and_is_measured(gptlit: Any, files: Path, text_file: Path) ->
     assert "val/bits_per_byte" in measured.out
 
 
-def test_a_run_cant_go_on_from_it_and_is_told_how_to_begin(gptlit: Any, files: Path) -> None:
+def test_an_imported_model_can_not_be_resumed_but_started_from(gptlit: Any, files: Path) -> None:
     path = imported(files)
     (files / "text.txt").write_text("abc deb cad\n" * 40)
     result = gptlit("fit", "--ckpt_path", path, "--data.path", files / "text.txt")
@@ -138,7 +142,7 @@ def test_crafted_files_run_no_code(files: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
-    ("stoi", "told"),
+    ("stoi", "message"),
     [
         ({letter: id_ for id_, letter in enumerate("edcba\n ")}, "order of their code points"),
         ({letter: id_ + 1 for id_, letter in enumerate(CHARACTERS)}, "numbered from 0"),
@@ -150,9 +154,9 @@ def test_crafted_files_run_no_code(files: Path, monkeypatch: pytest.MonkeyPatch)
         ({1: 0}, "no table stoi of characters"),
     ],
 )
-def test_vocabularies_that_dont_fit(files: Path, stoi: Any, told: str) -> None:
+def test_vocabularies_that_do_not_fit_are_refused(files: Path, stoi: Any, message: str) -> None:
     put_meta(files, stoi)
-    with pytest.raises(UsageError, match=f"meta.pkl: .*{told}"):
+    with pytest.raises(UsageError, match=f"meta.pkl: .*{message}"):
         imported(files)
 
 
@@ -174,12 +178,12 @@ def test_missing_and_torn_checkpoints(files: Path) -> None:
         imported(files)
 
 
-def test_somebody_elses_checkpoint(files: Path) -> None:
+def test_a_checkpoint_of_another_program_is_refused(files: Path) -> None:
     whole = as_nanogpt(made(TINY))
     head = whole["model"].pop("lm_head.weight")
     torch.save(whole, files / "ckpt.pt")
     imported(files).unlink()  # a tied head may be missing
-    for content, told in (
+    for content, message in (
         ({"state_dict": {}}, "not a checkpoint of nanoGPT"),
         ([1], "not a checkpoint of nanoGPT"),
         ({**whole, "model_args": {"n_layer": 2}}, "model_args has no n_head"),
@@ -189,11 +193,11 @@ def test_somebody_elses_checkpoint(files: Path) -> None:
         ({**whole, "model": {"transformer.wte.weight": head}}, "the weights lack wpe.weight"),
     ):
         torch.save(content, files / "ckpt.pt")
-        with pytest.raises(UsageError, match=told):
+        with pytest.raises(UsageError, match=message):
             imported(files)
 
 
-def test_what_is_there_is_not_overwritten(files: Path) -> None:
+def test_existing_files_are_not_overwritten(files: Path) -> None:
     path = imported(files)
     before = path.read_bytes()
     with pytest.raises(UsageError, match="--output .*out.ckpt: exists already"):

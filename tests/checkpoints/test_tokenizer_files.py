@@ -35,7 +35,7 @@ def test_merges_are_recovered_from_pieces() -> None:
 
 
 @pytest.mark.parametrize("make", [trained, as_gpt2])
-def test_what_was_written_reads_back_equal(tmp_path: Path, make: Any) -> None:
+def test_a_written_tokenizer_reads_back_equal(tmp_path: Path, make: Any) -> None:
     ours = make()
     write(ours, tmp_path, 8)
     assert (tmp_path / "vocab.json").exists() == (make is as_gpt2)
@@ -94,7 +94,7 @@ def lowercased(content: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (special_first, "special tokens before or among them"),
         (swapped, "aren't in the order of their merges"),
@@ -103,11 +103,11 @@ def lowercased(content: Any) -> None:
     ],
 )
 def test_tokenizers_that_tiktoken_can_not_represent_are_refused(
-    tmp_path: Path, change: Any, told: str
+    tmp_path: Path, change: Any, message: str
 ) -> None:
     write(trained(), tmp_path, 8)
     changed(tmp_path / "tokenizer.json", change)
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=message):
         read(tmp_path)
 
 

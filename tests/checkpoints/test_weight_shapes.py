@@ -60,7 +60,7 @@ ROTARY = dataclasses.replace(SMALL, positions="rotary")
         }
     )
 )
-def test_names_shapes_and_their_order_are_those_of_the_model(options: dict[str, Any]) -> None:
+def test_names_shapes_and_order_equal_the_models(options: dict[str, Any]) -> None:
     try:
         config = GPTConfig(**options, n_head=2, n_embd=4)
     except UsageError:
@@ -124,7 +124,7 @@ def a_folder_of_ours(folder: Path, run: Run, **changes: Any) -> list[list[str]]:
 
 @pytest.mark.parametrize("format_", [a_checkpoint, a_nanogpt, a_folder, a_folder_of_ours])
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"n_layer": 10**9}, "n_layer is 1000000000, and they have"),
         ({"n_layer": 20_000}, "n_layer is 20000, and they have"),
@@ -147,7 +147,7 @@ def test_sizes_are_compared_before_anything_is_built(
     gptlit: Call,
     format_: Any,
     changes: dict[str, Any],
-    told: str,
+    message: str,
 ) -> None:
     commands = format_(tmp_path, run, **changes)
 
@@ -160,7 +160,7 @@ def test_sizes_are_compared_before_anything_is_built(
         result = gptlit(*command)
         assert result.code == 2, command
         (line,) = result.err.splitlines()
-        assert re.search(told, line.replace("n_positions", "block_size")), command
+        assert re.search(message, line.replace("n_positions", "block_size")), command
         assert "batch_size" not in line
     assert peak_mb() - before < 300
 
@@ -213,21 +213,21 @@ def all_formats(run: Run, folder: Path, make: Callable[[torch.Tensor], Any]) -> 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("kind", TENSORS)
-def test_what_is_no_weight_is_refused_by_the_tensors_name(
+def test_invalid_weights_are_refused_by_name(
     run: Run, tmp_path: Path, gptlit: Call, kind: str
 ) -> None:
-    make, told = TENSORS[kind]
+    make, message = TENSORS[kind]
     for command in all_formats(run, tmp_path, make):
         result = gptlit(*command)
         assert result.code == 2, command
         (line,) = result.err.splitlines()
         assert "wpe.weight" in line
-        assert told.replace("(8, ", "(" if "import" in command else "(8, ") in line, command
+        assert message.replace("(8, ", "(" if "import" in command else "(8, ") in line, command
         assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
-def test_other_precisions_are_read_as_ever(
+def test_other_precisions_are_read(
     run: Run, tmp_path: Path, gptlit: Call, dtype: torch.dtype
 ) -> None:
     predict, _, *imports = all_formats(run, tmp_path, lambda ones: ones.to(dtype))
@@ -297,11 +297,11 @@ def squeezed(info: zipfile.ZipInfo, content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [(bomb, "data/0 in it, of 41,943,040 bytes, is larger than"), (squeezed, "is compressed")],
 )
 def test_members_that_are_larger_than_the_file(
-    run: Run, tmp_path: Path, gptlit: Call, change: Any, told: str
+    run: Run, tmp_path: Path, gptlit: Call, change: Any, message: str
 ) -> None:
     commands = all_formats(run, tmp_path, lambda ones: ones)
     for path in ("x.ckpt", "ckpt.pt", "theirs/pytorch_model.bin"):
@@ -311,8 +311,8 @@ def test_members_that_are_larger_than_the_file(
         result = gptlit(*command)
         assert result.code == 2, command
         (line,) = result.err.splitlines()
-        assert told in line
-    with pytest.raises(UsageError, match=told):
+        assert message in line
+    with pytest.raises(UsageError, match=message):
         package.load(tmp_path / "x.ckpt")
     assert peak_mb() - before < 300
 

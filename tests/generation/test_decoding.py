@@ -12,7 +12,7 @@ BLOCK = 6
 
 
 def far_from_its_start(kind: str) -> GPT:
-    """A model in which no zero or one hides a mistake."""
+    """A model without zeros and ones that could hide a mistake."""
     model = gpt(**KINDS[kind])
     with torch.no_grad():
         for parameter in model.parameters():
@@ -21,7 +21,7 @@ def far_from_its_start(kind: str) -> GPT:
 
 
 def window(ids: list[int]) -> list[int]:
-    """What a model sees of a text that was read token by token, by the rule written out."""
+    """The window of a text that was read token by token, by the rule in plain code."""
     seen: list[int] = []
     for id_ in ids:
         seen = [*(seen if len(seen) < BLOCK else seen[-(BLOCK // 2 - 1) :]), id_]
@@ -50,7 +50,7 @@ PROMPTS = {
 @pytest.mark.parametrize("prompts", PROMPTS.values(), ids=PROMPTS)
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_every_kind_decodes_as_it_reads(kind: str, prompts: list[list[int]]) -> None:
+def test_decoding_equals_reading_for_every_kind(kind: str, prompts: list[list[int]]) -> None:
     """Every row's logits are those of the model on that row's window alone, past block_size."""
     model = far_from_its_start(kind)
     more = torch.randint(11, (17, 3), generator=torch.Generator().manual_seed(2))
@@ -65,7 +65,7 @@ def test_every_kind_decodes_as_it_reads(kind: str, prompts: list[list[int]]) -> 
 
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_rows_that_change_places_take_their_past_along(kind: str) -> None:
+def test_reordered_rows_keep_their_past(kind: str) -> None:
     model = far_from_its_start(kind)
     texts = [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
     windows = Windows(model, [torch.tensor(ids) for ids in texts])

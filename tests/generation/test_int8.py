@@ -12,8 +12,8 @@ from tests.generation.by_keywords import generate_samples
 from tests.model.test_gpt import gpt
 
 
-def test_weights_that_are_integers_times_a_scale_stay_as_they_are() -> None:
-    """127 steps of 2^-7: exact in 8 bits, so that the layer computes what it did."""
+def test_weights_that_are_integers_times_a_scale_are_exact() -> None:
+    """127 steps of 2^-7 are exact in 8 bits, so that the layer computes the same."""
     linear = nn.Linear(64, 5)
     with torch.no_grad():
         linear.weight.copy_(torch.randint(-127, 128, (5, 64)) / 128)
@@ -27,7 +27,7 @@ def test_weights_that_are_integers_times_a_scale_stay_as_they_are() -> None:
 
 @pytest.mark.parametrize("size", [(128, 96), (10, 7), (50, 150), (100, 300), (24, 24), (126, 65)])
 def test_tokens_and_windows_of_any_size_give_the_same_within_rounding(size: Any) -> None:
-    """The kernel wants rows of a multiple of 16, which few small models have."""
+    """The kernel needs rows of a multiple of 16, which few small models have."""
     torch.manual_seed(0)
     linear = nn.Linear(*size, bias=False)
     packed = Int8Linear(linear)
@@ -56,7 +56,7 @@ def test_a_sample_is_the_same_alone_and_in_any_batch() -> None:
     assert len(set(alone)) == 9
 
 
-def test_every_linear_layer_of_a_model_is_packed_and_it_writes() -> None:
+def test_every_linear_layer_of_a_model_is_packed() -> None:
     model, plain = gpt(n_embd=16), gpt(n_embd=16)
     pack_int8(model)
     kinds = [type(module) for module in model.modules()]

@@ -1,4 +1,4 @@
-"""What spells a special token in a text is only text, on every path."""
+"""A text that spells a special token is plain text on every path."""
 
 import json
 import string
@@ -61,7 +61,7 @@ KINDS: dict[str, Callable[[str], Tokenizer]] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(text=TEXTS)
-def test_a_text_of_markers_comes_back_and_holds_no_special_token(kind: str, text: str) -> None:
+def test_a_text_of_markers_round_trips_without_special_tokens(kind: str, text: str) -> None:
     tokenizer = KINDS[kind](text)
     ids = tokenizer.encode(text).tolist()
     assert tokenizer.decode(ids) == (text if tokenizer.is_lossless else " ".join(text.split()))
@@ -92,7 +92,7 @@ def test_no_piece_of_an_exported_vocabulary_spells_a_special_token(
             assert [vocab[piece] for piece in pieces] == tokenizer.encode(text).tolist()
 
 
-def test_a_word_outside_the_vocabulary_is_no_special_token_there(tmp_path: Path) -> None:
+def test_a_word_outside_the_vocabulary_is_not_a_special_token(tmp_path: Path) -> None:
     write(WordTokenizer(["a", "b"], ["<UNK>", "<EOS>"], eos=True), tmp_path, 8)
     model = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))["model"]
     assert model["vocab"].get("<EOS>", model["vocab"][model["unk_token"]]) == 0
@@ -116,7 +116,7 @@ def test_a_special_token_may_be_spelled_as_a_piece_of_a_bpe(tmp_path: Path) -> N
 
 
 def test_the_number_is_a_piece_of_the_text(tmp_path: Path) -> None:
-    """Cleaning writes <NUM> into a text: there alone a text spells a token."""
+    """Cleaning writes <NUM> into texts, the only special token that a text spells."""
     for tokenizer in (
         CharTokenizer("ab", ["<NUM>"]),
         WordTokenizer(["a", "b"], ["<NUM>"]),
@@ -130,7 +130,7 @@ def test_the_number_is_a_piece_of_the_text(tmp_path: Path) -> None:
         assert not [token for token in content["added_tokens"] if token["special"]]
 
 
-def test_a_text_goes_on_behind_the_word_for_the_end() -> None:
+def test_a_text_continues_after_a_word_spelled_like_the_end() -> None:
     tokenizer = words("the <EOS> king", eos=True)
     model = GPT(GPTConfig(vocab_size=4, n_layer=0, n_head=1, n_embd=4, block_size=8))
     options: dict[str, Any] = {"max_new_tokens": 3, "min_new_tokens": 3}
@@ -146,8 +146,8 @@ def test_a_text_goes_on_behind_the_word_for_the_end() -> None:
     assert written == "the the the"
 
 
-def test_states_of_before_keep_their_ids() -> None:
-    """A text's word that spelled a special token had that token's id, and no word's."""
+def test_earlier_tokenizer_states_keep_their_ids() -> None:
+    """A word spelled like a special token had that token's id before."""
     state = {"kind": "word", "words": ["king", "the"], "special_tokens": ["<UNK>", "<EOS>"]}
     tokenizer = from_state({**state, "reversible": False, "eos": True})
     assert tokenizer.encode("the king <EOS> day").tolist() == [3, 2, 0, 0]
@@ -172,7 +172,7 @@ def test_a_run_on_a_text_of_markers(gptlit: Callable[..., Any], tmp_path: Path) 
 
 
 def test_all_letters_may_be_special(tmp_path: Path) -> None:
-    """Whatever is in the vocabulary, an exported special token has a name outside it."""
+    """An exported special token always has a name outside the vocabulary."""
     tokenizer = CharTokenizer("".join(sorted(f"{string.printable}◇◈")), ["<UNK>", "a"])
     write(tokenizer, tmp_path, 8)
     vocab = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]

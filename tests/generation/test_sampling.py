@@ -104,7 +104,7 @@ def test_top_p_is_the_fewest_likeliest(p: float, wanted: list[int]) -> None:
     torch.testing.assert_close(kept, FOUR[0, wanted], rtol=0, atol=0)
 
 
-def test_top_p_takes_no_more_of_equals_than_it_needs() -> None:
+def test_top_p_keeps_no_more_ties_than_needed() -> None:
     assert len(left(apply_top_p(torch.zeros(1, 10), 0.25))) == 3
 
 
@@ -113,7 +113,7 @@ def test_min_p_is_relative_to_the_likeliest(p: float, wanted: list[int]) -> None
     assert left(apply_min_p(FOUR, p)) == wanted
 
 
-def test_typical_p_prefers_what_is_as_surprising_as_expected() -> None:
+def test_typical_p_prefers_tokens_of_expected_surprise() -> None:
     # entropy 1.2799; surprises 2.303, 0.916, 1.609, 1.204: nearest are 3, 2, 1, 0
     assert entropy(FOUR).item() == pytest.approx(1.2799, abs=1e-4)
     kept = [left(apply_typical_p(FOUR, p)) for p in (0.1, 0.31, 0.51, 0.91)]
@@ -165,7 +165,7 @@ def test_banned_and_forced_tokens() -> None:
 
 
 def test_rules_are_applied_in_order_and_count_written_tokens() -> None:
-    """Bans, then penalties, then forced tokens; a row's counts go where the row goes."""
+    """Bans, then penalties, then forced tokens; reordered rows keep their counts."""
     settings = SamplingSettings(repetition_penalty=2.0, frequency_penalty=0.5, min_new_tokens=3)
     prompt = torch.tensor([[0], [1]])
     rules = Rules(settings, prompt, 4, banned=[3], forced=[3, 2], eos_id=0)

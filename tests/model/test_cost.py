@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from gptlit.model import cost
+from gptlit.model import activation_memory, cost
 from gptlit.model.gpt import GPT, GPTConfig
 from gptlit.optim import optimizers
 from gptlit.optim.ema import Average
@@ -65,7 +65,7 @@ def test_components_sum_to_the_total(options: dict) -> None:
     assert sum(cost.decayed(model)) == cost.trainable(model) == model.num_parameters()
 
 
-def test_parts_are_where_they_belong() -> None:
+def test_parameters_are_in_their_components() -> None:
     counts = cost.parameters(gpt(tie_weights=False, head_bias=True, qk_norm=True))
     assert counts["head"] == 65 * 64 + 65
     assert counts["norms"] == 5 * 2 * 64 + 2 * 2 * 16
@@ -99,8 +99,8 @@ def test_matrices_decay_and_vectors_do_not() -> None:
         {"n_layer": 0},
     ],
 )
-def test_flops_are_those_that_pytorch_counts(options: dict) -> None:
-    """Written out: a fused backward counts what it computes anew as well."""
+def test_flops_equal_pytorchs_count(options: dict) -> None:
+    """With eager attention, since a fused backward also counts its recomputations."""
     model = gpt(attention="eager", **options)
     inputs, targets = batch(model, 3)
     with FlopCounterMode(display=False) as forward:
@@ -129,7 +129,7 @@ def loss_of(model: GPT, inputs: Tensor, targets: Tensor, precision: str) -> Tens
 
 
 def kept(model: GPT, inputs: Tensor, targets: Tensor, precision: str) -> int:
-    """Bytes of all storages that autograd keeps, parameters and tables left out."""
+    """Bytes of all storages that autograd keeps, without parameters and tables."""
     own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
     storages = {}
 
@@ -145,7 +145,7 @@ def kept(model: GPT, inputs: Tensor, targets: Tensor, precision: str) -> int:
 
 
 def peak(model: GPT, inputs: Tensor, targets: Tensor, precision: str, folder: Path) -> int:
-    """The most that a forward and backward pass allocates beside weights and gradients."""
+    """Peak bytes that a forward and backward pass allocates besides weights and gradients."""
     loss_of(model, inputs, targets, precision).backward()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         loss_of(model, inputs, targets, precision).backward()
@@ -177,14 +177,14 @@ MEASURED = [
 
 
 @pytest.mark.parametrize(("options", "precision"), MEASURED)
-def test_activations_are_those_measured(options: dict, precision: str, tmp_path: Path) -> None:
+def test_activations_equal_measured_ones(options: dict, precision: str, tmp_path: Path) -> None:
     model = gpt(**options)
     if precision == "bf16-true":
         model = model.bfloat16()
     data = batch(model, 12)
-    sizes = cost.bytes_of(precision)
+    sizes = activation_memory.bytes_of(precision)
     copies = cost.matmul_parameters(model) * 2 if precision == "bf16-mixed" else 0
-    counted = cost.Kept(model.config, 12, sizes, "cpu").total() + copies
+    counted = activation_memory.KeptActivations(model.config, 12, sizes, "cpu").total() + copies
     assert counted == pytest.approx(kept(model, *data, precision), rel=0.02)
     estimated = cost.memory(model, 12, precision).activations
     assert estimated == pytest.approx(peak(model, *data, precision, tmp_path), rel=0.15)
@@ -201,7 +201,7 @@ def test_activations_are_those_measured(options: dict, precision: str, tmp_path:
         optimizers.Recipe(optimizer="muon"),
     ],
 )
-def test_weights_gradients_and_moments_are_those_there(
+def test_weights_gradients_and_moments_equal_measured_ones(
     recipe: optimizers.Recipe, precision: str, dtype: torch.dtype | None
 ) -> None:
     model = gpt(tie_weights=False).to(dtype)
@@ -223,7 +223,9 @@ def test_weights_gradients_and_moments_are_those_there(
 def test_a_gpu_keeps_dropout_as_booleans_and_no_attention_weights() -> None:
     """12 windows of 64 tokens, 64 channels: masks after embedding and four branches."""
     on = {
-        device: cost.Kept(gpt(dropout=dropout).config, 12, cost.MIXED, device).total()
+        device: activation_memory.KeptActivations(
+            gpt(dropout=dropout).config, 12, activation_memory.MIXED, device
+        ).total()
         for device, dropout in (("cuda", 0.1), ("cpu", 0.0))
     }
     assert on["cuda"] - on["cpu"] == 5 * 12 * 64 * 64
@@ -232,15 +234,15 @@ def test_a_gpu_keeps_dropout_as_booleans_and_no_attention_weights() -> None:
 @pytest.mark.parametrize(
     ("name", "sizes"),
     [
-        ("32-true", cost.FULL),
-        ("16-mixed", cost.MIXED),
-        ("bf16-mixed", cost.MIXED),
-        ("bf16-true", cost.HALF),
-        ("64-true", cost.DOUBLE),
+        ("32-true", activation_memory.FULL),
+        ("16-mixed", activation_memory.MIXED),
+        ("bf16-mixed", activation_memory.MIXED),
+        ("bf16-true", activation_memory.HALF),
+        ("64-true", activation_memory.DOUBLE),
     ],
 )
-def test_precisions_by_lightnings_names(name: str, sizes: cost.Precision) -> None:
-    assert cost.bytes_of(name) == sizes
+def test_precisions_by_lightnings_names(name: str, sizes: activation_memory.Precision) -> None:
+    assert activation_memory.bytes_of(name) == sizes
 
 
 def test_memory_grows_with_the_batch_only_in_activations() -> None:

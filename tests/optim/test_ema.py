@@ -18,7 +18,7 @@ def fill(linear: nn.Linear, value: float) -> None:
         linear.weight.fill_(value)
 
 
-def test_it_is_the_average_by_hand() -> None:
+def test_the_average_by_hand() -> None:
     """Decays 1/10, 2/11, 3/12, ... until they reach 0.3."""
     net = layer(1.0)
     average = Average(net, 0.3)
@@ -33,7 +33,7 @@ def test_it_is_the_average_by_hand() -> None:
     assert net.weight.item() == 3.0
 
 
-def test_it_is_put_in_place_and_out_again() -> None:
+def test_the_average_replaces_the_weights_and_is_removed() -> None:
     net = layer(1.0)
     average = Average(net, 0.9)
     fill(net, 2.0)
@@ -54,7 +54,7 @@ def test_it_is_put_in_place_and_out_again() -> None:
 
 
 def test_half_precision_is_averaged_in_float32() -> None:
-    """At 0.999 a step of bfloat16 would be lost; the weights come back bit for bit."""
+    """At 0.999 bfloat16 would lose an update; the weights are restored bit for bit."""
     net = layer(1.0, torch.bfloat16)
     average = Average(net, 0.999)
     average.updates = 10_000_000
@@ -78,7 +78,7 @@ class Tied(nn.Module):
         self.lm_head.weight = self.wte.weight
 
 
-def test_going_on_is_exact_and_knows_all_names() -> None:
+def test_resuming_is_exact_and_state_has_all_names() -> None:
     torch.manual_seed(0)
     net = Tied()
     average = Average(net, 0.5)

@@ -51,7 +51,7 @@ def test_a_gradient_of_zeros_updates_nothing() -> None:
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (8, 40)])
-def test_in_bfloat16(shape: tuple[int, int]) -> None:
+def test_updates_in_bfloat16(shape: tuple[int, int]) -> None:
     torch.manual_seed(2)
     matrices = torch.randn(2, *shape)
     done = orthogonalize(matrices.bfloat16())
@@ -108,8 +108,8 @@ def give_gradients(weights: list[nn.Parameter], step: int) -> None:
 
 
 @pytest.mark.parametrize("beta2", [None, 0.7])
-def test_steps_are_those_written_out(beta2: float | None) -> None:
-    """Three steps, with a schedule; batched matrices, and AdamW beside them."""
+def test_steps_equal_plain_code(beta2: float | None) -> None:
+    """Three steps with a schedule, batched matrices, and parameters of AdamW."""
     matrices, others = parameters(), [nn.Parameter(torch.ones(5)), nn.Parameter(torch.ones(2, 2))]
     optimizer = muon_of(matrices, others, beta2)
     references = [Reference(matrix.detach(), beta2) for matrix in matrices]
@@ -132,7 +132,7 @@ def test_steps_are_those_written_out(beta2: float | None) -> None:
         torch.testing.assert_close(other, twin)
 
 
-def test_together_is_one_by_one() -> None:
+def test_matrices_together_equal_one_by_one() -> None:
     together, alone = parameters(), parameters()
     options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.0, "beta2": 0.5}
     parts = [together, *([weight] for weight in alone)]
@@ -147,7 +147,7 @@ def test_together_is_one_by_one() -> None:
         torch.testing.assert_close(ours, theirs, atol=2e-6, rtol=0)
 
 
-def test_what_has_no_gradient_is_left_alone() -> None:
+def test_parameters_without_a_gradient_are_unchanged() -> None:
     matrices, others = parameters(), [nn.Parameter(torch.ones(5))]
     before = [weight.detach().clone() for weight in matrices]
     optimizer = muon_of(matrices, others)
@@ -160,7 +160,7 @@ def test_what_has_no_gradient_is_left_alone() -> None:
     assert set(optimizer.state) == {matrices[0]}
 
 
-def test_its_state_goes_through_a_file_of_plain_data_bit_for_bit() -> None:
+def test_its_state_is_saved_as_plain_data_bit_for_bit() -> None:
     def fresh(seed: int) -> tuple[list[nn.Parameter], Muon]:
         matrices, others = parameters(seed), [nn.Parameter(torch.ones(5))]
         return [*matrices, *others], muon_of(matrices, others)
@@ -188,7 +188,7 @@ def test_its_state_goes_through_a_file_of_plain_data_bit_for_bit() -> None:
 
 
 def test_equal_shapes_are_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a model: each matrix with its like in the other blocks."""
+    """In a model, each matrix with those of the same shape in other blocks."""
     seen: list[tuple[int, ...]] = []
     monkeypatch.setattr(muon, "orthogonalize", lambda x: seen.append(tuple(x.shape)) or x)
     model = GPT(GPTConfig(vocab_size=9, n_layer=3, n_head=2, n_kv_head=1, n_embd=8, block_size=4))

@@ -55,7 +55,7 @@ def test_adam_does_not_decay() -> None:
 
 
 def stepped(gradients: list[float], fused: bool, **options: Any) -> tuple[float, float]:
-    """A weight that began at 2 and a bias that began at 3, after steps at rate 0.1."""
+    """A weight that started at 2 and a bias that started at 3, after steps at rate 0.1."""
     layer = nn.Linear(2, 1)
     with torch.no_grad():
         layer.weight.fill_(2.0)
@@ -85,16 +85,16 @@ def test_steps_by_hand(fused: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"muon_lr": 0.0}, "^muon_lr 0.0: must be above 0"),
         ({"decay_fraction": 0.0}, "^decay_fraction 0.0"),
         ({"decay_fraction": 1.5}, "^decay_fraction 1.5"),
         ({"lr": math.inf}, "^lr inf"),
         ({"momentum": 1.0, "optimizer": "muon"}, "^momentum 1.0"),
-        ({"momentum": 0.9}, "^momentum 0.9: is of optimizer sgd and muon"),
+        ({"momentum": 0.9}, "^momentum 0.9: applies to optimizer sgd and muon"),
     ],
 )
-def test_recipes_that_can_not_work(options: dict[str, Any], told: str) -> None:
-    with pytest.raises(UsageError, match=told):
+def test_invalid_recipes_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         Recipe(**options)

@@ -20,7 +20,7 @@ from gptlit.tokenizers.characters import CharTokenizer
 from gptlit.tokenizers.words import WordTokenizer, count_words
 from tests.generation.by_keywords import search
 
-transformers = pytest.importorskip("transformers", reason="is told by `make parity`")
+transformers = pytest.importorskip("transformers", reason="is message by `make parity`")
 WITHIN = 1e-5
 TEXT = (
     "ROMEO: But, soft! what light through yonder window breaks?\n"
@@ -48,7 +48,7 @@ def _seed() -> None:
 
 
 def made(config: GPTConfig) -> GPT:
-    """A model none of whose weights is zero or one."""
+    """A model without weights of zero or one."""
     model = GPT(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():

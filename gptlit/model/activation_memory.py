@@ -1,0 +1,173 @@
+"""Memory of the activations that a training step keeps for its backward pass, by arithmetic."""
+
+from dataclasses import dataclass
+
+from gptlit.model.config import DropoutPlace, GPTConfig
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Bytes of a value, by its place."""
+
+    weight: int  # weights, gradients, moments
+    stream: int  # residual stream and norms
+    product: int  # inputs and outputs of matrix products
+    loss: int  # log-probabilities
+
+
+FULL = Precision(4, 4, 4, 4)
+MIXED = Precision(4, 4, 2, 4)
+HALF = Precision(2, 2, 2, 2)
+DOUBLE = Precision(8, 8, 8, 8)
+
+
+def bytes_of(precision: str) -> Precision:
+    """The sizes at a precision by Lightning's name: 32-true, bf16-mixed, 16-true, ..."""
+    if precision.startswith("64"):
+        return DOUBLE
+    if precision.startswith("32"):
+        return FULL
+    return HALF if precision.endswith("-true") else MIXED
+
+
+class KeptActivations:
+    """Bytes of the activations that autograd keeps from the forward pass for the backward pass.
+
+    They are counted for each operation: a linear layer keeps its input; a norm its input and
+    statistics; fused attention queries, keys, values, output and log-sums; and so on. A tensor
+    that two operations keep counts once.
+
+    Args:
+        config: Config of the model.
+        batch_size: B
+        sizes: Bytes of a value.
+        device: cpu or cuda.
+    """
+
+    def __init__(self, config: GPTConfig, batch_size: int, sizes: Precision, device: str) -> None:
+        self.config = config
+        self.sizes = sizes
+        self.on_gpu = device == "cuda"
+        self.batch_size = batch_size
+        self.n = batch_size * config.block_size  # tokens
+        self.wide = self.n * config.n_embd  # values of the residual stream
+
+    def total(self) -> int:
+        """Bytes after the forward pass and the loss."""
+        return self._embedding() + self.config.n_layer * self._block() + self._head()
+
+    def peak(self) -> int:
+        """The most bytes at any time, with the gradients that the backward pass works with.
+
+        The peak is at its beginning, with gradients of log probabilities and logits, or, after the
+        loss is released, at the widest tensors of the last block.
+        """
+        config, sizes, total = self.config, self.sizes, self.total()
+        moments = [total + 2 * self.n * config.vocab_size * sizes.loss]
+        if config.n_layer:
+            in_block = total - self._head() + self.wide * sizes.stream
+            moments.append(in_block + self._mlp_gradients())
+            if config.mixer == "attention":
+                moments.append(in_block - self._mlp() + self._attention_gradients())
+        return max(moments)
+
+    def _embedding(self) -> int:
+        return 8 * self.n + self._mask("embedding", self.sizes.stream)
+
+    def _block(self) -> int:
+        parts = [self._norm(self.n, self.config.n_embd), self._mlp()]
+        if self.config.mixer == "attention":
+            parts += [self._norm(self.n, self.config.n_embd), self._attention()]
+        return sum(parts) + self._mask("block", self.sizes.stream)
+
+    def _head(self) -> int:
+        logits = self.n * self.config.vocab_size
+        softcap = logits * self.sizes.product if self.config.logit_softcap else 0
+        ln_f = self._norm(self.n, self.config.n_embd) + self.wide * self.sizes.product
+        return ln_f + softcap + logits * self.sizes.loss + 8 * self.n
+
+    def _norm(self, rows: int, size: int) -> int:
+        """Bytes of a norm: its input, and the mean and scale, or the scale only, of each row."""
+        if self.config.norm == "layer":
+            return rows * (size * self.sizes.stream + 2 * 4)
+        return self._rms_norm(rows, size, fused=self.on_gpu)
+
+    def _rms_norm(self, rows: int, size: int, *, fused: bool) -> int:
+        if fused:
+            return rows * (size * self.sizes.stream + 4)
+        # in plain operations it works in float32 at least, and keeps the factors' inputs
+        tensors = 1 + self.config.norm_weight
+        return rows * (size * max(4, self.sizes.stream) * tensors + 4)
+
+    def _mask(self, place: DropoutPlace, size: int) -> int:
+        """Bytes of a dropout: a boolean for each value on a GPU, a factor on a CPU."""
+        if not self.config.dropped(place):
+            return 0
+        return self.wide * (1 if self.on_gpu else size)
+
+    def _branch_input(self) -> int:
+        """Bytes of the inputs of a branch's first layer, and of its token shift if it has one."""
+        shift = 0
+        if self.config.token_shift:
+            before = self.batch_size * self.config.token_shift * self.config.n_embd
+            shift = (before + self.wide) * self.sizes.stream
+        return self.wide * self.sizes.product + shift
+
+    def _mlp(self) -> int:
+        # relu's output is the next layer's input; swiglu keeps two halves, a gate and a product
+        hidden = {"relu": 1, "swiglu": 4}.get(self.config.activation, 2)
+        kept = self.n * self.config.hidden * hidden * self.sizes.product
+        return self._branch_input() + kept + self._mask("branch", self.sizes.product)
+
+    def _mlp_gradients(self) -> int:
+        # the gradient of the activation replaces its output, where that was kept
+        hidden = {"relu": 2, "relu2": 3, "swiglu": 2}.get(self.config.activation, 1)
+        return self.n * self.config.hidden * hidden * self.sizes.product
+
+    @property
+    def _fused(self) -> bool:
+        """Whether attention runs without storing its weights."""
+        config = self.config
+        if config.attention == "eager":
+            return False
+        if self.on_gpu:
+            # FlashAttention alone supports shared heads, in half precision
+            return self.sizes.product == 2 or config.kv_heads == config.n_head
+        return not config.dropped("attention")
+
+    def _attention(self) -> int:
+        config, product = self.config, self.sizes.product
+        keys = self.n * config.kv_heads * config.head_size  # number of values in the keys
+        changes_qk = config.qk_norm or config.positions == "rotary"
+        kept = self._branch_input() + self._mask("branch", product)
+        kept += self.wide * product  # the output of attention
+        if config.qk_norm:
+            for heads in (config.n_head, config.kv_heads):
+                kept += self._rms_norm(self.n * heads, config.head_size, fused=False)
+            if product == self.sizes.stream >= 4 and self._fused:
+                kept -= (self.wide + keys) * product  # its inputs are among the tensors below
+        if not self._fused:
+            weights = self._weights() * (3 if config.dropped("attention") else 1)
+            return kept + 3 * self.wide * self._unfused_bytes + weights
+        if changes_qk:
+            kept += (self.wide + keys) * product
+            kept += self.wide * product * config.attn_proj  # the output, in another layout
+        kept += (self.wide + 2 * keys) * product
+        return kept + 4 * self.n * config.n_head
+
+    @property
+    def _unfused_bytes(self) -> int:
+        """Bytes of a value in attention that isn't fused."""
+        if self.config.attention == "eager":
+            return self.sizes.product
+        return max(4, self.sizes.product)  # PyTorch's sdpa without a kernel
+
+    def _weights(self) -> int:
+        """Bytes of the (B, n_head, T, T) attention weights."""
+        return self.n * self.config.n_head * self.config.block_size * self._unfused_bytes
+
+    def _attention_gradients(self) -> int:
+        if self._fused:
+            return 3 * self.wide * self.sizes.product
+        weights = 1 if self.config.dropped("attention") else 2
+        return self.wide * self._unfused_bytes + weights * self._weights()
