@@ -279,7 +279,7 @@ class GptlitCLI(LightningCLI):
         return kept | ({} if self.text_given else {"": trained["sha256"]})
 
     def _leave_to_caller(self, **_: Any) -> None:
-        """Do nothing: whoever builds a run starts it."""
+        """Do nothing: the caller of `build` starts the run."""
 
     fit = validate = test = _leave_to_caller
 
