@@ -25,13 +25,7 @@ from gptlit.messages import (
 
 
 class Verb(NamedTuple):
-    """A verb of the command line.
-
-    Args:
-        about: Description in a few words.
-        module: Module of gptlit that has the verb's function.
-        function: Name of that function, which takes the arguments after the verb.
-    """
+    """Description of a verb, and its function, which takes the arguments after the verb."""
 
     about: str
     module: str

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from gptlit.messages import UsageError
-from gptlit.terminal import columns, folded
+from gptlit.terminal import columns, folded, format_value
 
 OPTIONS = "help_options.json"
 ALL = "all"
@@ -271,13 +271,12 @@ def _entry(option: dict[str, Any], width: int, whole: bool) -> list[str]:
 
 def _default(option: dict[str, Any]) -> str:
     values = {"default": option["default"], "small.yaml": option.get("small.yaml")}
-    shown = [f"{name}: {as_typed(value)}" for name, value in values.items() if value is not None]
+    shown = [
+        f"{name}: " + (format_value(value) or '""')
+        for name, value in values.items()
+        if value is not None
+    ]
     return f"[{', '.join(shown)}]".replace(" ", UNBROKEN) if shown else ""
-
-
-def as_typed(value: object) -> str:
-    """Return a default as the command line takes it."""
-    return value if isinstance(value, str) and value else json.dumps(value)
 
 
 def _filled(text: str, width: int, indent: str = "") -> str:
