@@ -23,7 +23,7 @@ FILE_COLUMNS = 100
 
 
 def check_output_file(path: str) -> None:
-    """Refuse a file that can not be written, before texts are generated for hours.
+    """Refuse a file that cannot be written, before texts are generated for hours.
 
     Raises:
         UsageError: the path is not a file, or its folder is missing or read-only.

@@ -21,7 +21,7 @@ def given(options: Namespace) -> list[str]:
     The last line break of a file is not part of a prompt.
 
     Raises:
-        UsageError: a file that can not be read, has no lines, or is not UTF-8 text.
+        UsageError: a file that cannot be read, has no lines, or is not UTF-8 text.
     """
     given = [text_of("--prompt", prompt) for prompt in options.prompt or []]
     if any("\\n" in prompt for prompt in given):

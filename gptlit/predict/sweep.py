@@ -44,7 +44,7 @@ def parse_grid(words: Sequence[str], parser: OneLineErrors) -> dict[str, list[An
         parser: Parser of `gptlit predict`, which parses the values.
 
     Raises:
-        UsageError: a name that can not be swept, an invalid value, or a name given twice.
+        UsageError: a name that cannot be swept, an invalid value, or a name given twice.
     """
     grid: dict[str, list[Any]] = {}
     for name, equals, values in (each.partition("=") for word in words for each in word.split()):

@@ -119,7 +119,7 @@ def _aligned(cells: Sequence[dict[str, str]], room: int) -> list[str]:
 
 
 def warnings(study: Study, outcomes: Sequence[Outcome]) -> Iterator[str]:
-    """Reasons why the runs can not be compared directly."""
+    """Reasons why the runs cannot be compared directly."""
     known = [each for each in outcomes if not each.failed]
     varied = set().union(*(study.values(each.setup.settings) for each in known))
     per_token = study.metric != "val/bits_per_byte"
@@ -177,7 +177,7 @@ def describe_law(study: Study, outcomes: Sequence[Outcome]) -> Iterator[str]:
     )
     if not law.has_floor:
         yield (
-            f"E is assumed to be 0: it can not be estimated from fewer than "
+            f"E is assumed to be 0: it cannot be estimated from fewer than "
             f"{power_law.LEAST_FOR_FLOOR} different {name}"
         )
     elif not law.floor:

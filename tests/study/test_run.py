@@ -504,7 +504,7 @@ def test_a_law_of_few_points_is_described_with_a_remark() -> None:
         each.results["tokens"] = float(n)  # type: ignore[index]  # a dict here
     described = list(describe_law(law, found))
     assert "E 0, A 3, alpha 0.5" in described[0]
-    assert "E is assumed to be 0: it can not be estimated from fewer than 4" in described[1]
+    assert "E is assumed to be 0: it cannot be estimated from fewer than 4" in described[1]
     assert "no power law" in next(describe_law(law, found[:1]))
 
 
