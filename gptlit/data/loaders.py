@@ -1,6 +1,7 @@
 """Loaders: batches of windows of token ids, for one process of several."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ def cut(ids: np.ndarray, bounds: np.ndarray, before: np.ndarray, block_size: int
     return torch.from_numpy(inputs), torch.from_numpy(targets)
 
 
+@dataclass(eq=False)
 class TrainLoader:
     """Endless epochs of shuffled training windows, cut for one rank.
 
@@ -51,26 +53,18 @@ class TrainLoader:
         frozen: Repeat epoch 0, for `overfit_batches`.
     """
 
-    def __init__(
-        self,
-        ids: np.ndarray,
-        order: WindowOrder,
-        batch_size: int,
-        *,
-        before: Callable[[np.ndarray], np.ndarray] | None = None,
-        rank: int = 0,
-        n_ranks: int = 1,
-        n_batches: int,
-        frozen: bool = False,
-    ) -> None:
-        self.ids = np.asarray(ids)  # still memory-mapped, and faster to index
-        self.order = order
-        self.batch_size = batch_size
-        self.before = before
-        self.rank = rank
-        self.n_ranks = n_ranks
-        self.n_batches = n_batches
-        self.frozen = frozen
+    ids: np.ndarray
+    order: WindowOrder
+    batch_size: int
+    _: KW_ONLY
+    before: Callable[[np.ndarray], np.ndarray] | None = None
+    rank: int = 0
+    n_ranks: int = 1
+    n_batches: int
+    frozen: bool = False
+
+    def __post_init__(self) -> None:
+        self.ids = np.asarray(self.ids)  # still memory-mapped, and faster to index
         self.epoch = 0
         self.position = 0  # windows of this epoch that all ranks together have read
         self._ahead: dict[tuple[int, int], np.ndarray] = {}  # starts by epoch and first position
@@ -128,6 +122,7 @@ class TrainLoader:
         self.epoch, self.position = state["epoch"], state["position"]
 
 
+@dataclass(eq=False)
 class EvalLoader:
     """Batches of windows to score, as many for each rank; windows that pad a batch are IGNORED.
 
@@ -141,24 +136,14 @@ class EvalLoader:
         n_ranks: Number of ranks that share the windows.
     """
 
-    def __init__(
-        self,
-        ids: np.ndarray,
-        windows: SideBySide | np.ndarray,
-        before: Callable[[np.ndarray], np.ndarray],
-        block_size: int,
-        batch_size: int,
-        *,
-        rank: int = 0,
-        n_ranks: int = 1,
-    ) -> None:
-        self.ids = ids
-        self.windows = windows
-        self.before = before
-        self.block_size = block_size
-        self.batch_size = batch_size
-        self.rank = rank
-        self.n_ranks = n_ranks
+    ids: np.ndarray
+    windows: SideBySide | np.ndarray
+    before: Callable[[np.ndarray], np.ndarray]
+    block_size: int
+    batch_size: int
+    _: KW_ONLY
+    rank: int = 0
+    n_ranks: int = 1
 
     def __len__(self) -> int:
         return -(-len(self.windows) // (self.batch_size * self.n_ranks))

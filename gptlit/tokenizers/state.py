@@ -19,27 +19,27 @@ from gptlit.tokenizers.words import WordTokenizer
 
 class _AnyState(TypedDict):
     kind: str
+    eos: NotRequired[bool]
 
 
-class _CharState(TypedDict):
+class _ListState(_AnyState):
+    special_tokens: NotRequired[list[str]]
+
+
+class _CharState(_ListState):
     characters: str
-    special_tokens: NotRequired[list[str]]
-    eos: NotRequired[bool]
 
 
-class _WordState(TypedDict):
+class _WordState(_ListState):
     words: list[str]
-    special_tokens: NotRequired[list[str]]
     reversible: bool
-    eos: NotRequired[bool]
 
 
-class _BytePairState(TypedDict):
+class _BytePairState(_AnyState):
     name: str
     pattern: str
     pieces: list[str | None]
     special_tokens: dict[str, int]
-    eos: NotRequired[bool]
 
 
 _STATES: dict[str, Any] = {
