@@ -163,8 +163,8 @@ def check_data_dir(path: object, folder: Path) -> None:
     """
     if str(folder) != DATA_DIR and not has_tokens(folder):
         raise UsageError(
-            f"{path}: names {folder} as the folder for texts, which is none of gptlit's; give "
-            "data_dir to say where instead"
+            f"{path}: names {folder} as the folder for texts, which gptlit has not made; give "
+            "data_dir to name another"
         )
 
 
