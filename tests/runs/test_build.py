@@ -157,7 +157,7 @@ class Sees(Callback):
 
 class Logs(Callback):
     def on_validation_epoch_end(self, trainer, pl_module):
-        pl_module.log("own/figure", 1.0)
+        pl_module.log("own/metric", 1.0)
 """
 
 
@@ -509,8 +509,8 @@ def test_an_unknown_metric_is_a_warning_where_a_users_callback_may_log_it(
 ) -> None:
     both = [
         {"class_path": "own_callbacks.Logs"},
-        {"class_path": "EarlyStopping", "init_args": {"monitor": "own/figure"}},
+        {"class_path": "EarlyStopping", "init_args": {"monitor": "own/metric"}},
     ]
     result = fit(f"--trainer.callbacks={yaml.safe_dump(both)}")
     assert result.code == 0, result.err
-    assert "warning: --trainer.callbacks.monitor own/figure" in result.err
+    assert "warning: --trainer.callbacks.monitor own/metric" in result.err

@@ -156,17 +156,17 @@ def test_validation_is_exact(kit: Kit) -> None:
             logits = lit(ids[None, start - 1 : stop - 1])[0]
         nats += F.cross_entropy(logits, ids[start:stop], reduction="sum").item()
         n_bytes += len(data.tokenizer.decode(ids[start:stop].numpy()).encode())
-    figures = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
     n_tokens = end - first
     assert n_bytes > n_tokens
-    assert figures["val/loss"] == pytest.approx(nats / n_tokens, rel=1e-5)
-    assert figures["val/perplexity"] == pytest.approx(2.718281828 ** (nats / n_tokens), rel=1e-5)
-    assert figures["val/bits_per_byte"] == pytest.approx(nats / 0.69314718 / n_bytes, rel=1e-5)
+    assert metrics["val/loss"] == pytest.approx(nats / n_tokens, rel=1e-5)
+    assert metrics["val/perplexity"] == pytest.approx(2.718281828 ** (nats / n_tokens), rel=1e-5)
+    assert metrics["val/bits_per_byte"] == pytest.approx(nats / 0.69314718 / n_bytes, rel=1e-5)
     x, y = next(iter(data.train_slice()))
     with torch.no_grad():
         on_slice = F.cross_entropy(lit(x).flatten(0, 1), y.flatten(), ignore_index=IGNORED).item()
-    assert figures["train/loss_eval"] == pytest.approx(on_slice, rel=1e-5)
-    assert figures["val/gap"] == pytest.approx(nats / n_tokens - on_slice, abs=1e-5)
+    assert metrics["train/loss_eval"] == pytest.approx(on_slice, rel=1e-5)
+    assert metrics["val/gap"] == pytest.approx(nats / n_tokens - on_slice, abs=1e-5)
 
 
 def test_evaluation_does_not_change_training(kit: Kit) -> None:
