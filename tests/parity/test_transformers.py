@@ -20,7 +20,7 @@ from gptlit.tokenizers.characters import CharTokenizer
 from gptlit.tokenizers.words import WordTokenizer, count_words
 from tests.generation.by_keywords import search
 
-transformers = pytest.importorskip("transformers", reason="is message by `make parity`")
+transformers = pytest.importorskip("transformers", reason="runs with `make parity`")
 WITHIN = 1e-5
 TEXT = (
     "ROMEO: But, soft! what light through yonder window breaks?\n"
