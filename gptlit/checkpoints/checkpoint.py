@@ -110,7 +110,7 @@ def _began_at(run: Path) -> tuple[float, int, str]:
 def is_run(folder: Path) -> bool:
     """Whether a folder is that of a run, by the files in it."""
     has_files = any((folder / name).is_file() for name in RUN_FILES)
-    # runs of earlier versions don't have these files, nor do runs that were cleared up
+    # runs of earlier versions don't have these files
     has_name = version_number(folder) >= 0
     return (folder / CHECKPOINTS).is_dir() and (has_files or has_name)
 

@@ -1,4 +1,4 @@
-"""The GPT: its options, its network, and what it costs.
+"""The GPT: its options, its network, and its parameters, operations and memory.
 
 The network computes logits; loss, optimizer and sampling are in other folders.
 """

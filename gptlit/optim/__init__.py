@@ -1,4 +1,4 @@
 """Optimizers, their parameter groups and schedules, and the moving average of weights.
 
-Plain PyTorch: no Lightning, no knowledge of what is trained.
+Plain PyTorch, for any model; the loss and Lightning's training loop are in gptlit.training.
 """

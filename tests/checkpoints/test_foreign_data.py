@@ -1,4 +1,4 @@
-"""Files of unknown origin: whatever stands in any place of one gives a model, or one line."""
+"""Files of unknown origin: any value in any place gives a model or a one-line error."""
 
 import copy
 import functools

@@ -1,4 +1,4 @@
-"""Weights out and in again: Hugging Face's folders, and plain tensors of any model."""
+"""Export and import of weights: Hugging Face's folders, and safetensors of any model."""
 
 import dataclasses
 import json
@@ -287,13 +287,13 @@ def test_nothing_is_overwritten(folder: Path) -> None:
 
 
 def test_compiled_and_eager_models_save_the_same_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    # what makes the machine code doesn't matter here, and takes seconds to import
+    # the compiler's back end doesn't matter here, and takes seconds to import
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     eager, compiled = made(), made()
     compiled.compile()
     assert list(compiled.state_dict()) == list(eager.state_dict())
     compiled.load_state_dict(eager.state_dict())
     eager.load_state_dict(compiled.state_dict())
-    # torch.compile(model), as nanoGPT does it, shows in the names
+    # torch.compile(model), as in nanoGPT, changes the names
     wrapped = {f"_orig_mod.{name}": tensor for name, tensor in made().state_dict().items()}
     assert_equal(made(), TINY, from_theirs(wrapped, TINY, conv1d=False))

@@ -24,7 +24,7 @@ from tests.checkpoints.test_gpt2_names import made
 from tests.conftest import TINY, Result, Run, made_up_text
 
 Call = Callable[..., Result]
-# so small that a step leaves the weights as good as they were
+# so small that a step hardly changes the weights
 ONE_STEP = ["--trainer.max_steps=1", "--model.lr=1e-9", "--model.min_lr=0"]
 
 
@@ -34,7 +34,7 @@ def own(run: Run) -> Path:
 
 
 def fit(gptlit: Call, text: Path, *arguments: object) -> Result:
-    # sizes other than the origin's are given, and don't count
+    # other sizes than the origin's are given, and ignored
     return gptlit("fit", *TINY, "--model.n_layer=3", f"--data.path={text}", *ONE_STEP, *arguments)
 
 

@@ -1,4 +1,4 @@
-"""`gptlit import nanogpt`: a whole checkpoint of nanoGPT's, and no code run."""
+"""`gptlit import nanogpt`: reads nanoGPT's checkpoints, and runs no code in them."""
 
 import os
 import pickle

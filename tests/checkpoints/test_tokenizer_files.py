@@ -1,4 +1,4 @@
-"""Tokenizers in Hugging Face's files. That transformers reads them is shown by `make parity`."""
+"""Tokenizers in Hugging Face's files; `make parity` compares them with transformers."""
 
 import json
 from pathlib import Path

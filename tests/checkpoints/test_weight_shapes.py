@@ -1,4 +1,4 @@
-"""Weights from elsewhere: sizes compared before anything is built, and kinds of tensors."""
+"""Weights from files: sizes are compared before a model is built, and types of tensors."""
 
 import dataclasses
 import json

@@ -362,7 +362,7 @@ def test_when_a_search_stops() -> None:
     for early_stopping, wanted in ((True, two), (False, two), ("never", three)):
         found = search(model, tokenizer, "b", early_stopping=early_stopping, **options)
         assert [(text.text, pytest.approx(text.score)) for text in found] == wanted
-    # one beam is greedy whatever is said, though "aaaa" would be better
+    # one beam is greedy with any early_stopping, though "aaaa" would be better
     model = bigrams([[0.3, 0.3, 0.4], [0.02, 0.97, 0.01], [0.6, 0.39, 0.01]])
     assert math.log(0.39 * 0.97**3) / 4 > math.log(0.6)
     (one,) = search(model, tokenizer, "b", early_stopping="never", max_new_tokens=4)
@@ -501,7 +501,7 @@ def test_a_search_that_finds_nothing_is_an_error() -> None:
 
 
 def test_one_beam_is_greedy_under_every_rule() -> None:
-    """A repetition penalty works on logits there; on their logarithms it chooses otherwise."""
+    """Its repetition penalty changes logits; on log probabilities it would choose otherwise."""
     settings: Settings = {"repetition_penalty": 1.4, "ban": ["b"], "frequency_penalty": 0.3}
     for seed in range(5):
         torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""The fast step for one token against the model itself, for every part a model can have."""
+"""The fast step for one token against the model itself, for every part of a model."""
 
 import pytest
 import torch

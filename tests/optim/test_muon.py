@@ -1,4 +1,4 @@
-"""Muon against the same arithmetic written out matrix by matrix."""
+"""Muon against the same arithmetic in plain code, matrix by matrix."""
 
 import io
 import math

@@ -275,10 +275,10 @@ CLOSED = CharTokenizer("abcdefg", ["<EOS>"], True)
 
 @pytest.fixture
 def both(tmp_path: Path) -> tuple[GPT, Any]:
-    """A model of ours that knows where a text ends, and the same as transformers has it."""
+    """A model with an end of sequence, and the same model in transformers."""
     model = made(dataclasses.replace(TINY, vocab_size=CLOSED.vocab_size, block_size=32)).double()
     with torch.no_grad():
-        # flatter, and towards the end, so that texts of all lengths compete
+        # flatter, and with more probability of the end, so that texts of all lengths compete
         model.ln_f.weight.mul_(0.3)
         model.ln_f.bias.copy_(0.5 * model.wte.weight[0])
     write_hugging_face(model, CLOSED, tmp_path)
@@ -317,7 +317,7 @@ def test_beams_and_their_scores_are_equal(
         "max_new_tokens": 12,
     }
     lengths = set()
-    # one beam is greedy there, which penalises logits in place of log probabilities
+    # one beam is greedy in transformers, which penalises logits instead of log probabilities
     one = [] if "repetition_penalty" in ours else [("ab", 1)]
     for prompt, n in (*one, ("gfedc", 2), ("a", 4), ("cab", 6)):
         found = search(model, CLOSED, prompt, num_beams=n, num_samples=n, **common, **ours)
@@ -338,7 +338,7 @@ def test_beams_and_their_scores_are_equal(
             [id_ for id_ in row if id_ != CLOSED.eos_id] for row in sequences
         ]
         lengths |= {len(text.ids) for text in found}
-        if n > 1:  # greedy has no score there
+        if n > 1:  # greedy has no score in transformers
             scores = given.sequences_scores.tolist()
             assert [text.score for text in found] == pytest.approx(scores, abs=1e-5)
     assert len(lengths) > 1
