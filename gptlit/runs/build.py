@@ -215,7 +215,7 @@ def _build_fit(
     report = Report(precision_reason, options.samples, overfitting, plan.rows)
     callbacks = [*given, report, overfitting, Throughput()]
     if (bar := user_parts.own_bar(given)) is not None:
-        user_parts.say_whose_bar(bar)
+        user_parts.note_own_bar(bar)
     elif settings["enable_progress_bar"]:
         callbacks.append(RunBar())
     if patience := options.early_stopping.patience:
@@ -258,7 +258,7 @@ def _checkpoint_callbacks(
 ) -> list[Callback]:
     if options.trainer.enable_checkpointing is False:
         return []
-    user_parts.keep_names_apart(given, folder.path / "checkpoints")
+    user_parts.separate_checkpoints(given, folder.path / "checkpoints")
     monitored = "val/loss" if data.has_validation else "train/loss"
     return folder.checkpoints(monitored, options.snapshot_every, options.keep_snapshots)
 

@@ -65,7 +65,7 @@ def train(run: Run) -> None:
                 f"nothing to train: step {first_step} already reaches {opt('trainer.max_steps')} "
                 f"or {opt('trainer.max_epochs')}; give a larger number"
             )
-    user_parts.say_where_profile(run.trainer.profiler)
+    user_parts.note_profile(run.trainer.profiler)
     if processes.on_rank_zero():
         note(summary(run, time.monotonic() - began))
     processes.leave_together()

@@ -1,4 +1,4 @@
-"""The Trainer's callbacks, loggers, plugins and profiler: the user's, and gptlit's beside them.
+"""The user's callbacks, loggers, plugins and profiler, combined with gptlit's own.
 
 docs/training.md has a table of what replaces what.
 """
@@ -35,36 +35,38 @@ from lightning.pytorch.profilers import (
 )
 from lightning.pytorch.strategies import DeepSpeedStrategy, Strategy, StrategyRegistry
 
-from gptlit.messages import UsageError, did_you_mean, note
+from gptlit.messages import UsageError, did_you_mean, note, opt
 from gptlit.parser import OneLineErrors
 from gptlit.runs import run_folder
 from gptlit.runs.saving import DurableCheckpointIO
 from gptlit.training import processes
 
-# callbacks of Lightning's that a GPT's run has no place for, and what to use instead
+# Lightning's callbacks that don't work in a run of gptlit, and what to use instead
 REFUSED: dict[type[Callback], str] = {
-    BackboneFinetuning: "it needs a model with a `backbone`, which a GPT has not",
-    BatchSizeFinder: "no resume would know the size it finds; gptlit summary states the memory "
-    "that a --data.batch_size takes",
-    LearningRateFinder: "the run's schedule would undo the rate it finds; use --lr_find",
-    ModelPruning: "it renames the weights, so that no checkpoint of the run could be read",
+    BackboneFinetuning: "needs a model with a `backbone`, and a GPT has none; leave it out",
+    BatchSizeFinder: "a resume would not use the size that it finds; gptlit summary shows the "
+    f"memory that a {opt('data.batch_size')} takes",
+    LearningRateFinder: "the schedule would replace the learning rate that it finds; use "
+    f"{opt('lr_find')}",
+    ModelPruning: "renames the weights, so that no checkpoint of the run could be read; leave it "
+    "out",
     SpikeDetection: "Lightning can't resume a run that has it; gptlit stops by itself when a loss "
-    "diverges, see --guard",
-    StochasticWeightAveraging: "it copies the model before its net is built, and so would average "
-    "nothing; use --model.ema",
-    OnExceptionCheckpoint: "a new run would resume from the file it left; gptlit saves last.ckpt "
-    "when a run stops, so leave the callback out",
+    f"diverges, see {opt('guard')}",
+    StochasticWeightAveraging: "copies the model before its net is built, so that it averages "
+    f"nothing; use {opt('model.ema')}",
+    OnExceptionCheckpoint: "a new run would resume from its file; gptlit saves last.ckpt when a "
+    "run stops, so leave it out",
     GradientAccumulationScheduler: "validations, schedule and resumes count steps of a constant "
-    "number of batches; use --trainer.accumulate_grad_batches",
+    f"number of batches; use {opt('trainer.accumulate_grad_batches')}",
 }
-BASES = (BaseFinetuning, ProgressBar)  # that do nothing by themselves
+BASES = (BaseFinetuning, ProgressBar)  # do nothing by themselves
 PROFILERS: dict[str, type[Profiler]] = {
     "simple": SimpleProfiler,
     "advanced": AdvancedProfiler,
     "pytorch": PyTorchProfiler,
     "xla": XLAProfiler,
 }
-# options that take a name or a class, and the names
+# class and known names of options that take a name or a class
 NAMED: dict[str, tuple[type, Callable[[], list[str]]]] = {
     "accelerator": (
         Accelerator,
@@ -73,7 +75,7 @@ NAMED: dict[str, tuple[type, Callable[[], list[str]]]] = {
     "profiler": (Profiler, lambda: list(PROFILERS)),
     "strategy": (Strategy, lambda: ["auto", *StrategyRegistry.available_strategies()]),
 }
-# what a Trainer with barebones true has none of, and what its absence is
+# values that switch off what a Trainer with barebones true doesn't have
 BAREBONES = {
     "logger": False,
     "enable_checkpointing": False,
@@ -82,9 +84,9 @@ BAREBONES = {
 }
 
 
-def _say(message: str) -> None:
+def _note(option: str, value: object, message: str) -> None:
     if processes.on_rank_zero():
-        note(message)
+        note(f"{opt(option)} {value}: {message}")
 
 
 def _name(part: object) -> str:
@@ -92,7 +94,7 @@ def _name(part: object) -> str:
 
 
 def choose_precision(accelerator: str) -> tuple[str, str]:
-    """The default precision on the accelerator that will be used, and why."""
+    """Choose the default precision on an accelerator; returns it with the reason."""
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bf16-mixed", "this GPU has bfloat16"
@@ -105,16 +107,16 @@ def choose_precision(accelerator: str) -> tuple[str, str]:
 
 
 def as_class(option: str, value: Any) -> Any:
-    """A class that a string names, parsed; a known name in small letters; others as they are.
+    """Parse a class that a string names; known names are lower-cased, other values are kept.
 
-    Where an option takes strings, the parser takes any, also one that is meant to be a class.
+    The parser accepts any string for an option that takes strings, also the name of a class.
 
     Args:
         option: One of NAMED.
-        value: Of the option.
+        value: Value of the option.
 
     Raises:
-        UsageError: the string is no known name, and there is no such class.
+        UsageError: The string is neither a known name nor a class.
     """
     kind, names = NAMED[option][0], NAMED[option][1]()
     if not isinstance(value, str):
@@ -134,58 +136,57 @@ def as_class(option: str, value: Any) -> Any:
         # the variants of a strategy, such as ddp_spawn, begin with its name
         shown = [each for each in names if not each.startswith(tuple(f"{n}_" for n in names))]
         raise UsageError(
-            f"--trainer.{option} {value}: expected one of {', '.join(shown)}, or a class's path"
-            f"{nearest}"
+            f"expected one of {', '.join(shown)}, or a class's path{nearest}",
+            f"trainer.{option}",
+            value,
         ) from error
 
 
 def check_callbacks(callbacks: Sequence[Callback]) -> None:
-    """Refuse callbacks that can't do their work in a run of gptlit.
+    """Refuse callbacks that don't work in a run of gptlit.
 
     Raises:
-        UsageError: names the class, why, and what works instead.
+        UsageError: The message names the class, the reason, and what works instead.
     """
     for callback in callbacks:
         for refused, reason in REFUSED.items():
             if isinstance(callback, refused):
-                raise UsageError(f"--trainer.callbacks {_name(callback)}: {reason}")
+                raise UsageError(reason, "trainer.callbacks", _name(callback))
         if type(callback) in BASES:
-            raise UsageError(
-                f"--trainer.callbacks {_name(callback)}: is a base class, which does nothing; "
-                "give a class derived from it"
-            )
+            reason = "is a base class, which does nothing; give a class derived from it"
+            raise UsageError(reason, "trainer.callbacks", _name(callback))
 
 
 def barebones(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a Trainer with --trainer.barebones true, which measures the bare loop.
+    """Return settings of a Trainer with barebones true, which measures the bare loop.
 
-    What the user switched on stays on, for Lightning to refuse. An interval of logging is what
-    gptlit's configs have, and doesn't count as that.
+    Options that the user switched on stay on, and Lightning refuses them; log_every_n_steps, which
+    gptlit's configs set, is switched off.
     """
-    _say("--trainer.barebones true: nothing is logged, saved, sampled or kept in a folder")
+    _note("trainer.barebones", "true", "nothing is logged, saved, sampled or kept in a folder")
     named = {name: given[name] or off for name, off in BAREBONES.items()}
     return named | {"log_every_n_steps": 0}
 
 
 def own_bar(callbacks: Sequence[Callback]) -> ProgressBar | None:
-    """The user's progress bar, in whose favour gptlit's is left out; None if there is none."""
+    """Return the user's progress bar, which replaces gptlit's; None if there is none."""
     return next((each for each in callbacks if isinstance(each, ProgressBar)), None)
 
 
-def say_whose_bar(bar: ProgressBar) -> None:
-    """State that a progress bar of the user's replaces gptlit's."""
-    _say(f"--trainer.callbacks {_name(bar)}: replaces gptlit's own progress bar")
+def note_own_bar(bar: ProgressBar) -> None:
+    """Note that a user's progress bar replaces gptlit's."""
+    _note("trainer.callbacks", _name(bar), "replaces gptlit's own progress bar")
 
 
-def keep_names_apart(callbacks: Sequence[Callback], folder: Path) -> None:
-    """Let no ModelCheckpoint of the user's write or remove a file of gptlit's checkpoints.
+def separate_checkpoints(callbacks: Sequence[Callback], folder: Path) -> None:
+    """Keep the user's ModelCheckpoints from writing or removing gptlit's checkpoints.
 
     Args:
-        callbacks: The user's.
-        folder: Of gptlit's checkpoints, in which Lightning puts others unless told otherwise.
+        callbacks: Callbacks of the user.
+        folder: Folder of gptlit's checkpoints, which is Lightning's default for others too.
 
     Raises:
-        UsageError: one has the file name of a checkpoint of gptlit's.
+        UsageError: A callback has the file name of one of gptlit's checkpoints.
     """
     for callback in callbacks:
         if not isinstance(callback, ModelCheckpoint):
@@ -194,47 +195,52 @@ def keep_names_apart(callbacks: Sequence[Callback], folder: Path) -> None:
             continue
         if re.fullmatch(r"best|last|step_.*", name := callback.filename or ""):
             raise UsageError(
-                f"--trainer.callbacks.filename {name}: is the name of a checkpoint that gptlit "
-                f"saves in {folder}; give another one, or a dirpath"
+                f"is the name of a checkpoint that gptlit saves in {folder}; give another name, or "
+                "a dirpath",
+                "trainer.callbacks.filename",
+                name,
             )
-        _say(f"--trainer.callbacks {_name(callback)}: saves beside best.ckpt and last.ckpt")
+        _note("trainer.callbacks", _name(callback), "saves next to best.ckpt and last.ckpt")
         if callback.CHECKPOINT_NAME_LAST == ModelCheckpoint.CHECKPOINT_NAME_LAST:
             callback.CHECKPOINT_NAME_LAST = "{epoch}-{step}-last"
 
 
 def plugins(given: Any, strategy: Any) -> list[Any]:
-    """The Trainer's plugins: the user's, and gptlit's CheckpointIO unless the user has one.
+    """Return the user's plugins, with gptlit's CheckpointIO unless the user has one.
 
-    An AsyncCheckpointIO without one of its own writes through gptlit's.
+    An AsyncCheckpointIO that wraps no other plugin wraps gptlit's.
 
     Args:
-        given: --trainer.plugins.
-        strategy: --trainer.strategy; a name, or one that is made.
+        given: Value of the Trainer's option plugins.
+        strategy: Name of the strategy, or the strategy itself.
 
     Raises:
-        UsageError: a plugin belongs to another strategy.
+        UsageError: A plugin belongs to another strategy.
     """
     found = processes.as_list(given)
     with_deepspeed = isinstance(strategy, DeepSpeedStrategy) or "deepspeed" in str(strategy)
     if not with_deepspeed and any(isinstance(each, DeepSpeedPrecision) for each in found):
         raise UsageError(
-            "--trainer.plugins DeepSpeedPrecision: is for --trainer.strategy deepspeed only; "
-            "leave it out, or give that strategy"
+            f"works with {opt('trainer.strategy')} deepspeed only; leave it out, or give that "
+            "strategy",
+            "trainer.plugins",
+            "DeepSpeedPrecision",
         )
     own = next((each for each in found if isinstance(each, CheckpointIO)), None)
     if own is None:
         return [*found, DurableCheckpointIO()]
     if isinstance(own, AsyncCheckpointIO) and own.checkpoint_io is None:
         own.checkpoint_io = DurableCheckpointIO()
-        _say(
-            f"--trainer.plugins {_name(own)}: checkpoints are written beside the training; one "
-            "that is not written yet when the process is killed is lost"
+        message = (
+            "checkpoints are written while the training continues; one that is not complete when "
+            "the process is killed is lost"
         )
     else:
-        _say(
-            f"--trainer.plugins {_name(own)}: replaces gptlit's own way of saving; whether a "
-            "checkpoint is whole after a crash or a full disk depends on it"
+        message = (
+            "replaces gptlit's own plugin; whether checkpoints are intact after a crash or a full "
+            "disk depends on it"
         )
+    _note("trainer.plugins", _name(own), message)
     return found
 
 
@@ -244,11 +250,11 @@ def has_precision(given: Any) -> bool:
 
 
 def in_folder(given: Mapping[str, Any], folder: run_folder.RunFolder) -> dict[str, Any]:
-    """Settings of the Trainer for what logs and profiles into a run's folder.
+    """Return the Trainer's loggers and profiler, which write into a run's folder.
 
     Args:
-        given: The --trainer options.
-        folder: Of the run.
+        given: Options of the Trainer.
+        folder: Folder of the run.
     """
     return {
         "logger": loggers(given["logger"], folder),
@@ -257,14 +263,14 @@ def in_folder(given: Mapping[str, Any], folder: run_folder.RunFolder) -> dict[st
 
 
 def loggers(given: Any, folder: run_folder.RunFolder) -> list[Logger]:
-    """The run's loggers: metrics.csv and TensorBoard's events, then the user's; or none at all.
+    """Return the run's loggers: metrics.csv and TensorBoard's events, then the user's; or none.
 
     Args:
-        given: --trainer.logger; False for none.
-        folder: Of the run.
+        given: Value of the Trainer's option logger; False for none.
+        folder: Folder of the run.
 
     Raises:
-        UsageError: a logger of the user's would write into the run's folder.
+        UsageError: A logger of the user would write into the run's folder.
     """
     if given is False:
         return []
@@ -274,21 +280,24 @@ def loggers(given: Any, folder: run_folder.RunFolder) -> list[Logger]:
             place = Path(logger.log_dir)
             if place.absolute() == folder.path.absolute():
                 raise UsageError(
-                    f"--trainer.logger {_name(logger)}: would write to {place}, where gptlit "
-                    "keeps the run's own metrics.csv and events; give another save_dir or version"
+                    f"would write to {place}, the folder of the run's own metrics.csv and events; "
+                    "give another save_dir or version",
+                    "trainer.logger",
+                    _name(logger),
                 )
     if users:
         names = ", ".join(_name(logger) for logger in users)
-        _say(f"--trainer.logger {names}: logs beside metrics.csv and TensorBoard in {folder.path}")
+        where = f"logs next to metrics.csv and TensorBoard in {folder.path}"
+        _note("trainer.logger", names, where)
     return [*folder.loggers(), *users]
 
 
 def profiler(given: Profiler | str | None, folder: Path) -> Profiler | None:
-    """The Trainer's profiler, whose files go to the run's folder unless it has another.
+    """Return the Trainer's profiler, which writes into the run's folder unless it has another.
 
     Args:
-        given: --trainer.profiler; a name, or one that is made.
-        folder: Of the run.
+        given: Name of the profiler, or the profiler itself.
+        folder: Folder of the run.
     """
     if isinstance(given, str):
         given = PROFILERS[given]()
@@ -297,9 +306,9 @@ def profiler(given: Profiler | str | None, folder: Path) -> Profiler | None:
     return given
 
 
-def say_where_profile(profiler: Profiler) -> None:
-    """State the files that a profiler has written instead of a report on the console."""
+def note_profile(profiler: Profiler) -> None:
+    """Note the files that a profiler has written instead of a report on the console."""
     if profiler.filename and profiler.dirpath:
         found = sorted(Path(profiler.dirpath).glob(f"*{profiler.filename}*"))
-        for path in found:
-            _say(f"the profiler's report: {path}")
+        for path in found if processes.on_rank_zero() else []:
+            note(f"the profiler's report: {path}")

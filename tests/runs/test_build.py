@@ -236,7 +236,7 @@ def test_a_model_checkpoint_works_next_to_gptlits(fit: Call, gptlit: Call) -> No
     own = {"monitor": "val/loss", "mode": "min", "save_last": True}
     callback = part("callbacks", "ModelCheckpoint", **own)
     result = fit(callback, "--trainer.max_steps=5")
-    assert "ModelCheckpoint: saves beside best.ckpt and last.ckpt" in result.err
+    assert "ModelCheckpoint: saves next to best.ckpt and last.ckpt" in result.err
     names = {path.name for path in (RUN / "checkpoints").iterdir()}
     theirs = {"epoch=0-step=5.ckpt", "epoch=0-step=5-last.ckpt"}
     assert names == {"best.ckpt", "last.ckpt", *theirs}
@@ -305,7 +305,7 @@ def test_async_saving_is_waited_for(fit: Call, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(AsyncCheckpointIO, "teardown", join_then)
     result = fit(part("plugins", "AsyncCheckpointIO"), "--trainer.limit_val_batches=0")
     assert result.code == 0, result.err
-    assert "AsyncCheckpointIO: checkpoints are written beside the training" in result.err
+    assert "AsyncCheckpointIO: checkpoints are written while the training continues" in result.err
     for name in ("best", "last"):
         assert checkpoint.read(RUN / "checkpoints" / f"{name}.ckpt")["global_step"] == 10
 
@@ -313,12 +313,12 @@ def test_async_saving_is_waited_for(fit: Call, monkeypatch: pytest.MonkeyPatch) 
 def test_a_checkpoint_plugin_replaces_gptlits(fit: Call) -> None:
     result = fit(part("plugins", "TorchCheckpointIO"))
     assert result.code == 0
-    assert "TorchCheckpointIO: replaces gptlit's own way of saving" in result.err
+    assert "TorchCheckpointIO: replaces gptlit's own plugin" in result.err
 
 
 def test_a_logger_works_next_to_gptlits(fit: Call) -> None:
     result = fit(part("logger", "CSVLogger", save_dir="mine"))
-    assert "CSVLogger: logs beside metrics.csv and TensorBoard" in result.err
+    assert "CSVLogger: logs next to metrics.csv and TensorBoard" in result.err
     losses = [
         [row["val/loss"] for row in read_metrics(folder) if row["val/loss"]]
         for folder in (RUN, Path("mine/lightning_logs/version_0"))
