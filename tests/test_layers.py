@@ -116,6 +116,8 @@ def test_plain_torch_below(module: str) -> None:
         ("assert main(['predict', '--ckpt_path', CKPT, '--num_samples=2']) == 0", "lightning"),
         ("from gptlit.study import study_file, tables", "torch"),
         ("from gptlit.study import study_file, tables", "lightning"),
+        ("from gptlit.cli import run_options", "torch"),
+        ("from gptlit.cli import run_options", "lightning"),
         ("gptlit.generate(*gptlit.load(CKPT), 'the')", "lightning"),
         ("assert main(['predict', '--ckpt_path', CKPT, '--greedy']) == 0", "tiktoken"),
     ],

@@ -94,7 +94,7 @@ def use_all_processes_for_data(strategy: ModelParallelStrategy) -> None:
 
 
 def state_key(callback: Callback, **options: Any) -> str:
-    """The key of a callback's state in checkpoints, which differs between callbacks of one class."""
+    """The key of a callback's state in checkpoints, by its class and options."""
     return callback._generate_state_key(**options)
 
 
