@@ -36,7 +36,7 @@ Purpose = Literal["fit", "validate", "test", "inspect"]
 
 @dataclass(frozen=True)
 class Plan:
-    """What is decided about a run before its Trainer is made.
+    """The decisions about a run that come before its Trainer.
 
     Args:
         purpose: What the run is for.
