@@ -83,9 +83,8 @@ def find_study(name: str) -> Path:
     if path.is_file():
         return path
     shipped = shipped_studies()
-    for each in (name, f"{name}.yaml"):
-        if each in shipped:
-            return shipped[each]
+    if found := shipped.get(name) or shipped.get(f"{name}.yaml"):
+        return found
     raise UsageError(
         f"{name}: no such file, and not one of the shipped "
         f"{', '.join(Path(each).stem for each in shipped)}.{did_you_mean(name, shipped)}"
@@ -104,9 +103,8 @@ def find_config(name: str) -> Path:
         return Path(name)
     shipped = shipped_configs()
     by_stem = {path.stem: path for path in shipped.values()}
-    for found in (shipped, by_stem):
-        if name in found:
-            return found[name]
+    if found := shipped.get(name) or by_stem.get(name):
+        return found
     short = [each for each in shipped if "/" not in each]
     raise UsageError(
         f"--config {name}: no such file, and not one of the shipped {', '.join(short)} and "
