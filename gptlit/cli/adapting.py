@@ -92,7 +92,7 @@ def _adapt_sizes(
     if not {"data.val_fraction", "data.val_path"} & set(chosen):
         change(data, "data.val_fraction", small_texts.val_fraction(data.val_fraction, len(head)))
     module = _data_module(options, tokenizer)
-    module.prepare_quietly()
+    module.setup("validate")  # makes the token file, without notes
     n_val = module.tokens.size("val") if module.has_validation else None
     batches_per_step = _n_processes(trainer) * trainer.accumulate_grad_batches
     min_windows = batches_per_step * (data.batch_size if "data.batch_size" in chosen else 1)

@@ -47,7 +47,6 @@ class TextDataModule(L.LightningDataModule):
         )
         self.batch_size = self.options.batch_size
         self.block_size = self.options.block_size
-        self.splitting = self.options.splitting
         self.seed = self.options.seed or 0
         self.folder = Path(self.options.data_dir).expanduser()
         # hashes of texts that must not have changed, by "" for the main one, "val" and "test"
@@ -104,7 +103,7 @@ class TextDataModule(L.LightningDataModule):
     @property
     def has_validation(self) -> bool:
         """Whether there is a validation split; available before the text is read."""
-        return bool(self.splitting.val_fraction or self.options.val_path)
+        return bool(self.options.splitting.val_fraction or self.options.val_path)
 
     def prepare_data(self) -> None:
         # called in one process of a machine; the others open the token file in setup
@@ -127,10 +126,6 @@ class TextDataModule(L.LightningDataModule):
     def load_text(self) -> catalog.Text:
         """Find or fetch the text that is trained on and split."""
         return catalog.load(self.options, self.folder)
-
-    def prepare_quietly(self) -> None:
-        """Make the token file without printing notes; `prepare_data` then finds it made."""
-        self._tokens = self._prepare()
 
     def _prepare(self) -> TokenFile:
         text = self.load_text()
@@ -157,7 +152,7 @@ class TextDataModule(L.LightningDataModule):
             text,
             self.folder / "tokens",
             tokenizer=self.tokenizer_or_options,
-            splitting=self.splitting,
+            splitting=self.options.splitting,
             own_texts=own_texts,
         )
 
