@@ -6,10 +6,6 @@ with build(["small.yaml", "--data.path=my.txt"]) as run:
 
 import contextlib
 import dataclasses
-import enum
-import functools
-import tempfile
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +14,6 @@ import lightning as L
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.seed import isolate_rng
 
 from gptlit import __version__, yaml_keys
 from gptlit.checkpoints import init_from
@@ -43,10 +38,6 @@ from gptlit.training.divergence import Guard
 from gptlit.training.module import LitGPT
 from gptlit.training.options import ModelOptions
 
-# the default of a class's argument can be an Enum's member, as `interval` of Lightning's Timer
-yaml.SafeDumper.add_multi_representer(
-    enum.Enum, lambda dumper, each: dumper.represent_data(each.value)
-)
 yaml_keys.check_parsed_yaml()
 
 
@@ -165,7 +156,7 @@ class GptlitCLI(LightningCLI):
         if self.verb == "fit" and self.start is None:
             self._adapt_to_text()
         # before the choices below, which a resume makes again
-        self.options_as_yaml, self.left_out = self._dump_options()
+        self.options_as_yaml, self.left_out = saved_options.write(options, self.verb_parser)
         if self.start is not None:
             before, now = self._options_of_start, yaml.safe_load(self.options_as_yaml)
             kind = self.start.described["tokenizer"]["kind"]
@@ -176,7 +167,7 @@ class GptlitCLI(LightningCLI):
 
     def _find_rate(self) -> None:
         """Take the learning rate that a trial suggests, as if it had been given."""
-        options, model = self.options, self.options.model
+        options = self.options
         for name, is_given in {
             "a verb other than fit": self.verb != "fit" or not self.trains,
             "--ckpt_path, which resumes a run at its own rate": self.start is not None,
@@ -185,18 +176,10 @@ class GptlitCLI(LightningCLI):
         }.items():
             if is_given:
                 raise UsageError(f"--lr_find true: is not used with {name}; leave it out")
-        note(
-            f"--lr_find: {lr_find.STEPS} steps, each at a higher learning rate than the one before"
-        )
-        with tempfile.TemporaryDirectory() as folder, isolate_rng():
-            words = [*self.arguments, *lr_find.TRIAL, f"--trainer.default_root_dir={folder}"]
-            run = GptlitCLI("fit", words, self.held, trains=False).built
-            self.trial = lr_find.find(run.trainer, run.model, run.data)
-        found = lr_find.changes(self.trial, model.optimizer, model.lr, model.muon_lr, model.min_lr)
-        changes = [f"--model.{name} {model[name]:g} -> {value:g}" for name, value in found.items()]
-        note(f"--lr_find: the loss fell fastest at {found['lr']:g}; {', '.join(changes)}")
-        for name, value in found.items():
-            model[name] = value
+        self.trial = lr_find.set_rate(options.model, self._build_trial)
+
+    def _build_trial(self, *options: str) -> Run:
+        return GptlitCLI("fit", [*self.arguments, *options], self.held, trains=False).built
 
     def _take_origin(self) -> None:
         """Read the weights that a new run begins with; a resumed run has its own."""
@@ -224,23 +207,6 @@ class GptlitCLI(LightningCLI):
     def _options_of_start(self) -> dict[str, Any]:
         assert self.start is not None
         return saved_options.read(self.start.described["run"])
-
-    def _dump_options(self) -> tuple[str, list[str]]:
-        """The options as YAML, and the names of those that YAML can't hold."""
-        with warnings.catch_warnings():
-            # what can't be written is found below, by reading it
-            warnings.simplefilter("ignore")
-            plain = functools.partial(self.verb_parser.dump, skip_unset=False, format="yaml")
-            dumped, left_out = saved_options.dump(self.options, plain)
-        options = yaml.safe_load(dumped)
-        for key in ("config", "ckpt_path", "preflight", "lr_find", "trust_checkpoint"):
-            options.pop(key, None)
-        for key in run_options.TEXT_PATHS:
-            if path := options["data"][key]:
-                # a resume may be run in another folder
-                options["data"][key] = str(Path(path).expanduser().absolute())
-        left_out += saved_options.leave_out(options, self.options, self.verb_parser.parse_object)
-        return yaml.safe_dump(options, sort_keys=False, allow_unicode=True), left_out
 
     # ------------------------------------------------------------------ the run
 

@@ -4,13 +4,16 @@ import contextlib
 import io
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
 import torch
+from jsonargparse import Namespace
 from lightning.pytorch.tuner import Tuner
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
@@ -19,8 +22,9 @@ from torch.optim.optimizer import (
 from gptlit import charts
 from gptlit.charts import Point, Series
 from gptlit.data.datamodule import TextDataModule
-from gptlit.messages import UsageError
+from gptlit.messages import UsageError, note
 from gptlit.optim.optimizers import Recipe
+from gptlit.runs.build import Run
 from gptlit.training.module import LitGPT
 
 STEPS = 100  # the help of --lr_find states it
@@ -83,6 +87,27 @@ class Trial:
         x = charts.axis("model.lr", [point.x for point in points], log=True)
         y = charts.axis("loss, running mean", [point.y for point in points], log=False)
         return charts.chart("lr_find", series, x, y)
+
+
+def set_rate(model: Namespace, build_trial: Callable[..., Run]) -> Trial:
+    """Set options of the model to those that a trial suggests, and print them.
+
+    Args:
+        model: Options of the model, changed in place.
+        build_trial: Builds a run without a folder, with more options.
+
+    Raises:
+        UsageError: The loss fell at no rate.
+    """
+    note(f"--lr_find: {STEPS} steps, each at a higher learning rate than the one before")
+    with tempfile.TemporaryDirectory() as folder, isolate_rng():
+        run = build_trial(*TRIAL, f"--trainer.default_root_dir={folder}")
+        trial = find(run.trainer, run.model, run.data)
+    found = changes(trial, model.optimizer, model.lr, model.muon_lr, model.min_lr)
+    changed = [f"--model.{name} {model[name]:g} -> {value:g}" for name, value in found.items()]
+    note(f"--lr_find: the loss fell fastest at {found['lr']:g}; {', '.join(changed)}")
+    model.update(Namespace(**found))
+    return trial
 
 
 def find(trainer: L.Trainer, model: LitGPT, data: TextDataModule) -> Trial:

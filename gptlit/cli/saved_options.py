@@ -2,15 +2,27 @@
 
 import contextlib
 import copy
+import enum
+import functools
 import os
 import re
+import warnings
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import Namespace
+from jsonargparse import ArgumentParser, Namespace
+
+from gptlit.cli.run_options import TEXT_PATHS
 
 Parse = Callable[[Any], Any]
+# options of one command, which a resume does not repeat
+ONE_COMMAND = ("config", "ckpt_path", "preflight", "lr_find", "trust_checkpoint")
+# the default of a class's argument can be an Enum's member, as `interval` of Lightning's Timer
+yaml.SafeDumper.add_multi_representer(
+    enum.Enum, lambda dumper, each: dumper.represent_data(each.value)
+)
 
 # modules of version 0.1.0 with classes that a run's options can name: their present modules
 _MOVED = {
@@ -38,6 +50,29 @@ def read(text: str) -> Any:
 def _moved(found: re.Match[str]) -> str:
     module, name = found[1], found[2]
     return f"gptlit.{_MOVED.get(f'{module}.{name}') or _MOVED.get(module, module)}.{name}"
+
+
+def write(options: Namespace, parser: ArgumentParser) -> tuple[str, list[str]]:
+    """Return a run's options as YAML, and the dotted names of those that YAML can't hold.
+
+    Args:
+        options: Parsed options by group.
+        parser: Parser of the options.
+    """
+    with warnings.catch_warnings():
+        # values that can't be written are found below, by reading them
+        warnings.simplefilter("ignore")
+        dump_all = functools.partial(parser.dump, skip_unset=False, format="yaml")
+        dumped, left_out = dump(options, dump_all)
+    written = yaml.safe_load(dumped)
+    for name in ONE_COMMAND:
+        written.pop(name, None)
+    for name in TEXT_PATHS:
+        if path := written["data"][name]:
+            # a resume may be run in another folder
+            written["data"][name] = str(Path(path).expanduser().absolute())
+    left_out += leave_out(written, options, parser.parse_object)
+    return yaml.safe_dump(written, sort_keys=False, allow_unicode=True), left_out
 
 
 def leave_out(written: dict[str, Any], options: Namespace, parse: Parse) -> list[str]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import sys
 import time
 from typing import Any
 
@@ -117,13 +116,8 @@ class LitGPT(L.LightningModule):
     # ------------------------------------------------------------------ training
 
     def setup(self, stage: str) -> None:
-        # a run shorter than its interval between validations is validated at its end
-        trainer = self.trainer
-        by_batches = text_of(trainer) and trainer.check_val_every_n_epoch is None
-        if stage == "fit" and by_batches and isinstance(trainer.val_check_interval, int):
-            n_steps = run_length.steps_of_run(trainer) or sys.maxsize
-            batches = n_steps * trainer.accumulate_grad_batches
-            trainer.val_check_interval = min(trainer.val_check_interval, batches)
+        if stage == "fit":
+            run_length.validate_at_end(self.trainer)
 
     def on_fit_start(self) -> None:
         if not self.has_begun:
@@ -345,10 +339,7 @@ class LitGPT(L.LightningModule):
         is_fit = self.trainer.state.fn == "fit"
         if is_fit:
             resuming.check_optimizer(checkpoint, self.options.optimizer)
-        try:
-            saved_state.check(checkpoint, self.trainer, self.config, self._new_optimizer)
-        except UsageError as error:
-            raise UsageError(str(error), "ckpt_path", self.trainer.ckpt_path) from error
+        saved_state.check(checkpoint, self.trainer, self.config, self._new_optimizer)
         if is_fit:
             self._resume(checkpoint)
 

@@ -38,6 +38,15 @@ def steps_of_epoch(trainer: L.Trainer) -> int:
     return min(whole, math.ceil(batches / accumulated))  # Lightning steps on an incomplete window
 
 
+def validate_at_end(trainer: L.Trainer) -> None:
+    """Let a run that is shorter than its interval between validations be validated at its end."""
+    interval = trainer.val_check_interval
+    by_batches = text_of(trainer) is not None and trainer.check_val_every_n_epoch is None
+    if by_batches and isinstance(interval, int):
+        n_steps = steps_of_run(trainer) or sys.maxsize
+        trainer.val_check_interval = min(interval, n_steps * trainer.accumulate_grad_batches)
+
+
 def schedule(recipe: Recipe, trainer: L.Trainer) -> Callable[[int], float]:
     """The learning rate at a step, as a fraction of the peak, over the length of a run.
 

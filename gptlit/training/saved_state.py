@@ -77,6 +77,18 @@ def check(
     Raises:
         UsageError: names the part that can't be restored.
     """
+    try:
+        _check(content, trainer, config, new_optimizer)
+    except UsageError as error:
+        raise UsageError(str(error), "ckpt_path", trainer.ckpt_path) from error
+
+
+def _check(
+    content: dict[str, Any],
+    trainer: L.Trainer,
+    config: GPTConfig,
+    new_optimizer: Callable[[], torch.optim.Optimizer],
+) -> None:
     assert trainer.state.fn is not None
     fn, is_fit = trainer.state.fn.value, trainer.state.fn == "fit"
     # without the position of a loader that was in use before, as in Lightning's tuner
