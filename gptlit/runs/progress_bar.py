@@ -84,12 +84,15 @@ class RunBar(ProgressBar):
             self._draw(self._run, "step", trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._close(trainer, pl_module)
+        self._end_evaluation()
+        if self._run is not None:
+            self._run.n = trainer.global_step
+            self._draw(self._run, "step", trainer, pl_module)
+            self._run.close()
+            self._run = None
 
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
-        self._close(trainer, pl_module)  # so that the error message has a line of its own
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        self.on_train_end(trainer, pl_module)  # so that the error message has a line of its own
 
     # ------------------------------------------------------------------ evaluations
 
@@ -98,23 +101,19 @@ class RunBar(ProgressBar):
             batches = trainer.num_val_batches
             self._evaluation = self._begin_evaluation(batches, position=int(trainer.training))
 
-    def on_validation_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any
-    ) -> None:
+    def on_validation_batch_end(self, *_: Any, **__: Any) -> None:
         self._count_evaluated("validating")
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_end(self, *_: Any) -> None:
         self._end_evaluation()
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._evaluation = self._begin_evaluation(trainer.num_test_batches, position=0)
 
-    def on_test_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any
-    ) -> None:
+    def on_test_batch_end(self, *_: Any, **__: Any) -> None:
         self._count_evaluated("testing")
 
-    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_test_end(self, *_: Any) -> None:
         self._end_evaluation()
 
     # ------------------------------------------------------------------ drawing
@@ -147,14 +146,6 @@ class RunBar(ProgressBar):
         if self._evaluation is not None:
             self._evaluation.close()
             self._evaluation = None
-
-    def _close(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._end_evaluation()
-        if self._run is not None:
-            self._run.n = trainer.global_step
-            self._draw(self._run, "step", trainer, pl_module)
-            self._run.close()
-            self._run = None
 
     def _is_due(self) -> bool:
         now = time.perf_counter()

@@ -23,14 +23,11 @@ class Throughput(Callback):
         self._since = 0.0
         self._from_step = 0
 
-    def _restart(self, trainer: L.Trainer) -> None:
+    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
         self._since, self._from_step = time.perf_counter(), trainer.global_step
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._restart(trainer)
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._restart(trainer)
+    def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
+        self.on_train_start(trainer)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any
@@ -45,7 +42,7 @@ class Throughput(Callback):
         tokens = text.windows_per_step * text.block_size
         pl_module.log("speed/step_ms", seconds * 1e3)
         pl_module.log("speed/tokens_per_s", tokens / seconds)
-        self._restart(trainer)
+        self.on_train_start(trainer)
 
 
 class Report(Callback):

@@ -141,12 +141,10 @@ class SampleText(Callback):
         options: dict[str, Any] = {"seed": self.seed, "unknown": "skip", **self.settings.used()}
         return [generate(net, module.tokenizer, prompt, **options) for prompt in self.prompts]
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any
-    ) -> None:
+    def on_train_batch_start(self, _: L.Trainer, pl_module: L.LightningModule, *__: Any) -> None:
         self.show(pl_module)  # for a Trainer without Report
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_end(self, _: L.Trainer, pl_module: L.LightningModule) -> None:
         self.show(pl_module)
 
     def show(self, module: L.LightningModule) -> None:
