@@ -1,10 +1,12 @@
 """The fast step for one token against the model itself, for every part of a model."""
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
 
-from gptlit.generation.decoding import Windows
+from gptlit.generation.decoding import Windows, kept_tokens, window_starts
 from gptlit.model.gpt import GPT
 from tests.model.test_gpt import KINDS, gpt
 
@@ -77,3 +79,17 @@ def test_reordered_rows_keep_their_past(kind: str) -> None:
         for row, found in enumerate(windows.logits()):
             alone = model(torch.tensor([window(texts[row])]))[0, -1]
             torch.testing.assert_close(found, alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("block_size", [1, 2, 7, 8])
+def test_window_starts_follow_the_rule_of_windows(block_size: int) -> None:
+    """Each token is predicted from the window that `Windows` has when it is appended."""
+    lengths, length = [], 1
+    for _ in range(1, 40):
+        lengths.append(length)
+        length = (kept_tokens(block_size) - 1 if length == block_size else length) + 1
+    starts = [*window_starts(40, block_size), (0, 40)]
+    found = []
+    for (start, first), (_, following) in itertools.pairwise(starts):
+        found += [token - start for token in range(first, following)]
+    assert found == lengths

@@ -318,3 +318,10 @@ def test_invalid_settings_are_refused(settings: dict[str, float]) -> None:
     (name, value), *_ = settings.items()
     with pytest.raises(UsageError, match=f"^{name} ({value}|'')"):
         SamplingSettings(**settings)  # type: ignore[arg-type]  # any option
+
+
+def test_a_misspelled_setting_is_an_error(model: GPT) -> None:
+    with pytest.raises(TypeError, match="'temprature'"):
+        generate(model, TOKENIZER, "a", temprature=0.5)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="'temprature'"):
+        SamplingSettings(temprature=0.5)  # type: ignore[call-arg]
