@@ -214,24 +214,25 @@ class GptlitCLI(LightningCLI):
         options = self.config_init[self.verb]
         if not processes.are_plain(self.options.trainer):
             processes.check(options.trainer)
+        trains = self.trains and not options.preflight
         changed: list[tuple[str, Any, Any]] = []
         if self.verb == "fit" and self.start is not None:
             now = yaml.safe_load(self.options_as_yaml)
             changed = [*resuming.changed(self._options_of_start, now)]
-            self.datamodule.expected_sha256 = self._texts_of_start()
         plan = Plan(
-            cast(Purpose, self.verb if self.trains and not options.preflight else "inspect"),
-            options,
-            self.options_as_yaml,
-            self.start,
-            self.origin,
-            self.adapted.changes,
-            self.adapted.rows,
-            changed,
-            self.left_out,
-            {"lr_find.svg": self.trial.chart().encode()} if self.trial else {},
-            self.place,
-            self.text_given,
+            purpose=cast(Purpose, self.verb if trains else "inspect"),
+            options=options,
+            config=self.options_as_yaml,
+            start=self.start,
+            origin=self.origin,
+            changes=self.adapted.changes,
+            rows=self.adapted.rows,
+            changed=changed,
+            left_out=self.left_out,
+            files={"lr_find.svg": self.trial.chart().encode()} if self.trial else {},
+            place=self.place,
+            text_given=self.text_given,
+            texts=self._texts_of_start() if self.start else {},
         )
         self.built = build_run(plan, self.model, self.datamodule, self.held)
         return self.built.trainer

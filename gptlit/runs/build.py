@@ -51,6 +51,8 @@ class Plan:
         files: Contents of more files for the run's folder, by name.
         place: Folder of a new run; None for the next version_N.
         text_given: Whether the text is given, rather than taken from `start`.
+        texts: Hashes of the texts that a resumed run must find unchanged, as in
+            `TextDataModule.expected_sha256`.
     """
 
     purpose: Purpose
@@ -65,6 +67,7 @@ class Plan:
     files: Mapping[str, bytes] = field(default_factory=dict)
     place: Path | None = None
     text_given: bool = False
+    texts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def first_step(self) -> int:
@@ -223,7 +226,7 @@ def _build_fit(
         callbacks.append(Patience(patience))
     settings["callbacks"] = [*callbacks, options.guard, options.samples]
     settings["plugins"] = user_parts.plugins(trainer.plugins, trainer.strategy)
-    folder = None if trainer.fast_dev_run else _open_folder(plan, model, held)
+    folder = None if trainer.fast_dev_run else _open_folder(plan, model, data, held)
     with _undone(folder, lambda: False):
         if folder is not None:
             options.samples.folder = folder.path
@@ -266,7 +269,9 @@ def _checkpoint_callbacks(
 # ---------------------------------------------------------------------- the folder
 
 
-def _open_folder(plan: Plan, model: LitGPT, held: contextlib.ExitStack) -> RunFolder:
+def _open_folder(
+    plan: Plan, model: LitGPT, data: TextDataModule, held: contextlib.ExitStack
+) -> RunFolder:
     """Make or reopen the run's folder, and lock it."""
     root = Path(plan.options.trainer.default_root_dir or ".")
     model.run_config = plan.config
@@ -284,6 +289,7 @@ def _open_folder(plan: Plan, model: LitGPT, held: contextlib.ExitStack) -> RunFo
     if 0 < (max_steps := plan.options.trainer.max_steps) <= step:
         reason = f"{path} is already at step {step}; give a larger number to continue"
         raise UsageError(reason, "trainer.max_steps", max_steps)
+    data.expected_sha256 = dict(plan.texts)
     if processes.on_rank_zero():
         note(f"resuming from {path} at step {step}")
         for name, old, new_value in plan.changed:

@@ -43,6 +43,8 @@ LOG_AFTER_SECONDS = 1.0
 class LitGPT(L.LightningModule):
     """Trains a GPT on the windows of a `TextDataModule`.
 
+    Takes the options of `ModelOptions` as keyword arguments, and has them as `options`.
+
     The net is built in `configure_model`, when the text and so the vocabulary is known. To train
     on loaders of your own, call `use_tokenizer` first; `user_batches.as_batch` describes the
     batches that they may give. Their metrics don't include bits per byte.
