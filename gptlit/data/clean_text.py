@@ -1,5 +1,6 @@
 """A cleaned text as one UTF-8 file on disk, with the positions needed to split it."""
 
+import itertools
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -73,30 +74,33 @@ def write(text: Text, path: Path, joined: bool) -> CleanText:
     if cleaning != AS_IT_IS:
         whole = ("".join(blocks) for blocks in documents)
         cleaned = (iter([document]) for document in cleaner(whole))
-    n_bytes = sum(each.stat().st_size for each in text.files)  # packed files exceed it
+    n_bytes = sum(file.stat().st_size for file in text.files)  # packed files exceed it
     with path.open("wb") as file, progress(n_bytes, f"reading {text.name}") as bar:
         writer = _Writer(file, bar.update)
         for blocks in cleaned:
-            if not are_many:
-                writer.write_all(blocks)
-            elif (first := next(stripped := _stripped(blocks), None)) is not None:
+            if are_many:
+                blocks = _stripped(blocks)
+                if (first := next(blocks, None)) is None:
+                    continue
                 if writer.n_chars:
                     writer.write(BETWEEN_DOCUMENTS if joined else "")
                     writer.end_document()
-                writer.write(first)
-                writer.write_all(stripped)
-        if writer.is_blank:
-            raise UsageError(
-                f"{text.option} {text.name}: the file is empty; name a text of a few thousand words"
-            )
+                blocks = itertools.chain([first], blocks)
+            for block in blocks:
+                writer.write(block)
         writer.write(AT_THE_END if are_many and joined else "")
         writer.end_document()
         writer.flush()
+    characters = "".join(map(chr, np.flatnonzero(writer.seen)))
+    if not characters.strip():
+        raise UsageError(
+            f"{text.option} {text.name}: the file is empty; name a text of a few thousand words"
+        )
     return CleanText(
         path,
         writer.n_chars,
         writer.n_bytes,
-        "".join(map(chr, np.flatnonzero(writer.seen))),
+        characters,
         np.array(writer.ends, dtype=np.int64).reshape(-1, 2),
         np.array(writer.marks, dtype=np.int64).reshape(-1, 2),
         (*documents.notes, *(f"cleaning: {line}" for line in cleaner.report())),
@@ -115,15 +119,11 @@ def _stripped(blocks: Iterator[str]) -> Iterator[str]:
             block, beginning = beginning, None
         body = block.rstrip("\n")
         if body:
-            yield from _line_breaks(n_line_breaks)
+            for first in range(0, n_line_breaks, FLUSH_CHARS):
+                yield "\n" * min(FLUSH_CHARS, n_line_breaks - first)
             n_line_breaks = 0
             yield body
         n_line_breaks += len(block) - len(body)
-
-
-def _line_breaks(n: int) -> Iterator[str]:
-    for first in range(0, n, FLUSH_CHARS):
-        yield "\n" * min(FLUSH_CHARS, n - first)
 
 
 class _Writer:
@@ -136,13 +136,11 @@ class _Writer:
         self._n_pending = 0
         self.n_chars = 0
         self.n_bytes = 0
-        self.is_blank = True
         self.seen = np.zeros(LAST_CODE_POINT + 1, dtype=bool)
         self.ends = array("q")
         self.marks = array("q", [0, 0])
 
     def write(self, text: str) -> None:
-        self.is_blank = self.is_blank and (not text or text.isspace())
         raw = text.encode()
         self._pending.append(raw)
         self._n_pending += len(text)
@@ -151,10 +149,6 @@ class _Writer:
         if self._n_pending >= FLUSH_CHARS:
             self.flush()
 
-    def write_all(self, blocks: Iterator[str]) -> None:
-        for block in blocks:
-            self.write(block)
-
     def end_document(self) -> None:
         self.ends.extend((self.n_chars, self.n_bytes))
 
@@ -162,8 +156,8 @@ class _Writer:
         raw = b"".join(self._pending)
         self._pending, self._n_pending = [], 0
         # most characters are ASCII and were seen before: deleting them first is fastest
-        seen = np.flatnonzero(self.seen[:128]).astype(np.uint8).tobytes()
-        rest = raw.translate(None, delete=seen)
+        seen_ascii = np.flatnonzero(self.seen[:128]).astype(np.uint8).tobytes()
+        rest = raw.translate(None, delete=seen_ascii)
         self.seen[np.frombuffer(rest.decode().encode("utf-32-le"), dtype="<u4")] = True
         self._file.write(raw)
         self._report_bytes(len(raw))

@@ -67,22 +67,21 @@ class TextDataModule(L.LightningDataModule):
             UsageError: The checkpoint names a folder for texts that is not one of gptlit's.
         """
         options |= {"weights_only": weights_only, "_instantiator": None}  # it would be called
-        made = super().load_from_checkpoint(checkpoint_path, *arguments, **options)
+        module = super().load_from_checkpoint(checkpoint_path, *arguments, **options)
         if "data_dir" not in options:
-            token_file.check_data_dir(checkpoint_path, made.folder)
+            token_file.check_data_dir(checkpoint_path, module.folder)
         described = checkpoint.read(checkpoint_path)[checkpoint.KEY]
         if not {"tokenizer", "eos"} & options.keys():
             size = described["config"]["vocab_size"]
-            made.use_tokenizer(from_state(described["tokenizer"], size))
-        trained = {"": described["text"]["sha256"]}
-        trained |= {name: sha256 for name, (_, sha256) in described["text"]["own_texts"].items()}
-        given = {"": {"corpus", "path"}, "val": {"val_path"}, "test": {"test_path"}}
-        made.expected_sha256 = {
+            module.use_tokenizer(from_state(described["tokenizer"], size))
+        texts = {"": (None, described["text"]["sha256"]), **described["text"]["own_texts"]}
+        options_of = {"": {"corpus", "path"}, "val": {"val_path"}, "test": {"test_path"}}
+        module.expected_sha256 = {
             name: sha256
-            for name, sha256 in trained.items()
-            if sha256 and not given[name] & options.keys()  # imported weights have no text
+            for name, (_, sha256) in texts.items()
+            if sha256 and not options_of[name] & options.keys()  # imported weights have no text
         }
-        return made
+        return module
 
     def use_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Read texts by a finished tokenizer, that of a checkpoint, instead of making one."""
@@ -128,32 +127,27 @@ class TextDataModule(L.LightningDataModule):
         return catalog.load(self.options, self.folder)
 
     def _prepare(self) -> TokenFile:
-        text = self.load_text()
-        own_paths = {"val": self.options.val_path, "test": self.options.test_path}
-        own_texts = {
-            name: catalog.load(
-                dataclasses.replace(self.options, path=path),
-                self.folder,
-                path_option=opt(f"data.{name}_path"),
-            )
-            for name, path in own_paths.items()
-            if path
-        }
-        for name, each in {"": text, **own_texts}.items():
-            if self.expected_sha256.get(name, each.sha256) != each.sha256:
+        texts = {"": self.load_text()}
+        for name, path in {"val": self.options.val_path, "test": self.options.test_path}.items():
+            if path:
+                options = dataclasses.replace(self.options, path=path)
+                option = opt(f"data.{name}_path")
+                texts[name] = catalog.load(options, self.folder, path_option=option)
+        for name, text in texts.items():
+            if self.expected_sha256.get(name, text.sha256) != text.sha256:
                 option = f"data.{name}_path" if name else "data.path"
                 raise UsageError(
                     f"the text has changed since it was trained on; give {opt(option)} to continue "
                     "with its present content",
                     option,
-                    each.name,
+                    text.name,
                 )
         return prepare.prepare(
-            text,
+            texts.pop(""),
             self.folder / "tokens",
             tokenizer=self.tokenizer_or_options,
             splitting=self.options.splitting,
-            own_texts=own_texts,
+            own_texts=texts,
         )
 
     @functools.cached_property
@@ -178,9 +172,9 @@ class TextDataModule(L.LightningDataModule):
             return pieces
         lengths = np.diff(pieces, axis=1)[:, 0]
         n_trained_on = int(self.options.train_fraction * lengths.sum())
-        kept = n_trained_on - (lengths.cumsum() - lengths)
-        ends = pieces[:, 0] + np.clip(kept, 0, lengths)
-        return np.stack([pieces[:, 0], ends], axis=1)[kept > 0]
+        n_left = n_trained_on - (lengths.cumsum() - lengths)  # before each piece
+        ends = pieces[:, 0] + np.clip(n_left, 0, lengths)
+        return np.stack([pieces[:, 0], ends], axis=1)[n_left > 0]
 
     @property
     def n_train_tokens(self) -> int:
@@ -189,19 +183,18 @@ class TextDataModule(L.LightningDataModule):
 
     def _check_size(self) -> None:
         n_train, n_val = self.n_train_tokens, self.tokens.size("val")
-        name = self.tokens.provenance["name"]
-        if self.order.n_windows >= 1:
-            if self.has_validation:
-                self._check_window("val")
-            return
-        longest = np.diff(self._pieces("train"), axis=1).max(initial=0)
-        largest = f"the largest block that fits is {longest // 2}"
-        raise UsageError(
-            f"{name} is too short: {n_train} tokens to train on and {n_val} for validation; "
-            + (largest if n_train >= 2 else "a longer text is needed"),
-            "model.block_size",
-            self.block_size,
-        )
+        if self.order.n_windows < 1:
+            longest = np.diff(self._pieces("train"), axis=1).max(initial=0)
+            largest = f"the largest block that fits is {longest // 2}"
+            raise UsageError(
+                f"{self.tokens.provenance['name']} is too short: {n_train} tokens to train on and "
+                f"{n_val} for validation; "
+                + (largest if n_train >= 2 else "a longer text is needed"),
+                "model.block_size",
+                self.block_size,
+            )
+        if self.has_validation:
+            self._check_window("val")
 
     def _check_window(self, split: str) -> None:
         size, fraction = self.tokens.size(split), opt("data.val_fraction")
@@ -216,9 +209,9 @@ class TextDataModule(L.LightningDataModule):
 
     def _ranks(self) -> dict[str, int]:
         strategy = self.trainer.strategy if self.trainer else None
-        ranks = getattr(strategy, "distributed_sampler_kwargs", None)
-        ranks = ranks or {"rank": 0, "num_replicas": 1}
-        return {"rank": ranks["rank"], "n_ranks": ranks["num_replicas"]}
+        # only a strategy of several processes has them
+        ranks = getattr(strategy, "distributed_sampler_kwargs", None) or {}
+        return {"rank": ranks.get("rank", 0), "n_ranks": ranks.get("num_replicas", 1)}
 
     @property
     def _n_accumulated(self) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -24,8 +24,6 @@ from gptlit.tokenizers.words import WordTokenizer, count_words
 
 COUNT_BYTES = 1 << 21  # larger, as the counts of each task have to be added up
 ONE_WORKER_BELOW_BYTES = 32 << 20  # less is done before other processes have started
-
-Result = TypeVar("Result", covariant=True)
 
 
 @dataclass(frozen=True)
@@ -49,26 +47,15 @@ class Encoded:
     crc: int
 
 
-class Work(Protocol[Result]):
-    """A function of tasks.
-
-    Attributes:
-        task_bytes: Suitable size of a task.
-        in_python: Whether it holds the interpreter's lock, so that only processes can share it.
-    """
-
-    @property
-    def task_bytes(self) -> int: ...
-
-    @property
-    def in_python(self) -> bool: ...
-
-    def __call__(self, task: Task) -> Result: ...
-
-
 @dataclass(frozen=True)
 class Encoder:
-    """Encodes tasks into ids, with the tokenizer's end of sequence, if any, after documents."""
+    """Encodes tasks into ids, with the tokenizer's end of sequence, if any, after documents.
+
+    Args:
+        tokenizer: Tokenizer to encode with.
+        dtype: Data type of the ids.
+        task_bytes: Suitable size of a task.
+    """
 
     tokenizer: Tokenizer
     dtype: np.dtype
@@ -76,6 +63,7 @@ class Encoder:
 
     @property
     def in_python(self) -> bool:
+        """Whether the work holds the interpreter's lock, so that only processes can share it."""
         return isinstance(self.tokenizer, WordTokenizer)
 
     def __call__(self, task: Task) -> Encoded:
@@ -111,6 +99,9 @@ class WordCounter:
         return counts
 
 
+Work = Encoder | WordCounter
+
+
 def n_cores() -> int:
     """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -118,14 +109,12 @@ def n_cores() -> int:
     return os.cpu_count() or 1
 
 
-def in_order(
-    work: Work[Result], tasks: Iterable[Task], n_bytes: int, label: str
-) -> Iterator[Result]:
+def in_order(work: Work, tasks: Iterable[Task], n_bytes: int, label: str) -> Iterator[Any]:
     """Yield the result of each task, in the order of the tasks, with a progress bar.
 
     Args:
-        work: Function of a task; threads or processes share it if there is enough work.
-        tasks: Tasks, of which only a few are taken ahead.
+        work: Function of a task; threads or processes share it if there are enough bytes.
+        tasks: Tasks, of which only a few are read ahead.
         n_bytes: Bytes of all tasks together.
         label: Label of the bar, which a terminal shows after a second.
     """
@@ -140,7 +129,7 @@ def in_order(
     else:
         pool, function = ThreadPoolExecutor(n_workers), work
 
-    def submit(task: Task) -> Future[Result]:
+    def submit(task: Task) -> Future[Any]:
         # the pool may start a process
         with _spawning_safely() if in_processes else contextlib.nullcontext():
             return pool.submit(function, task)
@@ -155,9 +144,9 @@ def in_order(
 
 
 def _results(
-    submit: Callable[[Task], Future[Result]], tasks: Iterable[Task], n_ahead: int
-) -> Iterator[tuple[Task, Result]]:
-    submitted: deque[tuple[Task, Future[Result]]] = deque()
+    submit: Callable[[Task], Future[Any]], tasks: Iterable[Task], n_ahead: int
+) -> Iterator[tuple[Task, Any]]:
+    submitted: deque[tuple[Task, Future[Any]]] = deque()
     for task in tasks:
         submitted.append((task, submit(task)))
         if len(submitted) > n_ahead:
@@ -199,9 +188,9 @@ def _start_worker(work: Callable[[Task], Any]) -> None:
 
 def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _do_work(task: Task) -> Any:

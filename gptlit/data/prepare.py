@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -62,7 +62,8 @@ def prepare(
         UsageError: The files are not text, the text can't be split so, a finished tokenizer lacks
             some of its characters, or the disk is full.
     """
-    stem = f"{Path(text.name).stem[:NAME_CHARS]}-{_key(text, tokenizer, splitting, own_texts)}"
+    texts = {"": text, **own_texts}
+    stem = f"{Path(text.name).stem[:NAME_CHARS]}-{_key(texts, tokenizer, splitting)}"
     data_path, facts_path = folder / f"{stem}.bin", folder / f"{stem}.json"
     part = folder / f"{stem}.part"
     with _disk_errors(folder.parent, text.name):
@@ -70,11 +71,11 @@ def prepare(
             return found
         folder.mkdir(parents=True, exist_ok=True)
         # one lock for all texts of a folder, since a preparation uses all cores
-        with locked(folder / ".lock", lambda: _report_waiting(folder)):
+        waiting = f"waiting for another process, which prepares a text in {folder}"
+        with locked(folder / ".lock", lambda: note(waiting)):
             # the process that held the lock may have prepared this text
             if not (found := token_file.read(data_path, facts_path)):
                 with _work_folder(part):
-                    texts = {"": text, **own_texts}
                     preparation = _Preparation(texts, tokenizer, splitting, part, folder.parent)
                     token_file.write(preparation.run(), part / "facts")
                     # the facts last: if they are there, the ids are complete
@@ -117,10 +118,7 @@ def _disk_errors(data_dir: Path, name: str) -> Iterator[None]:
 
 
 def _key(
-    text: Text,
-    tokenizer: TokenizerOptions | Tokenizer,
-    splitting: Splitting,
-    own_texts: dict[str, Text],
+    texts: dict[str, Text], tokenizer: TokenizerOptions | Tokenizer, splitting: Splitting
 ) -> str:
     """Hash everything that the token file depends on."""
     state: Any = tokenizer.state() if isinstance(tokenizer, Tokenizer) else asdict(tokenizer)
@@ -132,15 +130,11 @@ def _key(
             *(text.options.jsonl_field, text.options.column, text.options.encoding),
             asdict(text.options.cleaning),
         ]
-        for name, text in {"": text, **own_texts}.items()
+        for name, text in texts.items()
     ]
     # with the size of tasks: a preparation is resumed only with the tasks that it began with
     facts = [FORMAT, TASK_BYTES, reading, state, asdict(splitting)]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _report_waiting(folder: Path) -> None:
-    note(f"waiting for another process, which prepares a text in {folder}")
 
 
 @dataclass(frozen=True)
@@ -162,48 +156,27 @@ class _SplitSpan:
         return cut_into_tasks(self.text, self.first, self.end, self.index, max_bytes)
 
 
+@dataclass
 class _Preparation:
     """The preparation of one token file.
 
     Args:
         texts: The text to split, as "", and separate texts by the names of their splits.
-        tokenizer: A finished tokenizer, or the options of one.
+        tokenizer_or_options: A finished tokenizer, or the options of one.
         splitting: How to split the text.
         folder: Work folder of this preparation.
         downloads: Folder for the files of published tokenizers.
     """
 
-    def __init__(
-        self,
-        texts: dict[str, Text],
-        tokenizer: TokenizerOptions | Tokenizer,
-        splitting: Splitting,
-        folder: Path,
-        downloads: Path,
-    ) -> None:
-        self._texts = texts
-        self._given = tokenizer
-        self._folder = folder
-        self._downloads = downloads
-        given = tokenizer
-        eos = given.eos_id is not None if isinstance(given, Tokenizer) else given.eos
-        self._clean_texts = {
-            name: clean_text.write(text, folder / f"text{name}", joined=not eos)
-            for name, text in texts.items()
-        }
-        main = self._clean_texts[""]
-        spans = [
-            (main, name, end - first, main.byte_at(first), main.byte_at(end))
-            for name, first, end in splitting.spans(main.n_chars, main.ends[:, 0])
-        ]
-        own = [(name, text) for name, text in self._clean_texts.items() if name]
-        spans += [(text, name, text.n_chars, 0, text.n_bytes) for name, text in own]
-        self._spans = [_SplitSpan(index, *span) for index, span in enumerate(spans)]
-        characters = (text.characters for text in self._clean_texts.values())
-        self._characters = "".join(sorted(set().union(*characters)))
+    texts: dict[str, Text]
+    tokenizer_or_options: TokenizerOptions | Tokenizer
+    splitting: Splitting
+    folder: Path
+    downloads: Path
 
     def run(self) -> dict[str, Any]:
         """Write the ids and document ends; return the facts for `token_file.write`."""
+        self._clean_and_split()
         tokenizer = self._tokenizer()
         dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
         tasks = self._encode(Encoder(tokenizer, dtype))
@@ -212,7 +185,7 @@ class _Preparation:
             sizes[task.span] += task.n_tokens
         ends = np.cumsum(sizes).tolist()
         if not ends[-1]:
-            raise UsageError(f"{self._texts[''].name}: has no tokens")
+            raise UsageError(f"{self.texts[''].name}: has no tokens; name a longer text")
         spans: dict[str, list[list[int]]] = {name: [] for name in SPLITS}
         starts: dict[Path, int] = {}
         for span, size, end in zip(self._spans, sizes, ends, strict=True):
@@ -221,12 +194,33 @@ class _Preparation:
         return {
             "dtype": dtype.name,
             "n_tokens": ends[-1],
-            "sha256": sha256_of(self._folder / "ids"),
+            "sha256": sha256_of(self.folder / "ids"),
             "spans": spans,
             "text_starts": list(starts.values()),
             "tokenizer": tokenizer.state(),
             "provenance": self._provenance(tasks),
         }
+
+    def _clean_and_split(self) -> None:
+        made = self.tokenizer_or_options
+        has_eos = made.eos_id is not None if isinstance(made, Tokenizer) else made.eos
+        self._clean_texts = {
+            name: clean_text.write(text, self.folder / f"text{name}", joined=not has_eos)
+            for name, text in self.texts.items()
+        }
+        main = self._clean_texts[""]
+        spans = [
+            (main, split, end - first, main.byte_at(first), main.byte_at(end))
+            for split, first, end in self.splitting.spans(main.n_chars, main.ends[:, 0])
+        ]
+        spans += [
+            (text, split, text.n_chars, 0, text.n_bytes)
+            for split, text in self._clean_texts.items()
+            if split
+        ]
+        self._spans = [_SplitSpan(index, *span) for index, span in enumerate(spans)]
+        characters = (text.characters for text in self._clean_texts.values())
+        self._characters = "".join(sorted(set().union(*characters)))
 
     def _provenance(self, tasks: list[LoggedTask]) -> dict[str, Any]:
         sizes = {name: {"characters": 0, "bytes": 0, "unknown": 0} for name in SPLITS}
@@ -236,7 +230,7 @@ class _Preparation:
         for task in tasks:
             sizes[self._spans[task.span].split]["unknown"] += task.n_unknown
         # names without folders, as a run can be resumed elsewhere
-        named = {name: [Path(text.name).name, text.sha256] for name, text in self._texts.items()}
+        named = {name: [Path(text.name).name, text.sha256] for name, text in self.texts.items()}
         name, sha256 = named.pop("")
         return {
             "name": name,
@@ -248,19 +242,20 @@ class _Preparation:
         }
 
     def _tokenizer(self) -> Tokenizer:
-        """Return the given tokenizer, or one made for the text, which is saved for a restart."""
-        if isinstance(self._given, Tokenizer):
-            return self._given
-        saved = self._folder / "tokenizer"
+        """Return the finished tokenizer, or make one and save it for a resumed preparation."""
+        options = self.tokenizer_or_options
+        if isinstance(options, Tokenizer):
+            return options
+        saved = self.folder / "tokenizer"
         with contextlib.suppress(FileNotFoundError, ValueError):
             return from_state(json.loads(saved.read_text(encoding="utf-8")))
-        tokenizer = self._make_tokenizer(self._given)
+        tokenizer = self._make_tokenizer(options)
         if tokenizer.vocab_size > LARGEST_VOCABULARY:
             raise UsageError(
                 f"its vocabulary of {tokenizer.vocab_size:,} is too large for ids of 32 bits; a "
                 "BPE takes any text",
                 "data.tokenizer",
-                self._given.kind,
+                options.kind,
             )
         saved.write_text(json.dumps(tokenizer.state()), encoding="utf-8")
         return tokenizer
@@ -272,12 +267,12 @@ class _Preparation:
             return CharTokenizer.train(self._characters, options)
         if options.kind == "word":
             counts: Counter[str] = Counter()
-            for more in self._results(WordCounter(options.reversible), "counting words"):
-                counts.update(more)
+            for task_counts in self._results(WordCounter(options.reversible), "counting words"):
+                counts.update(task_counts)
             return WordTokenizer.train(counts, options)
         if options.kind == "bpe":
             return BytePairTokenizer.train(self._training_texts(), options)
-        return BytePairTokenizer.published(options.encoding, self._downloads, options.eos)
+        return BytePairTokenizer.published(options.encoding, self.downloads, options.eos)
 
     def _training_texts(self) -> Iterator[str]:
         spans = [span for span in self._spans if span.split == "train"]
@@ -289,14 +284,12 @@ class _Preparation:
 
     def _encode(self, encoder: Encoder) -> list[LoggedTask]:
         """Tokenize all spans into the file of ids, from the task where a run was interrupted."""
-        name = self._texts[""].name
-        with EncodeLog(self._folder, encoder.dtype) as log:
+        name = self.texts[""].name
+        with EncodeLog(self.folder, encoder.dtype) as log:
             if log.tasks:
                 note(f"resuming the interrupted preparation of {name}")
-            n_bytes_done = sum(task.n_bytes for task in log.tasks)
-            label, n_done = f"tokenizing {name}", len(log.tasks)
             try:
-                for encoded in self._results(encoder, label, n_done, n_bytes_done):
+                for encoded in self._results(encoder, f"tokenizing {name}", log.tasks):
                     log.add(encoded)
             except UnknownPieces as error:
                 raise UsageError(f"{name}: {error}; this model can't read that text") from error
@@ -304,8 +297,8 @@ class _Preparation:
             return log.tasks
 
     def _results(
-        self, work: parallel.Work[Any], label: str, n_done: int = 0, n_bytes_done: int = 0
+        self, work: parallel.Work, label: str, done: Sequence[LoggedTask] = ()
     ) -> Iterator[Any]:
         tasks = (task for span in self._spans for task in span.tasks(work.task_bytes))
-        n_bytes = sum(span.n_bytes for span in self._spans)
-        return parallel.in_order(work, islice(tasks, n_done, None), n_bytes - n_bytes_done, label)
+        n_bytes = sum(s.n_bytes for s in self._spans) - sum(task.n_bytes for task in done)
+        return parallel.in_order(work, islice(tasks, len(done), None), n_bytes, label)

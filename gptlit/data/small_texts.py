@@ -18,25 +18,25 @@ SAMPLES = 10
 PROMPT_CHARS = 24
 
 
-def val_fraction(given: float, n_chars: int) -> float:
+def val_fraction(fraction: float, n_chars: int) -> float:
     """Return a validation share of LEAST_VALIDATION characters, or a tenth of the text.
 
     Args:
-        given: Share in the config; kept if it is 0 or large enough.
+        fraction: Share in the config; kept if it is 0 or large enough.
         n_chars: Number of characters of the text.
     """
-    if not given or given * n_chars >= LEAST_VALIDATION:
-        return given
-    return max(given, min(LARGEST_SHARE, math.ceil(100 * LEAST_VALIDATION / n_chars) / 100))
+    if not fraction or fraction * n_chars >= LEAST_VALIDATION:
+        return fraction
+    return max(fraction, min(LARGEST_SHARE, math.ceil(100 * LEAST_VALIDATION / n_chars) / 100))
 
 
 def block_size(
-    given: int, n_windows: Callable[[int], int], n_val: int | None, least_windows: int
+    largest: int, n_windows: Callable[[int], int], n_val: int | None, least_windows: int
 ) -> int | None:
-    """Return the largest of `given`, its half, its quarter and so on that the text has windows for.
+    """Return the largest of `largest`, its half, its quarter, ... that the text has windows for.
 
     Args:
-        given: Block size in the config.
+        largest: Block size in the config.
         n_windows: Function of a block size that returns the number of training windows.
         n_val: Tokens of the validation split, which needs a window; None without the split.
         least_windows: Training windows of a step; LEAST_WINDOWS are needed in any case.
@@ -44,56 +44,54 @@ def block_size(
     Returns:
         The block size; None if LEAST_BLOCK is too large.
     """
-    size = given
-    while size >= min(given, LEAST_BLOCK):
-        if (n_val is None or n_val >= size) and n_windows(size) >= max(
-            least_windows, LEAST_WINDOWS
-        ):
+    size, least_windows = largest, max(least_windows, LEAST_WINDOWS)
+    while size >= min(largest, LEAST_BLOCK):
+        if (n_val is None or n_val >= size) and n_windows(size) >= least_windows:
             return size
         size //= 2
     return None
 
 
-def batch_size(given: int, n_windows: int, batches_per_step: int) -> int:
-    """Return the largest batch size up to `given` with which an epoch has a step.
+def batch_size(largest: int, n_windows: int, batches_per_step: int) -> int:
+    """Return the largest batch size up to `largest` with which an epoch has a step.
 
     Args:
-        given: Batch size in the config.
+        largest: Batch size in the config.
         n_windows: Number of training windows of the text.
         batches_per_step: Processes times accumulated batches.
     """
-    return max(1, min(given, n_windows // batches_per_step))
+    return max(1, min(largest, n_windows // batches_per_step))
 
 
-def val_check_interval(given: int, n_steps: int, steps_per_epoch: int) -> int:
+def val_check_interval(interval: int, n_steps: int, steps_per_epoch: int) -> int:
     """Return the steps between validations that find the best step of a text seen many times.
 
     If more than PASSES passes over the text lie between two validations, a run has VALIDATIONS of
     them, or more so that they divide it evenly; a short run has one every LEAST_INTERVAL steps.
 
     Args:
-        given: Interval in the config.
+        interval: Interval in the config.
         n_steps: Steps of the run; 0 or less if it has no end.
         steps_per_epoch: Steps in a pass over the text.
     """
-    if n_steps <= 0 or given <= PASSES * steps_per_epoch or given * VALIDATIONS <= n_steps:
-        return given
+    if n_steps <= 0 or interval <= PASSES * steps_per_epoch or interval * VALIDATIONS <= n_steps:
+        return interval
     most = min(n_steps, max(LEAST_INTERVAL, n_steps // VALIDATIONS))
     return next((n for n in range(most, most // 2, -1) if n_steps % n == 0), most)
 
 
-def sample_interval(given: int, n_steps: int, interval: int) -> int:
-    """Return the least steps between samples: SAMPLES in a run of more than twice as many
-    validations.
+def sample_interval(least: int, n_steps: int, interval: int) -> int:
+    """Return the least steps between samples, for SAMPLES in a run that has more than twice as
+    many validations.
 
     Args:
-        given: Interval in the config.
+        least: Interval in the config.
         n_steps: Steps of the run; 0 or less if it has no end.
         interval: Steps between validations.
     """
     if n_steps <= 2 * SAMPLES * interval:
-        return given
-    return max(given, n_steps // SAMPLES)
+        return least
+    return max(least, n_steps // SAMPLES)
 
 
 def opening(text: str) -> str:

@@ -66,25 +66,22 @@ class Splitting:
         bounds = [index * n_chars // self.val_spans for index in range(self.val_spans + 1)]
         cuts = [0]
         for first, end in itertools.pairwise(bounds):
-            cuts += [first + length for length in self._lengths(end - first)]
+            n = end - first
+            train_end = int((1 - self.val_fraction - self.test_fraction) * n)
+            val_end = int((1 - self.test_fraction) * n) if self.test_fraction else n
+            cuts += [first + train_end, first + val_end, end]
         if self.split_by == "documents":
             ends = np.concatenate([[0], document_ends])
             # the nearest end, by the midpoints between ends
             cuts = ends[np.searchsorted((ends[1:] + ends[:-1]) / 2, cuts)].tolist()
         names = SPLITS * self.val_spans
-        found = [
+        spans = [
             Span(name, first, end)
             for name, first, end in zip(names, cuts, cuts[1:], strict=False)
             if end > first
         ]
-        self._check(found, len(document_ends))
-        return found
-
-    def _lengths(self, n: int) -> tuple[int, int, int]:
-        """Return the ends of the training, validation and test characters of `n`."""
-        train_end = int((1 - self.val_fraction - self.test_fraction) * n)
-        val_end = int((1 - self.test_fraction) * n) if self.test_fraction else n
-        return train_end, val_end, n
+        self._check(spans, len(document_ends))
+        return spans
 
     def _check(self, spans: list[Span], n_documents: int) -> None:
         wanted = {"train": 1.0, "val": self.val_fraction, "test": self.test_fraction}

@@ -4,6 +4,7 @@ A long document is cut at places where no tokenizer joins both sides, so that it
 of the uncut document.
 """
 
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,8 +18,8 @@ from gptlit.data.clean_text import CleanText
 TASK_BYTES = 1 << 18  # the arrays of such a task stay in the processor's cache
 CHARACTER_BYTES = 4  # at most
 LOOK_BACK_BYTES = (1 << 10, 1 << 16)  # searched for a place to cut, one after the other
-# before the first character of a line, and before a single space between words: published
-# patterns, that of rustbpe and words all begin a new piece there
+# before the first character of a line, and before a single space between words: the patterns of
+# published tokenizers, of rustbpe and of words all begin a new piece there
 _CUTS = (re.compile(r"(?<=[^\s]\n)(?=[^\s/])"), re.compile(r"(?<=[^\s])(?= [^\s])"))
 
 
@@ -72,19 +73,19 @@ def cut_into_stretches(text: CleanText, first: int, end: int, max_bytes: int) ->
 def _find_cut(file: IO[bytes], first: int, end: int) -> int:
     """Return the best place to cut near `end`: the last beginning of a line, else the last space
     between words, else the beginning of the last character."""
-    for pattern in _CUTS:
-        for n_bytes in LOOK_BACK_BYTES:
-            at = max(first, end - n_bytes)
-            file.seek(at)
-            if (place := last_cut(file.read(end - at), pattern)) is not None:
-                return at + place
+    for pattern, n_bytes in itertools.product(_CUTS, LOOK_BACK_BYTES):
+        at = max(first, end - n_bytes)
+        file.seek(at)
+        if (place := last_cut(file.read(end - at), pattern)) is not None:
+            return at + place
     file.seek(end - CHARACTER_BYTES)
     last = file.read(CHARACTER_BYTES)
     return end - CHARACTER_BYTES + max(i for i, byte in enumerate(last) if _begins_char(byte))
 
 
 def last_cut(raw: bytes, pattern: re.Pattern[str]) -> int | None:
-    """Return the last match in UTF-8 text, which may have incomplete characters at its ends."""
+    """Return the byte of the last match in UTF-8 text, which may begin or end inside a character;
+    None if there is no match."""
     n_before = next((i for i, byte in enumerate(raw) if _begins_char(byte)), 0)
     text = raw[n_before:].decode(errors="ignore")
     places = [match.start() for match in pattern.finditer(text)]
@@ -99,11 +100,11 @@ def cut_into_tasks(
     text: CleanText, first: int, end: int, span: int = 0, max_bytes: int = TASK_BYTES
 ) -> Iterator[Task]:
     """Yield the bytes from `first` to `end` in tasks of at most `max_bytes`."""
-    gathered: list[Stretch] = []
+    stretches: list[Stretch] = []  # of the next task
     for stretch in cut_into_stretches(text, first, end, max_bytes):
-        if gathered and stretch.end - gathered[0].first > max_bytes:
-            yield Task(span, text.path, gathered)
-            gathered = []
-        gathered.append(stretch)
-    if gathered:
-        yield Task(span, text.path, gathered)
+        if stretches and stretch.end - stretches[0].first > max_bytes:
+            yield Task(span, text.path, stretches)
+            stretches = []
+        stretches.append(stretch)
+    if stretches:
+        yield Task(span, text.path, stretches)

@@ -50,16 +50,12 @@ class TokenFile:
         """Return the UTF-8 bytes per token of a split."""
         return self.n_bytes(split) / self.size(split)
 
-    def unknown_share(self, split: str) -> float:
-        """Return the share of a split's tokens that stand for unknown words."""
-        return self.provenance["sizes"][split]["unknown"] / max(1, self.size(split))
-
     def incomparable(self, split: str) -> str:
         """Return why bits per byte of a split don't compare across tokenizers; "" if they do."""
-        if not self.size(split):
+        if not (size := self.size(split)):
             return ""
-        if share := self.unknown_share(split):
-            return f"{share:.2%} of its tokens are unknown words"
+        if n_unknown := self.provenance["sizes"][split]["unknown"]:
+            return f"{n_unknown / size:.2%} of its tokens are unknown words"
         return "" if self.tokenizer.is_lossless else "its whitespace isn't predicted"
 
     def split(self, split: str) -> np.ndarray:
@@ -68,34 +64,28 @@ class TokenFile:
         return parts[0] if len(parts) == 1 else np.concatenate([self.ids[:0], *parts])
 
     def pieces(self, split: str, by_document: bool = False) -> Pieces:
-        """Return (n, 2) first and last-plus-one token of each contiguous piece of a split.
-
-        Args:
-            split: Name of the split.
-            by_document: Cut its spans at the ends of documents.
-        """
+        """Return (n, 2) first and last-plus-one token of each contiguous piece of a split: of its
+        spans, or, with `by_document`, of the documents in them."""
         spans = np.array(self.spans[split], dtype=np.int64).reshape(-1, 2)
         if not by_document:
             return spans
-        found = []
+        pieces = [spans[:0]]
         for first, end in spans:
             after = np.searchsorted(self.document_ends, first, "right")
             until = np.searchsorted(self.document_ends, end, "left")
             cuts = np.concatenate([[first], self.document_ends[after:until], [end]])
-            found.append(np.stack([cuts[:-1], cuts[1:]], axis=1))
-        return np.concatenate([spans[:0], *found])
+            pieces.append(np.stack([cuts[:-1], cuts[1:]], axis=1))
+        return np.concatenate(pieces)
 
     def document_lengths(self) -> np.ndarray:
         """Return (n_documents,) tokens of each document."""
         return np.diff(self.document_ends, prepend=0)
 
     def inputs_before(self, positions: np.ndarray, by_document: bool = False) -> np.ndarray:
-        """Return the input before each token: the token before it in the text, also for the first
-        of a split; the tokenizer's start id at the start of a text.
+        """Return (n,) int64 inputs that precede the tokens at (n,) positions.
 
-        Args:
-            positions: (n,) positions of the tokens.
-            by_document: Use the start id at the start of each document as well.
+        The input is the token before in the text, also for the first token of a split. At the
+        start of a text, and with `by_document` of a document, it is the tokenizer's start id.
         """
         before = self.ids[positions - 1].astype(np.int64)  # (n,)
         is_start = np.isin(positions, self.text_starts)
@@ -127,10 +117,7 @@ def write(facts: dict[str, Any], path: Path) -> None:
 def read(data_path: Path, facts_path: Path, check: bool = True) -> TokenFile | None:
     """Return the token file at these paths, or None if it is missing, truncated or altered.
 
-    Args:
-        data_path: Path of the ids.
-        facts_path: Path of the facts, as `write` wrote them.
-        check: Compare the checksum of the ids.
+    `check` compares the checksum of the ids.
     """
     try:
         sha256, content = facts_path.read_text(encoding="utf-8").split("\n", 1)
@@ -170,5 +157,5 @@ def check_data_dir(path: object, folder: Path) -> None:
 
 def has_tokens(folder: Path) -> bool:
     """Return whether gptlit has made token files in a folder."""
-    tokens = folder.expanduser() / "tokens"
-    return any(each.with_suffix(".bin").is_file() for each in tokens.glob("*.json"))
+    facts = (folder.expanduser() / "tokens").glob("*.json")
+    return any(path.with_suffix(".bin").is_file() for path in facts)

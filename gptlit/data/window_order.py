@@ -1,16 +1,14 @@
-"""The order of a text's windows: computed, so that nothing of it has to be stored.
+"""The order of a text's windows, a pure function of (seed, epoch, position).
 
-The stream of windows is a pure function of (seed, epoch, position). Ranks, accumulation and
-limits only divide it.
+It is computed, not stored. Ranks, accumulation and limits only divide the stream of windows.
 """
 
 from typing import Literal, TypeVar
 
 import numpy as np
 
-ROUNDS = 6
-
-
+Windows = Literal["pass", "side_by_side", "every_offset", "random", "documents"]
+ROUNDS = 6  # of the Feistel network
 MASK = 2**64 - 1
 Bits = TypeVar("Bits", int, np.ndarray)
 
@@ -58,11 +56,8 @@ def permute(index: np.ndarray, size: int, key: int) -> np.ndarray:
     return x.astype(np.int64)
 
 
-Windows = Literal["pass", "side_by_side", "every_offset", "random", "documents"]
-
-
 class Places:
-    """Items numbered through all pieces, one piece after the other.
+    """Numbers the items of all pieces, one piece after the other.
 
     Args:
         counts: (n,) number of items in each piece.
@@ -75,7 +70,7 @@ class Places:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def find(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the piece of each of these items, and the item's number within the piece."""
+        """Return the piece of each item, and the item's number within the piece."""
         piece = np.searchsorted(self._ends, index, "right")
         return piece, index - np.where(piece > 0, self._ends[piece - 1], 0)
 
