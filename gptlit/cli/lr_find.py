@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import itertools
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -59,16 +58,15 @@ class Trial:
         own suggestion uses the slope over the rate itself, which is steepest among the smallest
         rates: for small.yaml it suggests 7e-5 and this 1.8e-3, while 4e-3 was best in many runs.
         """
-        slopes = {
-            rate: later - before
+        slopes = [
+            (later - before, rate)
             for before, rate, later in zip(
                 self.losses, self.rates[1:], self.losses[2:], strict=False
             )
             if math.isfinite(later - before)
-        }
-        counted = dict(itertools.islice(slopes.items(), SKIPPED_STEPS - 1, None))
-        steepest = min(counted, key=lambda rate: counted[rate], default=0.0)
-        return float(f"{steepest:.2g}") if counted and counted[steepest] < 0 else None
+        ]
+        slope, rate = min(slopes[SKIPPED_STEPS - 1 :], default=(0.0, 0.0))
+        return float(f"{rate:.2g}") if slope < 0 else None
 
     def chart(self) -> str:
         """Return an SVG chart of the loss over the rate, with the suggested rate.
@@ -81,9 +79,9 @@ class Trial:
             if math.isfinite(loss)
         ]
         series = [Series("", points, marked=False)]
-        if (found := self.suggested) is not None:
-            nearest = min(points, key=lambda point: abs(math.log(point.x / found)))
-            series.append(Series(f"{found:g}", [nearest], joined=False))
+        if (rate := self.suggested) is not None:
+            nearest = min(points, key=lambda point: abs(math.log(point.x / rate)))
+            series.append(Series(f"{rate:g}", [nearest], joined=False))
         x = charts.axis("model.lr", [point.x for point in points], log=True)
         y = charts.axis("loss, running mean", [point.y for point in points], log=False)
         return charts.chart("lr_find", series, x, y)
@@ -103,17 +101,17 @@ def set_rate(model: Namespace, build_trial: Callable[..., Run]) -> Trial:
     with tempfile.TemporaryDirectory() as folder, isolate_rng():
         run = build_trial(*TRIAL, f"--trainer.default_root_dir={folder}")
         trial = find(run.trainer, run.model, run.data)
-    found = changes(trial, model.optimizer, model.lr, model.muon_lr, model.min_lr)
-    changed = [f"--model.{name} {model[name]:g} -> {value:g}" for name, value in found.items()]
-    note(f"--lr_find: the loss fell fastest at {found['lr']:g}; {', '.join(changed)}")
-    model.update(Namespace(**found))
+    rates = changes(trial, model.optimizer, model.lr, model.muon_lr, model.min_lr)
+    changed = [f"--model.{name} {model[name]:g} -> {rate:g}" for name, rate in rates.items()]
+    note(f"--lr_find: the loss fell fastest at {rates['lr']:g}; {', '.join(changed)}")
+    model.update(Namespace(**rates))
     return trial
 
 
 def find(trainer: L.Trainer, model: LitGPT, data: TextDataModule) -> Trial:
-    """Train for STEPS steps at a growing learning rate; the arguments can not be used again.
+    """Train for STEPS steps at a growing learning rate; with muon both rates grow in proportion.
 
-    With muon both rates grow in proportion.
+    The arguments cannot be used for anything else afterwards.
 
     Args:
         trainer: Trainer without loggers and callbacks; a temporary file is written to its
@@ -135,7 +133,7 @@ def find(trainer: L.Trainer, model: LitGPT, data: TextDataModule) -> Trial:
     silent = contextlib.redirect_stderr(io.StringIO())
     try:
         with _in_proportion(model.options), silent:
-            found = Tuner(trainer).lr_find(
+            tried = Tuner(trainer).lr_find(
                 model,
                 datamodule=data,
                 min_lr=low,
@@ -145,8 +143,8 @@ def find(trainer: L.Trainer, model: LitGPT, data: TextDataModule) -> Trial:
             )
     except SystemExit:
         raise KeyboardInterrupt("stopped in the trial of rates; nothing was trained") from None
-    assert found is not None
-    return Trial(found.results["lr"], found.results["loss"])
+    assert tried is not None
+    return Trial(tried.results["lr"], tried.results["loss"])
 
 
 @contextlib.contextmanager
@@ -176,27 +174,20 @@ def _in_proportion(recipe: Recipe) -> Iterator[None]:
 def changes(
     trial: Trial, optimizer: str, lr: float, muon_lr: float, min_lr: float
 ) -> dict[str, float]:
-    """Return the changed options of the model, by name.
-
-    Args:
-        trial: Trial of learning rates.
-        optimizer: Optimizer of the run.
-        lr: Present lr; muon_lr keeps its ratio to it.
-        muon_lr: Present muon_lr.
-        min_lr: Present min_lr; changed only if it is above the new lr.
+    """Return the model's options that a trial changes: lr, muon_lr in proportion, min_lr if above.
 
     Raises:
-        UsageError: The trial suggests no rate.
+        UsageError: The loss fell at no rate.
     """
-    found = trial.suggested
-    if found is None:
+    new_lr = trial.suggested
+    if new_lr is None:
         raise UsageError(
             f"--lr_find true: the loss fell at no rate from {trial.rates[0]:g} to "
             f"{trial.rates[-1]:g}; choose one by --model.lr"
         )
-    changed = {"lr": found}
+    changed = {"lr": new_lr}
     if optimizer == "muon":
-        changed["muon_lr"] = float(f"{found * muon_lr / lr:.3g}")
-    if min_lr > found:
-        changed["min_lr"] = float(f"{MIN_LR_SHARE * found:.3g}")
+        changed["muon_lr"] = float(f"{new_lr * muon_lr / lr:.3g}")
+    if min_lr > new_lr:
+        changed["min_lr"] = float(f"{MIN_LR_SHARE * new_lr:.3g}")
     return changed

@@ -6,6 +6,7 @@ Shapes: B batch, T time, V vocabulary.
 import copy
 import dataclasses
 import io
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -81,27 +82,27 @@ def shapes(model: GPT, batch: Batch) -> Check:
     inputs, _ = batch
     logits = model(inputs)
     wanted = (*inputs.shape, model.config.vocab_size)
-    finding = f"logits {tuple(logits.shape)}, finite"
     if logits.shape != wanted:
         return Check("shapes", False, f"logits {tuple(logits.shape)}, not {wanted}")
-    if not logits.isfinite().all():
-        return Check("shapes", False, f"{(~logits.isfinite()).sum()} logits are not finite")
-    return Check("shapes", True, finding)
+    if n_nonfinite := int((~logits.isfinite()).sum()):
+        return Check("shapes", False, f"{n_nonfinite} logits are not finite")
+    return Check("shapes", True, f"logits {tuple(logits.shape)}, finite")
 
 
 def shift(model: GPT, batch: Batch) -> Check:
     """Check that each target is the next input, and that all ids are in the vocabulary."""
     inputs, targets = batch  # (B, T), (B, T)
     scored = targets[:, :-1] >= 0  # (B, T - 1)
-    wrong = int(((targets[:, :-1] != inputs[:, 1:]) & scored).sum())
+    n_scored = int(scored.sum())
+    n_wrong = int(((targets[:, :-1] != inputs[:, 1:]) & scored).sum())
     ids = torch.cat([inputs.flatten(), targets[targets >= 0]])
     if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < model.config.vocab_size:
         finding = f"ids from {ids.min()} to {ids.max()}, vocabulary {model.config.vocab_size}"
         return Check("shift", False, finding)
-    if wrong:
-        finding = f"{wrong} of {int(scored.sum())} targets are not the input that follows"
+    if n_wrong:
+        finding = f"{n_wrong} of {n_scored} targets are not the input that follows"
         return Check("shift", False, finding)
-    return Check("shift", True, f"targets are inputs shifted by one, {int(scored.sum())} compared")
+    return Check("shift", True, f"targets are inputs shifted by one, {n_scored} compared")
 
 
 @torch.no_grad()
@@ -131,26 +132,26 @@ def causality(model: GPT, batch: Batch) -> Check:
 
     A copy of the model gets large random weights, since branches of a new model can be zero.
     """
-    drawn = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     probe = copy.deepcopy(model)
     for parameter in probe.parameters():
-        noise = torch.randn(parameter.shape, generator=drawn).to(parameter)
+        noise = torch.randn(parameter.shape, generator=generator).to(parameter)
         parameter.add_(noise, alpha=0.2)
     inputs = batch[0][:1]  # (1, T)
     T, before = inputs.size(1), probe(inputs)  # (1, T, V)
     tolerance = 1e-4 * max(1.0, before.abs().max().item())
-    ids = [(int(inputs[0, t]) + 1) % model.config.vocab_size for t in range(T)]
-    at = sorted({round(share * (T - 1) / 8) for share in range(9)})
-    for t in at:
+    positions = sorted({round(share * (T - 1) / 8) for share in range(9)})
+    for t in positions:
         changed = inputs.clone()
-        changed[0, t] = ids[t]
+        changed[0, t] = (int(inputs[0, t]) + 1) % model.config.vocab_size
         moved = (probe(changed) - before).abs().amax(dim=2)[0]  # (T,)
         if t and (leak := moved[:t].max().item()) > tolerance:
             finding = f"a change at position {t} moves logits before it, by up to {leak:.2g}"
             return Check("causality", False, finding)
         if model.config.vocab_size > 1 and moved[t] <= tolerance:
             return Check("causality", False, f"a change at position {t} moves no logit there")
-    return Check("causality", True, f"changes at {len(at)} positions move no logit before them")
+    finding = f"changes at {len(positions)} positions move no logit before them"
+    return Check("causality", True, finding)
 
 
 def gradients(model: GPT, batch: Batch, training: Training) -> Check:
@@ -179,17 +180,16 @@ def memorises(model: GPT, batches: Iterable[Batch], training: Training) -> Check
         return Check("memorises", None, "can't: without a mixer each token sees only itself")
     wanted = min(N_WINDOWS, max(2, N_TOKENS // model.config.block_size))
     batch = distinct_windows(batches, wanted)
-    lr = training.rate(MAX_STEPS)
-    finding = f"{len(batch[0])} windows at lr {lr:g}: loss "
     losses: list[float] = []
-    for loss in _trained(copy.deepcopy(model), batch, training, steps=MAX_STEPS + 1):
-        losses.append(loss)
-        if loss < MEMORISED or not math.isfinite(loss):
+    for value in _trained(copy.deepcopy(model), batch, training, steps=MAX_STEPS + 1):
+        losses.append(value)
+        if value < MEMORISED or not math.isfinite(value):
             break
-    now, lowest, taken = losses[-1], min(losses), len(losses) - 1
-    if now < MEMORISED:
-        return Check("memorises", True, f"{finding}{now:.4f} after {taken} steps")
-    finding += f"{now:.4f} after {taken} steps, lowest {lowest:.4f}, not {MEMORISED}"
+    lr, last = training.rate(MAX_STEPS), losses[-1]
+    finding = f"{len(batch[0])} windows at lr {lr:g}: loss {last:.4f} after {len(losses) - 1} steps"
+    if last < MEMORISED:
+        return Check("memorises", True, finding)
+    finding += f", lowest {min(losses):.4f}, not {MEMORISED}"
     return Check("memorises", False, finding + ("; lower --model.lr?" if lr > MIN_LR else ""))
 
 
@@ -244,7 +244,7 @@ def check_all(
         lambda: causality(net, first),
         lambda: gradients(net, first, training),
         lambda: round_trip(net, first, tokenizer),
-        lambda: memorises(net, _with_first(first, moved), training),
+        lambda: memorises(net, itertools.chain([first], moved), training),
     ]
     passed = True
     for check in checks:
@@ -275,11 +275,6 @@ def _in_float32(model: GPT) -> GPT:
     return net
 
 
-def _with_first(first: Batch, others: Iterator[Batch]) -> Iterator[Batch]:
-    yield first
-    yield from others
-
-
 def distinct_windows(batches: Iterable[Batch], wanted: int) -> Batch:
     """Return up to `wanted` windows with distinct first tokens from the first MAX_BATCHES.
 
@@ -293,10 +288,8 @@ def distinct_windows(batches: Iterable[Batch], wanted: int) -> Batch:
                 found.setdefault(int(x[0]), (x, y))
         if len(found) == wanted:
             break
-    return (
-        torch.stack([x for x, _ in found.values()]),
-        torch.stack([y for _, y in found.values()]),
-    )
+    inputs, targets = zip(*found.values(), strict=True)
+    return torch.stack(inputs), torch.stack(targets)
 
 
 def _trained(model: GPT, batch: Batch, training: Training, *, steps: int) -> Iterator[float]:

@@ -1,5 +1,6 @@
 """`gptlit summary`: prints the size, memory and time of a run without training it."""
 
+import itertools
 import statistics
 import textwrap
 import time
@@ -74,10 +75,10 @@ def _share(count: int, total: int) -> str:
 
 def tree(net: GPT) -> str:
     """Return the indented modules with their parameters; equal neighbours are shown once."""
-    lines = [*_branches(net, 1)]
-    if net.config.tie_weights:
-        lines = [f"{line}  tied" if "  lm_head " in line else line for line in lines]
-    return "\n".join(lines)
+    tied = net.config.tie_weights
+    return "\n".join(
+        f"{line}  tied" if tied and "  lm_head " in line else line for line in _branches(net, 1)
+    )
 
 
 def _branches(module: nn.Module, depth: int, prefix: str = "") -> Iterator[str]:
@@ -99,20 +100,15 @@ def _branches(module: nn.Module, depth: int, prefix: str = "") -> Iterator[str]:
 def _runs(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield children by name; of neighbours that print alike the first, as 'first to last'."""
     children = [(name, child) for name, child in module.named_children() if not _is_hidden(child)]
-    index = 0
-    while index < len(children):
-        first, child = children[index]
-        end = index + 1
-        while end < len(children) and str(children[end][1]) == str(child) and first.isdigit():
-            end += 1
-        last = children[end - 1][0]
-        yield first if end == index + 1 else f"{first} to {last}", child
-        index = end
+    for _, alike in itertools.groupby(
+        children, lambda named: str(named[1]) if named[0].isdigit() else named[0]
+    ):
+        (first, child), *others = alike
+        yield f"{first} to {others[-1][0]}" if others else first, child
 
 
 def _is_hidden(module: nn.Module) -> bool:
-    dropped = isinstance(module, nn.Dropout) and not module.p
-    return isinstance(module, HIDDEN) or dropped
+    return isinstance(module, HIDDEN) or (isinstance(module, nn.Dropout) and not module.p)
 
 
 def _short(module: nn.Module) -> str:
@@ -141,11 +137,13 @@ def parameter_rows(module: LitGPT) -> Rows:
         if count
     ]
     decayed, undecayed = cost.decayed(net, module.options)
-    rows.append(("total", _share(total, total)))
-    rows.append(("trainable", _share(cost.trainable(net), total)))
-    rows.append(("weight decay", _share(decayed, total)))
-    rows.append(("no weight decay", _share(undecayed, total)))
-    return rows
+    return [
+        *rows,
+        ("total", _share(total, total)),
+        ("trainable", _share(cost.trainable(net), total)),
+        ("weight decay", _share(decayed, total)),
+        ("no weight decay", _share(undecayed, total)),
+    ]
 
 
 def size(n_bytes: int) -> str:
@@ -155,7 +153,7 @@ def size(n_bytes: int) -> str:
     return f"{n_bytes / 1e6:.{1 if n_bytes >= 1e7 else 2}f} MB"
 
 
-def memory_rows(memory: cost.Memory, optimizer: str = "adamw") -> Rows:
+def memory_rows(memory: cost.Memory, optimizer: str) -> Rows:
     """Return the memory of each use."""
     parts = {
         "weights": memory.weights,
@@ -204,8 +202,7 @@ def training_rows(module: LitGPT) -> Rows:
         ("steps per epoch", f"{text.steps_per_epoch:>15,}"),
     ]
     steps = run_length.steps_of_run(module.trainer)
-    rule = cost.RULE_OF_20
-    wanted = f"{rule} would be {rule * n_parameters:,} tokens"
+    wanted = f"{cost.RULE_OF_20} would be {cost.RULE_OF_20 * n_parameters:,} tokens"
     if steps is None:
         return [*rows, ("steps", "no limit"), ("rule of 20", wanted)]
     n_tokens = steps * per_step
@@ -299,15 +296,15 @@ def measure(
     pass_(1, 1)
     affordable = int(PROBE_SECONDS / 3 / max(timed(pass_, 1, 1), 1e-6))
     n_windows, n_batches = module.text.batch_size, trainer.accumulate_grad_batches
-    whole = n_windows * n_batches
-    if affordable < whole:
+    windows_per_step = n_windows * n_batches
+    if affordable < windows_per_step:
         n_windows, n_batches = max(1, min(n_windows, affordable)), 1
-    taken: list[float] = []
+    step_seconds: list[float] = []
     began = clock()
-    while len(taken) < WARMUP_STEPS + PROBE_STEPS and clock() - began < PROBE_SECONDS:
-        passed = timed(pass_, n_windows, n_batches)
-        taken.append(passed * whole / (n_windows * n_batches) + timed(update))
-    counted = taken[min(WARMUP_STEPS, len(taken) - 1) :]
+    while len(step_seconds) < WARMUP_STEPS + PROBE_STEPS and clock() - began < PROBE_SECONDS:
+        passed = timed(pass_, n_windows, n_batches) * windows_per_step / (n_windows * n_batches)
+        step_seconds.append(passed + timed(update))
+    counted = step_seconds[min(WARMUP_STEPS, len(step_seconds) - 1) :]
     return Measured(statistics.median(counted), len(counted), n_windows * n_batches)
 
 
