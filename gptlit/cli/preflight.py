@@ -288,8 +288,8 @@ def distinct_windows(batches: Iterable[Batch], wanted: int) -> Batch:
                 found.setdefault(int(x[0]), (x, y))
         if len(found) == wanted:
             break
-    inputs, targets = zip(*found.values(), strict=True)
-    return torch.stack(inputs), torch.stack(targets)
+    xs, ys = zip(*found.values(), strict=True)
+    return torch.stack(xs), torch.stack(ys)
 
 
 def _trained(model: GPT, batch: Batch, training: Training, *, steps: int) -> Iterator[float]:

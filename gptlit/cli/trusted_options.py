@@ -24,7 +24,6 @@ from gptlit.plain_values import hints_of, not_plain
 from gptlit.runs import run_folder
 from gptlit.terminal import printable
 
-FLAG = "--trust_checkpoint true"
 CLASSES = {"callbacks": Callback, "logger": Logger, "profiler": Profiler, "plugins": None}
 BY_NAME = ("trainer.strategy", "trainer.accelerator")  # strings that could name a class
 PROFILERS = ("simple", "advanced", "pytorch", "xla")
@@ -36,24 +35,20 @@ _REMOTE = re.compile(r"(^|_)(api_key|uri|url|host|entity|workspace)$")
 
 
 class _Refused(Exception):
-    """Options are refused.
+    """A checkpoint's run is refused.
 
     Args:
-        effect: What the options would do, with "options" as the subject.
-        option: Flag that the user could give instead.
+        reason: Clause that follows "its run's" in the message.
+        remedy: Imperative clause on what the user can do instead.
     """
 
-    def __init__(self, effect: str, option: str) -> None:
-        super().__init__(f"options {effect}")
-        self.remedy = f"give {option} yourself"
+    def __init__(self, reason: str, remedy: str) -> None:
+        super().__init__(reason)
+        self.remedy = remedy
 
 
-class _Linked(_Refused):
-    """The run's folder has a link to a place outside of it."""
-
-    def __init__(self, link: Path) -> None:
-        Exception.__init__(self, f"folder has the link {link} to {link.resolve()}, outside of it")
-        self.remedy = "remove the link"
+def _refused(effect: str, option: str) -> _Refused:
+    return _Refused(f"options {effect}", f"give --{option} yourself")
 
 
 def check(
@@ -75,22 +70,23 @@ def check(
     """
     try:
         if not _is_small(options):
-            raise _Refused("are too many to be those of a run", "--config CONFIG")
-        own = _Options(path, given)
+            raise _refused("are too many to be those of a run", "config CONFIG")
+        checker = _Checker(path, given, options)
         if "trainer" in options:
-            own.check_links()
-        return own.checked(options, {**groups, "trainer": L.Trainer})
+            checker.check_links()
+        return checker.checked(options, {**groups, "trainer": L.Trainer})
     except _Refused as error:
+        reason, remedy = (printable(each, one_line=True) for each in (str(error), error.remedy))
         raise UsageError(
-            f"--ckpt_path {path}: its run's {printable(str(error), one_line=True)}; give {FLAG} if "
-            f"you trust the source of the checkpoint, or {printable(error.remedy, one_line=True)}"
+            f"--ckpt_path {path}: its run's {reason}; give --trust_checkpoint true if you trust "
+            f"the source of the checkpoint, or {remedy}"
         ) from error
 
 
-def _hints(made: type) -> dict[str, Any]:
-    hints = hints_of(made.__init__)  # type: ignore[misc]  # the hints of exactly this class
-    if "__signature__" in vars(made):  # its options are those of a dataclass
-        hints |= hints_of(made)
+def _hints(class_: type) -> dict[str, Any]:
+    hints = hints_of(class_.__init__)  # type: ignore[misc]  # the hints of exactly this class
+    if "__signature__" in vars(class_):  # its options are those of a dataclass
+        hints |= hints_of(class_)
     return hints
 
 
@@ -109,13 +105,12 @@ def _is_within(path: Path, folder: Path) -> bool:
     return folder.resolve() in path.resolve().parents
 
 
-class _Options:
-    def __init__(self, path: Path, given: Collection[str]) -> None:
+class _Checker:
+    def __init__(self, path: Path, given: Collection[str], options: Mapping[str, Any]) -> None:
         self.given = given
         self.run = run_folder.of_checkpoint(path)
         self.root = self.run.absolute().parent.parent if self.run else None
-        self.place = self.root or Path.cwd()  # folder that a resumed run writes to
-        self.began: Path | None = None  # working folder of the first command of the run
+        self.first_cwd = self._first_working_folder(options)
 
     def check_links(self) -> None:
         """Refuse links in the run's folder through which a resumed run would write elsewhere."""
@@ -123,14 +118,14 @@ class _Options:
             return
         for path in self.run.rglob("*"):
             if path.is_symlink() and not _is_within(path, self.run):
-                raise _Linked(path)
+                reason = f"folder has the link {path} to {path.resolve()}, outside of it"
+                raise _Refused(reason, "remove the link")
 
     def checked(self, options: Mapping[str, Any], groups: Mapping[str, type]) -> dict[str, Any]:
         kept: dict[str, Any] = {}
-        self.began = self._where_it_began(options)
         for group, values in options.items():
             if not isinstance(values, dict):
-                self._plain(values, None, str(group))
+                self._check_plain(values, None, str(group))
                 kept[group] = values
                 continue
             hints = _hints(groups[group]) if group in groups else {}
@@ -142,25 +137,25 @@ class _Options:
         return kept
 
     def _option(self, name: str, value: Any, hint: Any) -> Any:
-        group, _, own = name.partition(".")
-        if group == "trainer" and own in CLASSES:
-            return self._classes(name, value, own)
-        self._plain(value, hint, name)
+        group, _, short = name.partition(".")
+        if group == "trainer" and short in CLASSES:
+            return self._classes(name, value, short)
+        self._check_plain(value, hint, name)
         if name in BY_NAME and isinstance(value, str) and not re.fullmatch(r"[\w-]+", value):
-            raise _Refused(f"name the class {value} ({name})", f"--{name}")
+            raise _refused(f"name the class {value} ({name})", name)
         if name == "trainer.model_registry" and value is not None:
-            raise _Refused(f"upload checkpoints to {value} ({name})", f"--{name}")
+            raise _refused(f"upload checkpoints to {value} ({name})", name)
         if name == "trainer.default_root_dir" and value is not None:
-            return self._root(name, str(value))
+            return self._root_folder(name, str(value))
         if name == "data.data_dir" and value != DATA_DIR and not has_tokens(Path(str(value))):
-            return self._texts(name, str(value))
+            return self._texts_folder(name, str(value))
         return value
 
-    def _plain(self, value: Any, hint: Any, name: str) -> None:
+    def _check_plain(self, value: Any, hint: Any, name: str) -> None:
         for part, found in not_plain(value, hint, name):
             if part.endswith(".class_path"):
-                raise _Refused(f"name the class {found} ({part})", f"--{name}")
-            raise _Refused(f"hold more than plain values: {part} is {found!r:.200}", f"--{name}")
+                raise _refused(f"name the class {found} ({part})", name)
+            raise _refused(f"hold more than plain values: {part} is {found!r:.200}", name)
 
     # -------------------------------------------------------------- classes
 
@@ -171,75 +166,73 @@ class _Options:
             return self._class(name, value, CLASSES[kind])
         if not isinstance(value, str) or (kind == "profiler" and value in PROFILERS):
             return value
-        raise _Refused(f"name the class {value} ({name})", f"--{name}")
+        raise _refused(f"name the class {value} ({name})", name)
 
     def _class(self, name: str, value: Mapping[str, Any], base: type | None) -> dict[str, Any]:
-        path = value.get("class_path")
-        known = _known_class(path, base)
-        arguments = value.get("init_args") or {}
-        extra = set(value) - {"class_path", "init_args", "dict_kwargs"}
-        if known is None or extra or not isinstance(arguments, dict):
-            raise _Refused(f"name the class {path} ({name})", f"--{name}")
-        self._plain(value.get("dict_kwargs") or {}, dict[str, int], f"{name}.dict_kwargs")
-        hints, defaults = _hints(known), inspect.signature(known).parameters
+        path, arguments = value.get("class_path"), value.get("init_args") or {}
+        class_ = _known_class(path, base)
+        others = set(value) - {"class_path", "init_args", "dict_kwargs"}
+        if class_ is None or others or not isinstance(arguments, dict):
+            raise _refused(f"name the class {path} ({name})", name)
+        self._check_plain(value.get("dict_kwargs") or {}, dict[str, int], f"{name}.dict_kwargs")
+        hints, parameters = _hints(class_), inspect.signature(class_).parameters
         kept = {n: each for n, each in arguments.items() if f"{name}.{n}" not in self.given}
-        for own, each in kept.items():
-            if own in defaults and each == _as_written(defaults[own].default):
+        for argument, each in kept.items():
+            default = parameters[argument].default if argument in parameters else ...
+            if each == (str(default) if isinstance(default, Path) else default):
                 continue
-            part = f"{name}.{own}"
-            for at, found in not_plain(each, hints.get(own, Any), part):
-                what = f"give the class {path} more than plain values: {at} is {found!r:.200}"
-                raise _Refused(what, f"--{name}")
+            for part, found in not_plain(each, hints.get(argument, Any), f"{name}.{argument}"):
+                effect = f"give the class {path} more than plain values: {part} is {found!r:.200}"
+                raise _refused(effect, name)
             for text in _strings(each):
-                self._argument(name, own, text)
+                self._check_argument(name, argument, text)
         return {**value, "init_args": kept}
 
-    def _argument(self, name: str, own: str, value: str) -> None:
+    def _check_argument(self, name: str, argument: str, value: str) -> None:
         """Refuse an argument of a class that names a remote address or another folder."""
-        if _REMOTE.search(own) or re.search("://|::", value):
-            raise _Refused(f"send to {value} ({name}.{own})", f"--{name}")
-        if _FOLDER.search(own):
-            self._own(f"{name}.{own}", value, f"--{name}")
+        if _REMOTE.search(argument) or re.search("://|::", value):
+            raise _refused(f"send to {value} ({name}.{argument})", name)
+        written_to = self.root or Path.cwd()
+        if _FOLDER.search(argument):
+            self._check_folder(f"{name}.{argument}", value, name)
         elif (
             Path(value).is_absolute()
             or re.search(r"^~|\0|(^|[/\\])\.\.([/\\]|$)", value)
-            or (value and not _is_within(self.place / value, self.place))
+            or (value and not _is_within(written_to / value, written_to))
         ):
-            raise _Refused(f"write to {value} ({name}.{own})", f"--{name}")
+            raise _refused(f"write to {value} ({name}.{argument})", name)
 
     # -------------------------------------------------------------- folders
 
-    def _own(self, name: str, value: str, option: str) -> None:
-        if "\0" in value:
-            raise _Refused(f"write to {value} ({name})", option)
-        folder = Path(value).expanduser().absolute().resolve()
-        if self.root is not None and self.run is not None:
+    def _check_folder(self, name: str, value: str, option: str) -> None:
+        """Refuse a folder that is neither the run's, nor within it, nor the root of its runs."""
+        if self.root and self.run and "\0" not in value:
+            folder = Path(value).expanduser().absolute().resolve()
             run = self.run.absolute().resolve()
-            if folder == self.root.resolve() or folder == run or run in folder.parents:
+            if folder in (self.root.resolve(), run) or run in folder.parents:
                 return
-        raise _Refused(f"write to {value} ({name}), outside of its run's folder", option)
+        raise _refused(f"write to {value} ({name}), outside of its run's folder", option)
 
-    def _where_it_began(self, options: Mapping[str, Any]) -> Path | None:
+    def _first_working_folder(self, options: Mapping[str, Any]) -> Path | None:
         """Return the working folder of the run's first command, to which its paths are relative."""
         trainer = options.get("trainer")
         value = trainer.get("default_root_dir") if isinstance(trainer, dict) else None
         parts = Path(str(value or ".")).parts
         if self.root is None or not parts:
             return self.root
-        return (
-            self.root.parents[len(parts) - 1] if self.root.parts[-len(parts) :] == parts else None
-        )
+        is_root = self.root.parts[-len(parts) :] == parts
+        return self.root.parents[len(parts) - 1] if is_root else None
 
-    def _texts(self, name: str, value: str) -> str:
+    def _texts_folder(self, name: str, value: str) -> str:
         """Return the folder of a run's texts, which may be relative to another working folder."""
-        if self.began and not Path(value).is_absolute():
-            folder = self.began / value
-            if has_tokens(folder) and _is_within(folder, self.began):
+        if self.first_cwd and not Path(value).is_absolute():
+            folder = self.first_cwd / value
+            if has_tokens(folder) and _is_within(folder, self.first_cwd):
                 return str(folder)
-        self._own(name, value, f"--{name}")
+        self._check_folder(name, value, name)
         return value
 
-    def _root(self, name: str, value: str) -> str:
+    def _root_folder(self, name: str, value: str) -> str:
         """Return the root of a run's folder, which may be relative to another working folder."""
         folder = Path(value)
         if folder.expanduser().absolute().resolve() == Path.cwd().resolve():
@@ -248,7 +241,7 @@ class _Options:
         if self.root and not folder.is_absolute() and self.root.parts[-len(parts) :] == parts:
             same = folder.absolute().resolve() == self.root.resolve()
             return value if same else str(self.root)
-        self._own(name, value, f"--{name}")
+        self._check_folder(name, value, name)
         return value
 
 
@@ -264,10 +257,6 @@ def _known_class(path: Any, base: type | None) -> type | None:
         return None
     own = re.match(r"(lightning\.pytorch|gptlit)\.", found.__module__)
     return found if own else None
-
-
-def _as_written(default: Any) -> Any:
-    return str(default) if isinstance(default, Path) else default
 
 
 def _strings(value: Any) -> list[str]:
