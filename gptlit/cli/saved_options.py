@@ -1,9 +1,8 @@
-"""Writes a run's options, leaving out those that can not be read back for a resume."""
+"""Writes a run's options as YAML, without those that a resume could not read, and reads them."""
 
 import contextlib
 import copy
 import enum
-import functools
 import os
 import re
 import warnings
@@ -62,8 +61,7 @@ def write(options: Namespace, parser: ArgumentParser) -> tuple[str, list[str]]:
     with warnings.catch_warnings():
         # values that can't be written are found below, by reading them
         warnings.simplefilter("ignore")
-        dump_all = functools.partial(parser.dump, skip_unset=False, format="yaml")
-        dumped, left_out = dump(options, dump_all)
+        dumped, left_out = _dump(options, parser)
     written = yaml.safe_load(dumped)
     for name in ONE_COMMAND:
         written.pop(name, None)
@@ -71,12 +69,46 @@ def write(options: Namespace, parser: ArgumentParser) -> tuple[str, list[str]]:
         if path := written["data"][name]:
             # a resume may be run in another folder
             written["data"][name] = str(Path(path).expanduser().absolute())
-    left_out += leave_out(written, options, parser.parse_object)
+    left_out += _leave_out(written, options, parser.parse_object)
     return yaml.safe_dump(written, sort_keys=False, allow_unicode=True), left_out
 
 
-def leave_out(written: dict[str, Any], options: Namespace, parse: Parse) -> list[str]:
-    """Remove values that can not be parsed again from a run's written options.
+def _dump(options: Namespace, parser: ArgumentParser) -> tuple[str, list[str]]:
+    """Return options as YAML, and the dotted names of arguments that could not be written."""
+    try:
+        return parser.dump(options, skip_unset=False, format="yaml"), []
+    except (ValueError, TypeError):
+        options, left_out = options.clone(), []
+        for name, value in vars(options.trainer).items():
+            for spec in _specs(value):
+                for argument in _unwritable(spec.init_args):
+                    del spec.init_args[argument]
+                    left_out.append(f"trainer.{name}.{argument}")
+        if not left_out:
+            raise
+        return parser.dump(options, skip_unset=False, format="yaml"), left_out
+
+
+def _specs(value: Any) -> list[Namespace]:
+    """Return the classes that an option names, with their arguments."""
+    items = value if isinstance(value, list) else [value]
+    return [each for each in items if isinstance(each, Namespace) and "init_args" in each]
+
+
+def _unwritable(arguments: Namespace) -> list[str]:
+    """Return the names of arguments that YAML can't write, such as a torch.device."""
+    found = []
+    for name, value in vars(arguments).items():
+        with contextlib.suppress(Exception):
+            yaml.safe_dump(value)
+            continue
+        if not callable(value):  # jsonargparse writes the import path of a callable
+            found.append(name)
+    return found
+
+
+def _leave_out(written: dict[str, Any], options: Namespace, parse: Parse) -> list[str]:
+    """Remove values that cannot be parsed again from a run's written options.
 
     Args:
         written: Options by group, as loaded from YAML; changed in place.
@@ -93,62 +125,17 @@ def leave_out(written: dict[str, Any], options: Namespace, parse: Parse) -> list
 
     groups = [group for group, values in written.items() if isinstance(values, dict)]
     named = [(group, name) for group in groups for name in written[group]]
-    if _reads(written, None, lambda value: parse(copy.deepcopy(value))):
+    if _can_read(written, None, lambda value: parse(copy.deepcopy(value))):
         named = [(group, name) for group, name in named if _has_class(written[group][name])]
     left_out = []
     for group, name in named:
         value, read = written[group][name], reader(group, name)
-        kept, names = _readable(value, options[group][name], read)
-        left_out += [f"{group}.{name}{each}" for each in names]
-        written[group][name] = kept
-        if names and not kept:
+        readable, parts = _readable(value, options[group][name], read)
+        left_out += [f"{group}.{name}{part}" for part in parts]
+        written[group][name] = readable
+        if parts and not readable:
             del written[group][name]
     return left_out
-
-
-def dump(options: Namespace, dump_all: Callable[[Namespace], str]) -> tuple[str, list[str]]:
-    """Return options as YAML, and the dotted names of arguments that could not be written.
-
-    Args:
-        options: Parsed options by group.
-        dump_all: Writes options; raises a ValueError or a TypeError where it can't.
-    """
-    try:
-        return dump_all(options), []
-    except (ValueError, TypeError) as error:
-        specs = {name: value for name, value in vars(options.trainer).items() if _specs(value)}
-        names = [
-            f"trainer.{name}.{own}" for name, value in specs.items() for own in _objects(value)
-        ]
-        if not names:
-            raise error
-        options = copy.copy(options)
-        options.trainer = copy.copy(options.trainer)
-        for name, value in specs.items():
-            options.trainer[name] = copy.deepcopy(value)
-            for spec in _specs(options.trainer[name]):
-                for own in _objects(spec):
-                    del spec.init_args[own]
-        return dump_all(options), names
-
-
-def _specs(value: Any) -> list[Namespace]:
-    """Return the classes that an option names, with their arguments."""
-    items = value if isinstance(value, list) else [value]
-    return [each for each in items if isinstance(each, Namespace) and "init_args" in each]
-
-
-def _objects(value: Any) -> list[str]:
-    """Return the names of class arguments that YAML can't write, such as an Enum."""
-    found = []
-    for spec in _specs(value):
-        for name, each in vars(spec.init_args).items():
-            with contextlib.suppress(Exception):
-                yaml.safe_dump(each)
-                continue
-            if not callable(each):  # jsonargparse writes the import path of a callable
-                found.append(name)
-    return found
 
 
 def _has_class(value: Any) -> bool:
@@ -156,44 +143,44 @@ def _has_class(value: Any) -> bool:
     return any(isinstance(item, dict) and "class_path" in item for item in items)
 
 
-def _reads(value: Any, original: Any, read: Parse) -> bool:
+def _can_read(value: Any, original: Any, read: Parse) -> bool:
     try:
-        found = read(value)
+        parsed = read(value)
     except (ValueError, TypeError):
         return False
-    return not (_has_class(value) and _differs(found, original))
+    return not (_has_class(value) and _became_text(parsed, original))
 
 
-def _differs(found: Any, original: Any) -> bool:
+def _became_text(parsed: Any, original: Any) -> bool:
     """Whether an object was read as a string, which only describes it."""
-    if isinstance(found, str):
-        return found != original and not isinstance(original, os.PathLike)
-    if isinstance(found, list | tuple) and isinstance(original, list | tuple):
-        return any(_differs(*pair) for pair in zip(found, original, strict=False))
-    if isinstance(found, Namespace) and isinstance(original, Namespace):
-        found, original = vars(found), vars(original)
-    if isinstance(found, dict) and isinstance(original, dict):
-        return any(_differs(found[name], original[name]) for name in found.keys() & original)
+    if isinstance(parsed, str):
+        return parsed != original and not isinstance(original, os.PathLike)
+    if isinstance(parsed, list | tuple) and isinstance(original, list | tuple):
+        return any(_became_text(*pair) for pair in zip(parsed, original, strict=False))
+    if isinstance(parsed, Namespace) and isinstance(original, Namespace):
+        parsed, original = vars(parsed), vars(original)
+    if isinstance(parsed, dict) and isinstance(original, dict):
+        return any(_became_text(parsed[name], original[name]) for name in parsed.keys() & original)
     return False
 
 
 def _readable(value: Any, original: Any, read: Parse) -> tuple[Any, list[str]]:
     """Return the readable part of an option's value, and the names of the other parts."""
     if isinstance(value, list) and _has_class(value):
-        parts = [
+        items = [
             _readable(*each, lambda item: read([item])[0])
             for each in zip(value, original, strict=True)
         ]
-        kept = [part for part, _ in parts if part is not None]
-        return kept, [name for _, names in parts for name in names]
-    if _reads(value, original, read):
+        readable = [item for item, _ in items if item is not None]
+        return readable, [part for _, parts in items for part in parts]
+    if _can_read(value, original, read):
         return value, []
     if not _has_class(value):
         return None, [""]
     arguments = value.get("init_args") or {}
-    changed = _without(value, _lost(value, original, read))
-    for each in [changed, *(_without(changed, [name]) for name in arguments)]:
-        if _reads(each, original, read):
+    without_texts = _without(value, _texts(value, original, read))
+    for each in [without_texts, *(_without(without_texts, [name]) for name in arguments)]:
+        if _can_read(each, original, read):
             return each, [f".{name}" for name in arguments if name not in each["init_args"]]
     return None, [f" {value['class_path']}"]
 
@@ -204,10 +191,11 @@ def _without(value: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
     return {**value, "init_args": kept}
 
 
-def _lost(value: dict[str, Any], original: Any, read: Parse) -> list[str]:
+def _texts(value: dict[str, Any], original: Any, read: Parse) -> list[str]:
     """Return the arguments of a class that are read as strings instead of objects."""
     try:
-        found = vars(read(value)["init_args"])
+        parsed = vars(read(value)["init_args"])
     except (ValueError, TypeError, KeyError):
         return []
-    return [name for name, each in found.items() if _differs(each, original["init_args"][name])]
+    originals = original["init_args"]
+    return [name for name, each in parsed.items() if _became_text(each, originals[name])]
