@@ -1,8 +1,7 @@
-"""The gradients of an optimizer step: their norm, computed once, and clipping by it."""
+"""The norm of an optimizer step's gradients, computed once for all that use it."""
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_
 
 from gptlit.optim import optimizers
 
@@ -33,9 +32,3 @@ class Gradients:
         """The norm of the current step if it was computed; the next step computes its own."""
         norm, self._norm = self._norm, None
         return norm
-
-
-def clip(optimizer: torch.optim.Optimizer, most: float | None, norm: Tensor) -> None:
-    """Scale gradients of a known norm down to a norm of at most `most`; 0 or None for any."""
-    if most and most > 0:
-        clip_grads_with_norm_(optimizers.parameters(optimizer), most, norm)

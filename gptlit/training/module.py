@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_
 
 from gptlit.checkpoints import checkpoint as checkpoints
 from gptlit.data.datamodule import TextDataModule
@@ -17,7 +18,7 @@ from gptlit.generation.jobs import write_jobs
 from gptlit.generation.text_stream import Written
 from gptlit.messages import UsageError, note
 from gptlit.model.gpt import GPT
-from gptlit.optim import gradients, optimizers
+from gptlit.optim import optimizers
 from gptlit.optim.ema import Average
 from gptlit.optim.gradients import Gradients
 from gptlit.tokenizers.base import Tokenizer
@@ -226,8 +227,9 @@ class LitGPT(L.LightningModule):
         by_norm = gradient_clip_algorithm in (None, "norm")
         if norm is None or not by_norm or isinstance(self.trainer.strategy, fsdp2.SHARDING):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        else:
-            gradients.clip(optimizer, gradient_clip_val, norm)  # without a second norm
+        elif gradient_clip_val and gradient_clip_val > 0:
+            # as Lightning does, without computing the norm again
+            clip_grads_with_norm_(optimizers.parameters(optimizer), gradient_clip_val, norm)
 
     # ------------------------------------------------------------------ evaluation
 

@@ -78,38 +78,29 @@ def check(
         UsageError: names the part that can't be restored.
     """
     try:
-        _check(content, trainer, config, new_optimizer)
+        assert trainer.state.fn is not None
+        fn, is_fit = trainer.state.fn.value, trainer.state.fn == "fit"
+        # without the position of a loader that was in use before, as in Lightning's tuner
+        loop = {**getattr(trainer, f"{fn}_loop").state_dict(), "state_dict": {}}
+        # which the user's own loaders need not have
+        has_place = is_fit and bool(content["global_step"]) and text_of(trainer) is not None
+        loop_state.check_loop(content, f"{fn}_loop", loop, has_place)
+        # only its author knows which states a user's own callback can have
+        known = [each for each in trainer.callbacks if _is_known(type(each))]
+        check_callbacks(content, [(each.state_key, each.state_dict()) for each in known])
+        for each in trainer.callbacks:
+            if isinstance(each, ModelCheckpoint) and (
+                state := content.get("callbacks", {}).get(each.state_key)
+            ):
+                name = f"callbacks.{type(each).__name__}"
+                check_saved_paths(state, str(each.dirpath or "."), name)
+        if is_fit and "state_dict" in content:
+            check_training(content, new_optimizer())
+            if (kept := content.get(AVERAGED)) is not None:
+                check_average(kept)
+                weight_shapes.checked(kept["weights"], config, f"{AVERAGED}.weights.")
     except UsageError as error:
         raise UsageError(str(error), "ckpt_path", trainer.ckpt_path) from error
-
-
-def _check(
-    content: dict[str, Any],
-    trainer: L.Trainer,
-    config: GPTConfig,
-    new_optimizer: Callable[[], torch.optim.Optimizer],
-) -> None:
-    assert trainer.state.fn is not None
-    fn, is_fit = trainer.state.fn.value, trainer.state.fn == "fit"
-    # without the position of a loader that was in use before, as in Lightning's tuner
-    loop = {**getattr(trainer, f"{fn}_loop").state_dict(), "state_dict": {}}
-    # which the user's own loaders need not have
-    has_place = is_fit and bool(content["global_step"]) and text_of(trainer) is not None
-    loop_state.check_loop(content, f"{fn}_loop", loop, has_place)
-    # only its author knows which states a user's own callback can have
-    known = [each for each in trainer.callbacks if _is_known(type(each))]
-    check_callbacks(content, [(each.state_key, each.state_dict()) for each in known])
-    for each in trainer.callbacks:
-        if isinstance(each, ModelCheckpoint) and (
-            state := content.get("callbacks", {}).get(each.state_key)
-        ):
-            name = f"callbacks.{type(each).__name__}"
-            check_saved_paths(state, str(each.dirpath or "."), name)
-    if is_fit and "state_dict" in content:
-        check_training(content, new_optimizer())
-        if (kept := content.get(AVERAGED)) is not None:
-            check_average(kept)
-            weight_shapes.checked(kept["weights"], config, f"{AVERAGED}.weights.")
 
 
 def _is_known(made: type) -> bool:
