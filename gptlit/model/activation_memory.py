@@ -22,7 +22,7 @@ DOUBLE = Precision(8, 8, 8, 8)
 
 
 def bytes_of(precision: str) -> Precision:
-    """The sizes at a precision by Lightning's name: 32-true, bf16-mixed, 16-true, ..."""
+    """Bytes of values at a precision by Lightning's name: 32-true, bf16-mixed, 16-true, ..."""
     if precision.startswith("64"):
         return DOUBLE
     if precision.startswith("32"):
@@ -33,9 +33,9 @@ def bytes_of(precision: str) -> Precision:
 class KeptActivations:
     """Bytes of the activations that autograd keeps from the forward pass for the backward pass.
 
-    They are counted for each operation: a linear layer keeps its input; a norm its input and
-    statistics; fused attention queries, keys, values, output and log-sums; and so on. A tensor
-    that two operations keep counts once.
+    They are the sum over operations: a linear layer keeps its input; a norm keeps its input and
+    statistics; fused attention keeps queries, keys, values, output and log-sums. A tensor that two
+    operations keep counts once.
 
     Args:
         config: Config of the model.
@@ -57,10 +57,10 @@ class KeptActivations:
         return self._embedding() + self.config.n_layer * self._block() + self._head()
 
     def peak(self) -> int:
-        """The most bytes at any time, with the gradients that the backward pass works with.
+        """The most bytes at any time, including the gradients of the backward pass.
 
-        The peak is at its beginning, with gradients of log probabilities and logits, or, after the
-        loss is released, at the widest tensors of the last block.
+        The peak is at the beginning of the backward pass, with gradients of log probabilities and
+        logits, or, after the loss is released, at the widest tensors of the last block.
         """
         config, sizes, total = self.config, self.sizes, self.total()
         moments = [total + 2 * self.n * config.vocab_size * sizes.loss]
@@ -107,11 +107,11 @@ class KeptActivations:
 
     def _branch_input(self) -> int:
         """Bytes of the inputs of a branch's first layer, and of its token shift if it has one."""
-        shift = 0
+        kept = self.wide * self.sizes.product
         if self.config.token_shift:
             before = self.batch_size * self.config.token_shift * self.config.n_embd
-            shift = (before + self.wide) * self.sizes.stream
-        return self.wide * self.sizes.product + shift
+            kept += (before + self.wide) * self.sizes.stream
+        return kept
 
     def _mlp(self) -> int:
         # relu's output is the next layer's input; swiglu keeps two halves, a gate and a product

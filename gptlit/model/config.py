@@ -121,98 +121,77 @@ class GPTConfig:
         plain_data.check_fields(self, "model")
         # a list in YAML and checkpoints; a tuple makes the config hashable
         object.__setattr__(self, "dropout_at", tuple(self.dropout_at))
-        self._check_bounds()
-        for name in ("n_head", "n_embd", "block_size", "hidden"):
-            if (value := getattr(self, name)) < 1:
-                if name == "hidden" and self.mlp_hidden is None:
-                    n_embd = f"{opt('model.n_embd')} {self.n_embd}"
-                    raise UsageError(
-                        f"gives the MLP {value} channels with {n_embd}; it needs 1 or more",
-                        "model.mlp_ratio",
-                        self.mlp_ratio,
-                    )
-                option = {"hidden": "mlp_hidden"}.get(name, name)
-                raise UsageError("must be 1 or more", f"model.{option}", value)
-        if self.n_layer < 0:
-            raise UsageError("must be 0 or more", "model.n_layer", self.n_layer)
-        if not 0 <= self.token_shift < self.block_size:
-            raise UsageError(
-                f"must be at least 0 and below {opt('model.block_size')} {self.block_size}; "
-                "configs/best_cpu.yaml has 3",
-                "model.token_shift",
-                self.token_shift,
-            )
-        if not 0 <= self.dropout < 1:
-            raise UsageError("must be at least 0 and below 1", "model.dropout", self.dropout)
-        if self.n_embd % self.n_head:
-            below = self.n_embd // self.n_head * self.n_head
-            nearest = [size for size in (below, below + self.n_head) if size]
-            raise UsageError(
-                f"must be a multiple of {opt('model.n_head')} {self.n_head}; use "
-                f"{' or '.join(map(str, nearest))}",
-                "model.n_embd",
-                self.n_embd,
-            )
-        for name in ("position_base", "norm_eps", "logit_softcap"):
-            if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
-                raise UsageError("must be above 0", f"model.{name}", value)
-            if value is not None and not SMALLEST <= value <= LARGEST:
-                reason = f"must be at least {SMALLEST} and at most {LARGEST}"
-                raise UsageError(reason, f"model.{name}", value)
+        self._check_sizes()
         self._check_combinations()
 
-    def _check_bounds(self) -> None:
+    def _require(self, is_valid: bool, name: str, reason: str) -> None:
+        if not is_valid:
+            raise UsageError(reason, f"model.{name}", getattr(self, name))
+
+    def _check_sizes(self) -> None:
+        require = self._require
+        with_n_embd = f"channels with {opt('model.n_embd')} {self.n_embd}"
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, int) and value >= SIZES_BELOW:
-                raise UsageError(f"must be below {SIZES_BELOW}", f"model.{field.name}", value)
-        if self.vocab_size < 0:
-            raise UsageError("must be 1 or more", "model.vocab_size", self.vocab_size)
-        if self.block_size > LARGEST_BLOCK:
-            reason = f"must be at most {LARGEST_BLOCK}"
-            raise UsageError(reason, "model.block_size", self.block_size)
-        if not abs(self.mlp_ratio) < SIZES_BELOW or self.hidden >= SIZES_BELOW:
-            raise UsageError(
-                f"must give the MLP fewer than {SIZES_BELOW} channels with {opt('model.n_embd')} "
-                f"{self.n_embd}; 4 is usual",
-                "model.mlp_ratio",
-                self.mlp_ratio,
+            is_small = (
+                not isinstance(value := getattr(self, field.name), int) or value < SIZES_BELOW
             )
+            require(is_small, field.name, f"must be below {SIZES_BELOW}")
+        require(self.vocab_size >= 0, "vocab_size", "must be 1 or more")
+        require(self.block_size <= LARGEST_BLOCK, "block_size", f"must be at most {LARGEST_BLOCK}")
+        require(
+            abs(self.mlp_ratio) < SIZES_BELOW and self.hidden < SIZES_BELOW,
+            "mlp_ratio",
+            f"must give the MLP fewer than {SIZES_BELOW} {with_n_embd}; 4 is usual",
+        )
+        for name in ("n_head", "n_embd", "block_size"):
+            require(getattr(self, name) >= 1, name, "must be 1 or more")
+        if self.mlp_hidden is None:
+            reason = f"gives the MLP {self.hidden} {with_n_embd}; it needs 1 or more"
+            require(self.hidden >= 1, "mlp_ratio", reason)
+        else:
+            require(self.mlp_hidden >= 1, "mlp_hidden", "must be 1 or more")
+        require(self.n_layer >= 0, "n_layer", "must be 0 or more")
+        require(
+            0 <= self.token_shift < self.block_size,
+            "token_shift",
+            f"must be at least 0 and below {opt('model.block_size')} {self.block_size}; "
+            "configs/best_cpu.yaml has 3",
+        )
+        require(0 <= self.dropout < 1, "dropout", "must be at least 0 and below 1")
+        for name in ("position_base", "norm_eps", "logit_softcap"):
+            value = getattr(self, name)
+            reason = f"must be above 0, from {SMALLEST} to {LARGEST}"
+            require(value is None or SMALLEST <= value <= LARGEST, name, reason)
 
     def _check_combinations(self) -> None:
-        if self.kv_heads < 1 or self.n_head % self.kv_heads:
+        require = self._require
+        n_head, n_embd = f"{opt('model.n_head')} {self.n_head}", opt("model.n_embd")
+        below = self.n_embd // self.n_head * self.n_head
+        nearest = " or ".join(str(size) for size in (below, below + self.n_head) if size)
+        reason = f"must be a multiple of {n_head}; use {nearest}"
+        require(self.n_embd % self.n_head == 0, "n_embd", reason)
+        if self.n_kv_head is not None and (self.n_kv_head < 1 or self.n_head % self.n_kv_head):
             small = [n for n in range(1, math.isqrt(self.n_head) + 1) if self.n_head % n == 0]
             fit = sorted({*small, *(self.n_head // n for n in small)})
-            raise UsageError(
-                f"must divide {opt('model.n_head')} {self.n_head}; use one "
-                f"of {', '.join(map(str, fit))}",
-                "model.n_kv_head",
-                self.kv_heads,
+            reason = f"must divide {n_head}; use one of {', '.join(map(str, fit))}"
+            require(False, "n_kv_head", reason)
+        if self.positions == "rotary":
+            reason = (
+                f"needs an even number of channels in a head, and {n_embd} {self.n_embd} / "
+                f"{n_head} is odd"
             )
-        if self.positions == "rotary" and self.head_size % 2:
-            raise UsageError(
-                f"needs an even number of channels in a head, and {opt('model.n_embd')} "
-                f"{self.n_embd} / {opt('model.n_head')} {self.n_head} is odd",
-                "model.positions",
-                self.positions,
-            )
-        if self.positions == "sinusoidal" and self.n_embd % 2:
-            reason = f"needs an even {opt('model.n_embd')}, and {self.n_embd} is odd"
-            raise UsageError(reason, "model.positions", self.positions)
-        if self.n_positions is not None and self.positions != "learned":
+            require(self.head_size % 2 == 0, "positions", reason)
+        if self.positions == "sinusoidal":
+            reason = f"needs an even {n_embd}, and {self.n_embd} is odd"
+            require(self.n_embd % 2 == 0, "positions", reason)
+        if self.n_positions is not None:
             reason = f"needs {opt('model.positions')} learned, not {self.positions}"
-            raise UsageError(reason, "model.n_positions", self.n_positions)
-        if self.n_positions is not None and self.n_positions < self.block_size:
+            require(self.positions == "learned", "n_positions", reason)
             reason = f"must be at least {opt('model.block_size')} {self.block_size}"
-            raise UsageError(reason, "model.n_positions", self.n_positions)
+            require(self.n_positions >= self.block_size, "n_positions", reason)
         if self.mixer == "none":
-            given = {
-                "positions": self.positions == "rotary",
-                "qk_norm": self.qk_norm,
-                "n_kv_head": self.n_kv_head is not None,
-                "attn_proj": not self.attn_proj,
-            }
-            for name, is_given in given.items():
-                if is_given:
-                    reason = f"needs {opt('model.mixer')} attention, not none"
-                    raise UsageError(reason, f"model.{name}", getattr(self, name))
+            reason = f"needs {opt('model.mixer')} attention, not none"
+            require(self.positions != "rotary", "positions", reason)
+            require(not self.qk_norm, "qk_norm", reason)
+            require(self.n_kv_head is None, "n_kv_head", reason)
+            require(self.attn_proj, "attn_proj", reason)

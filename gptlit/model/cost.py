@@ -3,9 +3,7 @@
 Shapes: B batch, T time, V vocabulary, C channels. Memory is in bytes.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import astuple, dataclass
 
 from torch import nn
 
@@ -51,14 +49,9 @@ def trainable(model: GPT) -> int:
 def decayed(model: GPT, recipe: Recipe = ADAMW) -> tuple[int, int]:
     """The numbers of trainable parameters with and without weight decay."""
     counts = {True: 0, False: 0}
-    for part, options in _groups(model, recipe):
-        counts[options["weight_decay"] > 0] += sum(p.numel() for p in part)
+    for group in optimizers.groups(model, recipe):
+        counts[group["weight_decay"] > 0] += sum(p.numel() for p in group["params"])
     return counts[True], counts[False]
-
-
-def _groups(model: GPT, recipe: Recipe) -> Iterator[tuple[list[nn.Parameter], dict[str, Any]]]:
-    parts = optimizers.split(model.named_parameters(), recipe.optimizer)
-    yield from zip(parts, optimizers.group_options(recipe), strict=True)
 
 
 def optimizer_values(model: GPT, recipe: Recipe = ADAMW) -> int:
@@ -67,11 +60,11 @@ def optimizer_values(model: GPT, recipe: Recipe = ADAMW) -> int:
     Muon's second moments have one value for each row or column of the longer side of a matrix.
     """
     values = 0
-    for part, options in _groups(model, recipe):
-        moments = 2 if "betas" in options else options["momentum"] > 0
-        values += moments * sum(p.numel() for p in part)
-        if options.get("beta2") is not None:
-            values += sum(max(p.shape) for p in part)
+    for group in optimizers.groups(model, recipe):
+        moments = 2 if "betas" in group else group["momentum"] > 0
+        values += moments * sum(p.numel() for p in group["params"])
+        if group.get("beta2") is not None:
+            values += sum(max(p.shape) for p in group["params"])
     return values
 
 
@@ -129,8 +122,7 @@ class Memory:
     @property
     def total(self) -> int:
         """The sum, an upper bound: not all are in use at the same time."""
-        trained = self.weights + self.gradients + self.optimizer + self.average
-        return trained + self.activations
+        return sum(astuple(self))
 
 
 def memory(

@@ -51,14 +51,12 @@ class KVCache:
 
 
 def norm(config: GPTConfig) -> nn.Module:
-    """The norm of a config, over n_embd channels."""
     if config.norm == "rms":
         return nn.RMSNorm(config.n_embd, config.norm_eps, elementwise_affine=config.norm_weight)
     return nn.LayerNorm(config.n_embd, config.norm_eps, config.norm_weight, bias=config.bias)
 
 
 def head_norm(config: GPTConfig) -> nn.Module:
-    """RMSNorm over the channels of one head."""
     return nn.RMSNorm(config.head_size, config.norm_eps, elementwise_affine=config.norm_weight)
 
 
@@ -100,14 +98,13 @@ class Attention(nn.Module):
 
     def __init__(self, config: GPTConfig, layer: int, turn: Rotary | None = None) -> None:
         super().__init__()
-        size, n_kv_head = config.head_size, config.kv_heads
         self.layer = layer
-        self.heads = (config.n_head, n_kv_head, n_kv_head)
-        self.head_size = size
+        self.heads = (config.n_head, config.kv_heads, config.kv_heads)
+        self.head_size = config.head_size
         self.dropout = config.dropped("attention")
         self.attend = attention.BACK_ENDS[config.attention]
         self.shift = TokenShift(config) if config.token_shift else None
-        self.c_attn = nn.Linear(config.n_embd, sum(self.heads) * size, bias=config.bias)
+        self.c_attn = nn.Linear(config.n_embd, sum(self.heads) * config.head_size, bias=config.bias)
         self.q_norm = head_norm(config) if config.qk_norm else None
         self.k_norm = head_norm(config) if config.qk_norm else None
         self.turn = turn
@@ -267,7 +264,10 @@ class GPT(nn.Module):
         T = idx.size(1)
         past = 0 if cache is None else cache.length
         if idx.dtype != torch.int64:
-            idx = _as_int64(idx)
+            if idx.is_floating_point() or idx.is_complex() or idx.dtype == torch.bool:
+                name = str(idx.dtype).removeprefix("torch.")
+                raise TypeError(f"idx: token ids must be integers, not {name}")
+            idx = idx.long()
         if past + T > self.config.block_size:
             raise ValueError(f"{past + T} positions exceed block_size {self.config.block_size}")
         x = self.drop(self.wpe(self.wte(idx), past))  # (B, T, C)
@@ -307,11 +307,3 @@ class GPT(nn.Module):
             for layer, attend in zip(layers, before, strict=True):
                 layer.attend = attend
         return torch.stack(weights)
-
-
-def _as_int64(idx: Tensor) -> Tensor:
-    """Token ids of any integer type as the type that embeddings take."""
-    if idx.is_floating_point() or idx.is_complex() or idx.dtype == torch.bool:
-        name = str(idx.dtype).removeprefix("torch.")
-        raise TypeError(f"idx: token ids must be integers, not {name}")
-    return idx.long()

@@ -55,14 +55,13 @@ class Average:
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
         """Use the average as the net's weights within the block, also if it is in use already."""
-        if self._raw is not None:
-            yield
-            return
+        was_in_use = self._raw is not None
         self.begin()
         try:
             yield
         finally:
-            self.end()
+            if not was_in_use:
+                self.end()
 
     @torch.no_grad()
     def _fill(self, values: dict[str, Tensor]) -> None:

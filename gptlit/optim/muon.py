@@ -151,7 +151,10 @@ class Muon(torch.optim.Optimizer):
             ahead = torch.stack(torch._foreach_lerp(gradients, momenta, group["momentum"]))
             updates = orthogonalize(ahead.to(working_dtype(device))).to(dtype)
             if group.get("beta2") is not None:
-                squares = [self._squares(weight) for weight in weights]
+                # of each row or, if there are more of them, column
+                lines = [w[:, :1] if shape[0] >= shape[1] else w[:1] for w in weights]
+                states = zip(weights, lines, strict=True)
+                squares = [self._state(weight, "mean_square", line) for weight, line in states]
                 updates = evened(updates, squares, group["beta2"])
             torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
             scale = math.sqrt(max(1.0, shape[0] / shape[1]))
@@ -183,17 +186,9 @@ class Muon(torch.optim.Optimizer):
             maximize=False,
         )
 
-    def _squares(self, weight: Tensor) -> Tensor:
-        """The moving mean squares of a matrix's updates, of each row or, if it is wide, column."""
-        state = self.state[weight]
-        if "mean_square" not in state:
-            lines = weight[:, :1] if weight.size(0) >= weight.size(1) else weight[:1]
-            state["mean_square"] = torch.zeros_like(lines)
-        return state["mean_square"]
-
-    def _state(self, weight: Tensor, name: str) -> Tensor:
-        """A parameter's state of this name; zeros at first."""
+    def _state(self, weight: Tensor, name: str, like: Tensor | None = None) -> Tensor:
+        """A parameter's state of this name; at first zeros with the shape of `like` or its own."""
         state = self.state[weight]
         if name not in state:
-            state[name] = torch.zeros_like(weight, memory_format=torch.preserve_format)
+            state[name] = torch.zeros_like(weight if like is None else like)
         return state[name]

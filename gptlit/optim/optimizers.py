@@ -71,8 +71,8 @@ class Recipe:
         for name, (is_valid, reason) in checks.items():
             if not is_valid:
                 value = getattr(self, name)
-                given = list(value) if isinstance(value, tuple) else value
-                raise UsageError(reason, f"model.{name}", given)
+                as_typed = list(value) if isinstance(value, tuple) else value
+                raise UsageError(reason, f"model.{name}", as_typed)
         if self.momentum is not None and self.optimizer not in MOMENTUM:
             raise UsageError(
                 f"applies to {opt('model.optimizer')} sgd and muon; for {self.optimizer} give the "
@@ -98,35 +98,33 @@ def split(
     multiplied by. AdamW trains the others without decay: the rows of embedding and head belong to
     single tokens, and that of a rare token would shrink at each step and grow at few.
     """
-    first: list[nn.Parameter] = []
-    second: list[nn.Parameter] = []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in named:
         if parameter.requires_grad:
             in_block = "h" in name.split(".") or optimizer != "muon"
-            (first if parameter.dim() >= 2 and in_block else second).append(parameter)
-    return first, second
+            (matrices if parameter.dim() >= 2 and in_block else others).append(parameter)
+    return matrices, others
 
 
 def group_options(recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
     """The optimizer's options for each part of `split`, at the schedule's peak."""
     momentum = MOMENTUM.get(recipe.optimizer) if recipe.momentum is None else recipe.momentum
-    adam: dict[str, Any] = {"lr": recipe.lr, "betas": recipe.betas, "weight_decay": 0.0}
-    sgd: dict[str, Any] = {
-        "lr": recipe.lr,
-        "momentum": momentum,
-        "nesterov": bool(momentum),
-        "weight_decay": 0.0,
-    }
-    decay = {"weight_decay": recipe.weight_decay}
+    adam: dict[str, Any] = {"lr": recipe.lr, "betas": recipe.betas}
+    sgd: dict[str, Any] = {"lr": recipe.lr, "momentum": momentum, "nesterov": bool(momentum)}
     muon: dict[str, Any] = {"lr": recipe.muon_lr, "momentum": momentum, "beta2": recipe.muon_beta2}
-    parts = {
-        "adamw": (adam | decay, adam),
-        # Adam would add the decay to the gradients and then scale it away with them
-        "adam": (adam, adam),
-        "sgd": (sgd | decay, sgd),
-        "muon": (muon | decay, adam),
-    }
-    return parts[recipe.optimizer]
+    first = {"adamw": adam, "adam": adam, "sgd": sgd, "muon": muon}[recipe.optimizer]
+    second = sgd if recipe.optimizer == "sgd" else adam
+    # Adam would add the decay to the gradients and then scale it away with them
+    decay = 0.0 if recipe.optimizer == "adam" else recipe.weight_decay
+    return first | {"weight_decay": decay}, second | {"weight_decay": 0.0}
+
+
+def groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """The optimizer's parameter groups: the parts of `split`, with their options."""
+    parts = split(model.named_parameters(), recipe.optimizer)
+    pairs = zip(parts, group_options(recipe), strict=True)
+    return [{"params": part, **options} for part, options in pairs]
 
 
 def build(model: nn.Module, recipe: Recipe, *, fused: bool = False) -> torch.optim.Optimizer:
@@ -140,13 +138,10 @@ def build(model: nn.Module, recipe: Recipe, *, fused: bool = False) -> torch.opt
     Sources: Adam, Kingma and Ba 2015; AdamW, Loshchilov and Hutter 2019; SGD with the momentum of
     Sutskever et al. 2013 (Nesterov's); Muon, Jordan et al. 2024, and Li et al. 2025.
     """
-    parts = split(model.named_parameters(), recipe.optimizer)
-    pairs = zip(parts, group_options(recipe), strict=True)
-    groups = [{"params": part, **options} for part, options in pairs]
     if recipe.optimizer == "muon":
-        return Muon(groups)
+        return Muon(groups(model, recipe))
     kind: Any = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
-    return kind[recipe.optimizer](groups, fused=fused or None)
+    return kind[recipe.optimizer](groups(model, recipe), fused=fused or None)
 
 
 def parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
