@@ -16,10 +16,11 @@ from gptlit.model import cost
 from gptlit.model.gpt import GPT
 from gptlit.training import run_length
 
-COMPILERS = {"darwin": "clang++", "win32": "cl"}  # elsewhere g++
-CPU_FLOPS = 65e9  # a second, of a training step, whatever the CPU: a run's choice is no machine's
-CPU_GAIN = 0.03  # of a step's time
-CPU_SECONDS = 60.0  # of compiling
+COMPILERS = {"darwin": "clang++", "win32": "cl"}  # PyTorch's choice; elsewhere g++
+# one estimate for all CPUs, so that a run's choice does not depend on the machine; see `choose`
+CPU_FLOPS = 65e9  # FLOPs per second of an eager training step
+CPU_GAIN = 0.03  # fraction of a step's time that compiling saves
+CPU_SECONDS = 60.0  # time that compiling takes
 CUDA_STEPS = 5000
 Forward = Callable[[Tensor], Tensor]
 
@@ -33,9 +34,9 @@ class Choice:
 
 
 class CompiledSteps:
-    """Computes logits in training steps, by a compiled net where that is chosen.
+    """Chooses whether a run compiles its training steps, and compiles the net for them.
 
-    Validations and samples, whose batches have many shapes, don't use it.
+    Validations and samples, whose batches have many shapes, are not compiled.
 
     Args:
         option: The option `model.compile`.
@@ -44,7 +45,7 @@ class CompiledSteps:
     def __init__(self, option: bool | Literal["auto"]) -> None:
         self.option = option
         self.choice = Choice(False, "as given")
-        self.forward: Forward | None = None  # compiled at its first call; None for the net itself
+        self.forward: Forward | None = None  # compiles when first called; None: use the net itself
 
     def choose(
         self, trainer: L.Trainer, net: GPT, batch_size: int, before: bool | None = None
@@ -52,37 +53,32 @@ class CompiledSteps:
         """Decide by the option whether a fit compiles; other stages never do.
 
         Args:
-            trainer: The run's Trainer.
-            net: The net to compile.
-            batch_size: Windows in a batch of a device.
+            trainer: Trainer of the run.
+            net: Net to compile.
+            batch_size: Number of windows in a batch of one device.
             before: Whether the run compiled before it was resumed; None for a new run.
 
         Raises:
-            UsageError: the option is true and there is no compiler.
+            UsageError: The option is true and there is no compiler.
         """
         if trainer.state.fn != "fit":
             return
         device = trainer.strategy.root_device.type
         if self.option == "auto":
-            windows = batch_size * trainer.accumulate_grad_batches
-            per_window = cost.training_flops_per_token(net) * net.config.block_size
-            self.choice = choose(
-                device,
-                run_length.steps_of_run(trainer),
-                windows * per_window,
-                compiler=has_compiler(),
-                before=before,
-            )
+            tokens = batch_size * trainer.accumulate_grad_batches * net.config.block_size
+            flops = tokens * cost.training_flops_per_token(net)
+            n_steps = run_length.steps_of_run(trainer)
+            self.choice = choose(device, n_steps, flops, compiler=has_compiler(), before=before)
         else:
-            self.choice = Choice(self.option, "as given")
             check(self.option, device)
+            self.choice = Choice(self.option, "as given")
         self.forward = None
         if self.choice.compiles:
             self.compile(net)
 
     def compile(self, net: GPT, mode: str | None = None) -> None:
-        """Compile a net at the first training step, by a mode of torch.compile."""
-        # a function of the net, since a compiled module would give the weights other names
+        """Compile a net at the first training step, in a mode of torch.compile."""
+        # a function that calls the net: a compiled module would rename the weights
         self.forward = torch.compile(lambda idx: net(idx), mode=mode)
         if self.option == "auto":
             self.forward = or_eager(self.forward, net, self._failed)
@@ -97,16 +93,11 @@ def has_compiler() -> bool:
 
 
 def _compiler() -> str:
-    # as PyTorch chooses it
     return os.environ.get("CXX") or COMPILERS.get(sys.platform, "g++")
 
 
 def check(option: bool | str, device: str) -> None:
-    """Refuse to compile where that can't work.
-
-    Raises:
-        UsageError: the option is true, on a CPU without a compiler.
-    """
+    """Raise a UsageError if the option `model.compile` is true on a CPU without a compiler."""
     if option is True and device == "cpu" and not has_compiler():
         raise UsageError(
             f"needs the C++ compiler {_compiler()} on a CPU, which was not found; "
@@ -119,26 +110,27 @@ def check(option: bool | str, device: str) -> None:
 def choose(
     device: str, n_steps: int | None, flops: float, *, compiler: bool, before: bool | None = None
 ) -> Choice:
-    """Decide what the option `model.compile` auto means for a run.
+    """Decide whether a run with the option `model.compile` auto compiles.
 
-    The results of a compiled step differ in their last bits, so a resumed run does as before.
+    A resumed run does as before, since a compiled step's results differ in their last bits.
 
-    On a CPU compiling must save twice the time that it takes. Measured on one thread of two shared
-    cores, torch 2.13 (layers x width, cold cache): 2 x 64, 6% of a step for 28 s; 4 x 128, 7% for
-    71 s; 6 x 192, nothing clear for 88 s. CPU_GAIN and CPU_SECONDS lie between, and an eager step
-    does CPU_FLOPS on both cores: compiling pays off in runs of more than an hour there. On CUDA it
-    does from CUDA_STEPS steps on: NOT measured, for lack of a GPU.
+    On a CPU, compiling must save at least twice the time that it takes. Measured with torch 2.13 on
+    one thread of two shared cores with a cold cache (layers x width: time saved per step, time to
+    compile): 2 x 64: 6%, 28 s; 4 x 128: 7%, 71 s; 6 x 192: nothing clear, 88 s. CPU_GAIN and
+    CPU_SECONDS are between these, so that compiling pays off in runs of more than an hour. The
+    threshold on CUDA, CUDA_STEPS, was NOT measured.
 
     Args:
         device: Type of the device.
-        n_steps: Optimizer steps of the whole run; None where it has no planned end.
-        flops: FLOPs of a step.
+        n_steps: Number of optimizer steps of the whole run; None if it has no planned end.
+        flops: FLOPs of an optimizer step.
         compiler: Whether there is a C++ compiler.
         before: Whether the run compiled before it was resumed; None for a new run.
     """
-    can = device == "cuda" or (device == "cpu" and compiler)
-    if not can:
-        return Choice(False, "no C++ compiler" if device == "cpu" else f"not on {device}")
+    if device == "cpu" and not compiler:
+        return Choice(False, "no C++ compiler")
+    if device not in ("cpu", "cuda"):
+        return Choice(False, f"not on {device}")
     if before is not None:
         return Choice(before, "as before the resume")
     if n_steps is None:
@@ -152,12 +144,12 @@ def choose(
 
 
 def or_eager(compiled: Forward, eager: Forward, failed: Callable[[], None]) -> Forward:
-    """A function that calls `compiled`, or `eager` after compiling has failed at the first call.
+    """Return a function that calls `compiled`, or `eager` if compiling fails at the first call.
 
     Args:
         compiled: Function that compiles when it is first called.
         eager: The same function, not compiled.
-        failed: Called when compiling fails.
+        failed: Callback that is called when compiling fails.
     """
     works: bool | None = None
 
@@ -167,10 +159,11 @@ def or_eager(compiled: Forward, eager: Forward, failed: Callable[[], None]) -> F
             try:
                 logits, works = compiled(idx), True
                 return logits
-            except Exception as error:  # whatever is wrong with the compiler or its tools
+            except Exception as error:  # a broken compiler can raise anything
                 works = False
-                (why, *_) = str(error).strip().splitlines() or [""]
-                note(f"warning: torch.compile failed ({type(error).__name__}: {why}); not compiled")
+                reason, *_ = str(error).strip().splitlines() or [""]
+                kind = type(error).__name__
+                note(f"warning: torch.compile failed ({kind}: {reason}); not compiled")
                 failed()
         return compiled(idx) if works else eager(idx)
 

@@ -26,7 +26,7 @@ class NotFinite(RunError):
 
 @dataclass(frozen=True)
 class Step:
-    """An optimizer step whose norm and loss are still on the device."""
+    """An optimizer step that is not checked yet: its norm and loss are still on the device."""
 
     number: int
     lr: float
@@ -58,7 +58,7 @@ class Guard(Callback):
         self.diverged = diverged
         self._norm: Tensor | None = None  # of the current step, unless it is skipped
         self._lr = 0.0
-        self._steps: list[Step] = []  # not checked yet
+        self._steps: list[Step] = []  # since the last check
         self._norm_before = math.nan
         self._losses: list[float] = []  # since the last logging
         self._lowest = math.inf
@@ -83,9 +83,8 @@ class Guard(Callback):
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        self._lr = float(
-            optimizer.param_groups[-1]["lr"]
-        )  # of the option lr: Muon's own group comes first
+        # the last group has the rate of the option lr: Muon's own group comes first
+        self._lr = float(optimizer.param_groups[-1]["lr"])
         assert isinstance(pl_module, LitGPT)
         self._norm = norm = pl_module.gradients.norm(optimizer)
         may_skip = self._skipped < self.skip_nonfinite and not _has_scaler(trainer)
@@ -123,20 +122,20 @@ class Guard(Callback):
         for name in ("val/loss", "train/loss_eval"):
             loss = float(trainer.callback_metrics.get(name, 0.0))
             if trainer.state.fn == TrainerFn.FITTING and not math.isfinite(loss):
-                raise NotFinite(
-                    f"step {trainer.global_step}: {name} is {loss} at learning rate "
-                    f"{self._lr:.3g}; {_advice(trainer)}"
-                )
+                raise self._error(trainer, f"{name} is {loss}")
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         self._check(trainer)
         if not total_norm(p.detach() for p in pl_module.parameters()).isfinite():
-            raise NotFinite(
-                f"step {trainer.global_step}: the weights are not finite at learning rate "
-                f"{self._lr:.3g}; {_advice(trainer)}"
-            )
+            raise self._error(trainer, "the weights are not finite")
+
+    def _error(self, trainer: L.Trainer, problem: str) -> NotFinite:
+        return NotFinite(
+            f"step {trainer.global_step}: {problem} at learning rate {self._lr:.3g}; "
+            f"{_advice(trainer)}"
+        )
 
     def _check(self, trainer: L.Trainer) -> None:
         """Fetch the norms and losses of all steps since the last check from the device.
@@ -149,18 +148,18 @@ class Guard(Callback):
             return
         norms = torch.stack([step.norm for step in steps]).tolist()
         losses = torch.stack([step.loss for step in steps]).tolist()
-        watched = zip(losses, losses if _has_scaler(trainer) else norms, strict=True)
-        finite = [all(map(math.isfinite, pair)) for pair in watched]
-        bad = None if all(finite) else finite.index(False)
-        found = bad is not None
+        checked = zip(losses, losses if _has_scaler(trainer) else norms, strict=True)
+        are_finite = [all(map(math.isfinite, pair)) for pair in checked]
+        stops = not all(are_finite)
         if trainer.world_size > 1:  # each rank has a loss of its own
-            found = trainer.strategy.reduce_boolean_decision(found, all=False)
-        if not found:
+            stops = trainer.strategy.reduce_boolean_decision(stops, all=False)
+        if not stops:
             self._losses += losses
             self._norm_before = norms[-1]
             return
-        if bad is None:
+        if all(are_finite):
             raise NotFinite(f"the loss in another process is not finite; {_advice(trainer)}")
+        bad = are_finite.index(False)
         before = norms[bad - 1] if bad else self._norm_before
         what = "the gradient" if math.isfinite(losses[bad]) else "the loss"
         previous = "" if math.isnan(before) else f" after {before:.3g}"
@@ -171,7 +170,7 @@ class Guard(Callback):
         )
 
     def _warn_if_risen(self, trainer: L.Trainer) -> None:
-        """Warn once of a loss that rises."""
+        """Warn once if the mean loss since the last logging is far above the lowest."""
         losses, self._losses = self._losses, []
         if not losses:
             return
@@ -193,7 +192,7 @@ def _has_scaler(trainer: L.Trainer) -> bool:
 
 
 def _advice(trainer: L.Trainer) -> str:
-    """Name options that keep values finite."""
+    """Return options to try against values that are not finite."""
     tips = [f"a lower {opt('model.lr')}", f"a longer {opt('model.warmup_steps')}"]
     if not trainer.gradient_clip_val or trainer.gradient_clip_val > 1:
         tips.append(f"{opt('trainer.gradient_clip_val')} 1")

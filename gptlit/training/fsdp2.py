@@ -18,15 +18,15 @@ from gptlit.messages import UsageError, opt
 from gptlit.model.gpt import GPT
 from gptlit.training import loop_state
 
-# strategies by which a process has only parts of the weights
+# strategies under which a process has only parts of the weights
 SHARDING = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
 
 
 class FSDP2(ModelParallelStrategy):
     """Lightning's ModelParallelStrategy with data parallelism only, and checkpoints in one file.
 
-    Its name is fsdp2. Lightning's own defaults to tensor parallelism within a node, which `LitGPT`
-    doesn't support, and saves a folder of shards.
+    Its name on the command line is fsdp2. ModelParallelStrategy itself uses tensor parallelism
+    within a node, which `LitGPT` doesn't support, and saves a folder of shards.
 
     Args:
         **options: `process_group_backend` and `timeout` of ModelParallelStrategy.
@@ -40,8 +40,8 @@ class FSDP2(ModelParallelStrategy):
         super().setup_environment()
 
     def load_optimizer_state_dict(self, checkpoint: Any) -> None:
-        # `load_checkpoint` has restored the moments, and the module has put its own options into
-        # the checkpoint's groups
+        # `load_checkpoint` has restored the moments, and `resuming.take_recipe` has put the run's
+        # options into the checkpoint's groups
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             for group, options in zip(optimizer.param_groups, saved["param_groups"], strict=True):
                 group |= {name: options[name] for name in options if name != "params"}
@@ -51,13 +51,13 @@ StrategyRegistry.register("fsdp2", FSDP2, description=FSDP2.__doc__)
 
 
 def check(strategy: Strategy) -> None:
-    """Refuse strategies that would train silently wrong, or wait forever.
+    """Refuse Lightning's sharding strategies, which would train silently wrong or wait forever.
 
     Raises:
-        UsageError: names a strategy that works.
+        UsageError: The message names a strategy that works.
     """
-    own = isinstance(strategy, FSDP2)
-    if isinstance(strategy, ModelParallelStrategy | FSDPStrategy) and not own:
+    is_ours = isinstance(strategy, FSDP2)
+    if isinstance(strategy, ModelParallelStrategy | FSDPStrategy) and not is_ours:
         raise UsageError(
             f"isn't supported; use {opt('trainer.strategy')} fsdp2 to shard the weights",
             "trainer.strategy",
@@ -69,13 +69,14 @@ def check_whole(strategy: Strategy, optimizer: str, ema: float) -> None:
     """Refuse options that need all weights in each process where a strategy shards them.
 
     Raises:
-        UsageError: names the option and a strategy that works.
+        UsageError: The message names the option and a strategy that works.
     """
-    needed = {"model.optimizer": (optimizer, optimizer == "muon"), "model.ema": (ema, bool(ema))}
-    for name, (value, is_given) in needed.items():
-        if is_given and isinstance(strategy, SHARDING):
-            reason = "needs each process to have all weights"
-            raise UsageError(f"{reason}; use {opt('trainer.strategy')} ddp", name, value)
+    reason = f"needs each process to have all weights; use {opt('trainer.strategy')} ddp"
+    if isinstance(strategy, SHARDING):
+        if optimizer == "muon":
+            raise UsageError(reason, "model.optimizer", optimizer)
+        if ema:
+            raise UsageError(reason, "model.ema", ema)
 
 
 def shard(net: GPT, mesh: DeviceMesh) -> None:
@@ -96,9 +97,8 @@ def whole(net: GPT) -> GPT | None:
     first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
     if not isinstance(net, FSDPModule):
         return net if first else None
-    weights = get_model_state_dict(
-        net, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
-    )
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights = get_model_state_dict(net, options=options)
     if not first:
         return None
     copy = GPT(net.config)

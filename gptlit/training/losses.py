@@ -21,7 +21,7 @@ def objective(
     Both are means over the targets that are not IGNORED.
 
     Args:
-        logits: (B, T, V)
+        logits: (B, T, V).
         targets: (B, T) token ids, or IGNORED.
         label_smoothing: Fraction of the target that is spread evenly over the vocabulary
             (Szegedy et al. 2016).
@@ -29,7 +29,7 @@ def objective(
             al. 2022, PaLM: 1e-4); keeps logits from drifting.
 
     Returns:
-        Two scalars; the same tensor where nothing is added, otherwise the second has no gradient.
+        Two scalars; the same tensor if nothing is added, otherwise the second has no gradient.
     """
     logits, targets = logits.flatten(0, 1), targets.flatten()  # (B T, V), (B T)
     if not label_smoothing and not z_loss:
@@ -48,7 +48,7 @@ def summed(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """The sum of the cross-entropies of all targets that are not IGNORED, and their number.
 
     Args:
-        logits: (B, T, V)
+        logits: (B, T, V).
         targets: (B, T) token ids, or IGNORED.
 
     Returns:

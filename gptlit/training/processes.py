@@ -33,12 +33,12 @@ OPTIONS = ("strategy", "accelerator", "devices", "num_nodes", "plugins")
 
 
 def on_rank_zero() -> bool:
-    """Whether this process has rank 0, which writes files and messages; true for a single one."""
+    """Whether this process has rank 0, which writes files and messages."""
     return rank_zero_only.rank == 0
 
 
 def leave_together() -> None:
-    """Wait until all processes of a finished run are here, then leave their process group.
+    """Wait until all processes of a run are finished, then leave their process group.
 
     gloo can abort a process that still communicates with one that has left.
     """
@@ -54,10 +54,10 @@ def kill_others(trainer: L.Trainer) -> None:
 
 
 def end_with_launcher() -> None:
-    """Let this process end when the process that launched it ends.
+    """End this process when the process that launched it ends.
 
-    It would otherwise wait half an hour for a launcher that was killed early. Processes started by
-    hand or by a cluster have no launcher.
+    It would otherwise wait half an hour for a launcher that was killed. Processes started by hand
+    or by a cluster have no launcher.
     """
     if "LOCAL_RANK" not in os.environ:
         os.environ[LAUNCHER] = str(os.getpid())  # for processes that Lightning launches from here
@@ -65,13 +65,13 @@ def end_with_launcher() -> None:
     by_torchrun = torch.distributed.is_torchelastic_launched()
     launcher = os.getppid() if by_torchrun else int(os.environ.get(LAUNCHER, 0))
     if launcher and launcher != os.getpid():
-        Thread(target=_watch, args=(launcher,), daemon=True).start()
+        Thread(target=_exit_after, args=(launcher,), daemon=True).start()
 
 
-def _watch(launcher: int) -> None:
+def _exit_after(launcher: int) -> None:
     while os.getppid() == launcher:
         time.sleep(1)
-    os._exit(1)  # the main thread may be waiting in code that no exception interrupts
+    os._exit(1)  # an exception would not interrupt a main thread that waits in C++ code
 
 
 @contextlib.contextmanager
@@ -96,7 +96,7 @@ def reporting_lost_ranks() -> Iterator[None]:
 
 
 def as_list(value: Any) -> list[Any]:
-    """Return a Trainer's option, which can be None, one object or a list, as a list."""
+    """Return an option of the Trainer as a list, given None, one object or a list."""
     if value is None:
         return []
     return list(value) if isinstance(value, list) else [value]
@@ -104,16 +104,15 @@ def as_list(value: Any) -> list[Any]:
 
 def are_plain(options: Any) -> bool:
     """Whether options can be checked before their classes are instantiated."""
-    given = [each for name in OPTIONS for each in as_list(options[name])]
-    return not any(isinstance(each, Namespace) for each in given)
+    values = [value for name in OPTIONS for value in as_list(options[name])]
+    return not any(isinstance(value, Namespace) for value in values)
 
 
 def check(options: Any) -> None:
     """Refuse strategies that spawn or fork this process.
 
-    They train and save, but this process doesn't receive the step, the metrics and the reason of
-    the end. A temporary Trainer shows which launcher Lightning chooses, also for "auto" in a
-    notebook.
+    The step, the metrics and the reason of the end would not reach this process. A temporary
+    Trainer shows which launcher Lightning chooses, also for "auto" in a notebook.
 
     Args:
         options: Options of the Trainer by name.
@@ -122,9 +121,9 @@ def check(options: Any) -> None:
         UsageError: The message names a strategy that works.
     """
     # Lightning changes the objects that are passed to it
-    given = copy.deepcopy({name: options[name] for name in OPTIONS})
+    copies = copy.deepcopy({name: options[name] for name in OPTIONS})
     off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-    trainer = refusing(L.Trainer, **given, **dict.fromkeys(off, False))
+    trainer = refusing(L.Trainer, **copies, **dict.fromkeys(off, False))
     if method := loop_state.start_method(trainer.strategy):
         strategy = options["strategy"]
         raise UsageError(
@@ -153,7 +152,7 @@ def new_trainer(**options: Any) -> L.Trainer:
 
 
 def refusing(function: Callable[..., T], *arguments: Any, **options: Any) -> T:
-    """Call a function of Lightning's, and raise its refusals of options as UsageError."""
+    """Call a function of Lightning's, and raise its errors about options as UsageError."""
     try:
         return function(*arguments, **options)
     except UsageError:
@@ -164,7 +163,7 @@ def refusing(function: Callable[..., T], *arguments: Any, **options: Any) -> T:
 
 
 def _raise_refusal(error: Exception) -> None:
-    """Raise a UsageError for an error that Lightning's own code raised, not code that it calls."""
+    """Raise a UsageError for an error if Lightning's own code raised it, not code that it calls."""
     frames = list(traceback.walk_tb(error.__traceback__))
     if "lightning" in Path(frames[-1][0].f_code.co_filename).parts:
         raise UsageError(textwrap.shorten(str(error), 240), "trainer") from error

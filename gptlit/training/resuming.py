@@ -28,10 +28,12 @@ NOT_IN_WEIGHTS = ("vocab_size", "dropout", "dropout_at", "attention", "init", "z
 def changed(
     before: Mapping[str, Any], now: Mapping[str, Any], with_new: bool = False
 ) -> Iterator[tuple[str, Any, Any]]:
-    """The options that differ, as ("model.lr", old, new), in the order of `now`.
+    """Yield the options that differ, as ("model.lr", old, new), in the order of `now`.
 
-    Options that are not in `before` are left out; `with_new` options they have the old value
-    MISSING.
+    Args:
+        before: Options of a run, in groups.
+        now: Other options, in the same groups.
+        with_new: Yield options that `before` doesn't have too, with the old value MISSING.
     """
     for name, new in now.items():
         old = before.get(name, MISSING)
@@ -47,67 +49,62 @@ def check_tokenizer(
     """Refuse options of another tokenizer than a checkpoint's.
 
     Args:
-        before: Data options of the run that saved it; an imported checkpoint has none of these.
+        before: Data options of the run that saved it; empty for an imported checkpoint.
         now: Current data options.
         kind: Kind of the checkpoint's tokenizer.
         given: Names of the options given with the checkpoint.
 
     Raises:
-        UsageError: names the option and both values.
+        UsageError: The message names the option and both values.
     """
     for name in ("tokenizer", "eos"):
         old, new = before.get(name), now[name]
         if old == new or (old is None and f"data.{name}" not in given):
             continue
         if name == "tokenizer":
-            wanted, was = _options(new), None if old is None else _options(old)
+            new_options, old_options = _options(new), None if old is None else _options(old)
             # weights that a run began from, or imported weights, have their own tokenizer
-            if was is None or was.kind != kind:
-                old, was = kind, None
-            if wanted == was or (was is None and wanted.kind == kind):
+            if old_options is None or old_options.kind != kind:
+                old, old_options = kind, None
+            if new_options == old_options or (old_options is None and new_options.kind == kind):
                 continue
-        raise UsageError(
-            f"the checkpoint's model has {old or False}, and its weights need it; leave the option "
-            "out, or begin a new run",
-            f"data.{name}",
-            str(new),
-        )
+        raise _other_model(f"data.{name}", old or False, new)
 
 
-def _options(given: str | Mapping[str, Any]) -> TokenizerOptions:
-    options = TokenizerOptions(**given) if isinstance(given, Mapping) else parse_options(given)
-    return replace(options, eos=False)  # an option of its own
+def _options(value: str | Mapping[str, Any]) -> TokenizerOptions:
+    options = TokenizerOptions(**value) if isinstance(value, Mapping) else parse_options(value)
+    return replace(options, eos=False)  # which is checked separately
+
+
+def _other_model(option: str, saved: object, now: object) -> UsageError:
+    return UsageError(
+        f"the checkpoint's model has {saved}, and its weights need it; leave the option out, or "
+        "begin a new run",
+        option,
+        str(now),
+    )
 
 
 def check_config(saved: Mapping[str, Any], config: GPTConfig) -> None:
-    """Refuse a checkpoint whose weights belong to another model than a config describes.
-
-    Args:
-        saved: Config in the checkpoint.
-        config: Current config.
+    """Refuse a checkpoint whose config differs from the current one in the weights.
 
     Raises:
-        UsageError: names the first option that differs, and both values.
+        UsageError: The message names the first option that differs, and both values.
     """
     for name, value in saved.items():
         if name not in NOT_IN_WEIGHTS and (now := getattr(config, name, None)) != value:
-            raise UsageError(
-                f"the checkpoint's model has {value}, and its weights need it; leave the option "
-                "out, or begin a new run",
-                f"model.{name}",
-                str(now),
-            )
+            raise _other_model(f"model.{name}", value, now)
 
 
 def check_same_tokenizer(described: Mapping[str, Any], tokenizer: Tokenizer) -> None:
     """Refuse a checkpoint with another tokenizer than that of the text.
 
     Args:
-        described: The checkpoint's own entry, with its tokenizer and config.
+        described: The checkpoint's entry `checkpoint.KEY`, with its tokenizer and config.
         tokenizer: Tokenizer of the text.
 
     Raises:
-        UsageError: names both tokenizers.
+        UsageError: The message names both tokenizers.
     """
     if tokenizer.state() != described["tokenizer"]:
         raise UsageError(
@@ -121,7 +118,7 @@ def check_optimizer(content: Mapping[str, Any], optimizer: str) -> None:
     """Refuse a checkpoint of a run with another optimizer.
 
     Raises:
-        UsageError: names both optimizers.
+        UsageError: The message names both optimizers.
     """
     before = content.get("hyper_parameters", {}).get("optimizer", "adamw")
     if before != optimizer:
@@ -136,7 +133,7 @@ def check_optimizer(content: Mapping[str, Any], optimizer: str) -> None:
 def take_recipe(
     content: dict[str, Any], recipe: optimizers.Recipe, factor: Callable[[int], float]
 ) -> tuple[float, float]:
-    """Put a recipe in place of the one in a checkpoint's optimizer and schedule.
+    """Replace the recipe in a checkpoint's optimizer and schedule.
 
     An unchanged recipe leaves their values as they are, bit for bit.
 
@@ -164,10 +161,12 @@ def take_recipe(
 
 def same_split(split: str, trained: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     """Whether a split is the same in a checkpoint's text and the current one, by provenance."""
-    own, other = (text["own_texts"].get(split, [None, None])[1] for text in (trained, now))
-    # spans count tokens in one file: those of a split's own text move with the text before it
-    same_text = own == other if own else other is None and trained["sha256"] == now["sha256"]
-    return same_text and (own is not None or trained["spans"].get(split) == now["spans"][split])
+    before, after = (text["own_texts"].get(split, [None, None])[1] for text in (trained, now))
+    if before or after:  # hashes of a text of the split's own
+        return before == after
+    if trained["sha256"] != now["sha256"]:
+        return False
+    return trained["spans"].get(split) == now["spans"][split]
 
 
 def was_trained_on(split: str, trained: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
@@ -181,17 +180,11 @@ def was_trained_on(split: str, trained: Mapping[str, Any], now: Mapping[str, Any
     )
 
 
-def forget_scores(content: dict[str, Any], monitor: str) -> None:
-    """Reset callbacks that compare a metric with its earlier values."""
-    for key in [key for key in content["callbacks"] if f"'monitor': {monitor!r}" in key]:
-        del content["callbacks"][key]
-
-
 # ---------------------------------------------------------------------- weights and position
 
 
 def add_average(content: dict[str, Any], average: Average) -> None:
-    """Put averaged weights in place of a checkpoint's, and the raw weights next to them.
+    """Replace a checkpoint's weights by their averages, and put the raw weights next to them.
 
     Writing and evaluating use the averages; a resume needs both.
     """
@@ -202,18 +195,18 @@ def add_average(content: dict[str, Any], average: Average) -> None:
 
 
 def take_raw_weights(content: dict[str, Any]) -> tuple[dict[str, Tensor], int] | None:
-    """Put the raw weights in place of a checkpoint's averaged ones, to train them.
+    """Replace a checkpoint's averaged weights by the raw ones, which are trained.
 
     Returns:
-        The averages and their number of updates; None where the checkpoint has no averages.
+        The averages and their number of updates; None if the checkpoint has no averages.
     """
-    if (kept := content.get(AVERAGED)) is None:
+    if (saved := content.get(AVERAGED)) is None:
         return None
     prefix, state = checkpoint.NET_PREFIX, content["state_dict"]
-    averaged = {name: state[prefix + name] for name in kept["weights"]}
-    raw = {prefix + name: value for name, value in kept["weights"].items()}
+    averaged = {name: state[prefix + name] for name in saved["weights"]}
+    raw = {prefix + name: value for name, value in saved["weights"].items()}
     content["state_dict"] = {**state, **raw}
-    return averaged, kept["updates"]
+    return averaged, saved["updates"]
 
 
 def restore_position(content: dict[str, Any], trainer: L.Trainer, text: TextDataModule) -> None:
@@ -224,7 +217,9 @@ def restore_position(content: dict[str, Any], trainer: L.Trainer, text: TextData
     trained, now = content[checkpoint.KEY]["text"], text.describe_text()
     if same_split("val", trained, now):
         return
-    forget_scores(content, "val/loss")
+    # callbacks that compare val/loss with its earlier values start anew
+    for key in [key for key in content["callbacks"] if "'monitor': 'val/loss'" in key]:
+        del content["callbacks"][key]
     if trainer.is_global_zero:
         note(
             "warning: the validation text has changed; the best val/loss and the count of early "

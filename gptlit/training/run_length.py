@@ -13,9 +13,9 @@ from gptlit.training.user_batches import text_of
 
 
 def steps_of_run(trainer: L.Trainer) -> int | None:
-    """Optimizer steps of the whole run; None if only its time or the user ends it."""
-    # trainer.estimated_stepping_batches would make the loaders before a resume restores them,
-    # which loses their position
+    """Return the optimizer steps of the whole run; None if only its time or the user ends it."""
+    # trainer.estimated_stepping_batches would make the loaders before a resume restores them, and
+    # their position in the text would be lost
     if text_of(trainer) is None:
         steps = trainer.estimated_stepping_batches
         return None if math.isinf(steps) else int(steps)
@@ -28,7 +28,7 @@ def steps_of_run(trainer: L.Trainer) -> int | None:
 
 
 def steps_of_epoch(trainer: L.Trainer) -> int:
-    """Optimizer steps of an epoch, within limit_train_batches and overfit_batches."""
+    """Return the optimizer steps of an epoch, within limit_train_batches and overfit_batches."""
     accumulated = trainer.accumulate_grad_batches
     if (text := text_of(trainer)) is None:
         n_batches = trainer.num_training_batches  # infinite for a loader without a length
@@ -39,7 +39,7 @@ def steps_of_epoch(trainer: L.Trainer) -> int:
 
 
 def validate_at_end(trainer: L.Trainer) -> None:
-    """Let a run that is shorter than its interval between validations be validated at its end."""
+    """Validate a run that is shorter than its interval between validations at its end."""
     interval = trainer.val_check_interval
     by_batches = text_of(trainer) is not None and trainer.check_val_every_n_epoch is None
     if by_batches and isinstance(interval, int):
@@ -48,10 +48,10 @@ def validate_at_end(trainer: L.Trainer) -> None:
 
 
 def schedule(recipe: Recipe, trainer: L.Trainer) -> Callable[[int], float]:
-    """The learning rate at a step, as a fraction of the peak, over the length of a run.
+    """Return the function from a step of a run to its learning rate, as a fraction of the peak.
 
     Raises:
-        UsageError: the run has no length to spread the schedule over, or is longer than the
+        UsageError: The run has no length to spread the schedule over, or is longer than the
             schedule and would learn nothing after it.
     """
     if recipe.schedule == "constant":

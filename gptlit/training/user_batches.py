@@ -1,4 +1,4 @@
-"""Where `LitGPT` finds its batches: in a `TextDataModule`, or in loaders of the user's own."""
+"""The batches that `LitGPT` trains on: from a `TextDataModule`, or from the user's own loaders."""
 
 from typing import Any
 
@@ -18,21 +18,21 @@ EXPECTED = (
 
 
 def text_of(trainer: L.Trainer) -> TextDataModule | None:
-    """The Trainer's data module, or None where it trains on the user's own loaders."""
+    """Return the Trainer's data module; None if it trains on the user's own loaders."""
     module = trainer.datamodule
     return module if isinstance(module, TextDataModule) else None
 
 
 def batches_of(trainer: L.Trainer) -> "TextDataModule | OwnBatches":
-    """The Trainer's data module, or what stands for it where it trains on the user's loaders."""
+    """Return the Trainer's data module, or an object in its place for the user's own loaders."""
     return text_of(trainer) or OwnBatches(trainer)
 
 
 def check_own(trainer: L.Trainer, tokenizer: Tokenizer | None) -> None:
-    """Check that a model can be trained on loaders of the user's own.
+    """Check that a model can be trained on the user's own loaders.
 
     Raises:
-        UsageError: its vocabulary is not known yet, or the strategy shards the weights.
+        UsageError: The model has no tokenizer yet, or the strategy shards the weights.
     """
     if tokenizer is None:
         raise UsageError(
@@ -49,20 +49,20 @@ def check_own(trainer: L.Trainer, tokenizer: Tokenizer | None) -> None:
 
 
 def as_batch(batch: Any) -> Batch:
-    """Inputs and targets, (B, T) each, of a batch from any loader.
+    """Return the inputs and targets, (B, T) token ids each, of a batch from any loader.
 
     Args:
-        batch: (B, T + 1) ids, or a list of just these; or inputs and targets, (B, T) each.
+        batch: (B, T + 1) token ids, or a list of only these; or a pair of inputs and targets,
+            (B, T) each.
 
     Raises:
-        UsageError: anything else.
+        UsageError: The batch is anything else.
     """
     parts = list(batch) if isinstance(batch, tuple | list) else [batch]
-    if not all(torch.is_tensor(part) and part.dim() == 2 for part in parts):
-        raise UsageError(f"{EXPECTED}; the loader gave {', '.join(map(_about, parts))}")
-    if len(parts) == 1 and parts[0].size(1) > 1:
+    are_ids = all(torch.is_tensor(part) and part.dim() == 2 for part in parts)
+    if are_ids and len(parts) == 1 and parts[0].size(1) > 1:
         inputs, targets = parts[0][:, :-1], parts[0][:, 1:]
-    elif len(parts) == 2 and parts[0].shape == parts[1].shape:
+    elif are_ids and len(parts) == 2 and parts[0].shape == parts[1].shape:
         inputs, targets = parts
     else:
         raise UsageError(f"{EXPECTED}; the loader gave {', '.join(map(_about, parts))}")
@@ -76,23 +76,18 @@ def _about(part: Any) -> str:
 
 
 class OwnBatches:
-    """Stands for the data module where batches come from the user's own loaders.
+    """Replaces the data module where batches come from the user's own loaders."""
 
-    Args:
-        trainer: The Trainer that has the loaders.
-    """
-
-    batch_size = 1  # unknown: `compile auto` assumes short steps
+    batch_size = 1  # not known; model.compile auto then assumes short steps
 
     def __init__(self, trainer: L.Trainer) -> None:
         self._trainer = trainer
 
     @property
     def has_validation(self) -> bool:
-        """Whether there are batches for validation."""
         return self._trainer.state.fn != "fit" or self._trainer.enable_validation
 
     def describe_text(self) -> dict[str, Any]:
-        """Provenance of the text as plain data for the checkpoint: nothing is known of it."""
+        """Return the provenance for the checkpoint, of which nothing is known."""
         text: dict[str, Any] = {"name": "loaders of one's own", "sha256": "", "own_texts": {}}
         return {**text, "distinct": 0, "sizes": {}, "report": [], "spans": {"train": []}}
