@@ -5,6 +5,7 @@
 >>> print(gptlit.generate(model, tokenizer, "ROMEO:"))
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.2.0"
@@ -21,12 +22,7 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     # torch takes seconds to import, which `gptlit --version` does without
-    if name == "load":
-        from gptlit.checkpoints.checkpoint import load
-
-        return load
-    if name == "generate":
-        from gptlit.generation.generate import generate
-
-        return generate
-    raise AttributeError(f"module 'gptlit' has no attribute {name!r}")
+    modules = {"generate": "generation.generate", "load": "checkpoints.checkpoint"}
+    if name not in modules:
+        raise AttributeError(f"module 'gptlit' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"gptlit.{modules[name]}"), name)

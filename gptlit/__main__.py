@@ -98,67 +98,60 @@ def main(argv: Sequence[str] | None = None) -> int:
             return signals.exit_code(stop)
 
 
-def _exit_code(given: Sequence[str]) -> int:
-    arguments = [word for word in given if word != DEBUG]
+def _exit_code(words: Sequence[str]) -> int:
     try:
-        shown = _traceback_shown() if DEBUG in given else contextlib.nullcontext()
+        shown = _traceback_shown() if DEBUG in words else contextlib.nullcontext()
         with shown, signals.as_raised():
-            return _run(arguments)
+            return _run([word for word in words if word != DEBUG])
     except UsageError as error:
-        note(f"error: {error}")
-        return 2
+        message, code = str(error), 2
     except RunError as error:
-        note(f"error: {error}")
-        return 1
+        message, code = str(error), 1
     except BrokenPipeError:
         return 141  # the reader of standard output has closed it
     except streams.OutputLost as error:
-        note(f"error: {streams.STANDARD_OUTPUT}: {error.strerror}; the result is incomplete")
-        return 1
+        message = f"{streams.STANDARD_OUTPUT}: {error.strerror}; the result is incomplete"
+        code = 1
     except OSError as error:
         if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        note(f"error: {error.strerror}" + (f": {error.filename}" if error.filename else ""))
-        return 1
+        message = f"{error.strerror}" + (f": {error.filename}" if error.filename else "")
+        code = 1
     except (MemoryError, RuntimeError) as error:
         if "EADDRINUSE" in str(error):
             port = os.environ.get("MASTER_PORT", "")
-            note(f"error: MASTER_PORT {port}: in use by another program; unset it or name another")
-            return 1
-        if not is_out_of_memory(error):
+            message = f"MASTER_PORT {port}: in use by another program; unset it or name another"
+            code = 1
+        elif is_out_of_memory(error):
+            message, code = MEMORY_ADVICE, 2
+        else:
             raise
-        note(f"error: {MEMORY_ADVICE}")
-        return 2
+    note(f"error: {message}")
+    return code
 
 
 @contextlib.contextmanager
 def _traceback_shown() -> Iterator[None]:
     try:
         yield
-    except SystemExit:
-        raise
-    except BaseException:
-        traceback.print_exc()
+    except BaseException as error:
+        if not isinstance(error, SystemExit):
+            traceback.print_exc()
         raise
 
 
 def _check_environment() -> None:
-    """Refuse environment variables that look like options of gptlit but are none."""
+    """Refuse variables that look like options but aren't, and a working folder that was removed."""
     prefixes = tuple(f"GPTLIT_{verb.upper()}__" for verb in VERBS)
     for name in sorted(os.environ):
-        if name.startswith("GPTLIT_") and name != "GPTLIT_DATA_DIR" and "__" in name:
+        if name.startswith("GPTLIT_") and "__" in name and not name.startswith(prefixes):
             verb = name.removeprefix("GPTLIT_").partition("_")[0].lower()
-            if not name.startswith(prefixes):
-                raise UsageError(
-                    f"{name}: not an option; variables are named GPTLIT_VERB__GROUP__NAME, for "
-                    f"instance GPTLIT_FIT__MODEL__N_EMBD.{did_you_mean(verb, VERBS)}"
-                )
-
-
-def _check_folder() -> None:
-    """Refuse a working folder that was removed, since modules can't be imported in it."""
+            raise UsageError(
+                f"{name}: not an option; variables are named GPTLIT_VERB__GROUP__NAME, for "
+                f"instance GPTLIT_FIT__MODEL__N_EMBD.{did_you_mean(verb, VERBS)}"
+            )
     try:
-        os.getcwd()
+        os.getcwd()  # without it modules can't be imported
     except OSError as error:
         raise UsageError(
             f"the working folder can't be found ({error.strerror}); change to one that exists"
@@ -188,7 +181,6 @@ def _run(arguments: list[str]) -> int:
         print(help_pages.text(verb, VERBS[verb].about, which))
     else:
         _check_environment()
-        _check_folder()
         try:
             with signals.disposable():
                 run = _function(verb, rest)

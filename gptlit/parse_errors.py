@@ -25,8 +25,8 @@ def one_line(key: str, report: str) -> str:
         key: Full name of the option.
         report: Report of jsonargparse.
     """
-    value = re.search(r"Given value: (.*)", report)
-    given = value[1] if value else ""
+    found = re.search(r"Given value: (.*)", report)
+    given = found[1] if found else ""
     if _lacks_init_args(given):
         return (
             f"--{key} {given}: the options of a class belong under init_args, as in "
@@ -43,8 +43,9 @@ def one_line(key: str, report: str) -> str:
             return f"--{key} {shown}: is an abstract class; give one that is derived from it"
         if not entry.startswith((*OTHER_TYPES, MARK)):
             return f"--{key} {shown}: {' '.join(entry.split())}"
-    if foreign := [entry for entry in entries if entry.startswith("Import path")]:
-        return f"--{key} {shown}: {_wanted_class(foreign)}"
+    foreign = [entry for entry in entries if entry.startswith("Import path")]
+    if bases := re.findall(r"subclass of (\w+)", "\n".join(foreign)):
+        return f"--{key} {shown}: is not a class derived from {' or '.join(dict.fromkeys(bases))}"
     return f"--{key} {shown}: {_expected(report)}" + _nearest_class(shown, report)
 
 
@@ -54,19 +55,16 @@ def class_paths(report: str) -> list[str]:
 
 
 def _entries(report: str) -> list[str]:
-    """Return the text of each entry: the line after its dash, and the indented lines below.
-
-    An entry for a list whose items may have several types is a report with entries of its own.
-    """
+    """Return the entries of a report, and those of the reports that are entries for lists."""
     body = report.partition("Errors:")[2]
     dash = re.match(r"\n *- ", body)
     if not dash:
         return []
     end = re.search(rf"\n {{{len(dash[0]) - 5}}}Given value type:", body)
-    found = []
+    entries = []
     for entry in body[: end.start() if end else None].split(dash[0])[1:]:
-        found += _entries(entry) if entry.startswith(MARK) else [entry.strip()]
-    return found
+        entries += _entries(entry) if entry.startswith(MARK) else [entry.strip()]
+    return entries
 
 
 def _lacks_init_args(given: str) -> bool:
@@ -75,9 +73,11 @@ def _lacks_init_args(given: str) -> bool:
         value = ast.literal_eval(given)
     except (ValueError, SyntaxError):
         return False  # a Namespace, made by flags for parts of the value
-    classes = [each for each in (value if isinstance(value, list) else [value])
-               if isinstance(each, dict) and "class_path" in each]  # fmt: skip
-    return any(set(each) - {"class_path", "init_args", "dict_kwargs"} for each in classes)
+    own_keys = {"class_path", "init_args", "dict_kwargs"}
+    return any(
+        isinstance(each, dict) and "class_path" in each and bool(each.keys() - own_keys)
+        for each in (value if isinstance(value, list) else [value])
+    )
 
 
 def _of_option(key: str, entry: str) -> str:
@@ -107,14 +107,8 @@ def _of_class(key: str, entry: str) -> str:
     return f"--{key} {class_path}: {cause.rstrip('.') if nearest else cause}{nearest}"
 
 
-def _wanted_class(entries: list[str]) -> str:
-    names = [match[1] for entry in entries if (match := re.search(r"subclass of (\w+)", entry))]
-    return f"is not a class derived from {' or '.join(dict.fromkeys(names))}"
-
-
 def _expected(report: str) -> str:
-    literals = [each for found in re.findall(r"Literal\[([^\]]*)\]", report) for each in
-                found.replace("'", "").split(", ")]  # fmt: skip
+    literals = ", ".join(re.findall(r"Literal\[([^\]]*)\]", report)).replace("'", "").split(", ")
     named = re.findall(r"Expected a (?:<class '(?:\w+\.)*(\w+)'>|(dot) import)", report)
     types = ["a class's path" if dot else name for name, dot in named]
     expected = [name for name in dict.fromkeys(literals + types) if name not in ("", "NoneType")]

@@ -39,13 +39,10 @@ def from_environment(verb: str) -> list[str]:
 
 
 def with_environment(verb: str, arguments: Sequence[str]) -> list[str]:
-    """Return the arguments after those from the environment that they don't contain.
-
-    So a flag wins over its variable, also where values of repeated flags are collected.
-    """
-    given = {word.partition("=")[0] for word in arguments}
-    more = [word for word in from_environment(verb) if word.partition("=")[0] not in given]
-    return [*more, *arguments]
+    """Return the arguments, after those from the environment whose flags they don't contain."""
+    flags = {word.partition("=")[0] for word in arguments}
+    added = [word for word in from_environment(verb) if word.partition("=")[0] not in flags]
+    return [*added, *arguments]
 
 
 class OneLineErrors(ArgumentParser):
@@ -65,8 +62,10 @@ class OneLineErrors(ArgumentParser):
 
     def _may_be_none(self) -> set[str]:
         """Return the flags of options that may be None but not text."""
-        members = {a: get_args(getattr(a, "_typehint", None)) for a in self._actions}
-        found = [a for a, types in members.items() if NoneType in types and str not in types]
+        types = {action: get_args(getattr(action, "_typehint", None)) for action in self._actions}
+        found = [
+            action for action in types if NoneType in types[action] and str not in types[action]
+        ]
         return {name for action in found for name in action.option_strings}
 
     def instantiate(self, *arguments: Any, **options: Any) -> Namespace:
@@ -77,9 +76,8 @@ class OneLineErrors(ArgumentParser):
             raise
         except ValueError as error:
             report = str(error)
-            # an option that was refused by its class, not by the parser
-            if own := re.search(r"^ +- (--.*)$", report, re.MULTILINE):
-                raise UsageError(own[1]) from error
+            if by_class := re.search(r"^ +- (--.*)$", report, re.MULTILINE):
+                raise UsageError(by_class[1]) from error
             if parse_errors.MARK not in report:
                 raise
             parsed: Namespace = options.get("namespace") or arguments[0]
@@ -92,9 +90,7 @@ class OneLineErrors(ArgumentParser):
     def option_names(self) -> set[str]:
         """Return the full names of all options, such as model.lr."""
         # a linked option has the flag of the option that it is linked to
-        return {
-            action.dest for action in self._actions if f"--{action.dest}" in action.option_strings
-        }
+        return {each.dest for each in self._actions if f"--{each.dest}" in each.option_strings}
 
     def options_of_nargs(self, nargs: str) -> set[str]:
         """Return the flags of options with this `nargs`, such as --echo for "?"."""
@@ -145,7 +141,11 @@ class OneLineErrors(ArgumentParser):
             reason = _one_line(reason).replace("Expected a ", "expected ")
             if parse_errors.MARK in reason:
                 return parse_errors.one_line(match[1], match[2])
-            reason = re.sub(r"Literal\[([^\]]*)\](?=\. Got)", _choices, reason)
+            reason = re.sub(
+                r"Literal\[([^\]]*)\](?=\. Got)",
+                lambda literal: "one of " + literal[1].replace("'", ""),
+                reason,
+            )
             if value := re.fullmatch(r"(expected .*)\. Got value: (.*)", reason):
                 if re.fullmatch(r"[-+.]*(nan|inf|infinity)", value[2], re.IGNORECASE):
                     return f"--{match[1]} {value[2]}: must be a finite number"
@@ -161,10 +161,6 @@ def _key_of_class(parsed: Namespace, class_paths: Sequence[str]) -> str:
         if any(path in str(value) for path in class_paths):
             return key.removesuffix(".class_path").removeprefix(f"{verb}.")
     return "trainer"
-
-
-def _choices(literal: re.Match[str]) -> str:
-    return "one of " + literal[1].replace("'", "")
 
 
 def _one_line(message: str) -> str:

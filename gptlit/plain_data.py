@@ -1,19 +1,17 @@
-"""Checks plain data from untrusted files against types.
+"""Checks plain data from untrusted files, numbers, strings and containers, against type hints.
 
-`check` accepts numbers, strings and containers of them if they have the given type, and otherwise
-raises an error of one line. Types are type hints: `int`, `str | None`, `list[str]`,
-`dict[str, float]`, a Literal, a TypedDict.
+The hints are `int`, `str | None`, `list[str]`, `dict[str, float]`, Literals and TypedDicts.
 """
 
 import dataclasses
 import functools
 import json
-import types
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, Literal, get_args, get_origin, get_type_hints, is_typeddict
 
 from gptlit.messages import UsageError, opt
+from gptlit.plain_values import alternatives
 from gptlit.terminal import printable
 
 LARGEST_JSON = 256 * 2**20  # bytes; the largest tokenizer.json in use has a tenth of that
@@ -50,15 +48,12 @@ def check(kind: Any, value: Any, name: str) -> None:
     """
     if kind is Any:
         return
+    fitting = [each for each in alternatives(kind) if _is_a(each, value)]
+    if not fitting:
+        raise UsageError(f"{name} {shown(value)}: must be {_described(kind)}")
+    kind = fitting[0]
     origin, parts = get_origin(kind) or kind, get_args(kind)
-    if origin in (Union, types.UnionType):
-        fits = [part for part in parts if _is_a(part, value)]
-        if not fits:
-            raise _refused(value, name, kind)
-        check(fits[0], value, name)
-    elif not _is_a(kind, value):
-        raise _refused(value, name, kind)
-    elif is_typeddict(kind):
+    if is_typeddict(kind):
         for key, part in _hints(kind).items():
             if key in value:
                 check(part, value[key], f"{name}.{key}".lstrip("."))
@@ -67,26 +62,24 @@ def check(kind: Any, value: Any, name: str) -> None:
     elif origin is dict and parts:
         if _all_are(parts[0], value.keys()) and _all_are(parts[1], value.values()):
             return
-        for key, each in value.items():
+        for key, item in value.items():
             check(parts[0], key, f"{name}: a key")
-            check(parts[1], each, f"{name}.{in_short(str(key))}".lstrip("."))
-    elif origin is list and parts:
-        if _all_are(parts[0], value):
+            check(parts[1], item, f"{name}.{in_short(str(key))}".lstrip("."))
+    elif origin in (list, tuple) and parts:
+        is_uniform = origin is list or parts[-1] is ...
+        if is_uniform and _all_are(parts[0], value):
             return
-        for index, each in enumerate(value):
-            check(parts[0], each, f"{name}[{index}]")
-    elif origin is tuple and parts:
-        several = [parts[0]] * len(value) if parts[-1] is ... else parts
-        if len(several) != len(value):
-            raise UsageError(f"{name}: must have {len(several)} values, and has {len(value)}")
-        for index, (part, each) in enumerate(zip(several, value, strict=True)):
-            check(part, each, f"{name}[{index}]")
+        of_items = [parts[0]] * len(value) if is_uniform else parts
+        if len(of_items) != len(value):
+            raise UsageError(f"{name}: must have {len(of_items)} values, and has {len(value)}")
+        for index, (part, item) in enumerate(zip(of_items, value, strict=True)):
+            check(part, item, f"{name}[{index}]")
 
 
 def check_fields(data: Any, group: str) -> None:
     """Refuse a dataclass whose fields, the options of a group, don't have their types."""
-    made: Any = type(data)
-    for name, kind in _hints(made).items():
+    options: Any = type(data)
+    for name, kind in _hints(options).items():
         check(kind, getattr(data, name), opt(f"{group}.{name}"))
 
 
@@ -103,20 +96,19 @@ def make(kind: type, options: Any, prefix: str) -> Any:
     """
     check(dict[str, Any], options, prefix.rstrip("."))
     fields = {field.name: field for field in dataclasses.fields(kind)}
-    if unknown := sorted(options.keys() - fields.keys()):
-        named = ", ".join(map(in_short, unknown[:3]))
+    if unknown := ", ".join(map(in_short, sorted(options.keys() - fields.keys())[:3])):
         raise UsageError(
-            f"made by another version of gptlit; this version doesn't have the options {named}"
+            f"made by another version of gptlit; this version doesn't have the options {unknown}"
         )
     for name, field in fields.items():
-        needed = field.default is dataclasses.MISSING is field.default_factory
-        if needed and name not in options:
+        is_required = field.default is dataclasses.MISSING is field.default_factory
+        if is_required and name not in options:
             raise UsageError(f"{prefix}{name} is missing")
     return kind(**options)
 
 
 def like(example: Any, value: Any, name: str) -> Any:
-    """Return a value without keys that an example lacks, if it has the example's types.
+    """Return a value, without keys that an example lacks, if it has the example's types.
 
     Where the example has None or an empty container, everything is accepted. Lists may have any
     length: each item is compared with the example's first one.
@@ -135,27 +127,25 @@ def like(example: Any, value: Any, name: str) -> Any:
         return value
     check(kind, value, name)
     if kind is dict:
-        if lacking := [key for key in example if key not in value]:
-            raise UsageError(f"{name} has no {lacking[0]}")
-        return {key: like(each, value[key], f"{name}.{key}") for key, each in example.items()}
+        if missing := [key for key in example if key not in value]:
+            raise UsageError(f"{name} has no {missing[0]}")
+        return {key: like(item, value[key], f"{name}.{key}") for key, item in example.items()}
     if kind in (list, tuple):
-        return [like(example[0], each, f"{name}[{at}]") for at, each in enumerate(value)]
+        return [like(example[0], item, f"{name}[{index}]") for index, item in enumerate(value)]
     return value
 
 
 def check_depth(value: Any, name: str) -> None:
-    """Refuse data nested more than DEEPEST levels deep, such as a list that contains itself.
-
-    Functions that visit all parts of such data, as a copy does, would exceed Python's recursion.
+    """Refuse data nested more than DEEPEST levels deep, at which recursive functions would fail.
 
     Raises:
-        UsageError: The data is nested too deeply.
+        UsageError: The data is nested too deeply, or contains itself.
     """
     level = [value]
     for _ in range(DEEPEST):
         inner: dict[int, Any] = {}  # each part once, since parts can be shared
-        for each in level:
-            values = each.values() if isinstance(each, dict) else each
+        for container in level:
+            values = container.values() if isinstance(container, dict) else container
             inner |= {id(part): part for part in values if isinstance(part, CONTAINERS)}
         level = list(inner.values())
         if not level:
@@ -186,8 +176,6 @@ def read_json(path: Path) -> Any:
 
 def shown(value: Any) -> str:
     """Describe a value in a message, in a few characters of one line."""
-    if isinstance(value, CONTAINERS):
-        return f"of type {type(value).__name__}"
     if isinstance(value, int) and not isinstance(value, bool) and not _has_64_bits(value):
         return "of more than 64 bits"
     if value is None or isinstance(value, bool | int | float | str | bytes):
@@ -220,16 +208,16 @@ def _is_a(kind: Any, value: Any) -> bool:
 
 def _all_are(kind: Any, values: Collection[Any]) -> bool:
     """Whether all values have a type, checked quickly; False means that each has to be checked."""
-    union = (get_origin(kind) or kind) in (Union, types.UnionType)
-    kinds = set(get_args(kind) if union else [kind])
     if kind is Any:
         return True
-    if not {*map(type, values)} <= kinds & {str, int, bool, type(None)}:
+    if not {*map(type, values)} <= {*alternatives(kind)} & {str, int, bool, type(None)}:
         return False
     whole = [value for value in values if type(value) is int]
     text = "".join(value for value in values if type(value) is str)
-    return all(map(_has_64_bits, (min(whole, default=0), max(whole, default=0)))) and (
-        _is_whole_text(text)
+    return (
+        _has_64_bits(min(whole, default=0))
+        and _has_64_bits(max(whole, default=0))
+        and _is_whole_text(text)
     )
 
 
@@ -246,14 +234,10 @@ def _is_whole_text(text: str) -> bool:
     return True
 
 
-def _refused(value: Any, name: str, kind: Any) -> UsageError:
-    return UsageError(f"{name} {shown(value)}: must be {_described(kind)}")
-
-
 def _described(kind: Any) -> str:
     origin = get_origin(kind) or kind
-    if origin in (Union, types.UnionType):
-        return " or ".join(map(_described, get_args(kind)))
+    if len(members := alternatives(kind)) > 1:
+        return " or ".join(map(_described, members))
     if origin is Literal:
         return f"one of {', '.join(get_args(kind))}"
     if is_typeddict(origin):

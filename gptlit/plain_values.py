@@ -1,8 +1,7 @@
 """Finds values in untrusted options from which a command-line parser could make objects.
 
-A parser imports the class that a dotted name means, and reads the file that a string names. So a
-string is plain only where nothing but text, numbers or paths are declared, or where it can name
-neither a class nor a file.
+A parser imports classes and reads files that strings name. So a string is plain only where the
+declared types are text, numbers or paths, or where it can name neither a class nor a file.
 """
 
 import collections.abc
@@ -12,11 +11,9 @@ import inspect
 import os
 import re
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
-
-Hints = Mapping[str, Any]
 
 _PLAIN = {str, int, float, bool, types.NoneType, datetime.timedelta, Path}
 _LISTS = {list, tuple, set, collections.abc.Sequence, collections.abc.Iterable}
@@ -27,12 +24,11 @@ _OF_CLASSES = {"class_path", "init_args", "dict_kwargs", "__path__"}
 
 def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
     """Return the declared type of each named argument; Any if none is declared."""
-    named = inspect.signature(function).parameters.values()
-    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {
-        each.name: Any if each.annotation is inspect.Parameter.empty else each.annotation
-        for each in named
-        if each.kind in kinds and each.name != "self"
+        name: Any if argument.annotation is argument.empty else argument.annotation
+        for name, argument in inspect.signature(function).parameters.items()
+        if argument.kind in named and name != "self"
     }
 
 
@@ -44,7 +40,7 @@ def not_plain(value: Any, hint: Any, name: str) -> Iterator[tuple[str, Any]]:
         hint: Declared type; None if it is unknown, so that only numbers are plain.
         name: Dotted name of the value.
     """
-    yield from _not_plain(value, _members(hint), name)
+    yield from _not_plain(value, [] if hint is None else alternatives(hint), name)
 
 
 def _not_plain(value: Any, members: Sequence[Any], name: str) -> Iterator[tuple[str, Any]]:
@@ -54,16 +50,17 @@ def _not_plain(value: Any, members: Sequence[Any], name: str) -> Iterator[tuple[
         if not _is_plain_string(value, members):
             yield name, value
     elif isinstance(value, list | tuple):
-        within = [each for member in members for each in _items(member, _LISTS)]
+        within = [hint for member in members for hint in _items(member, _LISTS)]
         if not within:
             yield name, value
         for index, item in enumerate(value):
             yield from _not_plain(item, within, f"{name}[{index}]")
     elif isinstance(value, dict):
-        within = [each for member in members for each in _items(member, _DICTS)]
-        fields = {n: h for member in members for n, h in _fields(member).items()}
+        within = [hint for member in members for hint in _items(member, _DICTS)]
+        options = filter(dataclasses.is_dataclass, members)
+        hints_of_fields = {f.name: f.type for each in options for f in dataclasses.fields(each)}
         for key, item in value.items():
-            hints = _members(fields[key]) if key in fields else within
+            hints = alternatives(hints_of_fields[key]) if key in hints_of_fields else within
             if key in _OF_CLASSES or not hints:
                 yield f"{name}.{key}", item
             else:
@@ -72,14 +69,11 @@ def _not_plain(value: Any, members: Sequence[Any], name: str) -> Iterator[tuple[
         yield name, value
 
 
-def _members(hint: Any) -> list[Any]:
-    """Return the alternatives of a type, unions resolved."""
-    if hint is None:
-        return []
-    origin = get_origin(hint)
-    if origin in (Union, types.UnionType):
-        return [each for part in get_args(hint) for each in _members(part)]
-    return _members(get_args(hint)[0]) if origin is Annotated else [hint]
+def alternatives(kind: Any) -> list[Any]:
+    """Return the types of a union; of another type, only itself."""
+    if get_origin(kind) in (Union, types.UnionType):
+        return [each for part in get_args(kind) for each in alternatives(part)]
+    return alternatives(get_args(kind)[0]) if get_origin(kind) is Annotated else [kind]
 
 
 def _items(member: Any, containers: Any) -> list[Any]:
@@ -91,13 +85,7 @@ def _items(member: Any, containers: Any) -> list[Any]:
     arguments = [each for each in get_args(member) if each is not Ellipsis]
     if get_origin(member) in _DICTS:
         arguments = arguments[1:]
-    return [each for part in arguments or [Any] for each in _members(part)]
-
-
-def _fields(member: Any) -> dict[str, Any]:
-    if not dataclasses.is_dataclass(member):
-        return {}
-    return {field.name: field.type for field in dataclasses.fields(member)}
+    return [hint for part in arguments or [Any] for hint in alternatives(part)]
 
 
 def _is_plain_string(value: str, members: Sequence[Any]) -> bool:
@@ -130,6 +118,6 @@ def _may_become_an_object(member: Any) -> bool:
     if member in _PLAIN or origin is Literal:
         return False
     if origin in _LISTS | _DICTS:
-        arguments = [part for each in get_args(member) for part in _members(each)]
-        return any(_may_become_an_object(part) for part in arguments if part is not Ellipsis)
+        hints = [hint for part in get_args(member) for hint in alternatives(part)]
+        return any(_may_become_an_object(hint) for hint in hints if hint is not Ellipsis)
     return True

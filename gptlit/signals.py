@@ -32,11 +32,9 @@ from gptlit.messages import is_first_process
 
 LIMIT_S = 30.0
 POLL_S = 0.2
-NAMES = {
-    getattr(signal, name): shown
-    for name, shown in (("SIGINT", "Ctrl-C"), ("SIGTERM", "SIGTERM"), ("SIGHUP", "SIGHUP"))
-    if hasattr(signal, name)  # Windows has no SIGHUP
-}
+NAMES: dict[int, str] = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+if hasattr(signal, "SIGHUP"):  # Windows lacks it
+    NAMES[signal.SIGHUP] = "SIGHUP"
 
 
 def _message(number: int) -> str:
@@ -55,9 +53,14 @@ class Terminated(BaseException):
         self.exit_code = 128 + number  # the shells' convention
 
 
+def exit_code(stop: BaseException) -> int:
+    """Return the exit code of a process that ends by this exception."""
+    return stop.exit_code if isinstance(stop, Terminated) else 128 + signal.SIGINT
+
+
 @dataclass
 class _State:
-    """State of the signal handling of this process."""
+    """State of signal handling in this process."""
 
     on_signal: Callable[[int], None] | None = None  # handles a signal instead of ending at once
     is_over: bool = False  # the process is ending, so that signals are ignored
@@ -67,7 +70,7 @@ class _State:
     counted: list[int] = field(default_factory=list)  # signals since the start or `forget`
     deadline: float | None = None  # time.monotonic() at which the process is killed
     resend: int | None = None  # signal whose exception Python dropped, or that came in an import
-    raised: BaseException | None = None  # exception of a signal
+    raised: BaseException | None = None  # exception of the last signal
 
 
 state = _State()
@@ -84,19 +87,15 @@ def handle(number: int, frame: FrameType | None = None) -> None:
 
 
 def end_at_once(number: int, frame: FrameType | None = None) -> None:
-    """Raise the exception of a signal, or have it sent again after the current import.
+    """Raise KeyboardInterrupt or Terminated, or have the signal sent again after an import.
 
     Args:
         number: Number of the signal.
         frame: Frame that the signal interrupts.
-
-    Raises:
-        KeyboardInterrupt: On Ctrl-C.
-        Terminated: On SIGTERM and SIGHUP.
     """
     if state.is_disposable:
         threading.Event().wait()  # the thread ends the process
-    if state.is_watched and _imports(frame):
+    if state.is_watched and _is_importing(frame):
         state.resend = number
         return
     # a second exception would interrupt the clean-up of the first
@@ -105,7 +104,7 @@ def end_at_once(number: int, frame: FrameType | None = None) -> None:
     raise state.raised
 
 
-def _imports(frame: FrameType | None) -> bool:
+def _is_importing(frame: FrameType | None) -> bool:
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             return True
@@ -126,7 +125,7 @@ def install(*always: int) -> None:
 
 
 def delegate(on_signal: Callable[[int], None] | None) -> None:
-    """Pass the number of each signal to `on_signal`; with None, signals end the process at once."""
+    """Pass signals' numbers to a function; with None, signals end the process at once."""
     state.on_signal = on_signal
 
 
@@ -185,10 +184,8 @@ def as_raised() -> Iterator[None]:
     """Raise the exception of a signal again if other code replaced it."""
     try:
         yield
-    except SystemExit:
-        raise
     except BaseException as error:
-        if state.raised is None or isinstance(error, KeyboardInterrupt | Terminated):
+        if state.raised is None or isinstance(error, KeyboardInterrupt | Terminated | SystemExit):
             raise
         raise state.raised from error
 
@@ -204,15 +201,15 @@ def _start_watching() -> None:
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(reader, threading.get_ident()), daemon=True).start()
     atexit.register(_ignore)  # registered first, hence called last
-    report = sys.unraisablehook
+    usual_hook = sys.unraisablehook
 
-    def dropped(unraisable: Any) -> None:
+    def resend_dropped(unraisable: Any) -> None:
         if isinstance(unraisable.exc_value, KeyboardInterrupt | Terminated):
             state.resend = exit_code(unraisable.exc_value) - 128
         else:
-            report(unraisable)
+            usual_hook(unraisable)
 
-    sys.unraisablehook = dropped
+    sys.unraisablehook = resend_dropped
 
 
 def _watch(reader: int, main_thread: int) -> None:
@@ -271,8 +268,3 @@ def _in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_in_child)
-
-
-def exit_code(stop: BaseException) -> int:
-    """Return the exit code of a process that ends by this exception."""
-    return stop.exit_code if isinstance(stop, Terminated) else 128 + signal.SIGINT

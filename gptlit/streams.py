@@ -1,9 +1,7 @@
-"""Standard streams and UTF-8 mode that every command can rely on.
+"""Standard streams that handle missing files, other encodings, closed readers and progress bars.
 
-`usable` replaces missing streams and writes characters that an encoding lacks as escapes. A result
-that standard output doesn't accept raises `OutputLost`; what a run only shows (`only_shown`) is
-dropped instead, with one line on stderr. Lines that any code writes, through warnings, logging or
-print(), appear above a progress bar.
+Results that standard output doesn't accept raise `OutputLost`; the output of training
+(`only_shown`) is dropped instead, with one line on stderr.
 """
 
 import codecs
@@ -21,7 +19,7 @@ STANDARD_OUTPUT = "standard output"
 
 
 class OutputLost(OSError):
-    """Raised if standard output did not accept a complete result."""
+    """Standard output did not accept a complete result."""
 
 
 class _Absent(io.TextIOBase):
@@ -32,15 +30,13 @@ class _Absent(io.TextIOBase):
 
 
 class Stream:
-    """A text stream that handles characters it can't encode and text it can't write.
-
-    Other attributes are those of the wrapped stream.
+    """Wraps a text stream: escapes characters that it can't encode, writes lines above bars.
 
     Args:
         beneath: Wrapped stream.
-        drops: Whether text that can't be written is dropped instead of raising `OutputLost`.
-        reports: Whether one line on stderr reports dropped or escaped text.
-        is_for_bars: Whether progress bars are drawn on it, below all other text.
+        drops: Drop text that can't be written instead of raising `OutputLost`.
+        reports: Report dropped or escaped text in one line on stderr.
+        is_for_bars: Progress bars are drawn on it, below all other text.
     """
 
     def __init__(
@@ -57,30 +53,28 @@ class Stream:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.beneath, name)
 
-    # tqdm compares streams to find the bars that are drawn on one
+    # tqdm compares streams, or its own wrappers of them, to find the bars that are drawn on one
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Stream):
             return self.beneath is other.beneath
-        # tqdm's own wrapper compares the stream that it wraps
         return True if self.beneath is other else NotImplemented
 
     def __hash__(self) -> int:
         return hash(self.beneath)
 
     def write(self, text: str) -> int:
-        """Write a text and return its length."""
         if not (self.failed and self.drops):
             with self._failing():
                 self._put_above_bars(text)
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
-        """Write texts in turn."""
+
         for line in lines:
             self.write(line)
 
     def flush(self) -> None:
-        """Flush the wrapped stream."""
+
         if not (self.failed and self.drops):
             with self._failing():
                 self._put_above_bars("")
@@ -145,19 +139,13 @@ def for_bars(stream: Any) -> Any:
 
 def _drawn_bars() -> Any:
     """Return tqdm's class if one of its bars is drawn on a stream of `for_bars`, else None."""
-    # without the module there is no bar
-    tqdm = getattr(sys.modules.get("tqdm"), "tqdm", None)
-    bars = list(getattr(tqdm, "_instances", ()))
-    files = [getattr(bar, "fp", None) for bar in bars]
+    tqdm = getattr(sys.modules.get("tqdm"), "tqdm", None)  # without the module there is no bar
+    files = [getattr(bar, "fp", None) for bar in list(getattr(tqdm, "_instances", ()))]
     return tqdm if any(getattr(file, "is_for_bars", False) for file in files) else None
 
 
 def use_utf8() -> None:
-    """Restart Python in UTF-8 mode in a locale that has only ASCII characters.
-
-    Python uses this mode by itself in the locales C and POSIX, unless PYTHONUTF8 is 0. Without it
-    arguments that aren't ASCII are not valid text, and file names can't be printed.
-    """
+    """Restart Python in UTF-8 mode in an ASCII locale, where arguments could not be decoded."""
     if sys.flags.utf8_mode or not sys.executable:
         return
     if codecs.lookup(sys.getfilesystemencoding()).name == "ascii":
@@ -219,15 +207,13 @@ def _discard(stream: Any) -> None:
 @contextlib.contextmanager
 def only_shown() -> Iterator[None]:
     """Drop text that standard output doesn't accept, with one line on stderr, and don't fail."""
-    out = sys.stdout
+    out: Any = sys.stdout
     if not isinstance(out, Stream):
         out = Stream(_present(out), drops=True)
-    assert isinstance(out, Stream)
     before, out.drops = out.drops, True
     with contextlib.redirect_stdout(out):
         try:
             yield
         finally:
             out.flush()
-            # a stream that failed isn't used again
-            out.drops = before or out.failed
+            out.drops = before or out.failed  # a stream that failed isn't used again

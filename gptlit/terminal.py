@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import IO, Any
 
 SEPARATOR = "---\n"  # between texts
-MARKS = {" ": "␣", "\n": "⏎", "\t": "⇥"}
+MARKS = str.maketrans({" ": "␣", "\n": "⏎", "\t": "⇥"})
 
 
 def columns() -> int:
@@ -39,24 +39,17 @@ def folded(text: str, columns: int) -> str:
 
 
 def _folded(line: str, columns: int) -> list[str]:
-    name = re.match(r" *\S+ {2,}", line) or re.match(r" *", line)
-    assert name is not None
-    head, text = name[0], line[name.end() :]
+    head = re.findall(r"^(?: *\S+ {2,}| *)", line)[0]
+    text = line.removeprefix(head)
     if width(line) <= columns or not text:
         return [line]
     above, margin = [], " " * (len(head) or 2)
     if head.strip() and len(head) + max(map(width, text.split())) > columns:
         above, head, margin = [head.rstrip()], " " * 4, " " * 4  # the value starts on the next line
-    more = " \\" if text.startswith("gptlit ") else ""
-    parts = textwrap.wrap(
-        text,
-        columns - len(more),
-        initial_indent=head,
-        subsequent_indent=margin,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-    return [*above, *(part + more for part in parts[:-1]), parts[-1]]
+    end = " \\" if text.startswith("gptlit ") else ""
+    wrapper = textwrap.TextWrapper(columns - len(end), head, margin)
+    wrapper.break_long_words = wrapper.break_on_hyphens = False
+    return [*above, *f"{end}\n".join(wrapper.wrap(text)).split("\n")]
 
 
 class WordWrapper:
@@ -118,7 +111,7 @@ def in_colour(file: IO[str]) -> bool:
 
 def visible(piece: str) -> str:
     """Replace whitespace by visible signs, and an empty text by a dot."""
-    return printable("".join(MARKS.get(c, c) for c in piece)) or "·"
+    return printable(piece.translate(MARKS)) or "·"
 
 
 def printable(text: str, one_line: bool = False) -> str:
@@ -139,7 +132,7 @@ def width(text: str) -> int:
 
 
 def padded(text: str, columns: int, right: bool = False) -> str:
-    """Pad a line to a width, aligning its text left or right."""
+    """Pad a line to a width in columns; its text is aligned left, or right."""
     spaces = " " * (columns - width(text))
     return spaces + text if right else text + spaces
 
@@ -150,28 +143,20 @@ def column_widths(rows: Iterable[Sequence[str]]) -> list[int]:
 
 
 def align_row(cells: Sequence[str], widths: Sequence[int], left: Collection[int]) -> str:
-    """Return a line of a table, two spaces between its cells.
-
-    Args:
-        cells: The texts.
-        widths: Width of each column.
-        left: Indices of the columns that are aligned left; the others are aligned right.
-    """
+    """Return a line of a table; columns are aligned left if their indices are in `left`."""
     pairs = enumerate(zip(cells, widths, strict=True))
     return "  ".join(padded(cell, n, index not in left) for index, (cell, n) in pairs).rstrip()
 
 
 def align_columns(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> list[str]:
-    """Return the lines of a table; `left` is as for `align_row`."""
+    """Return the lines of a table; columns are aligned left if their indices are in `left`."""
     widths = column_widths(rows)
     return [align_row(row, widths, left) for row in rows]
 
 
 def shortened(text: str, columns: int) -> str:
-    """Cut a line that is longer than so many columns."""
-    if width(text) <= columns:
-        return text
-    return text[: _fitting(text, columns - 1)] + "…"
+    """Cut a line that is wider than a number of columns."""
+    return text if width(text) <= columns else text[: _fitting(text, columns - 1)] + "…"
 
 
 def _fitting(line: str, columns: int) -> int:
@@ -181,7 +166,7 @@ def _fitting(line: str, columns: int) -> int:
 
 
 def wrapped(text: str, columns: int) -> list[str]:
-    """Break a text into lines of at most so many columns, at whitespace where possible."""
+    """Break a text into lines no wider than a number of columns, at whitespace where possible."""
     lines = []
     for line in printable(text.expandtabs(4)).split("\n"):
         rest = line
@@ -206,7 +191,7 @@ def duration(seconds: float) -> str:
 
 
 def format_value(value: Any, null: str = "null") -> str:
-    """Format an option's value as it is typed: text, true, 3e-05; None as `null`."""
+    """Format an option's value as it is typed: text, true, 3e-05, null."""
     if isinstance(value, float):
         return f"{value:g}"
     return value if isinstance(value, str) else null if value is None else json.dumps(value)
@@ -221,12 +206,11 @@ def write_stream(pieces: Iterable[str], at_once: bool = False) -> None:
     """
     columns = columns_of(sys.stdout)
     wrapper = None if columns is None else WordWrapper(columns)
-    at_once = at_once or sys.stdout.isatty()
     last = ""
     for piece in pieces:
         sys.stdout.write(wrapper.add(piece) if wrapper else piece)
         last = piece or last
-        if at_once:
+        if at_once or sys.stdout.isatty():
             sys.stdout.flush()
     if wrapper:
         sys.stdout.write(wrapper.end())

@@ -1,4 +1,4 @@
-"""Refuses duplicate keys in YAML, of which PyYAML silently keeps the last."""
+"""Refuses duplicate keys in YAML; PyYAML silently uses the last."""
 
 from collections.abc import Iterator
 
@@ -9,17 +9,11 @@ from gptlit.messages import UsageError
 
 
 def refuse_duplicates(text: str) -> None:
-    """Check that no key of a YAML text occurs twice, `group: {name: }` and `group.name` being one.
-
-    Text that isn't valid YAML passes, since its loader reports the error.
-
-    Raises:
-        UsageError: A key occurs twice; the message names it and its two lines.
-    """
+    """Raise UsageError if a key of a YAML text occurs twice; `a: {b: 1}` has the key `a.b`."""
     try:
         root = yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (yaml.YAMLError, RecursionError):
-        return
+        return  # the text's loader reports it
     lines: dict[str, int] = {}
     for name, line in _keys(root, "", set()):
         if name in lines:
