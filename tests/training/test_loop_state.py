@@ -1,5 +1,6 @@
 """Each private name of Lightning's that gptlit uses: that it exists, and what it does."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -175,3 +176,15 @@ def test_the_schema_of_a_checkpoints_loops(tmp_path: Path) -> None:
     assert "_batches_that_stepped" in loop["epoch_loop.state_dict"]
     # as Lightning would restore it
     loop_state.check_loop(content, "fit_loop", made.fit_loop.state_dict(), has_place=False)
+
+
+def test_no_other_file_uses_private_names_of_lightning() -> None:
+    owner = r"\b(trainer|strategy|launcher|callback|module|fit_loop|loop)\._[a-z]"
+    names = rf"{owner}|epoch_loop|epoch_progress|batch_progress|_connector\b|_MultiProcessing"
+    package = Path(loop_state.__file__).parents[1]
+    found = {
+        path.relative_to(package).as_posix(): used
+        for path in package.rglob("*.py")
+        if (used := re.findall(names, path.read_text(encoding="utf-8")))
+    }
+    assert {*found} == {"training/loop_state.py"}, found
