@@ -14,7 +14,7 @@ from gptlit.runs import metrics_file
 
 
 @dataclass(frozen=True)
-class Compared:
+class ComparedCheckpoint:
     """A checkpoint that is compared with others.
 
     Args:
@@ -32,7 +32,7 @@ class Compared:
     val_step: int | None = None
 
 
-def find(names: Sequence[str]) -> list[Compared]:
+def find(names: Sequence[str]) -> list[ComparedCheckpoint]:
     """Find the checkpoints that several `--ckpt_path` name, in their order.
 
     A folder stands for all its checkpoints, by step. Files of a folder that hold the same weights,
@@ -44,22 +44,22 @@ def find(names: Sequence[str]) -> list[Compared]:
     Raises:
         UsageError: a missing or corrupt file, or a folder without checkpoints.
     """
-    found = [each for name in names for each in _find(name)]
-    if len({each.path.parent for each in found}) > 1:
-        found = [
+    checkpoints = [each for name in names for each in _find(name)]
+    if len({each.path.parent for each in checkpoints}) > 1:
+        checkpoints = [
             dataclasses.replace(each, name=f"{_run_of(each.path).name}/{each.name}")
-            for each in found
+            for each in checkpoints
         ]
-    return found
+    return checkpoints
 
 
 def _run_of(path: Path) -> Path:
-    """The folder of a checkpoint's run, or else the folder that the checkpoint is in."""
+    """The folder of a checkpoint's run, or else the checkpoint's own folder."""
     folder = path.absolute().parent
     return folder.parent if folder.name == "checkpoints" else folder
 
 
-def _find(name: str) -> list[Compared]:
+def _find(name: str) -> list[ComparedCheckpoint]:
     folder = Path(name).expanduser()
     if name in checkpoint.ALIASES or not folder.is_dir():
         return [_described(*checkpoint.read_named(name))]
@@ -70,33 +70,34 @@ def _find(name: str) -> list[Compared]:
             "ckpt_path",
             name,
         )
-    distinct: list[tuple[Compared, dict[str, Any]]] = []
+    distinct: list[tuple[ComparedCheckpoint, dict[str, Any]]] = []
     for path in paths:
         content = checkpoint.read(path)
-        found = _described(path, content)
-        for index, (other, weights) in enumerate(distinct):
-            if other.step == found.step and _same(weights, content["state_dict"]):
+        described, weights = _described(path, content), content["state_dict"]
+        for index, (other, other_weights) in enumerate(distinct):
+            if other.step == described.step and _are_equal(other_weights, weights):
                 # only one that was saved after a validation at this step has its loss
-                later = max(other, found, key=lambda each: each.val_step or -1)
-                both = dataclasses.replace(later, name=f"{other.name}, {found.name}")
+                later = max(other, described, key=lambda each: each.val_step or -1)
+                both = dataclasses.replace(later, name=f"{other.name}, {described.name}")
                 distinct[index] = (both, weights)
                 break
         else:
-            distinct.append((found, content["state_dict"]))
+            distinct.append((described, weights))
     return sorted((each for each, _ in distinct), key=lambda each: each.step)
 
 
-def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+def _are_equal(one: dict[str, Any], other: dict[str, Any]) -> bool:
     names = [name for name in one if name.startswith(checkpoint.NET_PREFIX)]
     return all(name in other and torch.equal(one[name], other[name]) for name in names)
 
 
-def _described(path: Path, content: dict[str, Any]) -> Compared:
+def _described(path: Path, content: dict[str, Any]) -> ComparedCheckpoint:
     step = int(content["global_step"])
     # earlier versions saved a snapshot before the validation at its step: metrics.csv has its loss
-    known = metrics_file.by_step(_run_of(path) / "metrics.csv", "val/loss")
+    losses = metrics_file.by_step(_run_of(path) / "metrics.csv", "val/loss")
     evaluated = content[checkpoint.KEY].get("evaluated", {})
     if "val/loss" in evaluated:
-        known[int(evaluated["step"])] = evaluated["val/loss"]
-    last = max((each for each in known if each <= step), default=None)
-    return Compared(path, path.stem, step, None if last is None else known[last], last)
+        losses[int(evaluated["step"])] = evaluated["val/loss"]
+    val_step = max((each for each in losses if each <= step), default=None)
+    val_loss = None if val_step is None else losses[val_step]
+    return ComparedCheckpoint(path, path.stem, step, val_loss, val_step)

@@ -33,32 +33,25 @@ def main(argv: Sequence[str]) -> None:
     Raises:
         UsageError: an invalid option, checkpoint or prompt.
     """
-    known = parser()
-    options, mode = parse(known, argv)
+    option_parser = parser()
+    options, mode = parse(option_parser, argv)
     settings = sampling_settings(options)
-    if mode == "compare":
-        _compare(options, settings, known)
+    if mode == "sweep":
+        _sweep(options, settings, option_parser)
         return
     path, content = checkpoint.read_named(options.ckpt_path[0])
     model, tokenizer = load(content, options.weights)
     options.ckpt_path = [str(path)]
-    given = [] if mode == "interactive" else prompts.given(options)
+    texts = [] if mode == "interactive" else prompts.read(options)
     note(checkpoint.introduction(path, content))
     if mode == "interactive":
         from gptlit.predict import interactive
 
-        interactive.loop(interactive.Session(model, tokenizer, options, known))
+        interactive.loop(interactive.Session(model, tokenizer, options, option_parser))
     elif mode == "explain":
-        _explain(options, known, given, model, tokenizer)
+        _explain(options, option_parser, texts, model, tokenizer)
     else:
-        _write(options, settings, given, model, tokenizer)
-
-
-def device() -> str:
-    """The fastest available device."""
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+        _write(options, settings, texts, model, tokenizer)
 
 
 def load(content: dict[str, Any], weights: Weights) -> tuple[GPT, Tokenizer]:
@@ -68,7 +61,8 @@ def load(content: dict[str, Any], weights: Weights) -> tuple[GPT, Tokenizer]:
         UsageError: int8 weights on another device than a CPU.
     """
     model, tokenizer = checkpoint.build(content)
-    model = model.to(device())
+    has_mps = torch.backends.mps.is_available()
+    model = model.to("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")
     if weights == "int8":
         from gptlit.generation.int8 import pack_int8
 
@@ -84,26 +78,17 @@ def in_batches(
     unknown: Unknown,
     scored: bool,
 ) -> Iterator[list[Written]]:
-    """Generate the texts of each job, in batches that fit into memory.
-
-    Args:
-        model: The model that writes.
-        tokenizer: The tokenizer it was trained with.
-        jobs: Prompt and seed of each job; a beam search is a batch of its own.
-        settings: Settings of sampling or beam search.
-        unknown: Handling of characters outside the vocabulary.
-        scored: Also compute each token's log probability and entropy.
-    """
+    """Generate the texts of each job as `write_jobs` does, in batches that fit into memory."""
     n = 1 if settings.is_beam_search else SAMPLES_AT_ONCE
     for first in range(0, len(jobs), n):
         batch = jobs[first : first + n]
         yield from write_jobs(model, tokenizer, batch, settings, unknown=unknown, scored=scored)
 
 
-def _compare(options: Namespace, settings: BeamSettings, known: OneLineErrors) -> None:
+def _sweep(options: Namespace, settings: BeamSettings, option_parser: OneLineErrors) -> None:
     from gptlit.predict import sweep, sweep_tables
 
-    plan = sweep.plan(options, settings, prompts.given(options), known)
+    plan = sweep.plan(options, settings, prompts.read(options), option_parser)
 
     def writer(path: Path) -> sweep.Writer:
         model, tokenizer = load(checkpoint.read(path), options.weights)
@@ -113,7 +98,7 @@ def _compare(options: Namespace, settings: BeamSettings, known: OneLineErrors) -
         return functools.partial(in_batches, model, tokenizer, unknown=options.unknown, scored=True)
 
     rows = plan.rows(writer)
-    # the first row comes before any output, as an invalid prompt is refused with it
+    # an invalid prompt is refused with the first row, which is made before any output
     rows = itertools.chain([next(rows)], rows)
     parts = sweep_tables.report(plan, rows, options.format, output.table_width(options))
     with output.opened(options.output_file) as out:
@@ -122,53 +107,54 @@ def _compare(options: Namespace, settings: BeamSettings, known: OneLineErrors) -
 
 def _explain(
     options: Namespace,
-    known: OneLineErrors,
-    given: Sequence[str],
+    option_parser: OneLineErrors,
+    texts: Sequence[str],
     model: GPT,
     tokenizer: Tokenizer,
 ) -> None:
     from gptlit.predict import explain
 
-    unused = [*BeamSettings.__dataclass_fields__, "greedy", "seed", "echo"]
-    if unused := [f"--{name}" for name in unused if options[name] != known.get_default(name)]:
+    names = [*BeamSettings.__dataclass_fields__, "greedy", "seed", "echo"]
+    unused = [f"--{name}" for name in names if options[name] != option_parser.get_default(name)]
+    if unused:
         note(f"--explain prints the model's own predictions, without {', '.join(unused)}")
-    for prompt in given:
-        warn_dropped(prompt, options.unknown, tokenizer)
-    texts = (explain.explain(model, tokenizer, prompt, options.unknown) for prompt in given)
+    for text in texts:
+        warn_dropped(text, options.unknown, tokenizer)
+    explained = (explain.explain(model, tokenizer, text, options.unknown) for text in texts)
     with output.opened(options.output_file) as out:
         if options.format == "jsonl":
-            parts = explain.as_jsonl(texts)
+            parts = explain.as_jsonl(explained)
         else:
-            parts = explain.as_text(texts, output.table_width(options), in_colour(out))
+            parts = explain.as_text(explained, output.table_width(options), in_colour(out))
         output.write_parts(parts, out)
 
 
 def _write(
     options: Namespace,
     settings: BeamSettings,
-    given: Sequence[str],
+    texts: Sequence[str],
     model: GPT,
     tokenizer: Tokenizer,
 ) -> None:
-    prompts.warn_about(given, options.unknown, tokenizer, model.config.block_size)
-    jobs = prompts.jobs(given, prompts.seeds(options))
+    prompts.warn_about(texts, options.unknown, tokenizer, model.config.block_size)
+    jobs = prompts.jobs(texts, prompts.seeds(options))
     if settings.max_new_tokens is None and len(jobs) > 1:
         raise UsageError(NO_LIMIT, "max_new_tokens", None)
     is_plain = options.format == "text" and options.output_file is None
     # streamed texts take longer than a batch, but are visible at once
-    most = MOST_STREAMED if sys.stdout.isatty() else 1
-    if is_plain and len(jobs) <= most and options.num_beams is None:
+    most_streamed = MOST_STREAMED if sys.stdout.isatty() else 1
+    if is_plain and len(jobs) <= most_streamed and options.num_beams is None:
         streams = [
             stream_generate(model, tokenizer, prompt, settings, seed=seed, unknown=options.unknown)
             for prompt, seed in jobs
         ]
-        # all streams begin before any output, as an invalid prompt is refused there
+        # an invalid prompt is refused with the first piece, which is made before any output
         begun = [(next(pieces), pieces) for pieces in streams]
         for index, (prompt, pieces) in enumerate(begun):
             sys.stdout.write(SEPARATOR if index else "")
             write_stream(itertools.chain([prompt] if options.echo else [], pieces))
         return
     scored = options.format == "jsonl"
-    texts = in_batches(model, tokenizer, jobs, settings, options.unknown, scored)
-    with output.opened(options.output_file, output.header(options, settings, given)) as out:
-        output.write_texts(texts, jobs, options, out)
+    written = in_batches(model, tokenizer, jobs, settings, options.unknown, scored)
+    with output.opened(options.output_file, output.header(options, settings, texts)) as out:
+        output.write_texts(written, jobs, options, out)

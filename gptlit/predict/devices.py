@@ -20,23 +20,19 @@ from gptlit.runs import run_end
 from gptlit.training import processes
 from gptlit.training.module import LitGPT
 
-Texts = list[list[Written]]  # of each job
+WrittenTexts = list[list[Written]]  # of each job
 
 
-def in_order(by_rank: Sequence[Texts]) -> Texts:
+def in_order(by_rank: Sequence[WrittenTexts]) -> WrittenTexts:
     """Merge the texts of all ranks by job; rank r of R wrote jobs r, r + R, r + 2R, ..."""
     rounds = itertools.zip_longest(*by_rank)
     return [texts for each in rounds for texts in each if texts is not None]
 
 
 class _Writer(BasePredictionWriter):
-    """Gathers the texts of all ranks on rank 0, and writes them there in the order of their jobs.
+    """Gathers the texts of all ranks, and writes them on rank 0 in the order of their jobs."""
 
-    Args:
-        write: Function that writes the texts.
-    """
-
-    def __init__(self, write: Callable[[Texts], None]) -> None:
+    def __init__(self, write: Callable[[WrittenTexts], None]) -> None:
         super().__init__("epoch")
         self._write = write
 
@@ -48,7 +44,7 @@ class _Writer(BasePredictionWriter):
         batch_indices: Sequence[Any],
     ) -> None:
         own = [texts for batch in predictions for texts in batch]
-        by_rank: list[Texts] = [own]
+        by_rank: list[WrittenTexts] = [own]
         if trainer.world_size > 1:
             by_rank = [[] for _ in range(trainer.world_size)]
             torch.distributed.all_gather_object(by_rank, own)
@@ -56,23 +52,19 @@ class _Writer(BasePredictionWriter):
             self._write(in_order(by_rank))
 
 
+@lightning_command()
 def main(arguments: Sequence[str]) -> None:
     """Run `gptlit predict` with --trainer.* options."""
-    with lightning_command():
-        _main(arguments)
-
-
-def _main(arguments: Sequence[str]) -> None:
-    known = parser()
-    known.add_class_arguments(L.Trainer, "trainer", instantiate=False)
-    options, mode = parse(known, arguments)
+    option_parser = parser()
+    option_parser.add_class_arguments(L.Trainer, "trainer", instantiate=False)
+    options, mode = parse(option_parser, arguments)
     modes.refuse_on_devices(options, mode)
     settings = sampling_settings(options)
-    given = inputs.in_all_processes("prompts", lambda: prompts.given(options))
+    texts = inputs.in_all_processes("prompts", lambda: prompts.read(options))
     if settings.max_new_tokens is None:
         reason = "needs one device, without --trainer options"
         raise UsageError(reason, "max_new_tokens", None)
-    trainer_options = known.instantiate(options).trainer.as_dict()
+    trainer_options = option_parser.instantiate(options).trainer.as_dict()
     processes.check(trainer_options)
     path, content = checkpoint.read_named(options.ckpt_path[0])
     model = LitGPT.load_from_checkpoint(path, map_location="cpu")
@@ -80,25 +72,25 @@ def _main(arguments: Sequence[str]) -> None:
     if processes.on_rank_zero():
         note(checkpoint.introduction(path, content))
         block_size = model.config.block_size
-        prompts.warn_about(given, options.unknown, model.tokenizer, block_size)
-    jobs = prompts.jobs(given, prompts.seeds(options))
+        prompts.warn_about(texts, options.unknown, model.tokenizer, block_size)
+    jobs = prompts.jobs(texts, prompts.seeds(options))
     options.ckpt_path = [str(path)]
 
-    def write(texts: Texts) -> None:
-        header = output.header(options, settings, given)
+    def write(written: WrittenTexts) -> None:
+        header = output.header(options, settings, texts)
         with output.opened(options.output_file, header) as out:
-            output.write_texts(texts, jobs, options, out)
+            output.write_texts(written, jobs, options, out)
 
     scored = options.format == "jsonl"
     model.predict_jobs = jobs
     model.predict_options = {"settings": settings, "unknown": options.unknown, "scored": scored}
     callbacks = [*processes.as_list(trainer_options["callbacks"]), _Writer(write)]
-    trainer_options |= {"callbacks": callbacks, "logger": False, "enable_progress_bar": False}
-    trainer_options |= {"enable_checkpointing": False, "enable_model_summary": False}
-    trainer_options |= {"use_distributed_sampler": False}  # each rank takes its own jobs
-    trainer = processes.new_trainer(**trainer_options)
-    own = range(trainer.global_rank, len(jobs), trainer.world_size)
-    batches: Any = torch.tensor(list(own), dtype=torch.int64).split(SAMPLES_AT_ONCE)
+    switched_off = ("logger", "enable_progress_bar", "enable_checkpointing", "enable_model_summary")
+    # each rank takes its own jobs
+    trainer_options |= dict.fromkeys([*switched_off, "use_distributed_sampler"], False)
+    trainer = processes.new_trainer(**trainer_options | {"callbacks": callbacks})
+    jobs_of_rank = list(range(trainer.global_rank, len(jobs), trainer.world_size))
+    batches: Any = torch.tensor(jobs_of_rank, dtype=torch.int64).split(SAMPLES_AT_ONCE)
     loader: Any = torch.utils.data.DataLoader(batches, batch_size=None)
     with run_end.interruptible(trainer):
         trainer.predict(model, loader, return_predictions=False)

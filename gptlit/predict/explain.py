@@ -104,20 +104,20 @@ def explain(model: GPT, tokenizer: Tokenizer, text: str, unknown: Unknown = "err
         raise UsageError(
             f"there is no text; give one by {opt('prompt')} or {opt('prompt_file')}", "explain"
         )
-    start = tokenizer.start_id
-    is_start = start == tokenizer.eos_id or tokenizer.piece(start) == b"\n"
-    scored = [] if is_start else [Scored(spelled(tokenizer, ids[0]), ids[0])]
-    scored += _scored(model, tokenizer, [start, *ids] if is_start else ids)
-    spell = tokenizer.incremental_decoder()
-    pieces = [spell(id_) for id_ in ids]
-    read = "".join(pieces)
-    n_bytes = len(read.encode()) - (0 if is_start else len(tokenizer.piece(ids[0])))
-    predicted_from = spelled(tokenizer, start) if is_start else None
-    return Explained(read, pieces, scored, predicted_from, n_bytes, model.config.block_size)
+    decode = tokenizer.incremental_decoder()
+    pieces = [decode(id_) for id_ in ids]
+    text = "".join(pieces)
+    n_bytes, size, start = len(text.encode()), model.config.block_size, tokenizer.start_id
+    if start == tokenizer.eos_id or tokenizer.piece(start) == b"\n":
+        scored = list(_scored(model, tokenizer, [start, *ids]))
+        return Explained(text, pieces, scored, spelled(tokenizer, start), n_bytes, size)
+    first = Scored(spelled(tokenizer, ids[0]), ids[0])
+    n_bytes -= len(tokenizer.piece(ids[0]))
+    return Explained(text, pieces, [first, *_scored(model, tokenizer, ids)], None, n_bytes, size)
 
 
 def spelled(tokenizer: Tokenizer, id_: int) -> str:
-    """The text of a single token; bytes of an incomplete character are written as \\xe2."""
+    """Decode a single token; bytes of an incomplete character are written as \\xe2."""
     return tokenizer.piece(id_).decode("utf-8", "backslashreplace")
 
 
@@ -143,7 +143,7 @@ def _scored(model: GPT, tokenizer: Tokenizer, ids: list[int]) -> Iterator[Scored
 
 
 def as_jsonl(texts: Iterable[Explained]) -> Iterator[str]:
-    """Format each text as a JSON object in a line."""
+    """Format each text as a line of JSON."""
     for text in texts:
         tokens = [dataclasses.asdict(token) for token in text.tokens]
         row = {"text": text.text, "start": text.start, **text.metrics, "tokens": tokens}
@@ -173,14 +173,16 @@ def summary(text: Explained) -> str:
     start = "a newline" if text.start == "\n" else text.start
     line += "not predicted" if start is None else f"predicted from {start}"
     if n_tokens > text.block_size:
-        kept = kept_tokens(text.block_size)
-        line += f"; context {text.block_size}, its last {kept} kept when full"
+        line += (
+            f"; context {text.block_size}, its last {kept_tokens(text.block_size)} kept when full"
+        )
     loss, perplexity, bits = text.metrics.values()
     if loss is None:
         return line
-    return f"loss {loss:.4f} nats per token, perplexity {perplexity:.2f}, " + (
-        f"{bits:.3f} bits per byte; {line}"
+    metrics = (
+        f"loss {loss:.4f} nats per token, perplexity {perplexity:.2f}, {bits:.3f} bits per byte"
     )
+    return f"{metrics}; {line}"
 
 
 def _table(text: Explained, columns: int, colour: bool) -> Iterator[str]:
@@ -192,16 +194,13 @@ def _table(text: Explained, columns: int, colour: bool) -> Iterator[str]:
             yield f"{padded(name, column)}      -      -      -\n"
             continue
         left = f"{padded(name, column)}  {_percent(token.logprob):>5}"
-        line = f"  {-token.logprob:5.2f}  {token.rank:5}"
-        room = columns - width(left + line)
-        others = ""
+        right = f"  {-token.logprob:5.2f}  {token.rank:5}"
         for other in token.alternatives:
             cell = f"  {shortened(visible(other.token), LONGEST_TOKEN)} {_percent(other.logprob)}"
-            others += cell
-            if width(others) > room:
+            if width(left + right + cell) > columns:
                 break
-            line += cell
-        yield _coloured(left, token.logprob, colour) + line + "\n"
+            right += cell
+        yield _coloured(left, token.logprob, colour) + right + "\n"
 
 
 def _percent(logprob: float) -> str:

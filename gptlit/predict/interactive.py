@@ -5,7 +5,6 @@ import itertools
 import re
 import sys
 from dataclasses import dataclass
-from typing import Any
 
 from jsonargparse import Namespace
 
@@ -46,10 +45,10 @@ class Session:
     """The state of an interactive loop.
 
     Args:
-        model: The model that writes.
-        tokenizer: The tokenizer it was trained with.
+        model: Model that writes.
+        tokenizer: Tokenizer that the model was trained with.
         options: Current options of `gptlit predict`.
-        parser: Parser of the options, which parses new values.
+        parser: Parser of the options, for new values.
         prompt: The last prompt.
         n_texts: Number of texts written so far.
     """
@@ -63,12 +62,12 @@ class Session:
 
 
 def loop(session: Session) -> None:
-    """Answer lines of standard input until its end or `/quit`.
+    """Answer each line of standard input until its end or `/quit`.
 
     An invalid line is reported on stderr, and the loop continues. In a terminal Ctrl-C stops the
     current text; if input comes from a file or a pipe, it ends the loop.
     """
-    _check(session, session.options)
+    rule_ids(session.tokenizer, sampling_settings(session.options))  # refuses invalid ones
     is_typed = sys.stdin.isatty()
     # invalid bytes are kept, so that only their line is refused
     prompts.standard_input("--interactive", errors="surrogateescape")
@@ -124,8 +123,8 @@ def _answer(session: Session, line: str, is_typed: bool) -> bool:
     elif name == "help":
         print(HELP, file=sys.stderr)
     elif name == "settings":
-        for each in SETTINGS:
-            print(f"  {each:<20}{_value(session, each)}", file=sys.stderr)
+        for setting in SETTINGS:
+            print(f"  {setting:<20}{_value(session, setting)}", file=sys.stderr)
     elif name not in SETTINGS:
         near = did_you_mean(name, [*COMMANDS, *SETTINGS]).replace("mean ", "mean /")
         raise UsageError(f"/{name}: unknown command or setting; /help lists them.{near}")
@@ -143,25 +142,24 @@ def _value(session: Session, name: str) -> str:
 
 
 def _changed(session: Session, name: str, value: str) -> Namespace:
-    """The options with a new value of one of them, after checking all."""
-    changed = session.options.clone()
+    """Return the options with a new value of one of them.
+
+    Raises:
+        UsageError: the settings are invalid, or invalid with this model's tokenizer.
+    """
+    options = session.options.clone()
     parsed = session.parser.parse_args([f"--{name}={value}"])
     unescape(parsed)
-    given: Any = parsed[name]
     if name in LISTS:
-        given = [] if value == "none" else [*(changed[name] or []), *given]
-    if name == "force" and value == "none":
-        given = ""
+        options[name] = [] if value == "none" else [*(options[name] or []), *parsed[name]]
+    elif name == "force" and value == "none":
+        options.force = ""
+    else:
+        options[name] = parsed[name]
     if name == "temperature":
-        changed.greedy = False
-    changed[name] = given
-    _check(session, changed)
-    return changed
-
-
-def _check(session: Session, options: Namespace) -> None:
-    """Refuse settings that are invalid, or invalid with this model's tokenizer."""
-    rule_ids(session.tokenizer, sampling_settings(options))
+        options.greedy = False
+    rule_ids(session.tokenizer, sampling_settings(options))  # refuses invalid ones
+    return options
 
 
 def _with_slashes(message: str) -> str:

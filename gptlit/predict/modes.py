@@ -9,16 +9,17 @@ from gptlit.checkpoints import checkpoint
 from gptlit.messages import UsageError, opt
 from gptlit.parser import OneLineErrors
 
-Mode = Literal["write", "compare", "explain", "interactive"]
+Mode = Literal["write", "sweep", "explain", "interactive"]
 Format = Literal["text", "jsonl", "markdown"]
 FORMATS: dict[Mode, tuple[str, ...]] = {
     "write": ("text", "jsonl"),
-    "compare": get_args(Format),
+    "sweep": get_args(Format),
     "explain": ("text", "jsonl"),
     "interactive": ("text",),
 }
 TYPED = "prompts are typed, or read line by line from standard input"
-NOT_INTERACTIVE = {  # and why
+# options that do not apply to --interactive, and why
+NOT_INTERACTIVE = {
     "prompt": TYPED,
     "prompt_file": TYPED,
     "lines": TYPED,
@@ -28,40 +29,38 @@ NOT_INTERACTIVE = {  # and why
 
 
 def choose(options: Namespace, parser: OneLineErrors) -> Mode:
-    """Choose the mode from parsed options.
+    """Choose the mode from parsed options; several checkpoints are a sweep.
 
     Raises:
         UsageError: two modes at once, or an option that does not apply to the mode.
     """
-    if "" in options.ckpt_path:
+    names: list[str] = options.ckpt_path
+    if "" in names:
         raise UsageError("names no file; give a checkpoint, best or last", "ckpt_path", "''")
-    flags: list[Mode | Literal["sweep"]] = ["interactive", "explain", "sweep"]
-    flags = [name for name in flags if options[name]]
-    if len(flags) > 1:
-        raise UsageError(f"excludes {opt(flags[1])}; leave one out", flags[0])
-    flag = flags[0] if flags else ""
-    if flag in ("", "sweep"):
-        mode: Mode = "compare" if flag or _is_several(options) else "write"
-    elif _is_several(options):
-        reason = f"{opt(flag)} takes one checkpoint; name its file"
-        raise UsageError(reason, "ckpt_path", options.ckpt_path[-1])
-    else:
-        mode = flag  # type: ignore[assignment]  # not "" and not "sweep" here
+    is_folder = names[0] not in checkpoint.ALIASES and Path(names[0]).expanduser().is_dir()
+    are_several = len(names) > 1 or is_folder
+    modes: list[Mode] = ["interactive", "explain", "sweep"]
+    modes = [mode for mode in modes if options[mode]] or ["sweep" if are_several else "write"]
+    mode = modes[0]
+    if len(modes) > 1:
+        raise UsageError(f"excludes {opt(modes[1])}; leave one out", mode)
+    if are_several and mode != "sweep":
+        raise UsageError(f"{opt(mode)} takes one checkpoint; name its file", "ckpt_path", names[-1])
     if mode == "interactive":
         for name, instead in NOT_INTERACTIVE.items():
             if options[name] != parser.get_default(name):
-                raise UsageError(f"does not apply to {opt(flag)}, where {instead}", name)
+                raise UsageError(f"does not apply to {opt(mode)}, where {instead}", name)
     if options.format not in FORMATS[mode]:
-        what = (
-            f"not for {opt(flag)}" if flag else f"only for {opt('sweep')} and several checkpoints"
-        )
+        reason = f"only for {opt('sweep')} and several checkpoints"
+        if mode != "write":
+            reason = f"not for {opt(mode)}"
         choices = ", ".join(FORMATS[mode])
-        raise UsageError(f"{what}; choose from {choices}", "format", options.format)
+        raise UsageError(f"{reason}; choose from {choices}", "format", options.format)
     return mode
 
 
 def refuse_on_devices(options: Namespace, mode: Mode) -> None:
-    """Refuse what works on one device alone; called where --trainer options are given.
+    """Refuse options that work on one device only, where --trainer options are given.
 
     Raises:
         UsageError: names the option.
@@ -69,16 +68,8 @@ def refuse_on_devices(options: Namespace, mode: Mode) -> None:
     needs = "needs one device, without --trainer options"
     if options.weights != "float32":
         raise UsageError(needs, "weights", options.weights)
-    if options.sweep:
-        raise UsageError(needs, "sweep")
-    if mode == "compare":
+    if mode == "sweep" and not options.sweep:
         reason = f"is one of several checkpoints, whose comparison {needs}"
         raise UsageError(reason, "ckpt_path", options.ckpt_path[-1])
     if mode != "write":
         raise UsageError(needs, mode)
-
-
-def _is_several(options: Namespace) -> bool:
-    names = options.ckpt_path
-    is_folder = names[0] not in checkpoint.ALIASES and Path(names[0]).expanduser().is_dir()
-    return len(names) > 1 or is_folder

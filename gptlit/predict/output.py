@@ -44,7 +44,7 @@ def check_output_file(path: str) -> None:
 
 @contextlib.contextmanager
 def opened(path: str | None, header: str = "") -> Iterator[IO[str]]:
-    """Standard output, or a file that is written atomically when all texts are complete.
+    """Open standard output, or a file that is written atomically when all texts are complete.
 
     After an error or Ctrl-C, the texts so far are kept in PATH.partial.
 
@@ -69,21 +69,15 @@ def opened(path: str | None, header: str = "") -> Iterator[IO[str]]:
         write_atomically(Path(path), content.getvalue().encode())
 
 
-def header(options: Namespace, settings: BeamSettings, given: Sequence[str]) -> str:
-    """Format the header of a file of texts; empty for .jsonl.
-
-    Args:
-        options: Options of `gptlit predict`.
-        settings: Settings of sampling or beam search.
-        given: The prompts.
-    """
+def header(options: Namespace, settings: BeamSettings, prompts: Sequence[str]) -> str:
+    """Format the settings and prompts as the header of a file of texts; empty for .jsonl."""
     if options.format != "text":
         return ""
     rows = {"checkpoint": options.ckpt_path[0], "weights": options.weights}
     if options.num_beams is None:
         rows |= {"seed": options.seed, "num_samples": options.num_samples}
     rows |= {**settings.used(), "unknown": options.unknown}
-    rows |= {"prompt": given[0] if len(given) == 1 else list(given)}
+    rows |= {"prompt": prompts[0] if len(prompts) == 1 else list(prompts)}
     return "".join(f"# {name}: {value!r}\n" for name, value in rows.items()) + "\n"
 
 
@@ -99,7 +93,7 @@ def write_texts(
         texts_by_job: The texts of each job.
         jobs: Prompt and seed of each job.
         options: Options of `gptlit predict`.
-        out: Where to write.
+        out: Stream to write to.
     """
     width = columns_of(out) if options.format == "text" else None
     pairs = zip(texts_by_job, jobs, strict=True)
@@ -128,5 +122,5 @@ def write_parts(parts: Iterable[str], out: IO[str]) -> None:
 
 
 def table_width(options: Namespace) -> int:
-    """Columns of a table: those of the terminal, or a fixed number in a file."""
+    """Return the columns of a table: the terminal's, or a fixed number in a file."""
     return columns() if options.output_file is None else FILE_COLUMNS

@@ -15,7 +15,7 @@ from gptlit.tokenizers.base import Tokenizer, Unknown
 STANDARD_INPUT = "-"
 
 
-def given(options: Namespace) -> list[str]:
+def read(options: Namespace) -> list[str]:
     """Read the prompts given by options, a file or standard input; an empty one if there is none.
 
     The last line break of a file is not part of a prompt.
@@ -23,8 +23,8 @@ def given(options: Namespace) -> list[str]:
     Raises:
         UsageError: a file that cannot be read, has no lines, or is not UTF-8 text.
     """
-    given = [text_of("--prompt", prompt) for prompt in options.prompt or []]
-    if any("\\n" in prompt for prompt in given):
+    prompts = [text_of("--prompt", prompt) for prompt in options.prompt or []]
+    if any("\\n" in prompt for prompt in prompts):
         note(
             "warning: --prompt: a backslash and an n stay two characters; for a line break type "
             "$'\\n' in bash, or use --prompt_file"
@@ -33,23 +33,23 @@ def given(options: Namespace) -> list[str]:
     if path is not None:
         try:
             if path == STANDARD_INPUT:
-                content = _read_standard_input()
+                content = _standard_input_text()
             else:
                 content = inputs.read_text(path, "--prompt_file")
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
             raise UsageError(f"--prompt_file {path}: {reason}") from error
         content = content.removesuffix("\n")
-        more = [line for line in content.split("\n") if line] if options.lines else [content]
-        if not more:
+        of_file = [line for line in content.split("\n") if line] if options.lines else [content]
+        if not of_file:
             raise UsageError("has no lines with text", "prompt_file", path)
-        given += more
+        prompts += of_file
     elif options.lines:
         raise UsageError("--lines: needs --prompt_file, whose lines are prompts")
-    return given or [""]
+    return prompts or [""]
 
 
-def _read_standard_input() -> str:
+def _standard_input_text() -> str:
     if not is_first_process():
         raise UsageError(
             "--prompt_file -: a single process can read standard input; save it to a file and "

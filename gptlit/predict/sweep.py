@@ -16,7 +16,7 @@ from gptlit.generation.settings import BeamSettings
 from gptlit.generation.text_stream import Written
 from gptlit.messages import UsageError, did_you_mean
 from gptlit.parser import OneLineErrors
-from gptlit.predict.checkpoints import Compared, find
+from gptlit.predict.checkpoints import ComparedCheckpoint, find
 from gptlit.predict.prompts import jobs, seeds
 
 Settings = dict[str, Any]
@@ -41,7 +41,7 @@ def parse_grid(words: Sequence[str], parser: OneLineErrors) -> dict[str, list[An
 
     Args:
         words: Strings `name=value,value`, or several of them separated by spaces.
-        parser: Parser of `gptlit predict`, which parses the values.
+        parser: Parser of `gptlit predict`, for the values.
 
     Raises:
         UsageError: a name that cannot be swept, an invalid value, or a name given twice.
@@ -57,16 +57,13 @@ def parse_grid(words: Sequence[str], parser: OneLineErrors) -> dict[str, list[An
             raise UsageError(f"--sweep {name}{equals}{values}: write {name}=VALUE,VALUE,...")
         if name in grid:
             raise UsageError(f"--sweep {name}={values}: {name} is given twice; name it once")
-        parsed = [_parse(name, value, parser) for value in values.split(",")]
+        arguments = [f"--{name}={value}" for value in values.split(",")]
+        try:
+            parsed = [parser.parse_args([argument])[name] for argument in arguments]
+        except UsageError as error:
+            raise UsageError(str(error).replace("--", "--sweep ", 1)) from error
         grid[name] = list(dict.fromkeys(parsed))
     return grid
-
-
-def _parse(name: str, value: str, parser: OneLineErrors) -> Any:
-    try:
-        return parser.parse_args([f"--{name}={value}"])[name]
-    except UsageError as error:
-        raise UsageError(str(error).replace("--", "--sweep ", 1)) from error
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,7 @@ class Row:
         written: The text, scored.
     """
 
-    checkpoint: Compared
+    checkpoint: ComparedCheckpoint
     settings: Settings
     seed: int | None
     written: Written
@@ -107,16 +104,16 @@ class Sweep:
     """The checkpoints, settings, prompts and seeds of a sweep.
 
     Args:
-        checkpoints: The checkpoints.
-        combinations: The settings that differ, a dict for each combination.
-        settings: All settings, which those of a combination replace.
+        checkpoints: Checkpoints that write.
+        combinations: Settings that differ, a dict for each combination.
+        settings: All settings, of which a combination replaces some.
         prompts: Texts to continue.
         seeds: Seed of each text of a prompt.
         echo: Show the prompt with each text.
         weights: Data type of the weights: float32 or int8.
     """
 
-    checkpoints: Sequence[Compared]
+    checkpoints: Sequence[ComparedCheckpoint]
     combinations: Sequence[Settings]
     settings: BeamSettings
     prompts: Sequence[str]
@@ -138,11 +135,11 @@ class Sweep:
                 job_seeds = self.seeds_of(combination)
                 work = jobs(self.prompts, self.seeds[: len(job_seeds)])
                 try:
-                    texts = list(write(work, settings))
+                    texts_by_job = list(write(work, settings))
                 except UsageError as error:
                     raise UsageError(f"{checkpoint.path}: {error}") from error
-                for seed, found in zip(itertools.cycle(job_seeds), texts, strict=False):
-                    yield from (Row(checkpoint, combination, seed, text) for text in found)
+                for seed, texts in zip(itertools.cycle(job_seeds), texts_by_job, strict=False):
+                    yield from (Row(checkpoint, combination, seed, text) for text in texts)
 
     def seeds_of(self, combination: Settings) -> Sequence[int | None]:
         """The seeds of a prompt's jobs; [None] for a beam search, which is a single job."""
@@ -176,12 +173,12 @@ def plan(
     if "seed" in grid and options.num_samples > 1:
         reason = "--sweep seed gives one text for each seed; leave one out"
         raise UsageError(reason, "num_samples", options.num_samples)
-    is_drawn = None in grid.get("num_beams", [options.num_beams])
-    if "seed" in grid and not is_drawn:
+    if "seed" in grid and None not in grid.get("num_beams", [options.num_beams]):
         raise UsageError("--sweep seed: does not apply to a beam search, which draws nothing")
     swept_seeds = grid.pop("seed", list(seeds(options)))
-    if bad := [seed for seed in swept_seeds if not 0 <= seed < 2**63]:
-        raise UsageError(f"--sweep seed={bad[0]}: must be 0 or more, and below 2^63")
+    for seed in swept_seeds:
+        if not 0 <= seed < 2**63:
+            raise UsageError(f"--sweep seed={seed}: must be 0 or more, and below 2^63")
     combinations = [
         dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
     ]
@@ -189,24 +186,19 @@ def plan(
         try:
             checked = dataclasses.replace(settings, **combination)
         except UsageError as error:
-            is_swept = error.option in grid
-            swept = error.renamed(error.option, f"sweep {error.option}")
-            raise (swept if is_swept else error) from error
+            if error.option not in grid:
+                raise
+            raise error.renamed(error.option, f"sweep {error.option}") from error
         if checked.max_new_tokens is None:
             raise UsageError("texts of a table need a limit", "max_new_tokens", None)
+    checkpoints = find(options.ckpt_path)
     return Sweep(
-        find(options.ckpt_path),
-        combinations,
-        settings,
-        prompts,
-        swept_seeds,
-        options.echo,
-        options.weights,
+        checkpoints, combinations, settings, prompts, swept_seeds, options.echo, options.weights
     )
 
 
 def as_json(row: Row, sweep: Sweep) -> dict[str, Any]:
-    """All values of a row, as one flat object."""
+    """Return all values of a row as one flat object."""
     seed = {} if row.seed is None else {"seed": row.seed}
     return {
         "checkpoint": str(row.checkpoint.path),

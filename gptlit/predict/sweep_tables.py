@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from gptlit.generation.settings import BeamSettings
-from gptlit.predict.checkpoints import Compared
+from gptlit.predict.checkpoints import ComparedCheckpoint
 from gptlit.predict.modes import Format
 from gptlit.predict.sweep import Row, Sweep, as_json
 from gptlit.terminal import (
@@ -32,17 +32,10 @@ LEGEND = (
 )
 
 
-def report(sweep: Sweep, rows: Iterable[Row], form: Format, room: int) -> Iterator[str]:
-    """Format a sweep, part by part.
-
-    Args:
-        sweep: The sweep.
-        rows: Its rows.
-        form: text, markdown or jsonl.
-        room: Columns of the terminal.
-    """
+def report(sweep: Sweep, rows: Iterable[Row], form: Format, columns: int) -> Iterator[str]:
+    """Format a sweep part by part, as text for a terminal of so many columns, markdown or jsonl."""
     if form == "text":
-        return as_text(sweep, rows, room)
+        return as_text(sweep, rows, columns)
     if form == "markdown":
         return as_markdown(sweep, rows)
     return (json.dumps(as_json(row, sweep)) + "\n" for row in rows)
@@ -73,7 +66,7 @@ def caption(sweep: Sweep) -> str:
     return ", ".join(parts)
 
 
-def _progress(checkpoint: Compared) -> dict[str, str]:
+def _progress(checkpoint: ComparedCheckpoint) -> dict[str, str]:
     loss = "-" if checkpoint.val_loss is None else f"{checkpoint.val_loss:.3f}"
     if checkpoint.val_step not in (None, checkpoint.step):
         loss += f" @{checkpoint.val_step}"
@@ -81,7 +74,11 @@ def _progress(checkpoint: Compared) -> dict[str, str]:
 
 
 def _labels(
-    sweep: Sweep, checkpoint: Compared, settings: dict[str, Any], seed: int | None, prompt: str
+    sweep: Sweep,
+    checkpoint: ComparedCheckpoint,
+    settings: dict[str, Any],
+    seed: int | None,
+    prompt: str,
 ) -> dict[str, str]:
     """The values that distinguish a row from the others, by column."""
     labels = _progress(checkpoint) if len(sweep.checkpoints) > 1 else {}
@@ -95,10 +92,11 @@ def _labels(
 
 def cells(sweep: Sweep, row: Row) -> dict[str, str]:
     """The labels and metrics of a row, by column."""
-    found = _labels(sweep, row.checkpoint, row.settings, row.seed, row.written.prompt)
-    for name, value in row.metrics.items():
-        found[name] = "-" if value is None else format(value, METRICS[name])
-    return found
+    metrics = {
+        name: "-" if value is None else format(value, METRICS[name])
+        for name, value in row.metrics.items()
+    }
+    return _labels(sweep, row.checkpoint, row.settings, row.seed, row.written.prompt) | metrics
 
 
 def _widths(sweep: Sweep) -> dict[str, int]:
@@ -113,36 +111,30 @@ def _widths(sweep: Sweep) -> dict[str, int]:
     return dict(zip(names, column_widths([names, *rows]), strict=True))
 
 
-def as_text(sweep: Sweep, rows: Iterable[Row], room: int) -> Iterator[str]:
-    """Format a table row by row; in a narrow terminal, each text below its labels and metrics.
-
-    Args:
-        sweep: The sweep.
-        rows: Its rows; each is formatted as soon as it is written.
-        room: Columns of the terminal.
-    """
-    room = max(room, LEAST_TEXT)
-    yield _paragraph(caption(sweep), room) + "\n"
+def as_text(sweep: Sweep, rows: Iterable[Row], columns: int) -> Iterator[str]:
+    """Format a table row by row; in a narrow terminal, each text below its labels and metrics."""
+    columns = max(columns, LEAST_TEXT)
+    yield _paragraph(caption(sweep), columns) + "\n"
     widths = _widths(sweep)
     left = sum(widths.values()) + 2 * len(widths)
-    if room - left < LEAST_TEXT:
+    if columns - left < LEAST_TEXT:
         for row in rows:
             head = ", ".join(f"{name} {value}" for name, value in cells(sweep, row).items())
-            lines = wrapped(sweep.text(row).strip("\n"), room - 2)
-            yield _paragraph(head, room) + "".join(f"  {line}".rstrip() + "\n" for line in lines)
-            yield "\n"
+            lines = wrapped(sweep.text(row).strip("\n"), columns - 2)
+            text = "".join(f"  {line}".rstrip() + "\n" for line in lines)
+            yield f"{_paragraph(head, columns)}{text}\n"
     else:
         yield _line({name: name for name in widths}, widths, "text") + "\n"
         for row in rows:
-            first, *more = wrapped(sweep.text(row).strip("\n"), room - left)
+            first, *others = wrapped(sweep.text(row).strip("\n"), columns - left)
             lines = [_line(cells(sweep, row), widths, first)]
-            lines += [(" " * left + line).rstrip() for line in more]
+            lines += [(" " * left + line).rstrip() for line in others]
             yield "\n".join(lines) + "\n\n"
-    yield _paragraph(LEGEND, room)
+    yield _paragraph(LEGEND, columns)
 
 
-def _paragraph(text: str, room: int) -> str:
-    return "\n".join(wrapped(text, room)) + "\n"
+def _paragraph(text: str, columns: int) -> str:
+    return "\n".join(wrapped(text, columns)) + "\n"
 
 
 def _line(values: dict[str, str], widths: dict[str, int], text: str) -> str:

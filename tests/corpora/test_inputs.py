@@ -172,7 +172,7 @@ def test_other_processes_get_the_prompts(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.delenv(inputs.COPIES)  # as where the processes are started from outside
     parsed = options.parser().parse_args(["--prompt_file=-"])
     with pytest.raises(UsageError, match="--prompt_file -: a single process can read"):
-        inputs.in_all_processes("prompts", lambda: prompts.given(parsed))
+        inputs.in_all_processes("prompts", lambda: prompts.read(parsed))
 
 
 def test_a_pipe_that_gives_too_much(tmp_path: Path) -> None:
