@@ -59,18 +59,14 @@ def search(
     Of two equally likely texts, the one that continues the likelier text comes first, then the one
     with the lower id; of two equal scores, the one that ended earlier.
 
+    Other arguments, and errors, are those of `generate`.
+
     Args:
-        model: Model that writes.
-        tokenizer: Tokenizer that the model was trained with.
-        prompt: Text to continue.
         settings: Number of beams, how they are scored and when they end; greedy when left out.
-        unknown: "error" refuses characters outside the vocabulary, "skip" drops them.
-        use_cache: Keep keys and values; the texts are the same either way.
         scored: Record each token's log probability and entropy.
 
     Raises:
-        UsageError: settings that don't work with this tokenizer, characters outside the
-            vocabulary, or no text to find.
+        UsageError: no text has a probability above 0.
     """
     ids = encode_prompt(tokenizer, prompt, unknown)
     start = _Beam(Draft(tokenizer, ids.tolist(), settings.stop))

@@ -55,14 +55,8 @@ def generate_step(
     """
     windows = Windows(model, prompts, use_cache)
     streams = Streams(seeds, prompts[0].device)
-    rules = Rules(
-        settings,
-        prompts,
-        model.config.vocab_size,
-        banned=banned,
-        forced=forced,
-        eos_id=eos_id,
-    )
+    vocab_size = model.config.vocab_size
+    rules = Rules(settings, prompts, vocab_size, banned=banned, forced=forced, eos_id=eos_id)
     steps = itertools.count() if settings.max_new_tokens is None else range(settings.max_new_tokens)
     was_training = model.training
     model.eval()
@@ -101,21 +95,12 @@ def stream_generate(
     unknown: Unknown = "error",
     use_cache: bool = True,
 ) -> Iterator[str]:
-    """Yield the prompt, then its continuation piece by piece, up to the end of sequence if the
-    tokenizer has one.
+    """Yield the prompt, then its continuation piece by piece.
+
+    The pieces are those of the text that `generate` returns, with its arguments and errors.
 
     Args:
-        model: Model that writes.
-        tokenizer: Tokenizer that the model was trained with.
-        prompt: Text to continue.
         settings: How tokens are drawn, and where the text ends.
-        seed: Seed of the sample's own stream of random numbers.
-        unknown: "error" refuses characters outside the vocabulary, "skip" drops them.
-        use_cache: Keep keys and values; the text is the same either way.
-
-    Raises:
-        UsageError: settings that don't work with this tokenizer, or characters outside the
-            vocabulary.
     """
     ids = encode_prompt(tokenizer, prompt, unknown)
     text = Draft(tokenizer, ids.tolist(), settings.stop)
@@ -210,19 +195,13 @@ def generate_many(
 ) -> list[Written]:
     """Write a text for each prompt and seed, in one batch; each is the text that `generate` gives.
 
-    Args:
-        model: Model that writes.
-        tokenizer: Tokenizer that the model was trained with.
-        prompts: Texts to continue.
-        seeds: A seed for each prompt.
-        settings: How tokens are drawn, and where texts end.
-        unknown: "error" refuses characters outside the vocabulary, "skip" drops them.
-        use_cache: Keep keys and values; the texts are the same either way.
-        scored: Record each token's log probability and entropy.
+    Other arguments, and errors, are those of `generate`.
 
-    Raises:
-        UsageError: settings that don't work with this tokenizer, or characters outside the
-            vocabulary.
+    Args:
+        prompts: B texts to continue.
+        seeds: B seeds, one for each prompt.
+        settings: How tokens are drawn, and where texts end.
+        scored: Record each token's log probability and entropy.
     """
     if isinstance(prompts, str):
         raise TypeError("prompts: must be a list of strings, not one string")

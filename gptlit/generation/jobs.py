@@ -21,17 +21,11 @@ def write_jobs(
 ) -> list[list[Written]]:
     """Write the texts of each job: those that a beam search finds, or the one that is drawn.
 
+    Other arguments, and errors, are those of `search` and `generate_many`.
+
     Args:
-        model: Model that writes.
-        tokenizer: Tokenizer that the model was trained with.
         jobs: A prompt and a seed each; drawn texts are one batch.
         settings: `BeamSettings` with num_beams for a beam search, which doesn't use the seeds.
-        unknown: "error" refuses characters outside the vocabulary, "skip" drops them.
-        scored: Record each token's log probability and entropy.
-
-    Raises:
-        UsageError: settings that don't work with this tokenizer, or characters outside the
-            vocabulary.
     """
     if isinstance(settings, BeamSettings) and settings.is_beam_search:
         return [

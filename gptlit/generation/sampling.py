@@ -99,10 +99,8 @@ def apply_typical_p(logits: Tensor, p: float) -> Tensor:
     Source: Meister et al. 2023, section 4.
     """
     logs = logits.log_softmax(dim=-1, dtype=torch.float64)
-    probabilities = logs.exp()
-    entropy = -(probabilities * logs.masked_fill(probabilities == 0, 0)).sum(dim=-1, keepdim=True)
-    indices = (-logs - entropy).abs().argsort(dim=-1, stable=True)
-    ordered = probabilities.gather(-1, indices)
+    indices = (-logs - entropy(logits)[:, None]).abs().argsort(dim=-1, stable=True)
+    ordered = logs.exp().gather(-1, indices)
     before = ordered.cumsum(dim=-1) - ordered
     return _keep(logits, indices, before < p)
 
@@ -134,20 +132,6 @@ def draw(logits: Tensor, u: Tensor) -> Tensor:
     ids = (cdf <= u[:, None] * total).sum(dim=-1)
     # u * total can round up to total, where the last token with a probability is drawn
     return ids.minimum((cdf < total).sum(dim=-1))
-
-
-def penalise(logits: Tensor, seen: Tensor, written: Tensor, settings: SamplingSettings) -> Tensor:
-    """(B, V) logits after the penalties.
-
-    Args:
-        logits: (B, V)
-        seen: (B, V) counts of each token in prompt and continuation.
-        written: (B, V) counts of each token in the continuation alone.
-        settings: The penalties.
-    """
-    logits = apply_repetition_penalty(logits, seen, settings.repetition_penalty)
-    frequency, presence = settings.frequency_penalty, settings.presence_penalty
-    return apply_count_penalties(logits, written, frequency, presence)
 
 
 def shape(logits: Tensor, settings: SamplingSettings) -> Tensor:
@@ -197,12 +181,12 @@ class Rules:
         forced: Sequence[int] = (),
         eos_id: int | None = None,
     ) -> None:
-        self._settings = settings
-        self._counts_tokens = (
-            settings.repetition_penalty != 1
-            or settings.frequency_penalty != 0
-            or settings.presence_penalty != 0
+        self._penalties = (
+            settings.repetition_penalty,
+            settings.frequency_penalty,
+            settings.presence_penalty,
         )
+        self._counts_tokens = self._penalties != (1, 0, 0)
         self._forced = forced
         self._min_new_tokens = 0 if eos_id is None else settings.min_new_tokens
         device = prompts[0].device
@@ -211,12 +195,10 @@ class Rules:
         self._banned = torch.tensor(banned, dtype=torch.long, device=device)
         self._end = torch.tensor([eos_id or 0], device=device)
         self._n_written = 0
-        self._seen = self._written = torch.empty(0)
         if self._counts_tokens:
-            self._seen = torch.stack(
-                [torch.bincount(prompt, minlength=vocab_size).float() for prompt in prompts]
-            )
-            self._written = torch.zeros_like(self._seen)
+            counts = [torch.bincount(prompt, minlength=vocab_size).float() for prompt in prompts]
+            self._seen = torch.stack(counts)  # (B, V), in prompts and continuations
+            self._written = torch.zeros_like(self._seen)  # in continuations alone
 
     def apply(self, logits: Tensor) -> Tensor:
         """(B, V) logits, or log probabilities, of the next tokens after all rules."""
@@ -225,7 +207,9 @@ class Rules:
         if self._n_written < self._min_new_tokens:
             logits = ban(logits, self._end)
         if self._counts_tokens:
-            logits = penalise(logits, self._seen, self._written, self._settings)
+            repetition, frequency, presence = self._penalties
+            logits = apply_repetition_penalty(logits, self._seen, repetition)
+            logits = apply_count_penalties(logits, self._written, frequency, presence)
         if self._n_written < len(self._forced):
             logits = force(logits, self._forced[self._n_written])
         return logits
@@ -234,8 +218,9 @@ class Rules:
         """Record (B,) ids that were written."""
         self._n_written += 1
         if self._counts_tokens:
-            for counts in (self._seen, self._written):
-                counts.scatter_add_(1, ids[:, None], torch.ones_like(ids[:, None]).float())
+            ones = torch.ones_like(ids[:, None]).float()
+            self._seen.scatter_add_(1, ids[:, None], ones)
+            self._written.scatter_add_(1, ids[:, None], ones)
 
     def reorder(self, rows: Sequence[int]) -> None:
         """Make text i a copy of text `rows[i]`."""
@@ -261,10 +246,8 @@ class Streams:
     def next(self) -> Tensor:
         """(B,) float64 numbers in [0, 1), one from each stream."""
         if self._at == DRAWS_AT_ONCE:
-            drawn = [
-                torch.rand(DRAWS_AT_ONCE, generator=generator, dtype=torch.float64)
-                for generator in self._generators
-            ]
+            n, dtype = DRAWS_AT_ONCE, torch.float64
+            drawn = [torch.rand(n, generator=each, dtype=dtype) for each in self._generators]
             self._block = torch.stack(drawn, dim=1).to(self._device)  # (DRAWS_AT_ONCE, B)
             self._at = 0
         self._at += 1

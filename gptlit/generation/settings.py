@@ -48,44 +48,39 @@ class SamplingSettings:
     force: str = ""
 
     def __post_init__(self) -> None:
-        # `not <=` refuses NaN as well
-        if self.temperature != 0 and not 1e-6 <= self.temperature < math.inf:
-            reason = "must be 0 (greedy), or 1e-6 or above; 0.8 is usual"
-            raise UsageError(reason, "temperature", self.temperature)
-        if self.top_k is not None and self.top_k < 1:
-            raise UsageError("must be 1 or more, or left out for no limit", "top_k", self.top_k)
+        require = self._require
+        # comparisons with NaN are false
+        require(
+            self.temperature == 0 or 1e-6 <= self.temperature < math.inf,
+            "temperature",
+            "must be 0 (greedy), or 1e-6 or above; 0.8 is usual",
+        )
+        reason = "must be 1 or more, or left out for no limit"
+        require(self.top_k is None or self.top_k >= 1, "top_k", reason)
         for name, usual in (("top_p", 0.9), ("min_p", 0.05), ("typical_p", 0.9)):
             value = getattr(self, name)
-            if value is not None and not 0 < value <= 1:
-                raise UsageError(f"must be above 0 and at most 1; {usual} is usual", name, value)
-        if not 1e-6 <= self.repetition_penalty <= 1e6:
-            reason = "must be from 1e-6 to 1e6; 1 is none and 1.1 is usual"
-            raise UsageError(reason, "repetition_penalty", self.repetition_penalty)
+            reason = f"must be above 0 and at most 1; {usual} is usual"
+            require(value is None or 0 < value <= 1, name, reason)
+        reason = "must be from 1e-6 to 1e6; 1 is none and 1.1 is usual"
+        require(1e-6 <= self.repetition_penalty <= 1e6, "repetition_penalty", reason)
         for name in ("frequency_penalty", "presence_penalty"):
-            if not -1e6 <= (value := getattr(self, name)) <= 1e6:
-                raise UsageError("must be from -1e6 to 1e6; 0 is none", name, value)
-        self._check_length_and_strings()
-
-    def _check_length_and_strings(self) -> None:
+            reason = "must be from -1e6 to 1e6; 0 is none"
+            require(-1e6 <= getattr(self, name) <= 1e6, name, reason)
         for name in ("stop", "ban"):
             object.__setattr__(self, name, as_strings(getattr(self, name), name))
-        if self.max_new_tokens is not None and self.max_new_tokens < 0:
-            raise UsageError("must be 0 or more", "max_new_tokens", self.max_new_tokens)
         most = math.inf if self.max_new_tokens is None else self.max_new_tokens
-        if not 0 <= self.min_new_tokens <= most:
-            raise UsageError(
-                f"must be 0 or more, and not above {opt('max_new_tokens')} {self.max_new_tokens}",
-                "min_new_tokens",
-                self.min_new_tokens,
-            )
+        require(most >= 0, "max_new_tokens", "must be 0 or more")
+        reason = f"must be 0 or more, and not above {opt('max_new_tokens')} {self.max_new_tokens}"
+        require(0 <= self.min_new_tokens <= most, "min_new_tokens", reason)
         if "" in self.stop:
             raise UsageError("is in every text; name a string", "stop", "''")
         if stops := [string for string in self.stop if string in self.force]:
-            reason = (
-                f"contains {opt('stop')} {stops[0]!r}, which would end the text; "
-                "leave one of them out"
-            )
-            raise UsageError(reason, "force", repr(self.force))
+            reason = f"contains {opt('stop')} {stops[0]!r}, which would end the text"
+            raise UsageError(f"{reason}; leave one of them out", "force", repr(self.force))
+
+    def _require(self, is_valid: bool, name: str, reason: str) -> None:
+        if not is_valid:
+            raise UsageError(reason, name, getattr(self, name))
 
     def used(self) -> dict[str, Any]:
         """The settings that apply, by name."""
@@ -124,33 +119,28 @@ class BeamSettings(SamplingSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require = self._require
         if self.num_beams is None:
             for name in ("length_penalty", "early_stopping"):
-                if (value := getattr(self, name)) != getattr(BeamSettings, name):
-                    reason = f"applies to a beam search; give {opt('num_beams')} too"
-                    raise UsageError(reason, name, value)
+                reason = f"applies to a beam search; give {opt('num_beams')} too"
+                require(getattr(self, name) == getattr(BeamSettings, name), name, reason)
             return
-        if self.num_beams < 1:
-            raise UsageError("must be 1 (greedy) or more", "num_beams", self.num_beams)
-        if not -10 <= self.length_penalty <= 10:
-            reason = "must be from -10 to 10; 1 is usual"
-            raise UsageError(reason, "length_penalty", self.length_penalty)
-        if self.early_stopping not in (False, True, "never"):
-            reason = "must be false, true or never"
-            raise UsageError(reason, "early_stopping", self.early_stopping)
-        if not 1 <= self.num_samples <= self.num_beams:
-            beams = f"{opt('num_beams')} {self.num_beams}"
-            reason = f"must be from 1 to {beams}; lower it or raise {opt('num_beams')}"
-            raise UsageError(reason, "num_samples", self.num_samples)
-        if not self.max_new_tokens:
-            reason = "a beam search needs a limit; give a number of 1 or more"
-            raise UsageError(reason, "max_new_tokens", self.max_new_tokens)
+        require(self.num_beams >= 1, "num_beams", "must be 1 (greedy) or more")
+        reason = "must be from -10 to 10; 1 is usual"
+        require(-10 <= self.length_penalty <= 10, "length_penalty", reason)
+        reason = "must be false, true or never"
+        require(self.early_stopping in (False, True, "never"), "early_stopping", reason)
+        beams = f"{opt('num_beams')} {self.num_beams}"
+        reason = f"must be from 1 to {beams}; lower it or raise {opt('num_beams')}"
+        require(1 <= self.num_samples <= self.num_beams, "num_samples", reason)
+        reason = "a beam search needs a limit; give a number of 1 or more"
+        require(bool(self.max_new_tokens), "max_new_tokens", reason)
+        reason = "applies to drawing, and a beam search draws nothing; leave out "
         for name in DRAW_SETTINGS:
             value = getattr(self, name)
             # greedy draws nothing either
-            if value != getattr(BeamSettings, name) and (name, value) != ("temperature", 0):
-                reason = "applies to drawing, and a beam search draws nothing; leave out "
-                raise UsageError(f"{reason}{opt(name)}, or {opt('num_beams')}", name, value)
+            is_unused = value == getattr(BeamSettings, name) or (name, value) == ("temperature", 0)
+            require(is_unused, name, f"{reason}{opt(name)}, or {opt('num_beams')}")
 
     @property
     def is_beam_search(self) -> bool:

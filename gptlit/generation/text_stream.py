@@ -27,17 +27,14 @@ class Stopper:
             self.stopped, self._held = True, ""
             return text[: min(places)]
         # the longest end of the text that could begin a stop string is held back
-        n_held = max(
-            (
-                n
-                for string in self._strings
-                for n in range(1, min(len(string), len(text) + 1))
-                if text.endswith(string[:n])
-            ),
-            default=0,
+        ends = (
+            at
+            for at in range(len(text))
+            if any(string.startswith(text[at:]) for string in self._strings)
         )
-        self._held = text[len(text) - n_held :]
-        return text[: len(text) - n_held]
+        held_from = next(ends, len(text))
+        self._held = text[held_from:]
+        return text[:held_from]
 
     def end(self) -> str:
         """End the text; returns the part that was held back."""
