@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -47,47 +47,47 @@ class TokenizerOptions:
     eos: bool = False
 
     def __post_init__(self) -> None:
-        special = as_strings(self.special_tokens, "data.tokenizer.special_tokens")
+        option = "data.tokenizer.special_tokens"
+        special = as_strings(self.special_tokens, option)
         object.__setattr__(self, "special_tokens", special)
         if "" in special:
             reason = "an empty string cannot be a token; name one such as <PAD>"
-            raise UsageError(reason, "data.tokenizer.special_tokens", special)
+            raise UsageError(reason, option, special)
+        if self.kind == "tiktoken" and special:
+            reason = "tiktoken's encodings have their own; leave it out, or take bpe"
+            raise UsageError(reason, option, special)
         if self.min_frequency < 1:
             option = "data.tokenizer.min_frequency"
             raise UsageError("must be 1 or more", option, self.min_frequency)
-        if self.kind == "tiktoken" and self.special_tokens:
-            reason = "tiktoken's encodings have their own; leave it out, or take bpe"
-            raise UsageError(reason, "data.tokenizer.special_tokens", self.special_tokens)
 
     def special(self) -> list[str]:
         """Return the distinct special tokens, with <EOS> last if documents end with it."""
-        return list(dict.fromkeys([*self.special_tokens, *[END_OF_SEQUENCE][: self.eos]]))
+        tokens = [*self.special_tokens, END_OF_SEQUENCE] if self.eos else self.special_tokens
+        return list(dict.fromkeys(tokens))
 
 
-def parse_options(given: str | TokenizerOptions) -> TokenizerOptions:
-    """Return options from their short form.
+def parse_options(options: str | TokenizerOptions) -> TokenizerOptions:
+    """Return options that are given as a string or as themselves.
 
     Raises:
-        UsageError: The short form is invalid.
+        UsageError: The string is invalid.
     """
-    if isinstance(given, TokenizerOptions):
-        return given
-    kind, _, detail = given.partition(":")
-    kinds: dict[Any, tuple[str, Callable[[], dict[str, Any]]]] = {
-        "char": ("", lambda: {}),
-        "word": ("(reversible)?", lambda: {"reversible": detail == "reversible"}),
-        "tiktoken": (".*", lambda: {"encoding": detail or "gpt2"}),
-        "bpe": (r"\d*", lambda: {"vocab_size": int(detail or 1024)}),
-    }
+    if isinstance(options, TokenizerOptions):
+        return options
+    kind, _, detail = options.partition(":")
+    if kind == "char" and not detail:
+        return TokenizerOptions("char")
+    if kind == "word" and detail in ("", "reversible"):
+        return TokenizerOptions("word", reversible=bool(detail))
+    if kind == "tiktoken":
+        return TokenizerOptions("tiktoken", encoding=detail or "gpt2")
+    if kind == "bpe" and re.fullmatch(r"\d*", detail):
+        return TokenizerOptions("bpe", vocab_size=int(detail or 1024))
+    kinds = get_args(Kind)
+    problem = f"{detail!r} is not an option of {kind}" if kind in kinds else "unknown"
     choices = "choose from char, word, word:reversible, tiktoken:NAME and bpe:SIZE"
-    if kind not in kinds:
-        reason = f"unknown; {choices}.{did_you_mean(kind, kinds)}"
-        raise UsageError(reason, "data.tokenizer", given)
-    pattern, options = kinds[kind]
-    if not re.fullmatch(pattern, detail):
-        reason = f"{detail!r} is not an option of {kind}; {choices}"
-        raise UsageError(reason, "data.tokenizer", given)
-    return TokenizerOptions(kind=kind, **options())  # type: ignore[arg-type]  # a key of kinds
+    hint = "" if kind in kinds else f".{did_you_mean(kind, kinds)}"
+    raise UsageError(f"{problem}; {choices}{hint}", "data.tokenizer", options)
 
 
 class UnknownPieces(UsageError):
@@ -97,9 +97,9 @@ class UnknownPieces(UsageError):
         self.pieces = list(pieces)
         named = ", ".join(map(repr, self.pieces[:10]))
         named += f" and {len(self.pieces) - 10} more" if len(self.pieces) > 10 else ""
-        shown = ("" if unit == "characters" else " ").join(filter(str.isprintable, vocabulary))
-        shown = shown if len(shown) <= 100 else f"{shown[:100]}..."
-        super().__init__(f"{named} not in the vocabulary of {len(vocabulary)} {unit}: {shown}")
+        known = ("" if unit == "characters" else " ").join(filter(str.isprintable, vocabulary))
+        known = known if len(known) <= 100 else f"{known[:100]}..."
+        super().__init__(f"{named} not in the vocabulary of {len(vocabulary)} {unit}: {known}")
         self._arguments = (self.pieces, vocabulary, unit)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -131,21 +131,19 @@ class Tokenizer(ABC):
 
     @property
     def start_id(self) -> int:
-        """Id that stands before the first token of a text: that of the end of a document, else
-        of a newline, else 0."""
+        """Id before the first token of a text: of a document's end, else a newline's, else 0."""
         if self.eos_id is not None:
             return self.eos_id
         ids = self.encode("\n", "skip")
         return int(ids[0]) if len(ids) and int(ids[0]) != self.unknown_id else 0
 
     def encode(self, text: str, unknown: Unknown = "error") -> np.ndarray:
-        """Encode a text. Special tokens that it spells are encoded as ordinary text, except <NUM>,
-        which cleaning writes into texts.
+        """Encode a text; special tokens that it spells, except <NUM>, are ordinary text.
 
         Args:
             text: One text.
             unknown: "error" raises on unknown pieces, "skip" leaves them out. A tokenizer with
-                <UNK> encodes them to that instead.
+                <UNK> encodes them as that instead.
 
         Returns:
             (n,) int64 ids.
@@ -169,10 +167,9 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def incremental_decoder(self) -> Callable[[int], str]:
-        """Return a function that decodes a text id by id; its results, joined, are the text.
+        """Return a function that decodes a text id by id, and never returns half a character.
 
-        It keeps the state that it needs and never returns half a character. `copy.copy` gives an
-        independent decoder with the same state.
+        Its results, joined, are the text. `copy.copy` copies the function with its state.
         """
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
@@ -182,11 +179,8 @@ class Tokenizer(ABC):
 
     def state(self) -> dict[str, Any]:
         """Return the tokenizer as plain data; `state.from_state` is the inverse."""
-        return {
-            "kind": self.kind,
-            **self._state(),
-            **({} if self.eos_id is None else {"eos": True}),
-        }
+        eos = {} if self.eos_id is None else {"eos": True}
+        return {"kind": self.kind, **self._state(), **eos}
 
     @abstractmethod
     def _state(self) -> dict[str, Any]:
@@ -203,10 +197,9 @@ class VocabularyTokenizer(Tokenizer):
     """
 
     def __init__(self, pieces: Sequence[str], special_tokens: Sequence[str], eos: bool) -> None:
+        check_distinct(special_tokens, "special_tokens")
         self.special_tokens = list(special_tokens)
         self.special_ids = {token: id_ for id_, token in enumerate(self.special_tokens)}
-        if len(self.special_ids) != len(self.special_tokens):
-            raise ValueError("special tokens must be distinct")
         self.tokens = [*self.special_tokens, *pieces]
         self.unknown_id = self.special_ids.get(UNKNOWN_WORD)
         self.eos_id = self.special_ids[END_OF_SEQUENCE] if eos else None
@@ -220,18 +213,14 @@ class VocabularyTokenizer(Tokenizer):
 
 
 def checked_text(text: str, name: str = "text") -> str:
-    """Return the text if it is a string.
-
-    Raises:
-        TypeError: It is not.
-    """
+    """Return the text if it is a string, or raise TypeError."""
     if not isinstance(text, str):
         raise TypeError(f"{name}: must be one string, not a {type(text).__name__}")
     return text
 
 
 def check_distinct(values: Sequence[Any], name: str) -> None:
-    """Raise UsageError, with an example, if a value occurs twice."""
+    """Raise UsageError if a value occurs twice."""
     if len(set(values)) < len(values):
-        (value, _), *_ = Counter(values).most_common(1)
+        [(value, _)] = Counter(values).most_common(1)
         raise UsageError(f"{name} hold {shown(value)} twice")

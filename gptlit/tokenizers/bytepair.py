@@ -80,7 +80,7 @@ class BytePairTokenizer(Tokenizer):
         import rustbpe
 
         trainer = rustbpe.Tokenizer()
-        # a small buffer: each part may have a quarter of a megabyte
+        # a small buffer, since a part may have a quarter of a megabyte
         trainer.train_from_iterator(iter(texts), size, buffer_size=64)
         ranks = sorted(trainer.get_mergeable_ranks(), key=lambda pair: pair[1])
         if len(ranks) < size:
@@ -114,10 +114,10 @@ class BytePairTokenizer(Tokenizer):
         return self._encoding.n_vocab
 
     def _encode(self, text: str, unknown: Unknown) -> np.ndarray:
-        numbers = {NUMBER} & set(self.special_tokens)
+        special = {NUMBER} & self.special_tokens.keys()
         try:
             ids = self._encoding.encode_to_numpy(
-                text, allowed_special=numbers, disallowed_special=()
+                text, allowed_special=special, disallowed_special=()
             )
         except ValueError as error:
             raise UsageError(
@@ -160,20 +160,15 @@ class _Decoder:
 def check_byte_pairs(
     pattern: str, pieces: Sequence[bytes | None], special_tokens: Mapping[str, int]
 ) -> None:
-    """Refuse arguments of `BytePairTokenizer` with which tiktoken would fail, now or later.
-
-    Raises:
-        UsageError: Names the invalid part.
-    """
+    """Raise UsageError if tiktoken would fail with these arguments of `BytePairTokenizer`."""
     import tiktoken
 
     used = [piece for piece in pieces if piece is not None]
     check_distinct(used, "pieces")
-    lacking = {bytes([byte]) for byte in range(256)} - set(used)
-    if lacking or b"" in used:
-        raise UsageError(
-            f"its pieces lack the byte {shown(min(lacking))}" if lacking else "a piece is empty"
-        )
+    if missing := {bytes([byte]) for byte in range(256)} - set(used):
+        raise UsageError(f"its pieces lack the byte {shown(min(missing))}")
+    if b"" in used:
+        raise UsageError("a piece is empty")
     check_distinct(list(special_tokens.values()), "special_tokens")
     for token, id_ in special_tokens.items():
         if not token or not 0 <= id_ < LARGEST_VOCABULARY:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from gptlit.messages import UsageError
 from gptlit.tokenizers.base import (
     NUMBER,
     TokenizerOptions,
@@ -25,7 +26,7 @@ class CharTokenizer(VocabularyTokenizer):
         self, characters: str, special_tokens: Sequence[str] = (), eos: bool = False
     ) -> None:
         if list(characters) != sorted(set(characters)):
-            raise ValueError("characters must be sorted and distinct")
+            raise UsageError("its characters aren't sorted and distinct")
         super().__init__(characters, special_tokens, eos)
         self.characters = characters
         # ids by code point, -1 for unknown ones; all beyond the last share the last entry
@@ -55,8 +56,8 @@ class CharTokenizer(VocabularyTokenizer):
         if self.unknown_id is not None:
             ids[is_unknown] = self.unknown_id
         elif unknown == "error":
-            found = list(map(chr, np.unique(codes[is_unknown])))
-            raise UnknownPieces(found, self.characters, "characters")
+            pieces = list(map(chr, np.unique(codes[is_unknown])))
+            raise UnknownPieces(pieces, self.characters, "characters")
         return ids[ids >= 0]
 
     def incremental_decoder(self) -> Callable[[int], str]:

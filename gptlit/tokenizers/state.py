@@ -1,17 +1,10 @@
-"""Tokenizers from their state, which is plain data and may come from any file."""
+"""Makes tokenizers from their states, which are plain data from files that are not trusted."""
 
-from collections.abc import Sequence
 from typing import Any, NotRequired, TypedDict, get_args
 
 from gptlit.messages import UsageError
 from gptlit.plain_data import check, shown
-from gptlit.tokenizers.base import (
-    END_OF_SEQUENCE,
-    END_OF_TEXT,
-    Kind,
-    Tokenizer,
-    check_distinct,
-)
+from gptlit.tokenizers.base import END_OF_SEQUENCE, END_OF_TEXT, Kind, Tokenizer
 from gptlit.tokenizers.bytepair import BytePairTokenizer, check_byte_pairs
 from gptlit.tokenizers.characters import CharTokenizer
 from gptlit.tokenizers.words import WordTokenizer
@@ -55,7 +48,7 @@ def from_state(state: Any, vocab_size: int | None = None) -> Tokenizer:
 
     Args:
         state: State of a tokenizer, not trusted.
-        vocab_size: Vocabulary size of its model, if there is one.
+        vocab_size: Vocabulary size of its model, which the tokenizer must match; None for any.
 
     Raises:
         UsageError: The state is invalid, or does not match the model.
@@ -86,22 +79,13 @@ def _from_state(state: Any) -> Tokenizer:
     eos_token = END_OF_TEXT if kind in ("tiktoken", "bpe") else END_OF_SEQUENCE
     if eos and eos_token not in special:
         raise UsageError(f"eos is true, but its special tokens lack {eos_token}")
-    if kind in ("char", "word"):
-        check_distinct(special, "special_tokens")
     if kind == "char":
-        if list(state["characters"]) != sorted(set(state["characters"])):
-            raise UsageError("its characters aren't sorted and distinct")
         return CharTokenizer(state["characters"], special, eos)
     if kind == "word":
-        check_distinct(state["words"], "words")
         return WordTokenizer(state["words"], special, state["reversible"], eos)
-    pieces = _pieces(state["pieces"])
-    check_byte_pairs(state["pattern"], pieces, special)
-    return BytePairTokenizer(kind, state["name"], state["pattern"], pieces, special, eos)
-
-
-def _pieces(as_latin1: Sequence[str | None]) -> list[bytes | None]:
     try:
-        return [None if piece is None else piece.encode("latin-1") for piece in as_latin1]
+        pieces = [piece if piece is None else piece.encode("latin-1") for piece in state["pieces"]]
     except UnicodeEncodeError as error:
         raise UsageError("its pieces aren't spelled byte by byte") from error
+    check_byte_pairs(state["pattern"], pieces, special)
+    return BytePairTokenizer(kind, state["name"], state["pattern"], pieces, special, eos)

@@ -16,6 +16,7 @@ from gptlit.tokenizers.base import (
     Unknown,
     UnknownPieces,
     VocabularyTokenizer,
+    check_distinct,
 )
 
 
@@ -37,13 +38,11 @@ class WordTokenizer(VocabularyTokenizer):
         eos: bool = False,
     ) -> None:
         super().__init__(words, special_tokens, eos)
+        check_distinct(words, "words")
         self.words = list(words)
-        self.reversible = reversible
-        self.is_lossless = reversible
+        self.reversible = self.is_lossless = reversible
         # without special tokens: a word of the text that looks like one is an ordinary word
         self._ids = {word: id_ for id_, word in enumerate(self.words, len(self.special_tokens))}
-        if len(self._ids) != len(self.words):
-            raise ValueError("words must be distinct")
         if NUMBER in self.special_ids:
             self._ids[NUMBER] = self.special_ids[NUMBER]
 
@@ -53,8 +52,8 @@ class WordTokenizer(VocabularyTokenizer):
         special = options.special()
         if options.min_frequency > 1 and UNKNOWN_WORD not in special:
             special.append(UNKNOWN_WORD)
-        kept = sorted(word for word, n in counts.items() if n >= options.min_frequency)
-        words = [word for word in kept if word != NUMBER or NUMBER not in special]
+        frequent = {word for word, n in counts.items() if n >= options.min_frequency}
+        words = sorted(frequent - {NUMBER} if NUMBER in special else frequent)
         return cls(words, special, options.reversible, options.eos)
 
     def _encode(self, text: str, unknown: Unknown) -> np.ndarray:
@@ -69,8 +68,7 @@ class WordTokenizer(VocabularyTokenizer):
             return np.fromiter(known, dtype=np.int64, count=len(words))
         ids = [self._ids.get(word, self.unknown_id) for word in words]
         if unknown == "error" and None in ids:
-            found = sorted({word for word in words if word not in self._ids})
-            raise UnknownPieces(found, self.tokens, "words")
+            raise UnknownPieces(sorted(set(words) - self._ids.keys()), self.tokens, "words")
         return np.array([id_ for id_ in ids if id_ is not None], dtype=np.int64)
 
     def incremental_decoder(self) -> Callable[[int], str]:
@@ -111,11 +109,5 @@ def _words(text: str, reversible: bool, is_continuation: bool = False) -> list[s
 
 
 def count_words(text: str, reversible: bool, is_continuation: bool = False) -> Counter[str]:
-    """Count the words of a text, as `WordTokenizer` splits it.
-
-    Args:
-        text: Text to count.
-        reversible: Whether whitespace characters are tokens too.
-        is_continuation: Whether the text is the next part of a document that was cut.
-    """
+    """Count the tokens of a text, which may be the next part of a document that was cut."""
     return Counter(_words(text, reversible, is_continuation))
