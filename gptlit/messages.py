@@ -79,6 +79,15 @@ class UsageError(ValueError):
         return type(self)(reason, f"{group}.{self.option}", self.value)
 
 
+@contextlib.contextmanager
+def errors_about(subject: str) -> Iterator[None]:
+    """Put a subject, such as a file's name, before the message of a UsageError of the block."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{subject}: {error}") from error
+
+
 MEMORY_ADVICE = (
     "out of memory: lower --data.batch_size, then --model.block_size, then --model.n_embd"
 )

@@ -17,7 +17,7 @@ from gptlit import plain_data
 from gptlit.checkpoints import torch_files
 from gptlit.checkpoints.weight_shapes import NotFinite, checked
 from gptlit.corpora import inputs
-from gptlit.messages import UsageError, is_first_process, note, opt
+from gptlit.messages import UsageError, errors_about, is_first_process, note, opt
 from gptlit.model.gpt import GPT, GPTConfig
 from gptlit.plain_data import in_short
 from gptlit.terminal import printable
@@ -215,10 +215,8 @@ def config_of(content: dict[str, Any]) -> GPTConfig:
     Raises:
         UsageError: the config isn't valid.
     """
-    try:
+    with errors_about("the checkpoint's model can't be built"):
         return plain_data.make(GPTConfig, content[KEY]["config"], "config.")
-    except UsageError as error:
-        raise UsageError(f"the checkpoint's model can't be built: {error}") from error
 
 
 def check_weights(content: dict[str, Any]) -> dict[str, Tensor]:

@@ -4,13 +4,13 @@ Source: github.com/karpathy/nanoGPT, train.py and data/*/prepare.py.
 """
 
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from gptlit import plain_data
 from gptlit.checkpoints import torch_files
 from gptlit.checkpoints.gpt2_names import fitting, from_theirs
 from gptlit.checkpoints.weight_shapes import State
-from gptlit.messages import UsageError
+from gptlit.messages import UsageError, errors_about
 from gptlit.model.config import GPTConfig
 from gptlit.tokenizers.base import Tokenizer
 from gptlit.tokenizers.bytepair import BytePairTokenizer
@@ -49,12 +49,10 @@ def read_nanogpt(
         raise UsageError(f"{checkpoint.name}: not a checkpoint of nanoGPT: no model_args and model")
     # older checkpoints, always with biases, don't have the option
     given = {"bias": True, "dropout": 0.0, **given}
-    try:
+    with errors_about(checkpoint.name):
         plain_data.check(_Arguments, given, "model_args")
         config = GPTConfig(**{name: given[name] for name in _Arguments.__annotations__})
         state = from_theirs(weights, config, conv1d=False)
-    except UsageError as error:
-        raise UsageError(f"{checkpoint.name}: {error}") from error
     return config, state, _tokenizer(config, meta, folder)
 
 
@@ -81,23 +79,17 @@ def read_meta(path: Path) -> CharTokenizer:
             points.
     """
     content = torch_files.load_pickle(path, "meta.pkl")
-    try:
-        return _characters(content)
-    except UsageError as error:
-        raise UsageError(f"{path.name}: {error}") from error
-
-
-def _characters(content: Any) -> CharTokenizer:
     ids = content.get("stoi") if isinstance(content, dict) else None
-    if not isinstance(ids, dict) or not all(isinstance(key, str) for key in ids):
-        raise UsageError("has no table stoi of characters, as nanoGPT's have")
-    plain_data.check(dict[str, int], ids, "stoi")
-    characters = sorted(ids)
-    if any(len(character) != 1 for character in characters):
-        raise UsageError("its tokens aren't single characters")
-    if [ids[character] for character in characters] != list(range(len(characters))):
-        raise UsageError(
-            "its characters aren't numbered from 0 in the order of their code "
-            "points, as nanoGPT's prepare.py does it and gptlit's tokenizers need it"
-        )
+    with errors_about(path.name):
+        if not isinstance(ids, dict) or not all(isinstance(key, str) for key in ids):
+            raise UsageError("has no table stoi of characters, as nanoGPT's have")
+        plain_data.check(dict[str, int], ids, "stoi")
+        characters = sorted(ids)
+        if any(len(character) != 1 for character in characters):
+            raise UsageError("its tokens aren't single characters")
+        if [ids[character] for character in characters] != list(range(len(characters))):
+            raise UsageError(
+                "its characters aren't numbered from 0 in the order of their code points, as "
+                "nanoGPT's prepare.py does it and gptlit's tokenizers need it"
+            )
     return CharTokenizer("".join(characters))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from gptlit.checkpoints.byte_letters import byte_of_letter, letter_of_byte, merges, spell, unspell
-from gptlit.messages import UsageError, note
+from gptlit.messages import UsageError, errors_about, note
 from gptlit.plain_data import check, read_json, shown
 from gptlit.tokenizers.base import END_OF_TEXT, NUMBER, UNKNOWN_WORD, Tokenizer
 from gptlit.tokenizers.bytepair import BytePairTokenizer, check_byte_pairs
@@ -215,14 +215,10 @@ def read(folder: Path) -> BytePairTokenizer | None:
     Raises:
         UsageError: a tokenizer of another kind, or one that tiktoken can't represent.
     """
-    try:
+    with errors_about("its tokenizer"):
         if all((folder / name).is_file() for name in ("vocab.json", "merges.txt")):
             return _read_pair(folder)
-        if (folder / "tokenizer.json").is_file():
-            return _read_single(folder)
-    except UsageError as error:
-        raise UsageError(f"its tokenizer: {error}") from error
-    return None
+        return _read_single(folder) if (folder / "tokenizer.json").is_file() else None
 
 
 class _Stage(TypedDict):

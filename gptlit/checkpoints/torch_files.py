@@ -11,7 +11,7 @@ import torch
 
 from gptlit.corpora.inputs import refuse_endless
 from gptlit.files import replacing
-from gptlit.messages import UsageError
+from gptlit.messages import UsageError, errors_about
 from gptlit.plain_data import check_depth, in_short
 
 LARGEST_PICKLE = 16 * 2**20  # bytes; a vocabulary of 100,000 characters takes a tenth
@@ -50,12 +50,11 @@ def load_named(path: Path) -> Any:
         UsageError: missing, not a regular file, or as `load`.
     """
     refuse_endless(path, "weights")
-    try:
-        return load(path)
-    except FileNotFoundError as error:
-        raise UsageError(f"{path.name}: no such file") from error
-    except UsageError as error:
-        raise UsageError(f"{path.name}: {error}") from error
+    with errors_about(path.name):
+        try:
+            return load(path)
+        except FileNotFoundError as error:
+            raise UsageError("no such file") from error
 
 
 def is_damaged(path: Path) -> bool:

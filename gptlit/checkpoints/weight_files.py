@@ -27,7 +27,7 @@ from gptlit.checkpoints.gpt2_names import (
 from gptlit.checkpoints.weight_shapes import State, checked
 from gptlit.corpora.inputs import refuse_endless
 from gptlit.files import give_usual_mode
-from gptlit.messages import UsageError
+from gptlit.messages import UsageError, errors_about
 from gptlit.model.config import GPTConfig
 from gptlit.model.gpt import GPT
 from gptlit.tokenizers.base import Tokenizer
@@ -67,10 +67,8 @@ def read_folder(folder: Path) -> tuple[GPTConfig, State, Tokenizer | None]:
             raise UsageError(f"no config.json in it, nor a {OWN}; it needs one, and {WEIGHTS}")
         return own_config, checked(read_tensors(folder), own_config), tokenizer
     options = _read_json(folder / "config.json")
-    try:
+    with errors_about("config.json"):
         config = from_hugging_face(options)
-    except UsageError as error:
-        raise UsageError(f"config.json: {error}") from error
     # has options that config.json hasn't; used only if both describe the same model
     if own_config and to_hugging_face(own_config).items() <= options.items():
         config = own_config
@@ -85,12 +83,10 @@ def _read_own(folder: Path) -> tuple[GPTConfig | None, Tokenizer | None]:
     if not (folder / OWN).is_file():
         return None, None
     described = _read_json(folder / OWN)
-    try:
+    with errors_about(OWN):
         plain_data.check(_Own, described, "")
         config = plain_data.make(GPTConfig, described["config"], "config.")
         return config, from_state(described["tokenizer"], config.vocab_size)
-    except UsageError as error:
-        raise UsageError(f"{OWN}: {error}") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:

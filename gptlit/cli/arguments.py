@@ -13,7 +13,7 @@ from gptlit.checkpoints.start import Start
 from gptlit.cli import saved_options
 from gptlit.corpora import inputs
 from gptlit.corpora.text_encodings import not_utf8
-from gptlit.messages import UsageError, did_you_mean
+from gptlit.messages import UsageError, did_you_mean, errors_about
 from gptlit.parser import GROUPS, from_environment
 from gptlit.yaml_keys import refuse_duplicates
 
@@ -146,10 +146,8 @@ def _check_config(name: str) -> None:
         raise UsageError(f"--config {name}: {reason}") from error
     except yaml.YAMLError as error:
         raise UsageError(f"--config {name}: not YAML: {' '.join(str(error).split())}") from error
-    try:
+    with errors_about(f"--config {name}"):
         refuse_duplicates(text)
-    except UsageError as error:
-        raise UsageError(f"--config {name}: {error}") from error
     if not isinstance(content, dict):
         raise UsageError(
             f"--config {name}: holds no options by name, such as model: {{n_layer: 4}}"

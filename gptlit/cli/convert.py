@@ -10,7 +10,7 @@ from gptlit.checkpoints.init_from import PUBLISHED, Origin, start_from, write_ch
 from gptlit.checkpoints.nanogpt import read_nanogpt
 from gptlit.checkpoints.weight_files import write_hugging_face, write_safetensors
 from gptlit.files import writing
-from gptlit.messages import UsageError, did_you_mean, naming_flags, note
+from gptlit.messages import UsageError, did_you_mean, errors_about, naming_flags, note
 from gptlit.parser import OneLineErrors, from_environment
 
 SOURCES = ("nanogpt", "hugging_face")
@@ -51,10 +51,8 @@ def import_(argv: Sequence[str]) -> None:
         raise UsageError(f"--output {output}: exists already; give another name")
     if options.source == "nanogpt":
         meta = None if options.meta is None else Path(options.meta).expanduser()
-        try:
+        with errors_about("gptlit import nanogpt"):
             origin = Origin(weights.name, *read_nanogpt(weights, meta, folder))
-        except UsageError as error:
-            raise UsageError(f"gptlit import nanogpt: {error}") from error
     elif options.meta is not None:
         raise UsageError(f"{options.meta}: only nanogpt has a meta.pkl; leave it out")
     else:

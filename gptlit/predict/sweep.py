@@ -14,7 +14,7 @@ from jsonargparse import Namespace
 
 from gptlit.generation.settings import BeamSettings
 from gptlit.generation.text_stream import Written
-from gptlit.messages import UsageError, did_you_mean
+from gptlit.messages import UsageError, did_you_mean, errors_about
 from gptlit.parser import OneLineErrors
 from gptlit.predict.checkpoints import ComparedCheckpoint, find
 from gptlit.predict.prompts import jobs, seeds
@@ -134,10 +134,8 @@ class Sweep:
                 # a beam search is one job for each prompt, and returns its best texts
                 job_seeds = self.seeds_of(combination)
                 work = jobs(self.prompts, self.seeds[: len(job_seeds)])
-                try:
+                with errors_about(str(checkpoint.path)):
                     texts_by_job = list(write(work, settings))
-                except UsageError as error:
-                    raise UsageError(f"{checkpoint.path}: {error}") from error
                 for seed, texts in zip(itertools.cycle(job_seeds), texts_by_job, strict=False):
                     yield from (Row(checkpoint, combination, seed, text) for text in texts)
 

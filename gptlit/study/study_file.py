@@ -22,7 +22,7 @@ from typing import Any, get_args
 import yaml
 
 from gptlit.corpora.text_encodings import not_utf8
-from gptlit.messages import UsageError, did_you_mean
+from gptlit.messages import UsageError, did_you_mean, errors_about
 from gptlit.parser import GROUPS
 from gptlit.study.spec import (
     COSTS,
@@ -76,10 +76,8 @@ def read(path: Path, words: Sequence[str]) -> Study:
     Raises:
         UsageError: the file is not a valid study; names the file, the key, and what would work.
     """
-    try:
+    with errors_about(str(path)):
         return _study(path, _content(path), words)
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}") from error
 
 
 def _content(path: Path) -> dict[str, Any]:
