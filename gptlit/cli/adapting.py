@@ -1,5 +1,6 @@
 """Adapts options of a new run to its text: those that the user left to a config or a default."""
 
+import functools
 import itertools
 import os
 from collections.abc import Collection, Iterable
@@ -30,6 +31,11 @@ class Adapted:
 
     changes: list[str] = field(default_factory=list)
     expectation: list[str] = field(default_factory=list)
+
+    def change(self, options: Namespace, name: str, value: Any) -> None:
+        """Set an option, such as model.block_size, and add a line if its value is new."""
+        self.changes += small_texts.changed(name, options[name], value)
+        options[name] = value
 
     @property
     def rows(self) -> list[tuple[str, str]]:
@@ -68,9 +74,7 @@ def adapt(options: Namespace, chosen: Collection[str], tokenizer: Tokenizer | No
         _adapt_sizes(options, chosen, tokenizer, head, adapted)
     prompts = options.samples.prompts
     if "samples.prompts" not in chosen and not all(prompt in head for prompt in prompts):
-        now = [small_texts.opening(head)]
-        adapted.changes += small_texts.changed("samples.prompts", prompts, now)
-        options.samples.prompts = now
+        adapted.change(options, "samples.prompts", [small_texts.opening(head)])
     return adapted
 
 
@@ -82,15 +86,9 @@ def _adapt_sizes(
     adapted: Adapted,
 ) -> None:
     model, data, trainer = options.model, options.data, options.trainer
-    samples = options.samples
-
-    def change(group: Namespace, option: str, value: Any) -> None:
-        name = option.rpartition(".")[2]
-        adapted.changes += small_texts.changed(option, group[name], value)
-        group[name] = value
-
+    change = functools.partial(adapted.change, options)
     if not {"data.val_fraction", "data.val_path"} & set(chosen):
-        change(data, "data.val_fraction", small_texts.val_fraction(data.val_fraction, len(head)))
+        change("data.val_fraction", small_texts.val_fraction(data.val_fraction, len(head)))
     module = _data_module(options, tokenizer)
     module.setup("validate")  # makes the token file, without notes
     n_val = module.tokens.size("val") if module.has_validation else None
@@ -107,12 +105,12 @@ def _adapt_sizes(
         size = fitting(min_windows) or fitting(1)
         if size is None:
             raise _too_short(module, chosen)
-        change(model, "model.block_size", size)
+        change("model.block_size", size)
         data.block_size = size
     n_windows = module.order_of(model.block_size).n_windows
     if "data.batch_size" not in chosen:
         size = small_texts.batch_size(data.batch_size, n_windows, batches_per_step)
-        change(data, "data.batch_size", size)
+        change("data.batch_size", size)
     steps_per_epoch = max(1, n_windows // (batches_per_step * data.batch_size))
     limits = (trainer.max_steps, (trainer.max_epochs or 0) * steps_per_epoch)
     n_steps = min((limit for limit in limits if limit > 0), default=0)
@@ -120,10 +118,10 @@ def _adapt_sizes(
     by_steps = isinstance(every, int) and trainer.check_val_every_n_epoch is None
     if by_steps and "trainer.val_check_interval" not in chosen:
         every = small_texts.val_check_interval(every, n_steps, steps_per_epoch)
-        change(trainer, "trainer.val_check_interval", every)
+        change("trainer.val_check_interval", every)
         if "samples.min_interval" not in chosen:
-            between = small_texts.sample_interval(samples.min_interval, n_steps, every)
-            change(samples, "samples.min_interval", between)
+            between = small_texts.sample_interval(options.samples.min_interval, n_steps, every)
+            change("samples.min_interval", between)
     n_epochs = n_steps / steps_per_epoch if n_steps else None
     n_bytes = sum(sizes["bytes"] for sizes in module.tokens.provenance["sizes"].values())
     adapted.expectation = small_texts.expectation(n_bytes, n_epochs)
@@ -148,21 +146,20 @@ def _beginning(text: Text, n_chars: int) -> str:
     blocks: Iterable[str] = itertools.chain.from_iterable(documents)
     if text.options.cleaning != AS_IT_IS:
         blocks = Cleaner(text.options.cleaning)("".join(blocks) for blocks in documents)
-    found, n_missing = [], n_chars
+    head = ""
     for block in blocks:
-        found.append(block[:n_missing])
-        n_missing -= len(block)
-        if n_missing <= 0:
+        head += block
+        if len(head) >= n_chars:
             break
-    return "".join(found)
+    return head[:n_chars]
 
 
 def _data_module(options: Namespace, tokenizer: Tokenizer | None) -> TextDataModule:
-    given = options.data.as_dict() | {"block_size": options.model.block_size}
-    given["cleaning"] = CleaningOptions(**given["cleaning"])
-    if isinstance(given["tokenizer"], dict):
-        given["tokenizer"] = TokenizerOptions(**given["tokenizer"])
-    module = TextDataModule(**given)
+    arguments = options.data.as_dict() | {"block_size": options.model.block_size}
+    arguments["cleaning"] = CleaningOptions(**arguments["cleaning"])
+    if isinstance(arguments["tokenizer"], dict):
+        arguments["tokenizer"] = TokenizerOptions(**arguments["tokenizer"])
+    module = TextDataModule(**arguments)
     if tokenizer is not None:
         module.use_tokenizer(tokenizer)
     return module

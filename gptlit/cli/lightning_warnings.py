@@ -6,7 +6,6 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator
-from typing import TextIO
 
 from gptlit.training import processes
 
@@ -40,14 +39,6 @@ ANNOUNCEMENTS = re.compile(
 )
 
 
-class _NoAnnouncements(logging.Filter):
-    """Drops Lightning's records that are in `ANNOUNCEMENTS`."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        of_lightning = record.name.startswith(LOGGERS)
-        return not (of_lightning and ANNOUNCEMENTS.match(record.getMessage()))
-
-
 def _handlers() -> list[logging.Handler]:
     """Return the handlers of Lightning's loggers, as a logger's filter misses its children."""
     found: dict[logging.Handler, None] = {}
@@ -60,25 +51,18 @@ def _handlers() -> list[logging.Handler]:
 
 
 @contextlib.contextmanager
-def _to_stderr(handler: logging.StreamHandler[TextIO]) -> Iterator[None]:
-    """Redirect a handler from the standard error at Lightning's import to the current one."""
-    before = handler.setStream(sys.stderr)
-    try:
-        yield
-    finally:
-        if before is not None:
-            handler.setStream(before)
-
-
-@contextlib.contextmanager
 def _without_announcements() -> Iterator[None]:
+    def is_shown(record: logging.LogRecord) -> bool:
+        of_lightning = record.name.startswith(LOGGERS)
+        return not (of_lightning and ANNOUNCEMENTS.match(record.getMessage()))
+
     with contextlib.ExitStack() as undone:
         for handler in _handlers():
-            no_announcements = _NoAnnouncements()
-            handler.addFilter(no_announcements)
-            undone.callback(handler.removeFilter, no_announcements)
-            if type(handler) is logging.StreamHandler:
-                undone.enter_context(_to_stderr(handler))
+            handler.addFilter(is_shown)
+            undone.callback(handler.removeFilter, is_shown)
+            # to the current standard error, rather than the one at Lightning's import
+            if type(handler) is logging.StreamHandler and (before := handler.setStream(sys.stderr)):
+                undone.callback(handler.setStream, before)
         yield
 
 
