@@ -105,10 +105,9 @@ def suggested_block_sizes(file: TokenFile) -> list[int]:
     """
     long = np.percentile(file.document_lengths(), 95)
     n_held_out = min((n for n in map(file.size, SPLITS[1:]) if n), default=len(file.ids))
-    sizes = [2**power for power in range(4, 14)]
     return [
         size
-        for size in sizes
+        for size in (2**power for power in range(4, 14))
         if file.size("train") // size > MIN_WINDOWS and size <= n_held_out and size < 2 * long
     ]
 
@@ -137,15 +136,11 @@ def table(columns: dict[str, dict[str, str]]) -> str:
 
 
 def known_corpora(folder: Path) -> str:
-    """Return a line for each known corpus, with the place where it is cached.
-
-    Args:
-        folder: Folder of fetched texts, next to GPTLIT_DATA_DIR.
-    """
+    """Return a line for each known corpus, with its folder: GPTLIT_DATA_DIR or `folder`."""
     lines = []
-    own = os.environ.get("GPTLIT_DATA_DIR")
+    shared = os.environ.get("GPTLIT_DATA_DIR")
+    places = [Path(shared), folder] if shared else [folder]
     for name, corpus in CORPORA.items():
-        places = [Path(own), folder] if own else [folder]
         place = next((each for each in places if (each / corpus.filename).is_file()), None)
         cached = f"in {place}" if place else "not fetched yet"
         size = f"{corpus.n_bytes / 1e6:.1f} MB"
@@ -190,29 +185,26 @@ def _main(argv: Sequence[str]) -> None:
     chosen = options.tokenizer or (["char"] if options.tokenize is None else DEFAULT_TOKENIZERS)
     files: dict[str, TokenFile] = {}
     failed: dict[str, str] = {}
-    for short in [chosen] if isinstance(chosen, str) else chosen:
+    for name in [chosen] if isinstance(chosen, str) else chosen:
         try:
-            files[short] = prepare.prepare(
+            files[name] = prepare.prepare(
                 text,
                 folder / "tokens",
-                tokenizer=dataclasses.replace(parse_options(short), eos=options.eos),
+                tokenizer=dataclasses.replace(parse_options(name), eos=options.eos),
                 splitting=splitting,
                 own_texts={},
             )
         except UsageError as error:
-            if options.tokenizer or short == DEFAULT_TOKENIZERS[0]:
+            if options.tokenizer or name == DEFAULT_TOKENIZERS[0]:
                 raise
-            failed[short] = str(error)  # of the tokenizers that are compared by default
+            failed[name] = str(error)  # of the tokenizers that are compared by default
     for line in next(iter(files.values())).provenance["report"]:
         note(_without_group(line))
     if options.tokenize is None:
-        print(f"{text.name}\n{table({short: statistics(file) for short, file in files.items()})}")
+        print(f"{text.name}\n{table({name: statistics(file) for name, file in files.items()})}")
         return
-    lines = {short: _tokenized(options.tokenize, file.tokenizer) for short, file in files.items()}
-    _print_wrapped(lines | failed)
-
-
-def _print_wrapped(lines: dict[str, str]) -> None:
+    lines = {name: _tokenized(options.tokenize, file.tokenizer) for name, file in files.items()}
+    lines |= failed
     indent = max(map(len, lines)) + 2
     for name, line in lines.items():
         wrapped = textwrap.wrap(line, max(20, columns() - indent), break_on_hyphens=False)

@@ -6,10 +6,11 @@ neither torch nor Lightning. `make help-pages` writes that file from the parsers
 
 import dataclasses
 import importlib.resources
+import itertools
 import json
 import re
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from gptlit.messages import UsageError
@@ -219,10 +220,11 @@ def text(verb: str, about: str, which: str, width: int | None = None) -> str:
     if which != ALL:
         by_name = {option["name"]: option for option in found}
         found = [by_name[name] for name in page.names.split() or by_name]
+    groups = dict.fromkeys(option["group"] for option in found)
     parts = [
         f"usage: gptlit {verb} {page.usage}",
         _filled(f"{about[:1].upper()}{about[1:]}.", width),
-        *(_group(name, found, width, which == ALL) for name in _groups(found)),
+        *(_group(name, found, width, which == ALL) for name in groups),
         *(_filled(note.format(studies=_studies()), width) for note in page.notes),
         f"example:\n{folded(f'  {page.example}', width)}",
     ]
@@ -240,18 +242,9 @@ def text(verb: str, about: str, which: str, width: int | None = None) -> str:
     return "\n\n".join(parts)
 
 
-def _groups(options: Iterable[dict[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(option["group"] for option in options))
-
-
 def _group(name: str, options: Sequence[dict[str, Any]], width: int, whole: bool) -> str:
-    lines = [
-        line
-        for option in options
-        if option["group"] == name
-        for line in _entry(option, width, whole)
-    ]
-    return "\n".join([f"{name}:", *lines])
+    entries = (_entry(option, width, whole) for option in options if option["group"] == name)
+    return "\n".join([f"{name}:", *itertools.chain.from_iterable(entries)])
 
 
 def _entry(option: dict[str, Any], width: int, whole: bool) -> list[str]:
