@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from gptlit.cli.arguments import find_config, shipped_configs
+from gptlit.cli.configs import find_config, shipped_configs
 from gptlit.model.config import GPTConfig
 from gptlit.model.gpt import GPT
 

@@ -1,8 +1,8 @@
-"""Prepares a command line for parsing: finds configs, and reads the options of a checkpoint."""
+"""Prepares a command line for parsing: expands short forms, configs and a checkpoint's options."""
 
-import importlib.resources
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,35 +11,24 @@ import yaml
 from gptlit.checkpoints import checkpoint
 from gptlit.checkpoints.start import Start
 from gptlit.cli import saved_options
-from gptlit.corpora import inputs
-from gptlit.corpora.text_encodings import not_utf8
-from gptlit.messages import UsageError, did_you_mean, errors_about
-from gptlit.parser import GROUPS, from_environment
-from gptlit.yaml_keys import refuse_duplicates
+from gptlit.cli.configs import find_config, shipped_configs
+from gptlit.corpora.catalog import CORPORA
+from gptlit.messages import UsageError, did_you_mean, is_first_process, note
+from gptlit.parser import from_environment
 
-STUDIES = "studies/"  # the folder of configs that are study files
 DEFAULT_CONFIG = "small.yaml"
 # a comment before YAML, too long for a path: the parser looks for a file of that name first
 NO_PATH = f"#{'-' * 5000}\n"
 MOST_CHARACTERS = 1 << 17  # of the options in a checkpoint; a run has about 3,000
 PRINT_CONFIG = "--print_config"
-
-
-@dataclass(frozen=True)
-class CommandLine:
-    """The arguments for Lightning's CLI, and the checkpoint that they start from.
-
-    Args:
-        words: Arguments; a checkpoint's options are a config before all others.
-        start: The checkpoint, if there is one.
-        configs: Paths of the configs that the user gave.
-        trusts: Whether to use all options of the checkpoint.
-    """
-
-    words: list[str]
-    start: Start | None
-    configs: list[Path]
-    trusts: bool
+# values of a switch, including spellings that the parser refuses
+BOOLEANS = {"true", "false", "yes", "no", "on", "off", "1", "0", "none", "null"}
+# options of which a run takes one value: what the value is, and how to give more
+ONE_OF_A_RUN = {
+    "--data.path": "text (a folder, or a glob in quotes, takes many files)",
+    "--data.corpus": "text (a folder, or a glob in quotes, takes many files)",
+    "--ckpt_path": "checkpoint",
+}
 
 
 def take(words: Sequence[str], *names: str) -> tuple[list[str], list[str]]:
@@ -59,151 +48,150 @@ def take(words: Sequence[str], *names: str) -> tuple[list[str], list[str]]:
     return values, others
 
 
-def shipped_configs() -> dict[str, Path]:
-    """Return the configs installed with the package, by their path within its folder."""
-    folder = Path(str(importlib.resources.files("gptlit.configs")))
-    found = sorted(folder.rglob("*.yaml"), key=lambda path: (len(path.parts), path))
-    configs = {path.relative_to(folder).as_posix(): path for path in found}
-    return {name: path for name, path in configs.items() if not name.startswith(STUDIES)}
-
-
-def shipped_studies() -> dict[str, Path]:
-    """Return the study files installed with the package, by name."""
-    folder = Path(str(importlib.resources.files("gptlit.configs"))) / STUDIES
-    return {path.name: path for path in sorted(folder.glob("*.yaml"))}
-
-
-def find_study(name: str) -> Path:
-    """Return the study file at a path, or else the shipped one of that name.
-
-    Raises:
-        UsageError: There is no such file.
-    """
-    inputs.refuse_endless(path := Path(name).expanduser(), "gptlit study")
-    if path.is_file():
-        return path
-    shipped = shipped_studies()
-    if found := shipped.get(name) or shipped.get(f"{name}.yaml"):
-        return found
-    raise UsageError(
-        f"{name}: no such file, and not one of the shipped "
-        f"{', '.join(Path(each).stem for each in shipped)}.{did_you_mean(name, shipped)}"
-    )
-
-
-def find_config(name: str) -> Path:
-    """Return the config at a path, or else the shipped one of that name, with or without .yaml.
-
-    Raises:
-        UsageError: There is no such file, or it is not a mapping of options.
-    """
-    name = inputs.path_or_copy(name, "--config", None, inputs.MAX_TEXT_BYTES)
-    if Path(name).is_file():
-        _check_config(name)
-        return Path(name)
-    shipped = shipped_configs()
-    by_stem = {path.stem: path for path in shipped.values()}
-    if found := shipped.get(name) or by_stem.get(name):
-        return found
-    short = [each for each in shipped if "/" not in each]
-    raise UsageError(
-        f"--config {name}: no such file, and not one of the shipped {', '.join(short)} and "
-        "sources/*.yaml, which docs/models.md lists." + did_you_mean(name, shipped)
-    )
-
-
-def given_by_user(words: Sequence[str]) -> set[str]:
-    """Return the full names of options given by flag, environment or the user's own configs.
+def name_words(
+    words: Sequence[str],
+    option_for: Callable[[str], str],
+    switches: Collection[str] = (),
+    lists: Collection[str] = (),
+    one_of: Mapping[str, str] = {},
+) -> list[str]:
+    """Return the words with an option added to each value that has none.
 
     Args:
-        words: Arguments as `expand` returns them for a run without a checkpoint.
+        words: Options and values, as typed.
+        option_for: Returns the option, such as --prompt, that a value belongs to.
+        switches: Options whose value, true or false, may be omitted.
+        lists: Options that take all values up to the next option.
+        one_of: Kinds of values, by option, of which a run takes one: a repeated option would
+            replace the first value without notice.
+
+    Raises:
+        UsageError: There are several values of a kind in `one_of`.
     """
-    shipped = {path.resolve() for path in shipped_configs().values()}
-    given: set[str] = set()
+    named: list[str] = []
+    values_by_kind: dict[str, list[str]] = {}
+    kinds_without_option: set[str] = set()
+    waiting = ""  # option whose value may come next
+
+    def add(option: str, value: str) -> None:
+        if kind := one_of.get(option):
+            values_by_kind.setdefault(kind, []).append(value)
+
     for word in words:
-        flag, _, value = word.partition("=")
-        if flag == "--config" and Path(value).resolve() not in shipped:
-            given |= set(_names_in(yaml.safe_load(Path(value).read_text(encoding="utf-8"))))
-        elif flag.startswith("--"):
-            given.add(flag.removeprefix("--").removesuffix("+"))
-    return given
+        if word.startswith("--") or (not waiting and re.match("-[A-Za-z]", word)):
+            option, equals, value = word.partition("=")
+            waiting = "" if equals else word
+            if equals:
+                add(option, value)
+            named.append(word)
+        elif waiting and (waiting not in switches or word.lower() in BOOLEANS):
+            add(waiting, word)
+            waiting = waiting if waiting in lists else ""
+            named.append(word)
+        else:
+            waiting = ""
+            option = option_for(word)
+            add(option, word)
+            kinds_without_option.add(one_of.get(option, ""))
+            named.append(f"{option}={word}")
+    for kind, values in values_by_kind.items():
+        if len(values) > 1 and kind in kinds_without_option:
+            listed = ", ".join(values[:3]) + ", ..." * (len(values) > 3)
+            raise UsageError(f"{listed}: are {len(values)} values where a run takes one {kind}")
+    return named
 
 
-def _names_in(options: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    for name, value in options.items():
-        yield f"{prefix}{name}"
-        if isinstance(value, dict):
-            yield from _names_in(value, f"{prefix}{name}.")
+def option_of_run(word: str) -> str:
+    """Return the option of a value of fit, validate, test and summary: config, checkpoint or text.
 
-
-def _check_config(name: str) -> None:
-    """Refuse errors that the parser would report without naming the file, or not at all."""
-    try:
-        text = Path(name).read_text(encoding="utf-8")
-        content = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else not_utf8(error)
-        raise UsageError(f"--config {name}: {reason}") from error
-    except yaml.YAMLError as error:
-        raise UsageError(f"--config {name}: not YAML: {' '.join(str(error).split())}") from error
-    with errors_about(f"--config {name}"):
-        refuse_duplicates(text)
-    if not isinstance(content, dict):
-        raise UsageError(
-            f"--config {name}: holds no options by name, such as model: {{n_layer: 4}}"
-        )
-    for group in GROUPS & set(content):
-        if not isinstance(content[group], dict):
-            raise UsageError(
-                f"--config {name}: {group}: {content[group]}: is a group of options; write "
-                f"{group}: {{NAME: VALUE}}, or leave it out"
-            )
-
-
-def _options_of(start: Start) -> dict[str, Any]:
-    """Return the options of the run that saved a checkpoint."""
-    try:
-        if len(start.described["run"]) > MOST_CHARACTERS:
-            raise TypeError("no options of a run")
-        options = saved_options.read(start.described["run"])
-        if isinstance(options["model"], dict) and isinstance(options["data"], dict):
-            return options
-    except (yaml.YAMLError, TypeError, KeyError, RecursionError):
-        pass
+    Raises:
+        UsageError: The value belongs to none of the options, or to several.
+    """
+    stems = {Path(name).stem for name in shipped_configs()}
+    is_yaml = word.endswith((".yaml", ".yml"))
+    is_checkpoint = word in checkpoint.ALIASES or word.endswith(".ckpt")
+    fits = {
+        "--config": is_yaml or word in stems,
+        "--ckpt_path": is_checkpoint,
+        "--data.path": Path(word).expanduser().exists() and not is_yaml and not is_checkpoint,
+        "--data.corpus": word in CORPORA and word not in stems,
+    }
+    candidates = [option for option, fits_word in fits.items() if fits_word]
+    if len(candidates) == 1:
+        return candidates[0]
+    if candidates:
+        meanings = " or ".join(f"{option} {word}" for option in candidates)
+        raise UsageError(f"{word}: may mean {meanings}; give the option's name")
     raise UsageError(
-        f"--ckpt_path {start.path}: holds no options of its run; write with it by gptlit predict, "
-        f"or begin a new run from its weights by --model.init_from {start.path}"
+        f"{word}: is not an option, a config, a checkpoint or a text; options are written "
+        f"--name value.{did_you_mean(word, sorted(stems | set(CORPORA)))}"
     )
 
 
-def _trusts(words: Sequence[str]) -> bool:
-    """Whether the arguments have `--trust_checkpoint`, alone or with true."""
-    trusts = False
-    for word, following in zip(words, [*words[1:], "--"], strict=False):
-        name, equals, value = word.partition("=")
-        if name == "--trust_checkpoint":
-            value = value if equals else following
-            trusts = value.lower() == "true" or (not equals and value.startswith("--"))
-    return trusts
+def option_of_predict(word: str) -> str:
+    """Return the option of a value of predict: a prompt or a checkpoint.
+
+    Raises:
+        UsageError: The value may be either.
+    """
+    if word in checkpoint.ALIASES:
+        raise UsageError(
+            f"{word}: may mean --prompt {word} or --ckpt_path {word}; give the option's name"
+        )
+    return "--ckpt_path" if word.endswith(".ckpt") and Path(word).is_file() else "--prompt"
 
 
-def _given(words: Sequence[str], configs: Sequence[Path]) -> set[str]:
-    """Return dotted names of the options that the user sets, without those added to by `+`."""
-    found = set()
+def full_names(words: Sequence[str], known: Collection[str]) -> list[str]:
+    """Return the words with full option names: --model.lr for --lr if no other name ends in lr.
+
+    Args:
+        words: Options and values, as typed.
+        known: Full names of all options, such as model.lr.
+
+    Raises:
+        UsageError: Several options end in the name; the message lists them.
+    """
+    full: list[str] = []
     for word in words:
-        name = word.removeprefix("--").partition("=")[0]
-        if word.startswith("--") and not name.endswith("+"):
-            found.add(name.replace(".init_args", ""))
-    for path in configs:
-        for group, options in yaml.safe_load(path.read_text(encoding="utf-8")).items():
-            for name, value in options.items() if isinstance(options, dict) else ():
-                if isinstance(value, dict) and "class_path" not in value:
-                    arguments = value.get("init_args")
-                    names = arguments if isinstance(arguments, dict) else value
-                    found |= {f"{group}.{name}.{own}" for own in names}
-                else:
-                    found.add(f"{group}.{name}")
-    return found
+        flag, equals, value = word.partition("=")
+        name = flag.removeprefix("--").removesuffix("+")
+        if not flag.startswith("--") or name in known:
+            full.append(word)
+            continue
+        matches = sorted(each for each in known if each.endswith(f".{name}"))
+        if len(matches) > 1:
+            matches += sorted(each for each in known if each.startswith(f"{name}_"))
+            raise UsageError(f"{flag}: may mean {' or '.join(f'--{each}' for each in matches)}")
+        if not matches:
+            full.append(word)  # the parser refuses it and suggests another
+            continue
+        if is_first_process():
+            note(f"{flag}: taken as --{matches[0]}")
+        full.append(f"--{matches[0]}{'+' * flag.endswith('+')}{equals}{value}")
+    return full
+
+
+# ---------------------------------------------------------------------- the whole line
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """The arguments for Lightning's CLI, and the checkpoint that they start from.
+
+    Args:
+        words: Arguments; a checkpoint's options are a config before all others.
+        start: The checkpoint, if there is one.
+        configs: Paths of the configs that the user gave.
+        trusts: Whether to use all options of the checkpoint.
+        chosen: Names of a new run's options, such as model.lr, that flags, environment variables
+            or the user's own configs set; empty with a checkpoint.
+    """
+
+    words: list[str]
+    start: Start | None
+    configs: list[Path]
+    trusts: bool = False
+    chosen: set[str] = field(default_factory=set)
 
 
 def expand(
@@ -234,7 +222,11 @@ def expand(
     if not paths:
         if verb == "fit" and not files:
             files = [find_config(DEFAULT_CONFIG)]
-        return CommandLine([*(f"--config={path}" for path in files), *words], None, files, False)
+        shipped = {path.resolve() for path in shipped_configs().values()}
+        given = _given(words, [path for path in files if path.resolve() not in shipped])
+        chosen = {name.removesuffix("+") for name in given}
+        words = [*(f"--config={path}" for path in files), *words]
+        return CommandLine(words, None, files, chosen=chosen)
     start, trusts = Start(*checkpoint.read_named(paths[-1])), _trusts(words)
     options = _options_of(start)
     if verb != "fit":
@@ -245,5 +237,48 @@ def expand(
         # the checkpoint's data.path would win over the corpus given now
         options["data"]["path"] = None
     configs = [NO_PATH + yaml.safe_dump(options), *files]
-    own = [*(f"--config={each}" for each in configs), *words, f"--ckpt_path={start.path}"]
-    return CommandLine(own, start, files, trusts)
+    words = [*(f"--config={each}" for each in configs), *words, f"--ckpt_path={start.path}"]
+    return CommandLine(words, start, files, trusts)
+
+
+def _options_of(start: Start) -> dict[str, Any]:
+    """Return the options of the run that saved a checkpoint."""
+    try:
+        if len(start.described["run"]) > MOST_CHARACTERS:
+            raise TypeError("no options of a run")
+        options = saved_options.read(start.described["run"])
+        if isinstance(options["model"], dict) and isinstance(options["data"], dict):
+            return options
+    except (yaml.YAMLError, TypeError, KeyError, RecursionError):
+        pass
+    raise UsageError(
+        f"--ckpt_path {start.path}: holds no options of its run; write with it by gptlit predict, "
+        f"or begin a new run from its weights by --model.init_from {start.path}"
+    )
+
+
+def _trusts(words: Sequence[str]) -> bool:
+    """Whether the arguments have `--trust_checkpoint`, alone or with true."""
+    trusts = False
+    for word, following in zip(words, [*words[1:], "--"], strict=False):
+        name, equals, value = word.partition("=")
+        if name == "--trust_checkpoint":
+            value = value if equals else following
+            trusts = value.lower() == "true" or (not equals and value.startswith("--"))
+    return trusts
+
+
+def _given(words: Sequence[str], configs: Sequence[Path]) -> set[str]:
+    """Return dotted names of the options in flags and configs, as NAME+ where a flag appends."""
+    flags = {word.partition("=")[0] for word in words if word.startswith("--")}
+    names = {flag.removeprefix("--").replace(".init_args", "") for flag in flags}
+    for path in configs:
+        for group, options in yaml.safe_load(path.read_text(encoding="utf-8")).items():
+            for name, value in options.items() if isinstance(options, dict) else ():
+                if isinstance(value, dict) and "class_path" not in value:
+                    arguments = value.get("init_args")
+                    parts = arguments if isinstance(arguments, dict) else value
+                    names |= {f"{group}.{name}.{part}" for part in parts}
+                else:
+                    names.add(f"{group}.{name}")
+    return names

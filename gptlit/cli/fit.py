@@ -19,9 +19,16 @@ from gptlit import __version__, yaml_keys
 from gptlit.checkpoints import init_from
 from gptlit.cli import lr_find, preflight, run_options, saved_options, summary, trusted_options
 from gptlit.cli.adapting import Adapted, adapt
-from gptlit.cli.arguments import PRINT_CONFIG, CommandLine, expand, given_by_user
+from gptlit.cli.arguments import (
+    ONE_OF_A_RUN,
+    PRINT_CONFIG,
+    CommandLine,
+    expand,
+    full_names,
+    name_words,
+    option_of_run,
+)
 from gptlit.cli.lightning_warnings import lightning_command
-from gptlit.cli.shorthand import ONE_OF_A_RUN, full_names, name_words, option_of_run
 from gptlit.cli.user_modules import importable
 from gptlit.corpora import inputs
 from gptlit.data.datamodule import TextDataModule
@@ -118,8 +125,7 @@ class GptlitCLI(LightningCLI):
             name, _, value = word.partition("=")
             text_of(name, value or name)
         self.given = {word.removeprefix("--").split("=")[0] for word in words}
-        # the options of a new run that are neither defaults nor from a shipped config
-        self.chosen = given_by_user(words) if self.start is None else set()
+        self.chosen = line.chosen
         super().parse_arguments(parser, [self.verb, *words])
         run_options.check(self.options)
 

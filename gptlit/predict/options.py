@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 from jsonargparse import ActionYesNo, Namespace
 
-from gptlit.cli.shorthand import name_words, option_of_predict
+from gptlit.cli.arguments import name_words, option_of_predict
 from gptlit.generation.settings import BeamSettings
 from gptlit.messages import UsageError
 from gptlit.parser import OneLineErrors, text_of, with_environment

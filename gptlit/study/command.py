@@ -15,7 +15,8 @@ from typing import Any
 
 from gptlit import terminal
 from gptlit.checkpoints import checkpoint
-from gptlit.cli.arguments import find_study, shipped_studies, take
+from gptlit.cli.arguments import take
+from gptlit.cli.configs import find_study, shipped_studies
 from gptlit.files import write_atomically
 from gptlit.messages import UsageError, note
 from gptlit.parser import with_environment

@@ -16,7 +16,7 @@ import yaml
 from jsonargparse import ActionYesNo
 
 from gptlit.cli import convert, data, fit, help_pages
-from gptlit.cli.arguments import shipped_configs
+from gptlit.cli.configs import shipped_configs
 from gptlit.model.config import GPTConfig
 from gptlit.predict import options as predict_options
 

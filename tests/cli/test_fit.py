@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import gptlit as package
 from gptlit.checkpoints import checkpoint
-from gptlit.cli.arguments import shipped_configs
+from gptlit.cli.configs import shipped_configs
 from gptlit.corpora.catalog import CORPORA
 from gptlit.training.module import LitGPT
 from tests.conftest import (

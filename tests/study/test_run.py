@@ -18,7 +18,7 @@ import yaml
 from lightning.pytorch.callbacks import Callback
 
 from gptlit.checkpoints import checkpoint
-from gptlit.cli.arguments import shipped_studies
+from gptlit.cli.configs import shipped_studies
 from gptlit.runs import run_folder
 from gptlit.study import plots, power_law, run, study_file
 from gptlit.study.planning import plan, plan_all

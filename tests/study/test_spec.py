@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from gptlit.cli.arguments import find_study, shipped_configs, shipped_studies
+from gptlit.cli.configs import find_study, shipped_configs, shipped_studies
 from gptlit.messages import UsageError
 from gptlit.study.spec import Range, Study
 from gptlit.study.study_file import read

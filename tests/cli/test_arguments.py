@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from gptlit.checkpoints import checkpoint
-from gptlit.cli.arguments import find_config, shipped_configs
-from gptlit.cli.shorthand import full_names, name_words, option_of_run
+from gptlit.cli.arguments import full_names, name_words, option_of_run
+from gptlit.cli.configs import find_config, shipped_configs
 from gptlit.messages import UsageError
 from gptlit.predict.options import parse, parser
 from tests.conftest import TINY, Result, Run

@@ -1,0 +1,91 @@
+"""Finds the configs and the study files that are named on a command line."""
+
+import importlib.resources
+from pathlib import Path
+
+import yaml
+
+from gptlit.corpora import inputs
+from gptlit.corpora.text_encodings import not_utf8
+from gptlit.messages import UsageError, did_you_mean, errors_about
+from gptlit.parser import GROUPS
+from gptlit.yaml_keys import refuse_duplicates
+
+STUDIES = "studies/"  # the folder of configs that are study files
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Return the configs installed with the package, by their path within its folder."""
+    folder = Path(str(importlib.resources.files("gptlit.configs")))
+    found = sorted(folder.rglob("*.yaml"), key=lambda path: (len(path.parts), path))
+    configs = {path.relative_to(folder).as_posix(): path for path in found}
+    return {name: path for name, path in configs.items() if not name.startswith(STUDIES)}
+
+
+def shipped_studies() -> dict[str, Path]:
+    """Return the study files installed with the package, by name."""
+    folder = Path(str(importlib.resources.files("gptlit.configs"))) / STUDIES
+    return {path.name: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find_study(name: str) -> Path:
+    """Return the study file at a path, or else the shipped one of that name.
+
+    Raises:
+        UsageError: There is no such file.
+    """
+    inputs.refuse_endless(path := Path(name).expanduser(), "gptlit study")
+    if path.is_file():
+        return path
+    shipped = shipped_studies()
+    if found := shipped.get(name) or shipped.get(f"{name}.yaml"):
+        return found
+    raise UsageError(
+        f"{name}: no such file, and not one of the shipped "
+        f"{', '.join(Path(each).stem for each in shipped)}.{did_you_mean(name, shipped)}"
+    )
+
+
+def find_config(name: str) -> Path:
+    """Return the config at a path, or else the shipped one of that name, with or without .yaml.
+
+    Raises:
+        UsageError: There is no such file, or it is not a mapping of options.
+    """
+    name = inputs.path_or_copy(name, "--config", None, inputs.MAX_TEXT_BYTES)
+    if Path(name).is_file():
+        _check_config(name)
+        return Path(name)
+    shipped = shipped_configs()
+    by_stem = {path.stem: path for path in shipped.values()}
+    if found := shipped.get(name) or by_stem.get(name):
+        return found
+    short = [each for each in shipped if "/" not in each]
+    raise UsageError(
+        f"--config {name}: no such file, and not one of the shipped {', '.join(short)} and "
+        "sources/*.yaml, which docs/models.md lists." + did_you_mean(name, shipped)
+    )
+
+
+def _check_config(name: str) -> None:
+    """Refuse errors that the parser would report without naming the file, or not at all."""
+    try:
+        text = Path(name).read_text(encoding="utf-8")
+        content = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else not_utf8(error)
+        raise UsageError(f"--config {name}: {reason}") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"--config {name}: not YAML: {' '.join(str(error).split())}") from error
+    with errors_about(f"--config {name}"):
+        refuse_duplicates(text)
+    if not isinstance(content, dict):
+        raise UsageError(
+            f"--config {name}: holds no options by name, such as model: {{n_layer: 4}}"
+        )
+    for group in GROUPS & set(content):
+        if not isinstance(content[group], dict):
+            raise UsageError(
+                f"--config {name}: {group}: {content[group]}: is a group of options; write "
+                f"{group}: {{NAME: VALUE}}, or leave it out"
+            )
