@@ -20,7 +20,6 @@ DEFAULT_CONFIG = "small.yaml"
 # a comment before YAML, too long for a path: the parser looks for a file of that name first
 NO_PATH = f"#{'-' * 5000}\n"
 MOST_CHARACTERS = 1 << 17  # of the options in a checkpoint; a run has about 3,000
-PRINT_CONFIG = "--print_config"
 # values of a switch, including spellings that the parser refuses
 BOOLEANS = {"true", "false", "yes", "no", "on", "off", "1", "0", "none", "null"}
 # options of which a run takes one value: what the value is, and how to give more
@@ -46,6 +45,11 @@ def take(words: Sequence[str], *names: str) -> tuple[list[str], list[str]]:
         else:
             others.append(word)  # the parser reports the missing value
     return values, others
+
+
+def prints_config(words: Sequence[str]) -> bool:
+    """Whether the words have --print_config, with or without a value."""
+    return any(word.partition("=")[0] == "--print_config" for word in words)
 
 
 def name_words(
@@ -217,7 +221,7 @@ def expand(
     names, words = take([*from_environment(verb), *arguments], "--config", "-c")
     paths, words = take(words, "--ckpt_path")
     files = [find_config(name) for name in names]
-    if not paths and verb != "fit" and PRINT_CONFIG not in words:
+    if not paths and verb != "fit" and not prints_config(words):
         paths = ["best"]
     if not paths:
         if verb == "fit" and not files:

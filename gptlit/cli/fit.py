@@ -21,12 +21,12 @@ from gptlit.cli import lr_find, preflight, run_options, saved_options, summary, 
 from gptlit.cli.adapting import Adapted, adapt
 from gptlit.cli.arguments import (
     ONE_OF_A_RUN,
-    PRINT_CONFIG,
     CommandLine,
     expand,
     full_names,
     name_words,
     option_of_run,
+    prints_config,
 )
 from gptlit.cli.lightning_warnings import lightning_command
 from gptlit.cli.user_modules import importable
@@ -317,8 +317,8 @@ def main(arguments: Sequence[str]) -> None:
     verb, *rest = arguments
     with lightning_command():
         if verb == "summary":
-            if PRINT_CONFIG in rest:
-                print("gptlit summary takes the options of gptlit fit, and doesn't train\n")
+            if prints_config(rest):
+                note("summary takes the options of gptlit fit, and doesn't train")
             with build(rest, trains=False) as run:
                 prepare(run)
                 print(summary.report(run.trainer, run.model, run.precision_reason))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from gptlit.cli import summary
@@ -23,6 +24,15 @@ def summarize(gptlit: Call, text: Path, *options: object) -> Result:
 @pytest.fixture(autouse=True)
 def _short_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(summary, "PROBE_STEPS", 2)
+
+
+@pytest.mark.parametrize("verb", ["summary", "validate"])
+@pytest.mark.parametrize("flag", ["--print_config", "--print_config=skip_default"])
+def test_a_printed_config_is_yaml(gptlit: Call, verb: str, flag: str) -> None:
+    result = gptlit(verb, flag)
+    assert result.code == 0, result.err
+    assert isinstance(yaml.safe_load(result.out), dict)
+    assert ("takes the options of gptlit fit" in result.err) == (verb == "summary")
 
 
 def test_the_report(gptlit: Call, text_file: Path) -> None:
