@@ -9,7 +9,7 @@ import importlib.util
 import io
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
     if not argv or argv[0].startswith("-"):
         raise UsageError(
             "no study file; run gptlit study STUDY.yaml with a path or one of the shipped "
-            + _shipped()
+            + ", ".join(Path(name).stem for name in shipped_studies())
         )
     names, words = take(with_environment("study", argv[1:]), "--name")
     path = find_study(argv[0])
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
             f"{path}: random: by: optuna: is not installed; pip install 'gptlit[optuna]', or give "
             "by: random"
         )
-    folder = checkpoint.RUNS / _checked(names[-1] if names else path.stem)
+    folder = _folder(names[-1] if names else path.stem)
     # planning several runs on the same text repeats its messages
     with contextlib.redirect_stderr(_DistinctLines(sys.stderr)):
         planned = plan_all(study, study.setups())
@@ -68,15 +68,12 @@ def main(argv: Sequence[str]) -> None:
         raise SystemExit(1)
 
 
-def _shipped() -> str:
-    return ", ".join(Path(name).stem for name in shipped_studies())
-
-
-def _checked(name: str) -> str:
-    is_run = checkpoint.version_number(Path(name)) >= 0 or checkpoint.is_run(checkpoint.RUNS / name)
+def _folder(name: str) -> Path:
+    folder = checkpoint.RUNS / name
+    is_run = checkpoint.version_number(Path(name)) >= 0 or checkpoint.is_run(folder)
     if name != Path(name).name or name in ("", "..") or is_run:
         raise UsageError(f"--name {name}: must be a folder's name, and not that of a run")
-    return name
+    return folder
 
 
 class _DistinctLines(io.TextIOBase):
@@ -105,8 +102,8 @@ def _print_plan(study: Study, planned: Sequence[Planned], folder: Path) -> None:
         last = run / "checkpoints" / "last.ckpt"
         state = "done" if is_complete(run) else "begun" if last.exists() else "to make"
         tokens = each.options["trainer"]["max_steps"] * each.tokens_per_step
-        seen = f", {tokens:,} tokens" if tokens > 0 else ""
-        print(f"{each.setup.name}: {each.parameters:,} parameters{seen}, {state}")
+        size = f"{each.parameters:,} parameters" + (f", {tokens:,} tokens" if tokens > 0 else "")
+        print(f"{each.setup.name}: {size}, {state}")
 
 
 def _report(study: Study, outcomes: Sequence[Outcome], folder: Path) -> None:
@@ -116,13 +113,8 @@ def _report(study: Study, outcomes: Sequence[Outcome], folder: Path) -> None:
     for name, content in files.items():
         write_atomically(folder / name, content.encode())
     print(tables.table(study, outcomes, terminal.columns()), end="")
-    for line in _remarks(study, outcomes):
+    remarks = list(tables.describe_law(study, outcomes)) if study.power_law else []
+    remarks += [f"warning: {line}" for line in tables.warnings(study, outcomes)]
+    for line in remarks:
         print("\n".join(terminal.wrapped(line, terminal.columns())))
     note(f"in {folder}: {', '.join(files)}, and each run's folder and log")
-
-
-def _remarks(study: Study, outcomes: Sequence[Outcome]) -> Iterator[str]:
-    if study.power_law is not None:
-        yield from tables.describe_law(study, outcomes)
-    for line in tables.warnings(study, outcomes):
-        yield f"warning: {line}"

@@ -28,16 +28,16 @@ DECISIVE = {"model", "data", "trainer"}  # groups of options that affect a run's
 
 @dataclass(frozen=True)
 class Planned:
-    """A run with everything that is known before training.
+    """A run, and what is known of it before training.
 
     Args:
-        setup: The run's settings and arguments.
+        setup: Settings and arguments of the run.
         options: All options, as in its config.yaml.
         parameters: Number of parameters of its model.
         tokens_per_step: Tokens per optimizer step.
         flops_per_token: FLOPs of training per token, forward and backward.
-        text: Identity of the validation text.
-        texts: Identity of all texts that the run reads.
+        text: Identity of the validation text, in JSON.
+        texts: Identity of all texts that the run reads, in JSON.
     """
 
     setup: Setup
@@ -50,21 +50,20 @@ class Planned:
 
 
 def plan_all(study: Study, setups: Sequence[Setup]) -> list[Planned]:
-    """Plan several runs; those that differ in the seed alone are parsed once, as it takes 0.5 s.
+    """Plan several runs; parse those that differ in the seed alone once, as parsing takes 0.5 s.
 
     Raises:
         UsageError: names the run and the option.
     """
     planned: list[Planned] = []
-    first: dict[Sequence[str], Planned] = {}
+    by_arguments: dict[Sequence[str], Planned] = {}
     for setup in setups:
         arguments = tuple(setup.arguments if setup.seed is None else setup.arguments[:-1])
-        if arguments not in first:
-            first[arguments] = plan(study, setup)
-        options = dict(first[arguments].options)
-        if setup.seed is not None:
-            options["seed_everything"] = setup.seed
-        planned.append(dataclasses.replace(first[arguments], setup=setup, options=options))
+        if arguments not in by_arguments:
+            by_arguments[arguments] = plan(study, setup)
+        first = by_arguments[arguments]
+        seed = {} if setup.seed is None else {"seed_everything": setup.seed}
+        planned.append(dataclasses.replace(first, setup=setup, options=first.options | seed))
     return planned
 
 
@@ -78,17 +77,19 @@ def plan(study: Study, setup: Setup) -> Planned:
         with quiet(), build(setup.arguments, trains=False) as run:
             _check(study, run)
             run.prepare()
-            text = run.data
-            described = text.describe_text()
+            data = run.data
+            described = data.describe_text()
             with torch.device("meta"):
-                net = GPT(run.model.options.config(text.tokenizer.vocab_size))
+                net = GPT(run.model.options.config(data.tokenizer.vocab_size))
+            val_text = described["own_texts"].get("val")
+            size = described["sizes"]["val"]["bytes"]
             return Planned(
                 setup,
                 yaml.safe_load(run.plan.config),
                 net.num_parameters(),
-                text.windows_per_step * text.block_size,
+                data.windows_per_step * data.block_size,
                 cost.training_flops_per_token(net),
-                _validation_text(described),
+                json.dumps(val_text[1] if val_text else [described["sha256"], size]),
                 _all_texts(described),
             )
     except UsageError as error:
@@ -120,14 +121,9 @@ def _check(study: Study, run: Run) -> None:
             )
 
 
-def _validation_text(text: dict[str, Any]) -> str:
-    own = text["own_texts"].get("val")
-    return json.dumps(own[1] if own else [text["sha256"], text["sizes"]["val"]["bytes"]])
-
-
 def _all_texts(text: dict[str, Any]) -> str:
-    own = {split: sha256 for split, (_, sha256) in text["own_texts"].items()}
-    return json.dumps({"": text["sha256"], **own}, sort_keys=True)
+    own_texts = {split: sha256 for split, (_, sha256) in text["own_texts"].items()}
+    return json.dumps({"": text["sha256"], **own_texts}, sort_keys=True)
 
 
 # ---------------------------------------------------------------------- runs that exist

@@ -9,7 +9,7 @@ from gptlit import charts
 from gptlit.charts import Axis, Point, Series
 from gptlit.study.power_law import PowerLaw
 from gptlit.study.spec import COSTS, Study, setting_label, short_names
-from gptlit.study.tables import Outcome, Row, fitted_law, rows
+from gptlit.study.tables import Outcome, Row, fitted_law, grouped
 from gptlit.terminal import format_value
 
 MOST_SERIES = 16  # in a legend
@@ -18,23 +18,22 @@ CURVE_POINTS = 60
 
 def draw(study: Study, outcomes: Sequence[Outcome]) -> dict[str, str]:
     """Draw SVG charts, by file name: the metric over what was varied, and over steps."""
-    found = [row for row in rows(study, outcomes) if not math.isnan(row.mean(study.metric))]
-    if not found:
+    rows = [row for row in grouped(study, outcomes) if not math.isnan(row.mean(study.metric))]
+    if not rows:
         return {}
-    drawn = {"curves.svg": _curves(study, found)}
-    if study.power_law is None and study.x is None and study.search and len(study.search.over) > 1:
+    drawn = {"curves.svg": _curves(study, rows)}
+    x = study.power_law or study.x
+    if x is None and study.search and len(study.search.over) > 1:
         # several options were drawn at once: a scatter plot over each
-        short = short_names(list(study.search.over))
-        return drawn | {
-            f"plot_{short[name]}.svg": _over(study, found, name) for name in study.search.over
-        }
-    x = study.power_law or study.x or _plotted_option(found)
-    return drawn | {"plot.svg": _over(study, found, x)}
+        for name, short_name in short_names(study.search.over).items():
+            drawn[f"plot_{short_name}.svg"] = _over(study, rows, name)
+        return drawn
+    return drawn | {"plot.svg": _over(study, rows, x or _plotted_option(rows))}
 
 
-def _plotted_option(found: Sequence[Row]) -> str:
+def _plotted_option(rows: Sequence[Row]) -> str:
     """Choose the option along a plot's axis: the first numeric one that differs."""
-    values = {name: [row.settings.get(name) for row in found] for name in found[0].settings}
+    values = {name: [row.settings.get(name) for row in rows] for name in rows[0].settings}
     varied = [name for name in values if len({repr(v) for v in values[name]}) > 1] or list(values)
     numeric = [name for name in varied if all(map(_is_number, values[name]))]
     return (numeric or varied or ["parameters"])[0]
@@ -44,21 +43,21 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _over(study: Study, found: Sequence[Row], name: str) -> str:
+def _over(study: Study, rows: Sequence[Row], name: str) -> str:
     """Draw the metric over an option or a cost, with a line for each value of other options."""
-    values: list[Any] = [study.values(row.settings).get(name) for row in found]
-    if name in COSTS:
-        values = [row.mean(name) for row in found]
+    values: list[Any] = [
+        row.mean(name) if name in COSTS else study.values(row.settings).get(name) for row in rows
+    ]
     has_axis = all(map(_is_number, values))
     names = list(dict.fromkeys(map(format_value, values)))
     at = [float(value if has_axis else names.index(format_value(value))) for value in values]
     groups: dict[str, list[tuple[float, Row]]] = {}
     is_cloud = name in COSTS or study.search is not None
-    for place, row in sorted(zip(at, found, strict=True), key=lambda pair: pair[0]):
+    for place, row in sorted(zip(at, rows, strict=True), key=lambda pair: pair[0]):
         # an option of a named setting identifies it
-        own = {name} if name in row.settings else {name, "setting"}
-        rest = {} if is_cloud else {n: v for n, v in row.settings.items() if n not in own}
-        groups.setdefault(setting_label(rest), []).append((place, row))
+        plotted = {name} if name in row.settings else {name, "setting"}
+        others = {} if is_cloud else {n: v for n, v in row.settings.items() if n not in plotted}
+        groups.setdefault(setting_label(others), []).append((place, row))
     metric = study.metric
     series = [
         Series(
@@ -73,10 +72,9 @@ def _over(study: Study, found: Sequence[Row], name: str) -> str:
     x = charts.named_axis(name, names)
     if has_axis:
         x = charts.axis(name, at, log=charts.wants_log(at), own_ticks=name not in COSTS)
-    if study.power_law and (law := fitted_law(study, found)):
+    if study.power_law and (law := fitted_law(study, rows)):
         series = [Series(metric, series[0].points, joined=False), _law_curve(law, at)]
-    y = _metric_axis(metric, series)
-    return charts.chart(study.path.stem, series, x, y)
+    return charts.chart(study.path.stem, series, x, _metric_axis(metric, series))
 
 
 def _metric_axis(label: str, series: Sequence[Series]) -> Axis:
@@ -85,10 +83,10 @@ def _metric_axis(label: str, series: Sequence[Series]) -> Axis:
     return charts.axis(label, ends, log=False)
 
 
-def _curves(study: Study, found: Sequence[Row]) -> str:
+def _curves(study: Study, rows: Sequence[Row]) -> str:
     """Draw the metric's mean over seeds, at each step at which all seeds were validated."""
     series = []
-    for row in found[:MOST_SERIES]:
+    for row in rows[:MOST_SERIES]:
         curves = [each.curve for each in row.outcomes]
         steps = sorted(set.intersection(*(set(curve) for curve in curves)))
         points = [Point(s, statistics.fmean(curve[s] for curve in curves)) for s in steps]

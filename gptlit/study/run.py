@@ -32,7 +32,7 @@ from gptlit.study.planning import (
     plan_all,
     read_result,
 )
-from gptlit.study.spec import METRICS, Choice, Range, Study
+from gptlit.study.spec import METRICS, Choices, Range, Study
 from gptlit.study.tables import Outcome
 from gptlit.terminal import duration
 from gptlit.training.divergence import NotFinite
@@ -44,8 +44,8 @@ def make_all(
     """Make the runs that are not complete yet; print one line for each.
 
     Args:
-        study: The study.
-        planned: Its runs; none where optuna proposes them.
+        study: Study to make.
+        planned: Its runs; none if optuna proposes them.
         folder: Folder of the study.
         command: Command that resumes the study.
         remake: Replace runs that were made with other options.
@@ -77,10 +77,11 @@ def make_all(
             raise SystemExit(code) from None
         seconds.append(time.perf_counter() - began)
         outcomes[name] = outcome = _outcome(study, each, run, failed)
-        value = outcome.results.get(study.metric)
-        left = statistics.fmean(seconds) * (n_runs - len(outcomes))
-        line = outcome.failed or f"{study.metric} {value:.4f}, {duration(seconds[-1])}"
-        line += f"; about {duration(left)} left" if left else ""
+        line = outcome.failed or (
+            f"{study.metric} {outcome.results[study.metric]:.4f}, {duration(seconds[-1])}"
+        )
+        if left := statistics.fmean(seconds) * (n_runs - len(outcomes)):
+            line += f"; about {duration(left)} left"
         print(line, file=sys.stderr, flush=True)
         return outcome
 
@@ -94,7 +95,7 @@ def make_all(
 
 
 def _make_room(run: Path) -> None:
-    """Move or remove the folder of a run that has no checkpoint to resume from."""
+    """Rename or remove the folder of a run that has no checkpoint to resume from."""
     last = run / "checkpoints" / "last.ckpt"
     if not run.is_dir() or last.is_file() or checkpoint.newest_whole(last):
         return
@@ -103,7 +104,7 @@ def _make_room(run: Path) -> None:
 
 
 def _make(planned: Planned, run: Path) -> str:
-    """Make or resume a run, its output in a log file; returns why it failed, or "".
+    """Make or resume a run, with its output in a log file; return why it failed, or "".
 
     Raises:
         SystemExit, KeyboardInterrupt: the user stopped the study.
@@ -136,7 +137,7 @@ def _make(planned: Planned, run: Path) -> str:
 
 
 def _fit(planned: Planned, run: Path, last: Path) -> tuple[int, int]:
-    """Train to the end; returns the run's steps, and a signal received after its last step."""
+    """Train to the end; return the run's steps, and a signal received after its last step."""
     arguments, step = planned.setup.arguments, None
     if last.is_file():
         content, steps = checkpoint.read(last), planned.options["trainer"]["max_steps"]
@@ -147,9 +148,9 @@ def _fit(planned: Planned, run: Path, last: Path) -> tuple[int, int]:
         if saved_options.read(content[checkpoint.KEY]["run"]) == planned.options:
             arguments.append("--trust_checkpoint=true")  # the user's own study names them
     try:
-        with quiet(), contextlib.ExitStack() as held:
-            held.callback(signals.delegate, None)  # later signals stop the study
-            built = held.enter_context(build(arguments, place=run))
+        with quiet(), contextlib.ExitStack() as stack:
+            stack.callback(signals.delegate, None)  # later signals stop the study
+            built = stack.enter_context(build(arguments, place=run))
             train(built)
         assert built.stopping is not None
         return built.trainer.global_step, built.stopping.asked
@@ -178,21 +179,18 @@ def _release_memory() -> None:
 
 def _outcome(study: Study, planned: Planned, run: Path, failed: str = "") -> Outcome:
     """Read the results of a run from its folder."""
-    failed = failed or read_result(run)["failed"]
-    if failed:
+    if failed := failed or read_result(run)["failed"]:
         return Outcome(planned.setup, failed=failed)
     logged = functools.partial(metrics_file.by_step, run / "metrics.csv")
-    curve = logged(study.metric)
-    if not curve:
-        return Outcome(
-            planned.setup, failed=f"{study.metric} was not logged; choose another metric"
-        )
-    at = max(curve) if study.at == "end" else min(curve, key=lambda each: (curve[each], each))
-    known = {name: logged(name) for name in METRICS}
+    if not (curve := logged(study.metric)):
+        reason = f"{study.metric} was not logged; choose another metric"
+        return Outcome(planned.setup, failed=reason)
+    at = max(curve) if study.at == "end" else min(curve, key=lambda step: (curve[step], step))
+    metrics = {name: logged(name) for name in METRICS}
+    results = {name: values[at] for name, values in metrics.items() if at in values}
     # steps after the best validation did not contribute to the metric
     step = at if study.at == "best" else read_result(run)["step"]
     tokens = step * planned.tokens_per_step
-    results: dict[str, float] = {name: values[at] for name, values in known.items() if at in values}
     results |= {"step": at, "parameters": planned.parameters, "tokens": tokens}
     results["flops"] = tokens * planned.flops_per_token
     if timed := logged("speed/step_ms"):
@@ -212,19 +210,20 @@ def _search(study: Study, folder: Path, make: Callable[[Planned], Outcome], rema
     trials = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=study.search.seed))
     for _ in range(study.search.runs):
         trial = trials.ask()
-        values = {name: _suggested(trial, name, c) for name, c in study.search.over.items()}
-        planned = plan_all(study, study.setups_of(values))
+        settings = {
+            name: _suggested(trial, name, choices) for name, choices in study.search.over.items()
+        }
+        planned = plan_all(study, study.setups_of(settings))
         clear_changed(planned, folder, remake)
-        found = [make(each).results.get(study.metric) for each in planned]
-        known = [value for value in found if value is not None]
-        if len(known) == len(found):
-            trials.tell(trial, statistics.fmean(known))
+        results = [make(each).results for each in planned]
+        if all(study.metric in each for each in results):
+            trials.tell(trial, statistics.fmean(each[study.metric] for each in results))
         else:
             trials.tell(trial, state=optuna.trial.TrialState.FAIL)
 
 
-def _suggested(trial: Any, name: str, choice: Choice) -> Any:
-    if not isinstance(choice, Range):
-        return choice[trial.suggest_categorical(name, list(range(len(choice))))]
-    suggest = trial.suggest_int if choice.is_whole else trial.suggest_float
-    return choice.rounded(suggest(name, choice.low, choice.high, log=choice.log))
+def _suggested(trial: Any, name: str, choices: Choices) -> Any:
+    if not isinstance(choices, Range):
+        return choices[trial.suggest_categorical(name, list(range(len(choices))))]
+    suggest = trial.suggest_int if choices.is_whole else trial.suggest_float
+    return choices.rounded(suggest(name, choices.low, choices.high, log=choices.log))

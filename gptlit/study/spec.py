@@ -6,7 +6,7 @@ import json
 import math
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -69,7 +69,7 @@ class Range:
         return min(max(value, self.low), self.high)
 
 
-Choice = Range | list[Any]
+Choices = Range | list[Any]
 
 
 @dataclass(frozen=True)
@@ -85,24 +85,24 @@ class Search:
 
     runs: int
     seed: int
-    over: Mapping[str, Choice]
+    over: Mapping[str, Choices]
     by: Literal["random", "optuna"] = "random"
 
     def drawn(self) -> list[Settings]:
         """Draw distinct settings. With a larger `runs` the first ones stay the same."""
         generator = random.Random(self.seed)
-        found: dict[str, Settings] = {}
+        distinct: dict[str, Settings] = {}
         for _ in range(MAX_DRAWS * self.runs):
-            if len(found) == self.runs:
+            if len(distinct) == self.runs:
                 break
             drawn = {
-                name: choice.draw(generator)
-                if isinstance(choice, Range)
-                else generator.choice(choice)
-                for name, choice in self.over.items()
+                name: values.draw(generator)
+                if isinstance(values, Range)
+                else generator.choice(values)
+                for name, values in self.over.items()
             }
-            found.setdefault(repr(drawn), drawn)
-        return list(found.values())
+            distinct.setdefault(repr(drawn), drawn)
+        return list(distinct.values())
 
 
 @dataclass(frozen=True)
@@ -142,35 +142,31 @@ class Study:
         if self.search and self.search.by == "optuna":
             return []
         drawn = self.search.drawn() if self.search else [{}]
-        found: dict[str, Setup] = {}
-        for setting, values, draws in itertools.product(
-            self.named or [None], self._combinations(), drawn
-        ):
-            for each in self.setups_of(values | draws, setting):
-                if each.name in found:
-                    raise UsageError(f"{self.path}: two runs are the same: {each.name}")
-                found[each.name] = each
-        return list(found.values())
-
-    def _combinations(self) -> Iterator[Settings]:
+        setups: dict[str, Setup] = {}
         grid = self.grid or {}
-        for values in itertools.product(*grid.values()):
-            yield dict(zip(grid, values, strict=True))
+        for setting, values, draws in itertools.product(
+            self.named or [None], itertools.product(*grid.values()), drawn
+        ):
+            for setup in self.setups_of(dict(zip(grid, values, strict=True)) | draws, setting):
+                if setup.name in setups:
+                    raise UsageError(f"{self.path}: two runs are the same: {setup.name}")
+                setups[setup.name] = setup
+        return list(setups.values())
 
     def setups_of(self, values: Settings, setting: str | None = None) -> list[Setup]:
         """List the runs of one setting, one for each seed."""
-        own = (self.named or {})[setting] if setting is not None else {}
-        shown = ({} if setting is None else {"setting": setting}) | values
-        arguments = [*self.common, *as_arguments(own | values)]
+        settings = ({} if setting is None else {"setting": setting}) | values
+        options = {name: v for name, v in self.values(settings).items() if name != "setting"}
+        arguments = [*self.common, *as_arguments(options)]
         setups = []
         for seed in self.seeds:
-            named = shown if seed is None else {**shown, "seed": seed}
-            seeded = [] if seed is None else [f"--seed_everything={seed}"]
-            setups.append(Setup(_folder_name(named), shown, seed, [*arguments, *seeded]))
+            of_name = settings if seed is None else {**settings, "seed": seed}
+            of_seed = [] if seed is None else [f"--seed_everything={seed}"]
+            setups.append(Setup(_folder_name(of_name), settings, seed, [*arguments, *of_seed]))
         return setups
 
     def values(self, settings: Settings) -> Settings:
-        """All options of a setting, with those of the entry of `settings` that it names."""
+        """Return all options of a setting, with those of the entry of `settings` that it names."""
         return (self.named or {}).get(settings.get("setting", ""), {}) | settings
 
 
@@ -204,7 +200,7 @@ def setting_label(settings: Settings, equals: str = " ", separator: str = ", ") 
     )
 
 
-def short_names(names: Sequence[str] | Settings) -> dict[str, str]:
+def short_names(names: Collection[str]) -> dict[str, str]:
     """Map dotted names to their last parts; a name keeps its group where two would be equal."""
     leaves = [name.rpartition(".")[2] for name in names]
     return {

@@ -28,7 +28,7 @@ from gptlit.study.spec import (
     COSTS,
     METRICS,
     At,
-    Choice,
+    Choices,
     Range,
     Search,
     Settings,
@@ -111,24 +111,24 @@ def _study(path: Path, content: dict[str, Any], words: Sequence[str]) -> Study:
     search = _search(content["random"]) if "random" in content else None
     seeds = _seeds(content["seeds"]) if "seeds" in content else [None]
     varied = {*(grid or {}), *(search.over if search else {})}
-    for name in itertools.chain(options, varied, *(named or {}).values()):
+    of_named = list(itertools.chain(*(named or {}).values()))
+    for name in (*options, *varied, *of_named):
         _check_name(name)
     _check_words(words, varied | ({"seed_everything"} if seeds != [None] else set()))
     for name, choices in {"metric": METRICS, "at": get_args(At), "power_law": COSTS}.items():
         if name in content and content[name] not in choices:
             hint = did_you_mean(str(content[name]), choices)
             raise UsageError(f"{name}: {content[name]}: choose from {', '.join(choices)}.{hint}")
-    own = itertools.chain(*(named or {}).values())
-    x, axes = content.get("x"), [*varied, *(["setting"] if named else []), *own, *COSTS]
+    x, axes = content.get("x"), [*varied, *(["setting"] if named else []), *of_named, *COSTS]
     if x is not None and x not in axes:
         raise UsageError(f"x: {x}: choose from {', '.join(dict.fromkeys(axes))}")
     if search and search.by == "optuna" and (named or grid):
         raise UsageError("random: by: optuna: excludes settings and grid; leave them out")
-    common = [f"--config={each}" for each in configs]
+    common = [f"--config={config}" for config in configs]
     # also on a machine with several GPUs: runs are made one after another, in one process
     common += ["--trainer.devices=1", *as_arguments(options), *words]
-    rest = {key: content[key] for key in ("metric", "at", "x", "power_law") if key in content}
-    return Study(path, common, named, grid, search, seeds, **rest)
+    others = {key: content[key] for key in ("metric", "at", "x", "power_law") if key in content}
+    return Study(path, common, named, grid, search, seeds, **others)
 
 
 def _seeds(seeds: Any) -> list[int]:
@@ -170,8 +170,8 @@ def _named(entries: Any) -> dict[str, Settings]:
     for each in entries:
         if (name := str(each["name"])) in named:
             raise UsageError(f"settings: {name}: is given twice; each needs a name of its own")
-        own = {option: value for option, value in each.items() if option != "name"}
-        named[name] = _flat(f"settings: {name}", own)
+        options = {option: value for option, value in each.items() if option != "name"}
+        named[name] = _flat(f"settings: {name}", options)
     return named
 
 
@@ -199,22 +199,22 @@ def _search(content: Any) -> Search:
         raise UsageError(f"random: seed: {seed}: must be a whole number from 0 to {LARGEST_SEED}")
     if by not in ("random", "optuna"):
         raise UsageError(f"random: by: {by}: choose from random, optuna")
-    over = {
-        name: _choice(name, each) for name, each in _flat("random: over", content["over"]).items()
-    }
+    flat = _flat("random: over", content["over"])
+    over = {name: _choices(name, choices) for name, choices in flat.items()}
     search = Search(runs, seed, over, by)
     if by == "random" and len(search.drawn()) < runs:
         raise UsageError(f"random: runs: {runs}: there are fewer distinct settings; lower runs")
     return search
 
 
-def _choice(name: str, given: Any) -> Choice:
-    if isinstance(given, list) and given:
-        return given
-    where = f"random: over: {name}: {format_value(given)}"
-    if not isinstance(given, dict) or not {"from", "to"} <= set(given) <= {"from", "to", "log"}:
+def _choices(name: str, content: Any) -> Choices:
+    if isinstance(content, list) and content:
+        return content
+    where = f"random: over: {name}: {format_value(content)}"
+    keys = {"from", "to", "log"}
+    if not isinstance(content, dict) or not keys - {"log"} <= set(content) <= keys:
         raise UsageError(f"{where}: must be a list, or {{from: 1e-4, to: 1e-2, log: true}}")
-    low, high, log = given["from"], given["to"], given.get("log", False)
+    low, high, log = content["from"], content["to"], content.get("log", False)
     if not all(type(end) in (int, float) for end in (low, high)) or not low < high:
         raise UsageError(f"{where}: from must be a number below to")
     if log and low <= 0:

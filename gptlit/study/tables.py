@@ -57,35 +57,35 @@ class Row:
         return [each.results[name] for each in self.outcomes if name in each.results]
 
 
-def rows(study: Study, outcomes: Sequence[Outcome]) -> list[Row]:
+def grouped(study: Study, outcomes: Sequence[Outcome]) -> list[Row]:
     """Group successful outcomes by setting, the best first."""
     groups: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         if not outcome.failed:
             groups.setdefault(repr(outcome.setup.settings), []).append(outcome)
-    found = [Row(group[0].setup.settings, group) for group in groups.values()]
-    return sorted(found, key=lambda row: row.mean(study.metric))
+    rows = [Row(group[0].setup.settings, group) for group in groups.values()]
+    return sorted(rows, key=lambda row: row.mean(study.metric))
 
 
-def table(study: Study, outcomes: Sequence[Outcome], room: int) -> str:
-    """Format a study in lines of at most `room` columns: settings, best first, then failures."""
-    found = rows(study, outcomes)
+def table(study: Study, outcomes: Sequence[Outcome], columns: int) -> str:
+    """Format a study in lines of at most so many columns: settings, best first, then failures."""
+    rows = grouped(study, outcomes)
     at = "the last validation of each run" if study.at == "end" else "the best validation of each"
-    done = sum(len(row.outcomes) for row in found)
-    head = f"{study.metric} at {at}, the lowest first; {done} of {len(outcomes)} runs"
-    cells = [_cells(study, row) for row in found]
-    same = {
-        name: cells[0][name]
-        for name in (cells[0] if len(cells) > 1 else {})
-        if name in COUNTS and len({each[name] for each in cells}) == 1
-    }
-    head += "".join(f", {name} {value}" for name, value in same.items())
-    cells = [{name: each[name] for name in each if name not in same} for each in cells]
-    lines = wrapped(head, room)
+    n_done = sum(len(row.outcomes) for row in rows)
+    head = f"{study.metric} at {at}, the lowest first; {n_done} of {len(outcomes)} runs"
+    cells = [_cells(study, row) for row in rows]
+    if len(cells) > 1:
+        # a count that is the same for all is in the head, not in a column
+        for name in [name for name in cells[0] if name in COUNTS]:
+            if len({row[name] for row in cells}) == 1:
+                head += f", {name} {cells[0][name]}"
+                cells = [{key: row[key] for key in row if key != name} for row in cells]
+    lines = wrapped(head, columns)
     if cells:
-        lines += ["", *_aligned(cells, room)]
+        lines += ["", *_aligned(cells, columns)]
     failures = [f"{each.setup.name}: {each.failed}" for each in outcomes if each.failed]
-    lines += ["", *itertools.chain(*(wrapped(line, room) for line in failures))] if failures else []
+    if failures:
+        lines += ["", *itertools.chain(*(wrapped(line, columns) for line in failures))]
     return "\n".join(lines) + "\n"
 
 
@@ -104,31 +104,31 @@ def _cells(study: Study, row: Row) -> dict[str, str]:
     return cells | {"time": "-" if math.isnan(seconds) else duration(seconds)}
 
 
-def _aligned(cells: Sequence[dict[str, str]], room: int) -> list[str]:
-    """Rows below their heads, or, where there is no room for that, a paragraph for each."""
+def _aligned(cells: Sequence[dict[str, str]], columns: int) -> list[str]:
+    """Align rows below the names of their columns; if that is too wide, make each a paragraph."""
     cells = [{name: shortened(text, LONGEST_CELL) for name, text in row.items()} for row in cells]
     names = list(dict.fromkeys(itertools.chain(*cells)))
     lines = align_columns(
         [names, *([row.get(name, "-") for name in names] for row in cells)],
         left=[index for index, name in enumerate(names) if name == "setting"],
     )
-    if max(map(width, lines)) > room:
+    if max(map(width, lines)) > columns:
         paragraphs = [", ".join(f"{name} {text}" for name, text in row.items()) for row in cells]
-        return list(itertools.chain(*(wrapped(each, room) for each in paragraphs)))
+        return list(itertools.chain(*(wrapped(each, columns) for each in paragraphs)))
     return lines
 
 
 def warnings(study: Study, outcomes: Sequence[Outcome]) -> Iterator[str]:
-    """Reasons why the runs cannot be compared directly."""
-    known = [each for each in outcomes if not each.failed]
-    varied = set().union(*(study.values(each.setup.settings) for each in known))
+    """Yield the reasons why the runs cannot be compared directly."""
+    successful = [each for each in outcomes if not each.failed]
+    varied = set().union(*(study.values(each.setup.settings) for each in successful))
     per_token = study.metric != "val/bits_per_byte"
     if per_token and any(name.startswith("data.tokenizer") for name in varied):
         yield (
             f"{study.metric} is per token, and the tokenizers differ: compare by "
             "metric: val/bits_per_byte"
         )
-    if len({each.text for each in known} - {""}) > 1:
+    if len({each.text for each in successful} - {""}) > 1:
         yield "the runs were validated on different texts, or on different parts of one"
 
 
@@ -141,22 +141,20 @@ def as_csv(study: Study, outcomes: Sequence[Outcome]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["run", *options, *seed, *names, "failed"])
     for each in outcomes:
-        settings = [
-            format_value(each.setup.settings[n]) if n in each.setup.settings else ""
-            for n in options
-        ]
+        values = each.setup.settings
+        settings = [format_value(values[name]) if name in values else "" for name in options]
         results = [each.results.get(name, "") for name in names]
-        seeded = [each.setup.seed] if seed else []
-        writer.writerow([each.setup.name, *settings, *seeded, *results, each.failed])
+        seeds = [each.setup.seed] if seed else []
+        writer.writerow([each.setup.name, *settings, *seeds, *results, each.failed])
     return text.getvalue()
 
 
-def fitted_law(study: Study, found: Sequence[Row]) -> power_law.PowerLaw | None:
+def fitted_law(study: Study, rows: Sequence[Row]) -> power_law.PowerLaw | None:
     """Fit the metric against the study's cost, a point per run; None for fewer than two sizes."""
     assert study.power_law is not None
     points = [
         (each.results[study.power_law], each.results[study.metric])
-        for row in found
+        for row in rows
         for each in row.outcomes
         if study.metric in each.results
     ]
@@ -167,7 +165,7 @@ def fitted_law(study: Study, found: Sequence[Row]) -> power_law.PowerLaw | None:
 
 def describe_law(study: Study, outcomes: Sequence[Outcome]) -> Iterator[str]:
     """Describe the fitted power law and its limitations, a sentence each."""
-    law, name = fitted_law(study, rows(study, outcomes)), study.power_law
+    law, name = fitted_law(study, grouped(study, outcomes)), study.power_law
     if law is None:
         yield f"no power law: it needs runs of two or more different {name}"
         return

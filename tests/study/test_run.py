@@ -23,7 +23,7 @@ from gptlit.runs import run_folder
 from gptlit.study import plots, power_law, run, study_file
 from gptlit.study.planning import plan, plan_all
 from gptlit.study.spec import Setup, Study
-from gptlit.study.tables import Outcome, describe_law, rows, table, warnings
+from gptlit.study.tables import Outcome, describe_law, grouped, table, warnings
 from gptlit.training.module import LitGPT
 from tests.conftest import TINY, Result, assert_same_run, made_up_text, some_time_passes
 
@@ -483,7 +483,7 @@ def test_a_narrow_terminal_gets_paragraphs() -> None:
 def test_rows_are_sorted_by_their_mean_and_failures_have_none() -> None:
     found = [outcome("a", 3, lr=1), outcome("b", 1, lr=2), outcome("c", 2, lr=1)]
     failed = Outcome(Setup("d", {"lr": 3}, None, []), failed="no")
-    made = rows(A_STUDY, [*found, failed])
+    made = grouped(A_STUDY, [*found, failed])
     assert [row.settings["lr"] for row in made] == [2, 1]
     assert made[1].mean("val/loss") == 2.5
     assert made[1].spread("val/loss") == pytest.approx(0.5**0.5)
