@@ -157,12 +157,9 @@ def read(path: str | Path) -> dict[str, Any]:
     try:
         return _read(path)
     except Damaged as error:
-        found = newest_whole(path)
-        hint = (
-            f"{found[0]} of step {found[1]['global_step']} is whole"
-            if found
-            else "and there is no whole one next to it"
-        )
+        hint = "and there is no whole one next to it"
+        if found := newest_whole(path):
+            hint = f"{found[0]} of step {found[1]['global_step']} is whole"
         raise Damaged(f"{error.reason}; {hint}", error.option, error.value) from error
 
 

@@ -75,17 +75,19 @@ def start_from(name: str, folder: Path) -> Origin:
         raise UsageError(str(error), "model.init_from", name) from error
     if name not in checkpoint.ALIASES:
         inputs.refuse_endless(path, opt("model.init_from"))
-    if name not in checkpoint.ALIASES and not path.is_file():
-        raise UsageError(
-            "no such file or folder; give a checkpoint, a folder in Hugging Face's format, or one "
-            f"of {', '.join(PUBLISHED)}.{did_you_mean(name, PUBLISHED)}",
-            "model.init_from",
-            name,
-        )
+        if not path.is_file():
+            raise UsageError(
+                "no such file or folder; give a checkpoint, a folder in Hugging Face's format, or "
+                f"one of {', '.join(PUBLISHED)}.{did_you_mean(name, PUBLISHED)}",
+                "model.init_from",
+                name,
+            )
     try:
-        return _from_checkpoint(name)
+        path, content = checkpoint.read_named(name)
+        model, tokenizer = checkpoint.build(content)
     except UsageError as error:
         raise error.renamed("ckpt_path", "model.init_from") from error
+    return Origin(str(path.absolute()), model.config, model.state_dict(), tokenizer, True)
 
 
 def _from_folder(name: str, path: Path, folder: Path) -> Origin:
@@ -96,19 +98,13 @@ def _from_folder(name: str, path: Path, folder: Path) -> Origin:
     return Origin(name, config, state, tokenizer)
 
 
-def _from_checkpoint(name: str) -> Origin:
-    path, content = checkpoint.read_named(name)
-    model, tokenizer = checkpoint.build(content)
-    return Origin(str(path.absolute()), model.config, model.state_dict(), tokenizer, True)
-
-
 def _fetched(name: str, cached: Path) -> Path:
     """The folder of a published model's files, which are fetched if they are missing.
 
     Their sha256 isn't known; reading them runs no code and compares them with each other.
     """
-    own = os.environ.get("GPTLIT_DATA_DIR")
-    for place in [Path(own) / name, cached] if own else [cached]:
+    user_folder = os.environ.get("GPTLIT_DATA_DIR")
+    for place in [Path(user_folder) / name, cached] if user_folder else [cached]:
         if all((place / filename).is_file() for filename in _FILES):
             return place
     import pooch
@@ -116,11 +112,11 @@ def _fetched(name: str, cached: Path) -> Path:
 
     for filename in _FILES:
         address = _HUB.format(name=name, filename=filename)
-        timeout = (CONNECT_TIMEOUT_S, READ_TIMEOUT_S)
         note(f"fetching {address}")
+        fetch = pooch.HTTPDownloader(timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S))
         try:
             with replacing(cached / filename) as file:
-                pooch.HTTPDownloader(timeout=timeout)(address, file, None)
+                fetch(address, file, None)
         except (requests.RequestException, OSError) as error:
             with contextlib.suppress(OSError):
                 cached.rmdir()  # if nothing was fetched
@@ -160,14 +156,14 @@ def take(
         block_size = model.block_size
     state = crop_block_size(origin.state, origin.config, block_size)
     # the run chooses its context, and so the number of learned positions
-    taken = {"n_positions": None} | {
+    sizes = {"n_positions": None} | {
         name: value
         for name, value in dataclasses.asdict(origin.config).items()
         if name not in (*not_in_weights, "block_size", "n_positions")
     }
-    taken["block_size"] = block_size
-    changed = [f"{name} {value}" for name, value in taken.items() if model[name] != value]
-    for name, value in {**taken, "init_from": origin.name}.items():
+    sizes["block_size"] = block_size
+    changed = [f"{name} {value}" for name, value in sizes.items() if model[name] != value]
+    for name, value in {**sizes, "init_from": origin.name}.items():
         model[name] = value
     note(
         f"starting from {origin.name}, with its tokenizer of {origin.tokenizer.vocab_size:,} tokens"
@@ -186,11 +182,8 @@ def crop_block_size(state: State, config: GPTConfig, block_size: int) -> State:
         return state
     rows: Tensor = state["wpe.weight"]
     if block_size > len(rows):
-        raise UsageError(
-            f"the weights to start from have {len(rows)} positions; use {len(rows)} or fewer",
-            "model.block_size",
-            block_size,
-        )
+        reason = f"the weights to start from have {len(rows)} positions; use {len(rows)} or fewer"
+        raise UsageError(reason, "model.block_size", block_size)
     return {**state, "wpe.weight": rows[:block_size]}
 
 
@@ -204,12 +197,8 @@ def closing_documents(tokenizer: Tokenizer) -> Tokenizer:
         return tokenizer
     state = tokenizer.state()
     if not {END_OF_TEXT, END_OF_SEQUENCE} & set(state.get("special_tokens", ())):
-        raise UsageError(
-            "the vocabulary of the weights to start from has no end-of-sequence token; leave the "
-            "option out",
-            "data.eos",
-            True,
-        )
+        reason = "the vocabulary of the weights to start from has no end-of-sequence token"
+        raise UsageError(f"{reason}; leave the option out", "data.eos", True)
     return from_state({**state, "eos": True})
 
 

@@ -10,6 +10,7 @@ from gptlit import plain_data
 from gptlit.checkpoints import torch_files
 from gptlit.checkpoints.gpt2_names import fitting, from_theirs
 from gptlit.checkpoints.weight_shapes import State
+from gptlit.corpora.inputs import refuse_endless
 from gptlit.messages import UsageError, errors_about
 from gptlit.model.config import GPTConfig
 from gptlit.tokenizers.base import Tokenizer
@@ -78,7 +79,8 @@ def read_meta(path: Path) -> CharTokenizer:
         UsageError: missing, torn, could run code, or not of characters in the order of their code
             points.
     """
-    content = torch_files.load_pickle(path, "meta.pkl")
+    refuse_endless(path, "meta.pkl")
+    content = torch_files.load_pickle(path)
     ids = content.get("stoi") if isinstance(content, dict) else None
     with errors_about(path.name):
         if not isinstance(ids, dict) or not all(isinstance(key, str) for key in ids):

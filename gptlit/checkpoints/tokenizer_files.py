@@ -108,7 +108,8 @@ def write(tokenizer: Tokenizer, folder: Path, block_size: int) -> None:
     else:
         assert isinstance(tokenizer, WordTokenizer)
         content = _by_words(names, tokenizer.special_ids, tokenizer.words)
-        content |= _reversible() if tokenizer.reversible else _plain()
+        plain = {"pre_tokenizer": _split(f"[{_SPACES}]+", "Removed")}
+        content |= _reversible() if tokenizer.reversible else plain
     _put(folder / "tokenizer.json", content)
     _put(folder / "tokenizer_config.json", options)
     _put(folder / "special_tokens_map.json", named)
@@ -179,10 +180,6 @@ def _by_words(
     return _pipeline({names[token]: id_ for token, id_ in special.items() if token in names}, model)
 
 
-def _plain() -> dict[str, Any]:
-    return {"pre_tokenizer": _split(f"[{_SPACES}]+", "Removed")}
-
-
 def _reversible() -> dict[str, Any]:
     """Stages of a reversible `WordTokenizer`, which omits a single space between words."""
     word, space = f"[^{_SPACES}]", f"[{_SPACES}]"
@@ -227,14 +224,7 @@ class _Stage(TypedDict):
     use_regex: NotRequired[bool]
     add_prefix_space: NotRequired[bool]
     pattern: NotRequired[dict[str, str]]
-
-
-class _Stages(_Stage):
-    pretokenizers: NotRequired[list[_Stage]]
-
-
-class _Typed(TypedDict):
-    type: NotRequired[str]
+    pretokenizers: NotRequired[list["_Stage"]]
 
 
 class _Model(TypedDict):
@@ -250,8 +240,8 @@ class _Added(TypedDict):
 class _File(TypedDict):
     """The parts of a tokenizer.json that are read."""
 
-    model: _Typed
-    pre_tokenizer: _Stages | None
+    model: dict[str, Any]
+    pre_tokenizer: _Stage | None
     normalizer: NotRequired[dict[str, Any] | None]
     added_tokens: list[_Added]
 

@@ -44,11 +44,7 @@ def load(path: Path) -> Any:
 
 
 def load_named(path: Path) -> Any:
-    """The same as `load`, with the file's name in messages.
-
-    Raises:
-        UsageError: missing, not a regular file, or as `load`.
-    """
+    """The same as `load`, with the file's name in messages; a missing file is a UsageError."""
     refuse_endless(path, "weights")
     with errors_about(path.name):
         try:
@@ -90,18 +86,17 @@ def check_sizes(path: Path) -> None:
         members = archive.infolist()
     for member in members:
         n_bytes += member.file_size
+        problem = ""
         if member.filename in seen:
-            what = "comes twice"
+            problem = "comes twice"
         elif n_bytes > size:
-            what = f"is larger than the file's {size:,}"
+            problem = f"is larger than the file's {size:,}"
         elif member.compress_type != zipfile.ZIP_STORED:
-            what = "is compressed, which torch.save doesn't do"
-        else:
-            seen.add(member.filename)
-            continue
-        raise UsageError(
-            f"refused: {in_short(member.filename)} in it, of {member.file_size:,} bytes, {what}"
-        )
+            problem = "is compressed, which torch.save doesn't do"
+        if problem:
+            subject = f"{in_short(member.filename)} in it, of {member.file_size:,} bytes"
+            raise UsageError(f"refused: {subject}, {problem}")
+        seen.add(member.filename)
 
 
 def save(content: dict[str, Any], path: Path) -> None:
@@ -130,17 +125,12 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it names {module_name}.{global_name}")
 
 
-def load_pickle(path: Path, name: str) -> Any:
+def load_pickle(path: Path) -> Any:
     """The numbers, strings and containers of a pickle.
-
-    Args:
-        path: Path of the file.
-        name: Name of the file in messages about devices and pipes.
 
     Raises:
         UsageError: missing, torn, or holds more than plain data.
     """
-    refuse_endless(path, name)
     try:
         with path.open("rb") as file:
             pickled = file.read(LARGEST_PICKLE + 1)
@@ -149,9 +139,8 @@ def load_pickle(path: Path, name: str) -> Any:
     except FileNotFoundError as error:
         raise UsageError(f"{path.name}: no such file") from error
     except pickle.UnpicklingError as error:
-        raise UsageError(
-            f"{path.name}: refused: torn, or not of plain data only ({error})"
-        ) from error
+        reason = f"refused: torn, or not of plain data only ({error})"
+        raise UsageError(f"{path.name}: {reason}") from error
     except Exception as error:  # a torn pickle can raise any error
         raise UsageError(f"{path.name}: torn or not a pickle ({type(error).__name__})") from error
 

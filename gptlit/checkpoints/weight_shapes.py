@@ -115,12 +115,10 @@ def _compare(state: Mapping[str, Tensor], config: GPTConfig, prefix: str) -> Non
     for name, shape in shapes(config):
         if name not in state:
             layers = len({key.split(".")[1] for key in state if key.startswith("h.")})
-            raise UsageError(
-                f"the weights lack {prefix}{name}, of shape {shape}: n_layer is {config.n_layer}, "
-                f"and they have {layers} layers"
-                if name.startswith("h.") and layers < config.n_layer
-                else f"the weights lack {prefix}{name}, of shape {shape}"
-            )
+            cause = ""
+            if name.startswith("h.") and layers < config.n_layer:
+                cause = f": n_layer is {config.n_layer}, and they have {layers} layers"
+            raise UsageError(f"the weights lack {prefix}{name}, of shape {shape}{cause}")
         if (found := tuple(state[name].shape)) != shape:
             raise UsageError(
                 f"{prefix}{name} is of shape {found}; by its sizes it should be {shape}"
@@ -128,10 +126,8 @@ def _compare(state: Mapping[str, Tensor], config: GPTConfig, prefix: str) -> Non
         known.add(name)
     if unknown := [prefix + in_short(name) for name in state if name not in known]:
         more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
-        raise UsageError(
-            f"the weights have {', '.join(unknown[:3])}{more}, which a GPT with these options "
-            "doesn't have"
-        )
+        names = f"{', '.join(unknown[:3])}{more}"
+        raise UsageError(f"the weights have {names}, which a GPT with these options doesn't have")
 
 
 def check_tensors(state: Mapping[Any, Any], prefix: str = "") -> None:
