@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
@@ -19,13 +19,13 @@ from gptlit.model.gpt import GPT
 from gptlit.runs.loggers import SAMPLES, as_markdown
 from gptlit.runs.progress_bar import print_above_bar
 from gptlit.terminal import printable
-from gptlit.training import fsdp2
+from gptlit.training import fsdp2, run_length
 from gptlit.training.loop_state import ends_epoch
 from gptlit.training.module import LitGPT
 
 
 class SampleText(Callback):
-    """Generates sample text after each validation and each longer epoch, from the same prompts.
+    """Generates sample text after each validation, and after longer epochs, from the same prompts.
 
     The text goes to samples.txt in the run's folder and to TensorBoard's text tab; its beginning
     goes to the console.
@@ -38,6 +38,8 @@ class SampleText(Callback):
         seed: As for `gptlit predict`.
         min_interval: Least number of steps between two samples; at the end of an epoch at least
             100.
+        at_epoch_end: Also sample at the end of each epoch: true, false, or auto, where an epoch is
+            at least as long as the interval between validations.
     """
 
     CONSOLE_LINES = 4
@@ -51,6 +53,7 @@ class SampleText(Callback):
         top_k: int | None = SamplingSettings.top_k,
         seed: int = 1337,
         min_interval: int = 0,
+        at_epoch_end: bool | Literal["auto"] = "auto",
     ) -> None:
         self.prompts = as_strings(prompts, "samples.prompts")
         try:
@@ -65,6 +68,7 @@ class SampleText(Callback):
             raise UsageError("must be 0 or more", "samples.min_interval", min_interval)
         self.seed = seed
         self.min_interval = min_interval
+        self.at_epoch_end = at_epoch_end
         self.folder: Path | None = None  # the run's folder, set when the run is built
         self._written_at = -1
         self._excerpt = ""  # not printed yet
@@ -100,7 +104,10 @@ class SampleText(Callback):
             self._write(trainer, pl_module, evaluated, self.min_interval)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if ends_epoch(trainer):
+        is_wanted = self.at_epoch_end
+        if is_wanted == "auto":
+            is_wanted = run_length.validates_each_epoch(trainer)
+        if is_wanted and ends_epoch(trainer):
             interval = max(self.min_interval, self.EPOCH_STEPS)
             self._write(trainer, pl_module, "train/loss", interval)
 

@@ -47,6 +47,19 @@ def validate_at_end(trainer: L.Trainer) -> None:
         trainer.val_check_interval = min(interval, n_steps * trainer.accumulate_grad_batches)
 
 
+def validates_each_epoch(trainer: L.Trainer) -> bool:
+    """Whether an epoch is at least as long as the interval between validations, if there are any.
+
+    An interval that is a time counts as longer.
+    """
+    if not trainer.enable_validation:
+        return True
+    if trainer.check_val_every_n_epoch is not None:
+        return trainer.check_val_every_n_epoch == 1
+    n_batches = trainer.val_check_batch  # None for a time
+    return n_batches is not None and n_batches <= trainer.num_training_batches
+
+
 def schedule(recipe: Recipe, trainer: L.Trainer) -> Callable[[int], float]:
     """Return the function from a step of a run to its learning rate, as a fraction of the peak.
 

@@ -1,0 +1,76 @@
+"""When a run samples: at validations, and at the ends of epochs that are long enough."""
+
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from gptlit.checkpoints import checkpoint
+from gptlit.runs.sample_text import SampleText
+from gptlit.training.run_length import validates_each_epoch
+from tests.conftest import TINY, Result
+
+LAST = Path("lightning_logs/version_0/checkpoints/last.ckpt")
+SAMPLES = Path("lightning_logs/version_0/samples.txt")
+Call = Callable[..., Result]
+
+
+@pytest.mark.parametrize(
+    ("batches_per_epoch", "val_check_batch", "every_n_epoch", "expected"),
+    [
+        (61, 250, None, False),
+        (250, 250, None, True),
+        (1000, 250, None, True),
+        (math.inf, 250, None, True),
+        (1000, None, None, False),  # a time between validations
+        (10, 10, 1, True),
+        (10, 5, 1, True),
+        (10, 10, 3, False),
+    ],
+)
+def test_an_epoch_is_compared_with_the_interval_between_validations(
+    batches_per_epoch: float,
+    val_check_batch: int | None,
+    every_n_epoch: int | None,
+    expected: bool,
+) -> None:
+    trainer: Any = SimpleNamespace(
+        enable_validation=True,
+        num_training_batches=batches_per_epoch,
+        val_check_batch=val_check_batch,
+        check_val_every_n_epoch=every_n_epoch,
+    )
+    assert validates_each_epoch(trainer) is expected
+    trainer.enable_validation = False
+    assert validates_each_epoch(trainer)
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        (["--trainer.val_check_interval=8"], [8]),  # longer than an epoch of 5 steps
+        (["--trainer.val_check_interval=8", "--samples.at_epoch_end=true"], [5, 8, 10]),
+        (["--trainer.val_check_interval=4"], [4, 5, 8, 10]),
+        (["--trainer.val_check_interval=4", "--samples.at_epoch_end=false"], [4, 8]),
+        (["--trainer.limit_val_batches=0"], [5, 10]),
+    ],
+)
+def test_samples_at_the_end_of_epochs(
+    gptlit: Call,
+    text_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    steps: list[int],
+) -> None:
+    monkeypatch.setattr(SampleText, "EPOCH_STEPS", 1)
+    epochs = ["--trainer.limit_train_batches=5", "--trainer.max_steps=10"]
+    done = gptlit("fit", *TINY, f"--data.path={text_file}", *epochs, *options)
+    assert done.code == 0, done.err
+    found = re.findall(r"^=== step (\d+)", SAMPLES.read_text(), re.MULTILINE)
+    assert [int(step) for step in found] == steps
+    saved = checkpoint.read(LAST)["callbacks"]["SampleText"]
+    assert saved.keys() == {"written_at"}  # the same state as in older versions
