@@ -34,8 +34,8 @@ class _EventFile:
     """
 
     def __init__(self, folder: Path) -> None:
-        made = f"{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
-        self._path = folder / PATTERN.replace("*", made)
+        name = f"{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
+        self._path = folder / PATTERN.replace("*", name)
         self._pending = io.BytesIO()
         self._failed = False
         self.add_event(_version(wall_time=time.time()))

@@ -7,7 +7,7 @@ import re
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,8 @@ TIMED = "speed/"  # differs between equal runs, so that checkpoints leave it out
 class _Unlogged:
     """Selects the metrics of the current step that aren't logged yet.
 
-    A run that was killed after a save logs metrics of that step again when it is resumed. They are
-    bitwise equal, so the first ones stay.
+    A run that was killed after a save logs metrics of that step again when it is resumed, with
+    equal values.
     """
 
     def __init__(self) -> None:
@@ -89,21 +89,22 @@ class Table(CSVLogger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         assert step is not None
-        if new := self.unlogged.select({k: v for k, v in metrics.items() if k != "epoch"}, step):
-            # every row has its epoch
-            super().log_metrics(new | {k: v for k, v in metrics.items() if k == "epoch"}, step)
+        epoch = {"epoch": metrics["epoch"]} if "epoch" in metrics else {}  # in each row
+        values = {name: value for name, value in metrics.items() if name != "epoch"}
+        if new := self.unlogged.select(values, step):
+            super().log_metrics(new | epoch, step)
 
 
 class Curves(TensorBoardLogger):
     """Logs TensorBoard's events.
 
     Args:
-        root: As for Lightning's logger.
+        root: Directory above the logger's name, as `save_dir` of TensorBoardLogger.
         n_steps: Number of steps whose events a resumed run keeps.
-        **options: As for Lightning's logger.
+        **options: `name` and `version` of TensorBoardLogger.
     """
 
-    def __init__(self, root: Path, n_steps: int = 0, **options: Any) -> None:
+    def __init__(self, root: Path, n_steps: int, **options: Any) -> None:
         # TensorBoard ignores the first purge mark of a run, so a new run writes one too
         super().__init__(root, default_hp_metric=False, purge_step=n_steps, **options)
         self.unlogged = _Unlogged()
@@ -135,24 +136,6 @@ class Curves(TensorBoardLogger):
             self._saved_hparams = dict(self.hparams)
 
 
-def cut(path: Path, n_steps: int) -> set[str]:
-    """Remove the rows after a run's first steps from a table.
-
-    Args:
-        path: Path of metrics.csv.
-        n_steps: Number of steps to keep; steps are logged from 0, and a validation is logged with
-            the step before it.
-
-    Returns:
-        Names of the metrics logged for the last step that is kept.
-    """
-    header, rows = metrics_file.read(path)
-    kept = [row for row in rows if int(row["step"]) < n_steps]
-    metrics_file.write(path, header, kept)
-    of_last = [row for row in kept if int(row["step"]) == n_steps - 1]
-    return {name for row in of_last for name, value in row.items() if value}
-
-
 def logs_from(path: Path, first_step: int) -> bool:
     """Whether a table has a row of a step, counted from 0, or of a later one."""
     return any(int(row["step"]) >= first_step for row in metrics_file.read(path)[1])
@@ -164,11 +147,7 @@ def as_markdown(sample: str) -> str:
 
 
 class Records(Callback):
-    """Copies metrics.csv and samples.txt into each checkpoint, from which `restore` takes them.
-
-    Args:
-        folder: Folder of the run.
-    """
+    """Copies metrics.csv and samples.txt of a run into its checkpoints, for `restore`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -188,35 +167,51 @@ class Records(Callback):
         }
 
 
-def _unpacked(kept: Mapping[str, Any], name: str) -> bytes:
+def _unpacked(records: Mapping[str, Any], name: str) -> bytes:
     try:
-        return zlib.decompressobj().decompress(kept[name], MAX_BYTES)
+        return zlib.decompressobj().decompress(records[name], MAX_BYTES)
     except (KeyError, TypeError, zlib.error):
         return b""  # not written by gptlit
 
 
-def restore(folder: Path, kept: Mapping[str, Any], n_steps: int) -> None:
-    """Complete a run's metrics, samples and events, which a crash can have cut.
+def restore(folder: Path, records: Mapping[str, Any] | None, n_steps: int) -> set[str]:
+    """Restore a run's metrics, samples and events to those of its first steps.
+
+    A crash can have cut them; later rows of metrics.csv are removed.
 
     Args:
         folder: Folder of the run.
-        kept: Copies that `Records` put into the checkpoint to resume from.
-        n_steps: Step of the checkpoint.
+        records: Copies that `Records` put into the checkpoint to resume from; None if it has none.
+        n_steps: Step of the checkpoint. Steps are logged from 0, and a validation is logged with
+            the step before it.
+
+    Returns:
+        Names of the metrics logged for the last of the steps.
     """
     header, rows = metrics_file.read(folder / METRICS)
-    kept_header, kept_rows = metrics_file.parse(_unpacked(kept, METRICS))
     rows = [row for row in rows if int(row["step"]) < n_steps]
-    rows += kept_rows[len(rows) :]  # both tables begin with the same rows
-    metrics_file.write(folder / METRICS, sorted({*header, *kept_header}), rows)
-    samples, path = _unpacked(kept, SAMPLES), folder / SAMPLES
-    if samples and (not path.is_file() or path.stat().st_size < len(samples)):
-        write_atomically(path, samples)
+    if records is not None:
+        saved_header, saved_rows = metrics_file.parse(_unpacked(records, METRICS))
+        saved_rows = [row for row in saved_rows if int(row["step"]) < n_steps]
+        header = sorted({*header, *saved_header})
+        rows += saved_rows[len(rows) :]  # both tables begin with the same rows
+        samples, path = _unpacked(records, SAMPLES), folder / SAMPLES
+        if samples and (not path.is_file() or path.stat().st_size < len(samples)):
+            write_atomically(path, samples)
+        _restore_events(folder, _summaries(rows, samples.decode(errors="replace")), n_steps)
+    metrics_file.write(folder / METRICS, header, rows)
+    last_rows = [row for row in rows if int(row["step"]) == n_steps - 1]
+    return {name for row in last_rows for name, value in row.items() if value}
+
+
+def _restore_events(folder: Path, summaries: Iterable[tuple[int, Any]], n_steps: int) -> None:
+    """Add the summaries of a run's first steps that its event files lack."""
     events = event_files.logged(folder, n_steps)
-    found = {(value.tag, event.step) for event in events for value in event.summary.value}
+    logged = {(value.tag, event.step) for event in events for value in event.summary.value}
     missing = {
         (each.value[0].tag, step): Event(step=step, wall_time=time.time(), summary=each)
-        for step, each in _summaries(rows, samples.decode(errors="replace"))
-        if step < n_steps and (each.value[0].tag, step) not in found
+        for step, each in summaries
+        if step < n_steps and (each.value[0].tag, step) not in logged
     }
     if missing:
         event_files.rewrite(folder, [*events, *missing.values()])

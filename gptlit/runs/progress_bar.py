@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -74,22 +74,25 @@ class RunBar(ProgressBar):
         assert isinstance(pl_module, LitGPT)
         end = run_length.steps_of_run(trainer)
         self._run = self._bar(end, trainer.global_step, unit=" steps", leave=True)
-        self._draw(self._run, "step", trainer, pl_module)
+        self._draw_run(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any
     ) -> None:
-        if self._run is not None and self._is_due():
-            self._run.n = trainer.global_step
-            self._draw(self._run, "step", trainer, pl_module)
+        if self._is_due():
+            self._draw_run(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._end_evaluation()
+        self._draw_run(trainer, pl_module)
         if self._run is not None:
-            self._run.n = trainer.global_step
-            self._draw(self._run, "step", trainer, pl_module)
             self._run.close()
             self._run = None
+
+    def _draw_run(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self._run is not None:
+            self._run.n = trainer.global_step
+            self._draw(self._run, "step", self.get_metrics(trainer, module))
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         self.on_train_end(trainer, pl_module)  # so that the error message has a line of its own
@@ -98,25 +101,24 @@ class RunBar(ProgressBar):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.sanity_checking:
-            batches = trainer.num_val_batches
-            self._evaluation = self._begin_evaluation(batches, position=int(trainer.training))
+            self._begin_evaluation(trainer.num_val_batches, position=int(trainer.training))
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._begin_evaluation(trainer.num_test_batches, position=0)
 
     def on_validation_batch_end(self, *_: Any, **__: Any) -> None:
         self._count_evaluated("validating")
 
-    def on_validation_end(self, *_: Any) -> None:
-        self._end_evaluation()
-
-    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._evaluation = self._begin_evaluation(trainer.num_test_batches, position=0)
-
     def on_test_batch_end(self, *_: Any, **__: Any) -> None:
         self._count_evaluated("testing")
+
+    def on_validation_end(self, *_: Any) -> None:
+        self._end_evaluation()
 
     def on_test_end(self, *_: Any) -> None:
         self._end_evaluation()
 
-    # ------------------------------------------------------------------ drawing
+    # ------------------------------------------------------------------ bars
 
     def _bar(self, total: float | None, initial: int = 0, **options: Any) -> tqdm:
         return tqdm(
@@ -130,10 +132,9 @@ class RunBar(ProgressBar):
             **options,
         )
 
-    def _begin_evaluation(self, batches: Any, position: int) -> tqdm:
-        total = sum(batches) if isinstance(batches, list) else batches
-        delay = EVALUATION_AFTER_SECONDS
-        return self._bar(total, unit=" batches", leave=False, position=position, delay=delay)
+    def _begin_evaluation(self, n_batches: Sequence[float], position: int) -> None:
+        place: dict[str, Any] = {"position": position, "delay": EVALUATION_AFTER_SECONDS}
+        self._evaluation = self._bar(sum(n_batches), unit=" batches", leave=False, **place)
 
     def _count_evaluated(self, label: str) -> None:
         if self._evaluation is not None:
@@ -154,12 +155,12 @@ class RunBar(ProgressBar):
         self._drawn_at = now
         return True
 
-    def _draw(self, bar: tqdm, label: str, *metrics_of: Any) -> None:
+    def _draw(self, bar: tqdm, label: str, metrics: Mapping[str, Any] | None = None) -> None:
         if bar.disable:
             return
-        if metrics_of:
-            metrics = {k: v for k, v in self.get_metrics(*metrics_of).items() if k != "v_num"}
-            bar.set_postfix_str(", ".join(map(_formatted, metrics.items())), refresh=False)
+        if metrics is not None:
+            shown = [_formatted(*metric) for metric in metrics.items() if metric[0] != "v_num"]
+            bar.set_postfix_str(", ".join(shown), refresh=False)
         end = "" if bar.total is None else f"/{bar.total:,}"
         bar.set_description_str(f"{label} {bar.n:,}{end}", refresh=False)
         bar.bar_format = fitting_meter(bar.format_dict)
@@ -167,7 +168,7 @@ class RunBar(ProgressBar):
 
 
 def fitting_meter(state: Mapping[str, Any]) -> str:
-    """Choose the richest format that leaves MIN_BAR_COLUMNS for the bar in the terminal's width.
+    """Return the first format that leaves MIN_BAR_COLUMNS for the bar in the terminal's width.
 
     Args:
         state: tqdm's `format_dict` of a bar.
@@ -183,6 +184,5 @@ def fitting_meter(state: Mapping[str, Any]) -> str:
     return formats[-1]
 
 
-def _formatted(metric: tuple[str, Any]) -> str:
-    name, value = metric
+def _formatted(name: str, value: Any) -> str:
     return f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}"

@@ -51,7 +51,7 @@ class Report(Callback):
     It follows the callbacks that save, so that printing never delays a checkpoint.
 
     Args:
-        precision_reason: Why the precision was chosen.
+        precision_reason: Reason why the precision was chosen.
         samples: Callback whose samples are printed.
         overfitting: Callback whose warning is printed after a validation.
         extra_rows: Names and values at the end of the start block.
@@ -61,10 +61,10 @@ class Report(Callback):
 
     def __init__(
         self,
-        precision_reason: str = "",
-        samples: SampleText | None = None,
-        overfitting: Overfitting | None = None,
-        extra_rows: Sequence[tuple[str, str]] = (),
+        precision_reason: str,
+        samples: SampleText,
+        overfitting: Overfitting,
+        extra_rows: Sequence[tuple[str, str]],
     ) -> None:
         self.precision_reason = precision_reason
         self.samples = samples
@@ -78,8 +78,7 @@ class Report(Callback):
         assert isinstance(pl_module, LitGPT)
         self._since, self._from_step = time.perf_counter(), trainer.global_step
         if trainer.is_global_zero:
-            block = start_block(trainer, pl_module, self.precision_reason, self.extra_rows)
-            print_above_bar(pl_module, block)
+            print_above_bar(pl_module, self._start_block(trainer, pl_module))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any
@@ -89,18 +88,15 @@ class Report(Callback):
         if trainer.global_step == 1 and done == 1:
             uniform = torch.tensor(float(pl_module.config.vocab_size)).log()
             first = trainer.callback_metrics["train/loss"]
-            print_above_bar(
-                pl_module,
-                f"first loss {first:.3f}; a uniform guess has ln(vocab_size) = {uniform:.3f}",
-            )
+            text = f"first loss {first:.3f}; a uniform guess has ln(vocab_size) = {uniform:.3f}"
+            print_above_bar(pl_module, text)
             self._since, self._from_step = time.perf_counter(), 1  # the first step warms up
         elif done == self.ETA_AFTER_STEPS and trainer.max_steps > 0 and not self._has_printed_eta:
             self._has_printed_eta = True
             per_step = (time.perf_counter() - self._since) / done
             left = duration((trainer.max_steps - trainer.global_step) * per_step)
-            print_above_bar(
-                pl_module, f"{per_step * 1e3:.0f} ms per step, about {left} of training left"
-            )
+            text = f"{per_step * 1e3:.0f} ms per step, about {left} of training left"
+            print_above_bar(pl_module, text)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking:
@@ -115,53 +111,44 @@ class Report(Callback):
         else:
             evaluated = f"train/loss_eval {metrics['train/loss_eval']:.4f}"
         print_above_bar(pl_module, f"step {trainer.global_step}: {evaluated}")
-        if self.overfitting is not None and self.overfitting.warning:
+        if self.overfitting.warning:
             print_above_bar(pl_module, self.overfitting.warning)
-        self._show_sample(pl_module)
+        self.samples.show(pl_module)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._show_sample(pl_module)
+        self.samples.show(pl_module)
 
-    def _show_sample(self, module: L.LightningModule) -> None:
-        if self.samples is not None:
-            self.samples.show(module)
-
-
-def start_block(
-    trainer: L.Trainer,
-    module: LitGPT,
-    precision_reason: str,
-    extra_rows: Sequence[tuple[str, str]] = (),
-) -> str:
-    """Describe in one line each the device, model, text and steps of a run, then `extra_rows`."""
-    text = module.text
-    x, y = next(iter(text.train_slice()))
-    scored = int((y[0, :24] != IGNORED).sum())  # a document may be shorter
-    n_validation = text.tokens.size("val")
-    per_step = text.windows_per_step * text.block_size
-    device = trainer.strategy.root_device.type
-    if device == "cuda":
-        device = torch.cuda.get_device_name(trainer.strategy.root_device)
-    rows = {
-        "device": f"{trainer.world_size} x {device}"
-        + (f", threads: {torch.get_num_threads()}" if device == "cpu" else ""),
-        "precision": f"{trainer.precision}"
-        + (f" ({precision_reason})" if precision_reason else ""),
-        "model": f"{module.net.num_parameters():,} parameters, context "
-        f"{module.config.block_size}, vocabulary {module.config.vocab_size}",
-        "text": f"{text.tokens.provenance['name']}: {text.n_train_tokens:,} training tokens, "
-        f"{n_validation:,} validation tokens" + ("" if n_validation else " (monitors train/loss)"),
-        "step": f"{per_step:,} tokens; {_steps(text.steps_per_epoch)} per epoch",
-        "input": repr(text.tokenizer.decode(x[0, :scored].tolist())),
-        "target": repr(text.tokenizer.decode(y[0, :scored].tolist())),
-    }
-    if module.options.compile:
-        choice = module.compiled.choice
-        rows["compile"] = f"{'yes' if choice.compiles else 'no'} ({choice.reason})"
-    if trainer.max_steps > 0:
-        epochs = trainer.max_steps / text.steps_per_epoch
-        rows["step"] += f"; {_steps(trainer.max_steps)} in all ({epochs:.2f} epochs)"
-    return "\n".join(f"  {name:<11}{value}" for name, value in [*rows.items(), *extra_rows])
+    def _start_block(self, trainer: L.Trainer, module: LitGPT) -> str:
+        """Describe the device, model, text and steps of a run in one line each."""
+        text, config = module.text, module.config
+        inputs, targets = next(iter(text.train_slice()))
+        shown = int((targets[0, :24] != IGNORED).sum())  # a document may be shorter
+        n_validation = text.tokens.size("val")
+        device = trainer.strategy.root_device.type
+        if device == "cpu":
+            device += f", threads: {torch.get_num_threads()}"
+        elif device == "cuda":
+            device = torch.cuda.get_device_name(trainer.strategy.root_device)
+        rows = {
+            "device": f"{trainer.world_size} x {device}",
+            "precision": f"{trainer.precision} ({self.precision_reason})",
+            "model": f"{module.net.num_parameters():,} parameters, context {config.block_size}, "
+            f"vocabulary {config.vocab_size}",
+            "text": f"{text.tokens.provenance['name']}: {text.n_train_tokens:,} training tokens, "
+            f"{n_validation:,} validation tokens{'' if n_validation else ' (monitors train/loss)'}",
+            "step": f"{text.windows_per_step * text.block_size:,} tokens; "
+            f"{_steps(text.steps_per_epoch)} per epoch",
+            "input": repr(text.tokenizer.decode(inputs[0, :shown].tolist())),
+            "target": repr(text.tokenizer.decode(targets[0, :shown].tolist())),
+        }
+        if module.options.compile:
+            choice = module.compiled.choice
+            rows["compile"] = f"{'yes' if choice.compiles else 'no'} ({choice.reason})"
+        if trainer.max_steps > 0:
+            epochs = trainer.max_steps / text.steps_per_epoch
+            rows["step"] += f"; {_steps(trainer.max_steps)} in all ({epochs:.2f} epochs)"
+        lines = [*rows.items(), *self.extra_rows]
+        return "\n".join(f"  {name:<11}{value}" for name, value in lines)
 
 
 def _steps(number: int) -> str:

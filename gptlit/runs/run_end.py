@@ -27,11 +27,7 @@ from gptlit.training.overfitting import Overfitting
 
 @contextlib.contextmanager
 def interruptible(trainer: L.Trainer) -> Iterator[None]:
-    """Raise KeyboardInterrupt for Ctrl-C, of which Lightning makes a SystemExit.
-
-    Raises:
-        KeyboardInterrupt: Ctrl-C.
-    """
+    """Raise KeyboardInterrupt after Ctrl-C, where Lightning raises SystemExit."""
     try:
         with signals.as_raised():
             yield
@@ -103,7 +99,7 @@ def _fit(run: Run, stopping: Stopping) -> None:
 
 
 def _resume_hint(folder: Path | None, options: str = "") -> str:
-    saved = folder and _newest_checkpoint(folder / "checkpoints" / "last.ckpt")
+    saved = folder and _newest_checkpoint(folder / checkpoint.CHECKPOINTS / "last.ckpt")
     if not saved:
         return "; nothing was saved"
     path, content = saved
@@ -126,10 +122,10 @@ def summary(run: Run, seconds: float) -> str:
 
     Args:
         run: The run.
-        seconds: Duration of the fit.
+        seconds: Duration of the fit in seconds.
     """
     head, longer = _how_it_ended(run)
-    folder = run.folder and run.folder.path / "checkpoints"
+    folder = run.folder and run.folder.path / checkpoint.CHECKPOINTS
     paths = [folder / f"{name}.ckpt" for name in ("best", "last")] if folder else []
     saved = [path for path in paths if path.exists()]
     rows = {path.stem: f"{checkpoint.evaluation(checkpoint.read(path))}, {path}" for path in saved}
@@ -144,7 +140,7 @@ def summary(run: Run, seconds: float) -> str:
 
 
 def _how_it_ended(run: Run) -> tuple[str, str]:
-    """Return why a run ended, and the options that a resume needs to train for longer."""
+    """Return why a run ended, and the options by which a resume trains for longer."""
     trainer, stopping = run.trainer, run.stopping
     step, patience = f"{trainer.global_step:,}", trainer.early_stopping_callback
     if stopping and stopping.cause:

@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import Logger
 from gptlit.checkpoints import checkpoint
 from gptlit.files import leftovers, locked, write_atomically
 from gptlit.messages import UsageError, opt
-from gptlit.runs.loggers import METRICS, SAMPLES, Curves, Records, Table, cut, logs_from, restore
+from gptlit.runs.loggers import METRICS, SAMPLES, Curves, Records, Table, logs_from, restore
 from gptlit.runs.saving import BestCheckpoint, RunCheckpoint
 from gptlit.training import processes
 
@@ -31,27 +31,21 @@ def claim(root: Path) -> Path:
     number = 1 + max((checkpoint.version_number(run) for run in root.glob("version_*")), default=-1)
     while True:
         run = root / f"version_{number}"
-        if not processes.on_rank_zero():
-            return run
         try:
-            run.mkdir(parents=True)
+            if processes.on_rank_zero():
+                run.mkdir(parents=True)
+            return run
         except FileExistsError:
             if not run.is_dir():
                 raise
             number += 1
-        else:
-            return run
 
 
 def make_room(path: Path) -> Path | None:
-    """Move a run that can't be resumed out of the way of a new one.
-
-    Args:
-        path: Folder of the old run, which is renamed if it holds checkpoints or metrics, and
-            removed otherwise.
+    """Move the folder of a run that can't be resumed out of the way of a new one.
 
     Returns:
-        New path of the renamed folder.
+        New path of a folder with checkpoints or metrics; None for another, which is removed.
     """
     if not any(path.rglob("*.ckpt")) and not logs_from(path / METRICS, 0):
         shutil.rmtree(path)
@@ -99,7 +93,7 @@ class RunFolder:
         root: Folder of new runs.
         start: Path of the checkpoint to resume from; the resumed run stays in its folder.
         step: Step of the checkpoint.
-        place: Folder of a new run, instead of one under `root`.
+        place: Folder of a new run, instead of version_N under `root`.
     """
 
     RESTORED = (CONFIG, "hparams.yaml", METRICS, SAMPLES)
@@ -113,8 +107,7 @@ class RunFolder:
             place.mkdir(parents=True, exist_ok=True)
         self.path = own or place or claim(root)
         self.resumed_step = None if own is None else step
-        # the checkpoint's copy of files that a crash can have cut
-        self.records: dict[str, Any] | None = None
+        self.records: dict[str, Any] | None = None  # of the checkpoint, for `restore`
         paths = [self.path / name for name in self.RESTORED]
         self._before = {path: path.read_bytes() for path in paths if path.is_file()}
         self._checkpoints_before = self._checkpoints()
@@ -128,10 +121,7 @@ class RunFolder:
         return lock(self.path, f"start a new run from a checkpoint by {opt('model.init_from')}")
 
     def undo(self) -> None:
-        """Restore the folder as it was before the run, unless the run has left results in it.
-
-        The files are looked at, since another process may have trained.
-        """
+        """Restore the folder as it was before the run, unless this or another process trained."""
         if not processes.on_rank_zero() or self._has_results():
             return
         if self.claimed:
@@ -155,16 +145,14 @@ class RunFolder:
         root = self.path.parent.parent
         table, curves = Table(root, **place), Curves(root, self.resumed_step or 0, **place)
         if self.resumed_step is not None and processes.on_rank_zero():
-            if self.records is not None:
-                restore(self.path, self.records, self.resumed_step)
-            names = cut(self.path / METRICS, self.resumed_step)
+            names = restore(self.path, self.records, self.resumed_step)
             for logger in (table, curves):
                 logger.unlogged.step, logger.unlogged.names = self.resumed_step - 1, set(names)
         return [table, curves]
 
     def checkpoints(self, monitor: str, snapshot_every: int, keep_snapshots: int) -> list[Callback]:
         """Make the callbacks that save best.ckpt by `monitor`, last.ckpt, and snapshots."""
-        folder = self.path / "checkpoints"
+        folder = self.path / checkpoint.CHECKPOINTS
         for left in leftovers(folder, ".ckpt") if processes.on_rank_zero() else []:
             left.unlink()
         return [

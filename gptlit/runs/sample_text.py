@@ -15,7 +15,6 @@ from gptlit.generation.generate import generate
 from gptlit.generation.prompts import warn_dropped
 from gptlit.generation.settings import SamplingSettings
 from gptlit.messages import UsageError, as_strings
-from gptlit.model.gpt import GPT
 from gptlit.runs.loggers import SAMPLES, as_markdown
 from gptlit.runs.progress_bar import print_above_bar
 from gptlit.terminal import printable
@@ -126,7 +125,9 @@ class SampleText(Callback):
             net = fsdp2.whole(module.net)
             if net is None:
                 return
-            texts = self._generate(net, module)
+            assert module.tokenizer is not None
+            options: dict[str, Any] = {"seed": self.seed, "unknown": "skip", **self.settings.used()}
+            texts = [generate(net, module.tokenizer, each, **options) for each in self.prompts]
         head = f"step {step}, {metric} {trainer.callback_metrics.get(metric, math.nan):.4f}"
         if self.folder is not None:
             file = self.folder / SAMPLES
@@ -142,11 +143,6 @@ class SampleText(Callback):
         if texts:
             lines = texts[0].strip("\n").split("\n")[: self.CONSOLE_LINES]
             self._excerpt = "\n".join(f"    {printable(line)}" for line in lines)
-
-    def _generate(self, net: GPT, module: LitGPT) -> list[str]:
-        assert module.tokenizer is not None
-        options: dict[str, Any] = {"seed": self.seed, "unknown": "skip", **self.settings.used()}
-        return [generate(net, module.tokenizer, prompt, **options) for prompt in self.prompts]
 
     def on_train_batch_start(self, _: L.Trainer, pl_module: L.LightningModule, *__: Any) -> None:
         self.show(pl_module)  # for a Trainer without Report

@@ -17,13 +17,7 @@ from gptlit.checkpoints.torch_files import check_sizes, save
 from gptlit.files import replacing
 from gptlit.messages import UsageError
 from gptlit.training import loop_state
-from gptlit.training.loop_state import (
-    ends_epoch,
-    has_stepped,
-    is_over,
-    mark_validation_as_begun,
-    validation_follows,
-)
+from gptlit.training.loop_state import ends_epoch, has_stepped, is_over
 
 
 class _BestState(TypedDict):
@@ -111,9 +105,9 @@ class RunCheckpoint(Checkpoint):
         self._saved_step = -1
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
-        # saved before the end of training, where Lightning counts the epoch as finished, so that
-        # a longer run would skip the rest of it
-        if has_stepped(trainer) and not validation_follows(trainer):
+        # not at the end of training, where Lightning counts the epoch as finished: a longer run
+        # would skip the rest of it
+        if has_stepped(trainer) and not loop_state.validation_follows(trainer):
             ends = trainer.should_stop or trainer.received_sigterm or is_over(trainer)
             self._save(trainer, last=ends)
 
@@ -130,7 +124,7 @@ class RunCheckpoint(Checkpoint):
         is_exact = has_stepped(trainer) and (trainer.validating or not ends_epoch(trainer))
         if is_exact and self._saved_step != trainer.global_step:
             if trainer.validating:
-                mark_validation_as_begun(trainer)
+                loop_state.mark_validation_as_begun(trainer)
             self._save(trainer, last=True, snapshot=False)
         self._ensure_best(trainer)
 
@@ -155,8 +149,9 @@ class RunCheckpoint(Checkpoint):
 
     def _prune(self, newest: int) -> None:
         """Remove all but the newest snapshots; later ones, of a run resumed from here, stay."""
-        steps = [step for path in self.last.parent.glob("step_*.ckpt") if (step := _step(path))]
-        for step in sorted(step for step in steps if step <= newest)[: -self.keep_snapshots]:
+        names = [path.stem.removeprefix("step_") for path in self.last.parent.glob("step_*.ckpt")]
+        steps = sorted(int(name) for name in names if name.isdecimal())
+        for step in [step for step in steps if step <= newest][: -self.keep_snapshots]:
             self.last.with_name(f"step_{step}.ckpt").unlink()
 
     def _ensure_best(self, trainer: L.Trainer) -> None:
@@ -165,11 +160,6 @@ class RunCheckpoint(Checkpoint):
         if trainer.is_global_zero and self.last.exists() and not best.exists():
             with self.last.open("rb") as file, replacing(best) as copy:
                 shutil.copyfileobj(file, copy)
-
-
-def _step(path: Path) -> int:
-    number = path.stem.removeprefix("step_")
-    return int(number) if number.isdigit() else 0
 
 
 class DurableCheckpointIO(TorchCheckpointIO):

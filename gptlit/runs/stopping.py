@@ -15,20 +15,16 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from gptlit import signals
 from gptlit.messages import is_first_process, opt
-from gptlit.training.loop_state import (
-    cluster_environment,
-    has_stepped,
-    is_over,
-    stop_as_by_sigterm,
-)
+from gptlit.training import loop_state
+from gptlit.training.loop_state import has_stepped, is_over
 
-# causes of a stop; that of a signal is 128 and its number, and wins over the others
+# causes of a stop; a signal's is 128 + its number, and wins over the others
 NOTHING, TIME, SIGNAL = 0, 1, 128
 NAMES = {
     TIME: opt("trainer.max_time"),
     **{SIGNAL + number: name for number, name in signals.NAMES.items()},
 }
-MAX_STEPS_TO_END = 10  # a run has the time of so many steps to end, if above `signals.LIMIT_S`
+MAX_STEPS_TO_END = 10  # steps whose time a run has to end, if longer than `signals.LIMIT_S`
 
 
 class Stopping(Timer):
@@ -71,7 +67,7 @@ class Stopping(Timer):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        cluster = cluster_environment(trainer)
+        cluster = loop_state.cluster_environment(trainer)
         if isinstance(cluster, SLURMEnvironment) and cluster.auto_requeue:
             self._left_to_lightning = {signal.SIGTERM}
         else:
@@ -123,18 +119,18 @@ class Stopping(Timer):
             cause = torch.tensor(self.cause, device=trainer.strategy.root_device)
             self.cause = int(trainer.strategy.reduce(cause, reduce_op="max"))
         if self.cause:
-            stop_as_by_sigterm(trainer)
+            loop_state.stop_as_by_sigterm(trainer)
 
     @property
     def exit_code(self) -> int:
-        """Exit code of the process: for a signal, 128 and its number, as in shells."""
+        """Exit code of the process: 128 + the number of the signal, as in shells; or 0."""
         return self.cause if self.cause > TIME else 0
 
 
 class Patience(EarlyStopping):
     """Ends a run when val/loss has not improved in several validations.
 
-    A resumed run continues the count, with the patience given now.
+    A resumed run continues the count, with its current patience.
 
     Args:
         patience: Number of validations in a row without improvement that end the run.

@@ -103,7 +103,6 @@ def test_files_cut_anywhere_are_restored(
     for name, share in zip(("metrics.csv", "samples.txt", "events"), shares, strict=True):
         cut(file_of(folder, name), share)
     loggers.restore(folder, kept(run.folder), 20)
-    loggers.cut(folder / "metrics.csv", 20)
     whole = [row for row in timeless(run.folder) if int(row["step"]) < 20]
     assert timeless(folder) == whole
     samples = (run.folder / "samples.txt").read_bytes()
@@ -115,7 +114,7 @@ def test_files_cut_anywhere_are_restored(
 
 def test_intact_files_are_not_rewritten(run: Run, tmp_path: Path) -> None:
     folder = copied(run, tmp_path)
-    loggers.cut(folder / "metrics.csv", 20)
+    loggers.restore(folder, None, 20)
     files = [file_of(folder, name) for name in ("metrics.csv", "samples.txt", "events")]
     before = [(path.stat().st_ino, path.read_bytes()) for path in files]
     loggers.restore(folder, kept(run.folder), 20)
