@@ -5,7 +5,6 @@ import zlib
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
@@ -52,9 +51,13 @@ class EncodeLog:
         self._n_tokens = 0
 
     def __enter__(self) -> "EncodeLog":
-        self._ids, self._ends, self._log = (
-            self._open_files.enter_context(self._file(name)) for name in ("ids", "ends", "log")
-        )
+        # writes in this mode are at the end of a file, wherever it was read
+        self._ids, self._ends, self._log = files = [
+            self._open_files.enter_context((self._folder / name).open("a+b"))
+            for name in ("ids", "ends", "log")
+        ]
+        for file in files:
+            file.seek(0)
         n_valid_bytes = 0
         for line in self._log:
             if not (task := self._read_task(line)):
@@ -62,19 +65,13 @@ class EncodeLog:
             self.tasks.append(task)
             self._n_tokens += task.n_tokens
             n_valid_bytes += len(line)
-        self._log.seek(n_valid_bytes)
-        self._ids.seek(self._n_tokens * self._itemsize)
-        self._ends.seek(8 * sum(task.n_ends for task in self.tasks))
-        for file in (self._ids, self._ends, self._log):
-            file.truncate()
+        self._log.truncate(n_valid_bytes)
+        self._ids.truncate(self._n_tokens * self._itemsize)
+        self._ends.truncate(8 * sum(task.n_ends for task in self.tasks))
         return self
 
     def __exit__(self, *_: object) -> None:
         self._open_files.close()
-
-    def _file(self, name: str) -> IO[bytes]:
-        (self._folder / name).touch()
-        return (self._folder / name).open("r+b")
 
     def _read_task(self, line: bytes) -> LoggedTask | None:
         """Read a task's ids and ends; None if they or its line are incomplete."""
@@ -97,13 +94,12 @@ class EncodeLog:
             encoded.n_unknown,
             zlib.crc32(ends, encoded.crc),
         )
-        for file, content in (
-            (self._ids, encoded.ids.data),
-            (self._ends, ends),
-            (self._log, json.dumps(asdict(task)).encode() + b"\n"),
-        ):
-            file.write(content)
-            file.flush()
+        self._ids.write(encoded.ids.data)
+        self._ends.write(ends)
+        self._ids.flush()
+        self._ends.flush()
+        self._log.write(json.dumps(asdict(task)).encode() + b"\n")
+        self._log.flush()
         self._n_tokens += task.n_tokens
         self.tasks.append(task)
 

@@ -54,7 +54,7 @@ def find(names: Sequence[str]) -> list[ComparedCheckpoint]:
 
 
 def _run_of(path: Path) -> Path:
-    """The folder of a checkpoint's run, or else the checkpoint's own folder."""
+    """Return the folder of a checkpoint's run, or else the checkpoint's own folder."""
     folder = path.absolute().parent
     return folder.parent if folder.name == "checkpoints" else folder
 

@@ -65,7 +65,7 @@ def _standard_input_text() -> str:
 
 
 def standard_input(option: str, errors: str = "strict") -> IO[str]:
-    """Standard input as UTF-8 in any locale, without a byte order mark.
+    """Return standard input as UTF-8 in any locale, without a byte order mark.
 
     Args:
         option: Option that reads it, for messages.
@@ -95,11 +95,11 @@ def warn_about(
 
 
 def seeds(options: Namespace) -> range:
-    """The seeds of a prompt's texts; a single one for a beam search, which returns all texts."""
+    """Return the seeds of a prompt's texts; one for a beam search, which returns all texts."""
     n = options.num_samples if options.num_beams is None else 1
     return range(options.seed, options.seed + n)
 
 
 def jobs(prompts: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, int]]:
-    """The prompt and seed of each text, in the order of the output."""
+    """Return the prompt and seed of each text, in the order of the output."""
     return [(prompt, seed) for prompt in prompts for seed in seeds]

@@ -25,7 +25,7 @@ Writer = Callable[[Sequence[tuple[str, int]], BeamSettings], Iterable[list[Writt
 
 
 def sweepable() -> list[str]:
-    """The fields of `BeamSettings` that are numbers, and seed."""
+    """Return the fields of `BeamSettings` that are numbers, and seed."""
 
     def is_number(hint: Any) -> bool:
         is_union = typing.get_origin(hint) in (typing.Union, UnionType)
@@ -140,7 +140,7 @@ class Sweep:
                     yield from (Row(checkpoint, combination, seed, text) for text in texts)
 
     def seeds_of(self, combination: Settings) -> Sequence[int | None]:
-        """The seeds of a prompt's jobs; [None] for a beam search, which is a single job."""
+        """Return the seeds of a prompt's jobs; [None] for a beam search, which is one job."""
         settings = dataclasses.replace(self.settings, **combination)
         return [None] if settings.is_beam_search else self.seeds
 
@@ -150,7 +150,7 @@ class Sweep:
         return all(self.seeds_of(each) == [None] for each in self.combinations)
 
     def text(self, row: Row) -> str:
-        """The text of a row, with its prompt if `echo`."""
+        """Return the text of a row, with its prompt if `echo`."""
         return row.written.whole if self.echo else row.written.text
 
 

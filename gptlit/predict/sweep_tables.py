@@ -42,7 +42,7 @@ def report(sweep: Sweep, rows: Iterable[Row], form: Format, columns: int) -> Ite
 
 
 def caption(sweep: Sweep) -> str:
-    """The checkpoint and settings that all rows have in common."""
+    """Return the checkpoint and settings that all rows have in common."""
     parts = []
     if len(sweep.checkpoints) == 1:
         (checkpoint,) = sweep.checkpoints
@@ -80,7 +80,7 @@ def _labels(
     seed: int | None,
     prompt: str,
 ) -> dict[str, str]:
-    """The values that distinguish a row from the others, by column."""
+    """Return the values that distinguish a row from the others, by column."""
     labels = _progress(checkpoint) if len(sweep.checkpoints) > 1 else {}
     labels |= {name: format_value(value, "none") for name, value in settings.items()}
     if len(sweep.seeds) > 1 and not sweep.is_all_search:
@@ -91,7 +91,7 @@ def _labels(
 
 
 def cells(sweep: Sweep, row: Row) -> dict[str, str]:
-    """The labels and metrics of a row, by column."""
+    """Return the labels and metrics of a row, by column."""
     metrics = {
         name: "-" if value is None else format(value, METRICS[name])
         for name, value in row.metrics.items()
@@ -100,7 +100,7 @@ def cells(sweep: Sweep, row: Row) -> dict[str, str]:
 
 
 def _widths(sweep: Sweep) -> dict[str, int]:
-    """The width of each column but the text's, known before any text is written."""
+    """Return the width of each column but the text's, known before any text is written."""
     labels = [
         _labels(sweep, checkpoint, combination, seed, prompt)
         for checkpoint, combination in itertools.product(sweep.checkpoints, sweep.combinations)

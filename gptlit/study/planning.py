@@ -162,7 +162,7 @@ def clear_changed(planned: Sequence[Planned], folder: Path, remake: bool) -> Non
 
 
 def _difference(planned: Planned, run: Path) -> str:
-    """The first difference between a planned run and the one that exists, "" for none."""
+    """Return the first difference of a planned run from the one that exists, "" for none."""
     config = run / run_folder.CONFIG
     if not config.is_file():
         if run.is_dir() and any(run.iterdir()):
@@ -180,7 +180,7 @@ def _difference(planned: Planned, run: Path) -> str:
 
 
 def _texts_of(run: Path) -> str:
-    """`Planned.texts` of a run that exists, "" where unknown."""
+    """Return `Planned.texts` of a run that exists, "" where unknown."""
     if is_complete(run) and (texts := read_result(run).get("texts")):
         return texts
     last = run / "checkpoints" / "last.ckpt"

@@ -147,7 +147,7 @@ def _is_seed(value: Any) -> bool:
 
 
 def _flat(where: str, options: Any) -> Settings:
-    """Options by dotted name; groups, such as {model: {lr: 1}}, are flattened."""
+    """Return options by dotted name; {model: {lr: 1}} becomes {model.lr: 1}."""
     if not isinstance(options, dict):
         raise UsageError(f"{where}: {options}: must be options by name, {{model.n_layer: 2}}")
     flat: Settings = {}

@@ -44,12 +44,12 @@ class Row:
     outcomes: Sequence[Outcome]
 
     def mean(self, name: str) -> float:
-        """Mean over the runs that have the result; NaN where none has."""
+        """Return the mean over the runs that have the result; NaN if none has."""
         values = self._values(name)
         return statistics.fmean(values) if values else math.nan
 
     def spread(self, name: str) -> float:
-        """Sample standard deviation (n - 1); 0 for a single run."""
+        """Return the sample standard deviation (n - 1); 0 for a single run."""
         values = self._values(name)
         return statistics.stdev(values) if len(values) > 1 else 0.0
 
