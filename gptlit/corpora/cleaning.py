@@ -43,21 +43,20 @@ class CleaningOptions:
     replace_numbers: bool = False
 
     def __post_init__(self) -> None:
-        option = "data.cleaning"
         try:
             re.compile(self.drop_lines or "")
         except re.error as error:
-            reason = f"is not a regular expression ({error})"
-            raise UsageError(reason, f"{option}.drop_lines", self.drop_lines) from error
+            raise self._invalid("drop_lines", f"is not a regular expression ({error})") from error
         if self.min_words < 0:
-            raise UsageError("must be 0 or more", f"{option}.min_words", self.min_words)
+            raise self._invalid("min_words", "must be 0 or more")
         if self.max_words is not None and self.max_words < max(1, self.min_words):
-            least = f"{opt(f'{option}.min_words')} {self.min_words}"
-            reason = f"must be 1 or more, and not below {least}"
-            raise UsageError(reason, f"{option}.max_words", self.max_words)
+            least = f"{opt('data.cleaning.min_words')} {self.min_words}"
+            raise self._invalid("max_words", f"must be 1 or more, and not below {least}")
         if self.duplicate_chars is not None and self.duplicate_chars < 1:
-            value = self.duplicate_chars
-            raise UsageError("must be 1 or more", f"{option}.duplicate_chars", value)
+            raise self._invalid("duplicate_chars", "must be 1 or more")
+
+    def _invalid(self, option: str, reason: str) -> UsageError:
+        return UsageError(reason, f"data.cleaning.{option}", getattr(self, option))
 
 
 AS_IT_IS = CleaningOptions()
@@ -65,7 +64,7 @@ AS_IT_IS = CleaningOptions()
 
 @dataclass
 class _Step:
-    """A step of cleaning: a function of a document that returns what is left, and its counts."""
+    """A step of cleaning; `apply` returns the documents that are left of one."""
 
     name: str
     apply: Callable[[str], Iterable[str]]
@@ -93,27 +92,26 @@ def _without_duplicates(n_chars: int | None) -> Callable[[str], list[str]]:
     seen: set[bytes] = set()
 
     def step(document: str) -> list[str]:
-        begins = document.strip()[:n_chars]
-        digest = hashlib.blake2b(begins.encode(), digest_size=16).digest()
-        new = digest not in seen
+        beginning = document.strip()[:n_chars].encode()
+        digest = hashlib.blake2b(beginning, digest_size=16).digest()
+        is_new = digest not in seen
         seen.add(digest)
-        return [document] if new else []
+        return [document] if is_new else []
 
     return step
 
 
 def _steps(options: CleaningOptions) -> Iterator[_Step]:
-    """Yield the requested steps, in order."""
     if options.gutenberg:
         yield _Step("gutenberg", lambda document: [_GUTENBERG.sub(r"\1", document)])
     if options.drop_lines is not None:
-        metadata = re.compile(options.drop_lines)
-
-        def without_metadata(document: str) -> list[str]:
-            lines = document.splitlines(keepends=True)
-            return ["".join(line for line in lines if not metadata.match(line))]
-
-        yield _Step("drop_lines", without_metadata)
+        dropped = re.compile(options.drop_lines)
+        yield _Step(
+            "drop_lines",
+            lambda document: [
+                "".join(line for line in document.splitlines(True) if not dropped.match(line))
+            ],
+        )
     if options.collapse_blank_lines:
         yield _Step(
             "collapse_blank_lines",
@@ -122,9 +120,9 @@ def _steps(options: CleaningOptions) -> Iterator[_Step]:
     if options.paragraphs:
         yield _Step(
             "paragraphs",
-            lambda document: (
+            lambda document: [
                 part.strip("\n") for part in re.split(r"\n(?:[^\S\n]*\n)+", document)
-            ),
+            ],
         )
     if options.min_words or options.max_words is not None:
         most = float("inf") if options.max_words is None else options.max_words

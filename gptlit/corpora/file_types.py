@@ -1,5 +1,6 @@
-"""Recognises files that are not text by their first bytes, and advises how to convert them."""
+"""Recognises files that are not text, and advises how to convert them."""
 
+import contextlib
 import shlex
 import zipfile
 from pathlib import Path
@@ -38,25 +39,18 @@ def advice(path: Path, head: bytes) -> str:
         path: Path of the file.
         head: Its first bytes, unpacked.
     """
+    found = [each[1:] for each in _BEGINNINGS if head.startswith(each[0])]
     if head.startswith(b"PK\x03\x04"):
-        kind, instead = _of_zip(path)
-    else:
-        found = [each[1:] for each in _BEGINNINGS if head.startswith(each[0])]
-        if not found:
-            return ""
-        kind, instead = found[0]
-    text = path.with_suffix(".txt").name
-    if Path(text).exists():  # which the command would overwrite
-        text = f"{path.stem}_text.txt"
-    commands = {"path": shlex.quote(str(path)), "text": shlex.quote(text)}
-    return f"is {kind}, which is not read; {instead.format(**commands)}"
-
-
-def _of_zip(path: Path) -> tuple[str, str]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = set(archive.namelist())
-    except (OSError, zipfile.BadZipFile):
         names = set()
-    known = [(kind, instead) for name, kind, instead in _IN_ZIP if name in names]
-    return known[0] if known else ("a zip archive", "unpack it by: unzip {path}")
+        with contextlib.suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+            names = set(archive.namelist())
+        found = [each[1:] for each in _IN_ZIP if each[0] in names]
+        found.append(("a zip archive", "unpack it by: unzip {path}"))
+    if not found:
+        return ""
+    kind, instead = found[0]
+    text = path.with_suffix(".txt").name
+    if Path(text).exists():  # the command would overwrite it
+        text = f"{path.stem}_text.txt"
+    paths = {"path": shlex.quote(str(path)), "text": shlex.quote(text)}
+    return f"is {kind}, which is not read; {instead.format(**paths)}"

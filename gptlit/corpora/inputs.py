@@ -1,4 +1,4 @@
-"""The user's paths: files are read, pipes are copied once, devices are refused."""
+"""Reads the user's paths: pipes are copied once, devices are refused."""
 
 import atexit
 import hashlib
@@ -30,22 +30,17 @@ _OPEN_FILE = re.compile(r"/dev/stdin|/dev/fd/\d+|/proc/(self|\d+)/fd/\d+")
 
 
 def refuse_endless(path: Path, option: str, pipes: bool = False) -> None:
-    """Refuse devices, sockets and pipes in place of a file.
-
-    Missing or unreadable files and folders are left to the function that opens them.
+    """Raise UsageError if a path is a device other than /dev/null, a socket, or a pipe.
 
     Args:
-        path: Path as the user gave it.
+        path: Path of the user.
         option: Name of the path in messages.
         pipes: Accept pipes.
-
-    Raises:
-        UsageError: Names the kind of the path.
     """
     try:
         mode = path.stat().st_mode
     except OSError:
-        return
+        return  # the function that opens the file reports it
     if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) or stat.S_ISSOCK(mode):
         if not (os.path.exists(os.devnull) and path.samefile(os.devnull)):
             kind = "socket" if stat.S_ISSOCK(mode) else "device"
@@ -63,28 +58,27 @@ def path_or_copy(
     """Return the path itself, or that of a copy if it can be read only once.
 
     Named pipes and open files of this process, such as /dev/stdin or the shell's <(command), are
-    copied the first time. Later, this process and its child processes use the same copy.
+    copied once, for this process and its child processes.
 
     Args:
-        path: Path as the user gave it.
+        path: Path of the user.
         option: Name of the path in messages.
-        folder: Folder for the copy, which is named by its hash; None for a temporary folder that
-            is removed when the process ends.
-        max_bytes: Most bytes to copy.
+        folder: Folder for the copy; None for a temporary one, removed when the process ends.
+        max_bytes: Largest size of the copy.
 
     Raises:
         UsageError: The path is a device or a socket, or a pipe that is empty or gives too much.
     """
-    given = Path(path).expanduser()
-    key = str(given.absolute())
+    source = Path(path).expanduser()
+    key = str(source.absolute())
     copies = json.loads(os.environ.get(COPIES, "{}"))
     try:
-        status = given.stat()
+        status = source.stat()
     except OSError:
         # a child process lacks the open files of its parent
         return copies[key][-1] if key in copies else path
-    refuse_endless(given, option, pipes=True)
-    if not (stat.S_ISFIFO(status.st_mode) or (given.is_file() and _is_open_file(given))):
+    refuse_endless(source, option, pipes=True)
+    if not (stat.S_ISFIFO(status.st_mode) or (source.is_file() and _OPEN_FILE.fullmatch(key))):
         return path
     identity = [status.st_dev, status.st_ino]
     if key in copies and copies[key][:2] == identity:
@@ -94,7 +88,7 @@ def path_or_copy(
             f"{option} {path}: is a pipe, which only one process can read; save its output to "
             "a file and name that"
         )
-    copy = str(_copied(given, option, folder, max_bytes))
+    copy = str(_copied(source, option, folder, max_bytes))
     os.environ[COPIES] = json.dumps({**copies, key: [*identity, copy]})
     return copy
 
@@ -107,10 +101,10 @@ def read_text(path: str, option: str) -> str:
         OSError: It can't be read.
         UnicodeDecodeError: It is neither UTF-8 nor in the encoding of its byte order mark.
     """
-    given = Path(path).expanduser()
-    if not _is_terminal(given):
-        given = Path(path_or_copy(path, option, None, MAX_TEXT_BYTES))
-    with given.open("rb") as file:
+    source = Path(path).expanduser()
+    if not _is_terminal(source):
+        source = Path(path_or_copy(path, option, None, MAX_TEXT_BYTES))
+    with source.open("rb") as file:
         raw = file.read(MAX_TEXT_BYTES + 1)
     if len(raw) > MAX_TEXT_BYTES:
         raise UsageError(
@@ -121,13 +115,11 @@ def read_text(path: str, option: str) -> str:
 
 
 def in_all_processes(name: str, make: Callable[[], list[str]]) -> list[str]:
-    """Return texts that the first process makes, in it and in its child processes.
-
-    Only one process can read standard input, for example.
+    """Return the texts that the first process makes, also in its child processes.
 
     Args:
         name: Name by which the child processes find the texts.
-        make: Function that makes the texts.
+        make: Function that makes the texts, for instance from standard input.
     """
     copies = json.loads(os.environ.get(COPIES, "{}"))
     if is_first_process():
@@ -151,10 +143,6 @@ def refuse_endless_standard_input(option: str) -> None:
         refuse_endless(Path(f"/dev/fd/{descriptor}"), option, pipes=True)
 
 
-def _is_open_file(path: Path) -> bool:
-    return bool(_OPEN_FILE.fullmatch(str(path.absolute())))
-
-
 def _is_terminal(path: Path) -> bool:
     try:
         if not stat.S_ISCHR(path.stat().st_mode):
@@ -170,15 +158,15 @@ def _is_terminal(path: Path) -> bool:
 
 def _copied(path: Path, option: str, folder: Path | None, max_bytes: int) -> Path:
     """Copy a pipe to a file named by its hash; an unfinished copy is removed."""
-    place = "TMPDIR" if folder is None else opt("data.data_dir")
+    folder_option = "TMPDIR" if folder is None else opt("data.data_dir")
     folder = folder or _folder_of_process()
     unfinished = folder / f"{os.getpid()}{COPYING}"
-    for left in leftovers(folder, COPYING):
-        if left.stat().st_mtime < time.time() - A_DAY_S:  # no process writes to it any more
-            left.unlink(missing_ok=True)
+    for old in leftovers(folder, COPYING):
+        if old.stat().st_mtime < time.time() - A_DAY_S:  # no process writes to it any more
+            old.unlink(missing_ok=True)
     digest, n_bytes = hashlib.sha256(), 0
     with (
-        writing(place, folder),
+        writing(folder_option, folder),
         replacing(unfinished) as copy,
         progress(None, f"copying {path}") as bar,
     ):
@@ -197,23 +185,22 @@ def _copied(path: Path, option: str, folder: Path | None, max_bytes: int) -> Pat
                 f"{option} {path}: the pipe was empty; check whether the command that writes into "
                 "it failed"
             )
-    kinds = "".join(path.suffixes[-2:]) or ".txt"
-    target = folder / f"{digest.hexdigest()[:16]}{kinds}"
+    extension = "".join(path.suffixes[-2:]) or ".txt"
+    target = folder / f"{digest.hexdigest()[:16]}{extension}"
     os.replace(unfinished, target)
-    if place != "TMPDIR":
+    if folder_option != "TMPDIR":
         note(f"{option} {path}: is a pipe, copied once to {target} ({n_bytes:,} bytes)")
     return target
 
 
 def _blocks(path: Path, option: str) -> Iterator[bytes]:
     """Yield the blocks of a pipe; report a wait for the first."""
-    waiting = f"waiting for {option} {path}: the pipe has given nothing so far"
-    timer = threading.Timer(WAIT_S, note, [f"{waiting}; Ctrl-C stops"])
+    waiting = f"waiting for {option} {path}: the pipe has given nothing so far; Ctrl-C stops"
+    timer = threading.Timer(WAIT_S, note, [waiting])
     timer.daemon = True
     timer.start()
     try:
-        # opening waits for the writer
-        with path.open("rb", buffering=0) as file:
+        with path.open("rb", buffering=0) as file:  # waits for the writer
             while block := file.read(BLOCK_BYTES):
                 timer.cancel()
                 yield block

@@ -1,5 +1,6 @@
-"""Plain text of HTML pages and EPUB books, one page in memory at a time."""
+"""Extracts the plain text of HTML pages and EPUB books, one page at a time."""
 
+import io
 import lzma
 import posixpath
 import re
@@ -15,15 +16,14 @@ from gptlit.messages import UsageError
 
 PAGE_BYTES = 16 << 20
 BOOK_BYTES = 256 << 20  # unpacked, as a few kilobytes of zip can expand to terabytes
-BETWEEN_PAGES = "\n\n"
+
 _XML_DECLARATION = re.compile(r"<\?xml [^>]*\?>")
 _PAGES = ("application/xhtml+xml", "text/html")
 _CONTAINER, _ENCRYPTED = "META-INF/container.xml", "META-INF/encryption.xml"
 
 
 def page_text(blocks: Iterator[str]) -> str:
-    """Return the text of an HTML page, with blank lines between paragraphs, without scripts,
-    styles and addresses.
+    """Return the text of an HTML page, with blank lines between paragraphs.
 
     Raises:
         UsageError: The page is too large or too deep, or the extra for HTML is not installed.
@@ -35,16 +35,15 @@ def page_text(blocks: Iterator[str]) -> str:
         raise UsageError(
             "HTML and EPUB need an extra; install it by: pip install 'gptlit[html]'"
         ) from error
-    read, n_chars = [], 0
+    read = io.StringIO()
     for block in blocks:
-        read.append(block)
-        n_chars += len(block)
-        if n_chars > PAGE_BYTES:
+        read.write(block)
+        if read.tell() > PAGE_BYTES:
             raise UsageError(
                 f"a page of more than {PAGE_BYTES >> 20} Mi characters, the largest size that is "
                 "read; divide it, or save it as .txt"
             )
-    page = _XML_DECLARATION.sub("", "".join(read).strip(), count=1)
+    page = _XML_DECLARATION.sub("", read.getvalue().strip(), count=1)
     parser = lxml.html.HTMLParser()
     try:
         tree = lxml.html.document_fromstring(page, parser=parser)
@@ -73,7 +72,7 @@ def book_texts(path: Path) -> Iterator[str]:
             for page in _Book(archive).pages():
                 if text := page_text(iter([page])).removesuffix("\n"):
                     yield between + text
-                    between = BETWEEN_PAGES
+                    between = "\n\n"
             yield "\n"
     except UsageError:
         raise
@@ -92,7 +91,7 @@ def book_texts(path: Path) -> Iterator[str]:
 
 
 class _Book:
-    """An open EPUB, with a limit on the bytes that are read."""
+    """An open EPUB, of which a limited number of bytes is read."""
 
     def __init__(self, archive: zipfile.ZipFile) -> None:
         self._archive = archive
@@ -111,9 +110,9 @@ class _Book:
             item = items.get(entry.get("idref"))
             if item is None or item.get("media-type") not in _PAGES:
                 continue
-            if "nav" in (item.get("properties") or "").split():
+            if "nav" in item.get("properties", "").split():
                 continue
-            href = unquote(urlsplit(item.get("href") or "").path)
+            href = unquote(urlsplit(item.get("href", "")).path)
             name = posixpath.normpath(posixpath.join(posixpath.dirname(root), href))
             if name in encrypted:
                 raise UsageError("its pages are encrypted (DRM), and can't be read")
@@ -123,7 +122,7 @@ class _Book:
         if _ENCRYPTED not in self._archive.namelist():
             return set()
         listed = ET.fromstring(self._read(_ENCRYPTED)).iterfind(".//{*}CipherReference")
-        return {unquote(each.get("URI") or "") for each in listed}
+        return {unquote(each.get("URI", "")) for each in listed}
 
     def _read(self, name: str) -> bytes:
         with self._archive.open(name) as member:

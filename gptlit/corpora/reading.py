@@ -1,14 +1,14 @@
-"""The documents of files: found, unpacked, decoded and with LF line breaks, block by block.
+"""Finds, unpacks and decodes the files of a text, and yields their documents block by block.
 
-Only a block of a file is held in memory at a time, or a record of .jsonl, .json, .csv or .tsv
-and a page of HTML, which have a largest size.
+Records of .jsonl, .json, .csv and .tsv, and pages of HTML, are held in memory one at a time.
 """
 
 import codecs
 import glob
 import io
+import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -62,31 +62,31 @@ def find_files(path: str, option: str, data_dir: Path | None = None) -> list[Pat
     Raises:
         UsageError: There is no such file.
     """
-    given = Path(path).expanduser()
-    if given.is_dir():
-        not_texts = [Path("lightning_logs").resolve(), *([data_dir.resolve()] if data_dir else [])]
-        not_texts = [folder for folder in not_texts if given.resolve() in folder.parents]
+    place = Path(path).expanduser()
+    if place.is_dir():
+        made_by_gptlit = [Path(each).resolve() for each in ("lightning_logs", data_dir) if each]
+        excluded = [folder for folder in made_by_gptlit if place.resolve() in folder.parents]
         readable = [
             file
-            for file in given.rglob("*")
+            for file in place.rglob("*")
             if reading_of(file) not in ("", *PACKINGS)
-            and not any(part.startswith(".") for part in file.relative_to(given).parts)
-            and not any(file.resolve().is_relative_to(each) for each in not_texts)
+            and not any(part.startswith(".") for part in file.relative_to(place).parts)
+            and not any(file.resolve().is_relative_to(folder) for folder in excluded)
         ]
         found = [file for file in readable if _kind(file) in TEXTS]
         others = Counter(reading_of(file) for file in readable if _kind(file) not in TEXTS)
         left_out = ", ".join(f"{n} {kind}" for kind, n in sorted(others.items()))
-        globbed = f"'{given}/**/*{next(iter(sorted(others)), '')}'"
+        globbed = f"'{place}/**/*{min(others, default='')}'"
         if found and others and is_first_process():
             note(f"{option} {path}: leaves out {left_out}; a glob, {globbed}, reads such files")
         problem = f"a folder without {', '.join(TEXTS)} files (or these as .gz or .zst)"
         if others:
             problem += f", but with {left_out}, which a glob reads: {globbed}"
-    elif not given.exists() and any(sign in path for sign in "*?["):
-        found = [Path(name) for name in glob.glob(str(given), recursive=True)]
+    elif not place.exists() and any(sign in path for sign in "*?["):
+        found = [Path(name) for name in glob.glob(str(place), recursive=True)]
         problem = "no file matches"
     else:
-        return [given]
+        return [place]
     if files := sorted(file for file in found if file.is_file()):
         return files
     raise UsageError(f"{option} {path}: {problem}; name a text file, a folder or a glob")
@@ -113,7 +113,7 @@ class Documents:
 
     @property
     def notes(self) -> list[str]:
-        """Lines on what was assumed and normalised; complete when all is read."""
+        """Lines on assumptions and normalised line breaks; complete when all files are read."""
         if not self._with_cr:
             return self._assumed
         others = f" and {len(self._with_cr) - 1} files more" if len(self._with_cr) > 1 else ""
@@ -125,7 +125,7 @@ class Documents:
         return len(self.files) > 1 or any(_kind(path) in RECORDS for path in self.files)
 
     def __iter__(self) -> Iterator[Iterator[str]]:
-        """Raises UsageError: A file is corrupt, unreadable, not text, or lacks the field."""
+        """Raises UsageError if a file is corrupt, unreadable, not text, or lacks the field."""
         for path in self.files:
             if _kind(path) in RECORDS:
                 for document in self._naming_file(path, self._records(path)):
@@ -148,7 +148,12 @@ class Documents:
             return rows.json_lines(blocks, self.options.jsonl_field)
         if kind == ".json":
             return rows.json_records(blocks, self.options.jsonl_field)
-        return rows.table_rows(blocks, self.options.column, SEPARATORS[kind], self._report(path))
+        return rows.table_rows(
+            blocks,
+            self.options.column,
+            SEPARATORS[kind],
+            report=lambda line: self._assumed.append(f"{path}: {line}"),
+        )
 
     def _blocks(self, path: Path) -> Iterator[str]:
         if _kind(path) == BOOK:
@@ -158,28 +163,25 @@ class Documents:
         else:
             yield from self._decoded(path)
 
-    def _report(self, path: Path) -> Callable[[str], None]:
-        return lambda line: self._assumed.append(f"{path}: {line}")
-
     def _decoded(self, path: Path) -> Iterator[str]:
         encoding, advice = self._encoding_of(path)
         decoder = codecs.getincrementaldecoder(encoding)()
         line_breaks = io.IncrementalNewlineDecoder(None, translate=True)
-        at, first = 0, True
-        for block in _with_end(unpacked(path)):
-            pending = len(decoder.getstate()[0])
+        n_read, is_first = 0, True
+        for block in itertools.chain(unpacked(path), [b""]):
+            n_pending = len(decoder.getstate()[0])
             try:
                 text = decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:
                 raise UsageError(
                     f"not {encoding} text (byte 0x{error.object[error.start]:02x} at offset "
-                    f"{at - pending + error.start}); {advice}"
+                    f"{n_read - n_pending + error.start}); {advice}"
                 ) from error
             if "\0" in text:
                 raise UsageError(text_encodings.about_zeros(block))
-            at += len(block)
-            if first and text:
-                text, first = text.removeprefix("\ufeff"), False
+            n_read += len(block)
+            if is_first and text:
+                text, is_first = text.removeprefix("\ufeff"), False
             if text := line_breaks.decode(text, final=not block):
                 yield text
         if any("\r" in end for end in line_breaks.newlines or ()):
@@ -187,20 +189,15 @@ class Documents:
 
     def _encoding_of(self, path: Path) -> tuple[str, str]:
         """Return the encoding of a file, and advice if the file can't be decoded by it."""
-        begun = head(path)
-        if reason := file_types.advice(path, begun):
+        beginning = head(path)
+        if reason := file_types.advice(path, beginning):
             raise UsageError(reason)
         if self.options.encoding != text_encodings.AUTO:
             return self.options.encoding, f"{opt('data.encoding')} auto looks for its encoding"
-        found = text_encodings.find_encoding(begun, unpacked(path), _kind(path) in PAGES)
+        found = text_encodings.find_encoding(beginning, unpacked(path), _kind(path) in PAGES)
         if found.assumed:
-            self._report(path)(found.assumed)
-        return found.encoding, f"{found.assumed}; {found.advice}"
-
-
-def _with_end(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    yield from blocks
-    yield b""
+            self._assumed.append(f"{path}: {found.assumed}")
+        return found.name, f"{found.assumed}; {found.advice}"
 
 
 def unreadable(option: str, path: Path, error: OSError) -> UsageError:
@@ -213,11 +210,10 @@ def unreadable(option: str, path: Path, error: OSError) -> UsageError:
 
 def reading_of(path: Path) -> str:
     """Return the extensions of a file by which it is read, such as .jsonl.gz."""
-    packed = packing_of(path.name)
-    return _kind(path) + packed
+    return _kind(path) + packing_of(path.name)
 
 
 def _kind(path: Path) -> str:
     """Return the known extension of a file, packed or not; "" for any other text."""
-    end = Path(path.name.lower().removesuffix(packing_of(path.name))).suffix
-    return end if end in (*TEXTS, *RECORDS, *PAGES, BOOK) else ""
+    extension = Path(path.name.lower().removesuffix(packing_of(path.name))).suffix
+    return extension if extension in (*TEXTS, *RECORDS, *PAGES, BOOK) else ""

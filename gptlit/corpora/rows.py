@@ -14,9 +14,8 @@ from gptlit.messages import UsageError, did_you_mean, opt
 
 RECORD_CHARS = 1 << 25
 MAX_LISTED = 20  # fields or columns that a message names
-_SPACE = re.compile(r"[ \t\n\r]*")
-# an error of JSON this near to the end of the text read so far can be due to the cut
-_CUT_OFF_CHARS = 16
+_NOT_SPACE = re.compile(r"[^ \t\n\r]")
+_CUT_OFF_CHARS = 16  # an error this near to the end of the text read so far can be due to the cut
 
 
 def json_lines(blocks: Iterator[str], field: str) -> Iterator[str]:
@@ -27,7 +26,7 @@ def json_lines(blocks: Iterator[str], field: str) -> Iterator[str]:
         field: Field of the objects that holds the text.
 
     Raises:
-        UsageError: A line is not such an object, or is too long.
+        UsageError: A line is not an object with that field, or is too long.
     """
     for number, line in enumerate(_lines(blocks), start=1):
         if line.strip():
@@ -49,23 +48,17 @@ def json_records(blocks: Iterator[str], field: str) -> Iterator[str]:
         UsageError: The file has other content, or an object is too long.
     """
     values = _JsonValues(blocks)
-    in_array = values.peek() == "["
-    if in_array:
-        values.skip()
+    is_array = values.skip("[")
     number = 0
-    while (sign := values.peek()) and not (in_array and sign == "]"):
+    while (sign := values.peek()) and not (is_array and sign == "]"):
+        if is_array and number and not values.skip(","):
+            raise UsageError(f"record {number} is not followed by a comma or a ]: not JSON")
         number += 1
-        if number > 1 and in_array:
-            if sign != ",":
-                raise UsageError(f"record {number - 1} is not followed by a comma or a ]: not JSON")
-            values.skip()
         yield _text_in(values.value(number, field), f"record {number}", field)
-    if in_array:
-        if not sign:
-            raise UsageError(f"it ends within its array, after record {number}: not whole")
-        values.skip()
-        if values.peek():
-            raise UsageError("something follows its array: not JSON")
+    if is_array and not values.skip("]"):
+        raise UsageError(f"it ends within its array, after record {number}: not whole")
+    if is_array and values.peek():
+        raise UsageError("something follows its array: not JSON")
 
 
 def table_rows(
@@ -76,27 +69,26 @@ def table_rows(
     Args:
         blocks: Blocks of the file.
         column: Column that holds the text; None for "text", or the only one.
-        separators: Possible separators of columns. The commonest in the first row is used, in
-            doubt the first of them.
-        report: Function that is called with what was assumed.
+        separators: Possible separators of columns, of which the commonest in the first row is used.
+        report: Function that is called with a line on an assumption.
 
     Raises:
         UsageError: There is no such column, or a row is too long or invalid.
     """
     lines = _lines(blocks)
-    first, n_blank = "", 0
-    for first in lines:
-        if first.strip():
+    head: list[str] = []  # blank lines, and the first row
+    for line in lines:
+        head.append(line if line.strip() else "")
+        if head[-1]:
             break
-        n_blank += 1
-    separator = max(separators, key=re.sub('"[^"]*"', "", first).count)
+    separator = max(separators, key=re.sub('"[^"]*"', "", head[-1]).count)
     if separator != separators[0]:
         report(f"columns are separated by {separator!r}")
     n_chars = 0
 
     def counted() -> Iterator[str]:
         nonlocal n_chars
-        for line in itertools.chain(itertools.repeat("", n_blank), [first], lines):
+        for line in itertools.chain(head, lines):
             n_chars += len(line) + 1
             if n_chars > RECORD_CHARS:
                 raise UsageError(
@@ -201,16 +193,18 @@ class _JsonValues:
 
     def peek(self) -> str:
         """Return the next character that is not whitespace; "" at the end."""
-        while True:
-            match = _SPACE.match(self._text, self._at)
-            self._at = match.end() if match else self._at
-            if self._at < len(self._text):
-                return self._text[self._at]
+        while not (found := _NOT_SPACE.search(self._text, self._at)):
+            self._at = len(self._text)
             if not self._read_more():
                 return ""
+        self._at = found.start()
+        return found[0]
 
-    def skip(self) -> None:
-        self._at += 1
+    def skip(self, character: str) -> bool:
+        """Skip the next character if it is this one; return whether it is."""
+        if is_next := self.peek() == character:
+            self._at += 1
+        return is_next
 
     def _read_more(self) -> bool:
         block = next(self._blocks, "")

@@ -1,7 +1,6 @@
 """Finds the encoding of a text: by its byte order mark, as UTF-8, as declared, or by detection.
 
-UTF-8 is tried on the whole text, so that nothing is assumed of a text in UTF-8. Assumptions on
-other texts are reported. If several encodings are likely, the text is refused with their names.
+Any encoding but UTF-8 is reported as an assumption. A text is refused if several are likely.
 """
 
 import codecs
@@ -30,8 +29,8 @@ MARKS = (  # UTF-32's little-endian mark begins with that of UTF-16
 _SUPERSETS = {"iso8859-1": "cp1252", "ascii": "cp1252", "iso8859-9": "cp1254"}
 # how much worse than the best candidate another likely one may be
 _NEAR_CHAOS, _NEAR_COHERENCE, _NEAREST_COHERENCE = 0.02, 0.1, 0.04
-# common names, of encodings with equal results; of those with different results the first is by
-# far the likeliest, and is assumed if it is about as good as the best
+# preferred names of encodings with equal results; the first is assumed if it is about as good as
+# the best
 _COMMON = (
     *("cp1252", "cp1251", "cp1250", "iso8859_2", "koi8_r", "cp866", "mac_roman"),
     *("shift_jis", "euc_jp", "gb18030", "big5", "euc_kr"),
@@ -43,40 +42,37 @@ _DECLARED = re.compile(rb"""(?:charset|encoding)\s*=\s*["']?\s*([\w.:-]+)""", re
 
 
 @dataclass(frozen=True)
-class Found:
+class Encoding:
     """The encoding of a text.
 
     Args:
-        encoding: Name of the encoding.
-        assumed: What was assumed; "" if nothing was.
-        advice: Advice if the text can't be decoded after all.
+        name: Name of the encoding.
+        assumed: Line on what was assumed; "" if nothing was.
+        advice: Advice for the case that the text can't be decoded.
     """
 
-    encoding: str
+    name: str
     assumed: str = ""
     advice: str = f"{opt('data.encoding')} latin-1 takes any bytes"
 
 
 def check_encoding(name: str) -> None:
     """Raise UsageError if this is not "auto" or a name of a text encoding in Python."""
-    if name == AUTO or _text_encoding(name):
-        return
-    raise UsageError(
-        "unknown; give auto or a name such as utf-8, utf-16, cp1252, latin-1, cp1251 or shift_jis."
-        + did_you_mean(name, encodings.aliases.aliases),
-        "data.encoding",
-        name,
-    )
+    if name != AUTO and not _text_encoding(name):
+        names = "utf-8, utf-16, cp1252, latin-1, cp1251 or shift_jis"
+        hint = did_you_mean(name, encodings.aliases.aliases)
+        reason = f"unknown; give auto or a name such as {names}.{hint}"
+        raise UsageError(reason, "data.encoding", name)
 
 
 def _text_encoding(name: str) -> str | None:
     """Return Python's name of a text encoding; None if it has none."""
     try:
-        found = codecs.lookup(name)
+        codec = codecs.lookup(name)
     except (LookupError, ValueError):
         return None
-    is_of_texts = found._is_text_encoding and found.name.replace("_", "-") not in _NOT_OF_FILES
-    return found.name if is_of_texts else None
+    is_of_files = codec._is_text_encoding and codec.name.replace("_", "-") not in _NOT_OF_FILES
+    return codec.name if is_of_files else None
 
 
 def by_mark(head: bytes) -> str | None:
@@ -99,7 +95,7 @@ def declared(head: bytes) -> str | None:
     return name and _SUPERSETS.get(name, name)
 
 
-def find_encoding(head: bytes, blocks: Iterable[bytes], is_page: bool = False) -> Found:
+def find_encoding(head: bytes, blocks: Iterable[bytes], is_page: bool = False) -> Encoding:
     """Find the encoding of a text, which is read as far as needed.
 
     Args:
@@ -113,7 +109,7 @@ def find_encoding(head: bytes, blocks: Iterable[bytes], is_page: bool = False) -
     marked = by_mark(head)
     if marked and marked != _UTF8_MARKED:
         assumed = f"read as {marked.upper()}, by its byte order mark"
-        return Found(marked, assumed, "the file is corrupt; look for a complete copy")
+        return Encoding(marked, assumed, "the file is corrupt; look for a complete copy")
     scan = _Scan()
     for block in blocks:
         scan.add(block)
@@ -121,9 +117,9 @@ def find_encoding(head: bytes, blocks: Iterable[bytes], is_page: bool = False) -
             break
     scan.add(b"", final=True)
     if not scan.error:
-        return Found("utf-8")
-    if is_page and (given := declared(head)):
-        return Found(given, f"read as {given}, which the page declares")
+        return Encoding("utf-8")
+    if is_page and (name := declared(head)):
+        return Encoding(name, f"read as {name}, which the page declares")
     return _detected(scan, head, surely_utf8=bool(marked))
 
 
@@ -164,14 +160,14 @@ class _Scan:
                     self.sample += line[:SAMPLE_BYTES] + b"\n"
 
 
-def _detected(scan: _Scan, head: bytes, surely_utf8: bool) -> Found:
+def _detected(scan: _Scan, head: bytes, surely_utf8: bool) -> Encoding:
     """Return the likely encoding of a text that is not UTF-8; refuse a damaged UTF-8 text."""
     import charset_normalizer
 
     sample = bytes(scan.sample)
-    broken = sample.decode("utf-8", "replace").count("\ufffd")
-    whole = sum(ord(char) > 127 for char in sample.decode("utf-8", "ignore"))
-    if surely_utf8 or scan.n_continuing + whole >= broken:
+    n_invalid = sample.decode("utf-8", "replace").count("\ufffd")
+    n_valid = sum(ord(char) > 127 for char in sample.decode("utf-8", "ignore"))
+    if surely_utf8 or scan.n_continuing + n_valid >= n_invalid:
         raise UsageError(
             f"is UTF-8 but for {scan.error}, so the text is damaged; look for a complete copy, or "
             "drop the damaged parts: iconv -c -f UTF-8 -t UTF-8 FILE > NEW"
@@ -179,11 +175,10 @@ def _detected(scan: _Scan, head: bytes, surely_utf8: bool) -> Found:
     for raw in (head, sample):  # the sample may begin within a character of two bytes
         if 0 in raw:
             raise UsageError(about_zeros(raw))
-    matches = [
-        match
-        for match in charset_normalizer.from_bytes(sample)
-        if not match.encoding.startswith(("utf_16", "utf_32"))  # they would have zero bytes
-    ]
+    # encodings of two and four bytes would have zeros
+    wide = ("utf_16", "utf_32")
+    found = charset_normalizer.from_bytes(sample)
+    matches = [match for match in found if not match.encoding.startswith(wide)]
     if not matches:
         raise UsageError(
             f"not UTF-8 text ({scan.error}), and its encoding was not recognised; if it is "
@@ -195,13 +190,13 @@ def _detected(scan: _Scan, head: bytes, surely_utf8: bool) -> Found:
         if match.chaos <= matches[0].chaos + _NEAR_CHAOS
         and match.coherence >= matches[0].coherence - _NEAR_COHERENCE
     }
-    commonest = [m.coherence for m in matches if _common_name(m) == _COMMON[0]]
+    of_commonest = [m.coherence for m in matches if _common_name(m) == _COMMON[0]]
     # a rare encoding is not assumed if the commonest is possible
-    is_rival = bool(commonest) and not near.keys() & set(_COMMON)
-    if is_rival:
-        near[_COMMON[0]] = commonest[0]
+    has_rival = bool(of_commonest) and not near.keys() & set(_COMMON)
+    if has_rival:
+        near[_COMMON[0]] = of_commonest[0]
     names = sorted(near, key=lambda name: (name not in _COMMON, name != _COMMON[0], name))
-    is_likely = not is_rival and near[names[0]] >= max(near.values()) - _NEAREST_COHERENCE
+    is_likely = not has_rival and near[names[0]] >= max(near.values()) - _NEAREST_COHERENCE
     if len(names) > 1 and not (names[0] == _COMMON[0] and is_likely):
         raise UsageError(
             f"not UTF-8 text ({scan.error}), and its encoding is not certain: it can be "
@@ -209,7 +204,7 @@ def _detected(scan: _Scan, head: bytes, surely_utf8: bool) -> Found:
         )
     others = f" ({', '.join(names[1:4])} would be possible as well)" if len(names) > 1 else ""
     assumed = f"not UTF-8 ({scan.error}); assumed to be {names[0]}{others}"
-    return Found(names[0], f"{assumed}; {opt('data.encoding')} names another")
+    return Encoding(names[0], f"{assumed}; {opt('data.encoding')} names another")
 
 
 def _common_name(match: "CharsetMatch") -> str:

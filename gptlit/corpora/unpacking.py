@@ -1,22 +1,24 @@
-"""Reads files, packed or not, in blocks of limited size."""
+"""Reads files, packed by gzip or zstd or not, in blocks of limited size."""
 
 import gzip
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from gptlit.messages import UsageError
 
 BLOCK_BYTES = 1 << 20
 HEAD_BYTES = 1 << 10
-# read of a .zst file at a time: the decompressor returns all that they expand to, up to 128 KiB
-# for four bytes, so that a block has at most 8 MiB
+# a .zst file is read in small parts, since four of its bytes can expand to 128 KiB
 ZSTD_BYTES = 1 << 8
+
+
+PACKINGS = (".gz", ".zst")
 
 
 def packing_of(name: str) -> str:
     """Return the extension of a packed file, or ""."""
-    return next((end for end in _UNPACK if name.lower().endswith(end)), "")
+    return next((end for end in PACKINGS if name.lower().endswith(end)), "")
 
 
 def unpacked(path: Path) -> Iterator[bytes]:
@@ -24,21 +26,25 @@ def unpacked(path: Path) -> Iterator[bytes]:
 
     Raises:
         UsageError: A packed file is corrupt, or of another format.
-        OSError: It can't be read.
+        OSError: The file can't be read.
     """
     packed = packing_of(path.name)
     try:
-        yield from _UNPACK.get(packed, _plain)(path)
-    except (EOFError, zlib.error, gzip.BadGzipFile, _CorruptError) as error:
+        if packed == ".zst":
+            yield from _unzstd(path)
+        else:
+            with gzip.open(path) if packed == ".gz" else path.open("rb") as file:
+                while block := file.read(BLOCK_BYTES):
+                    yield block
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UsageError(f"not a whole {packed} file ({error})") from error
 
 
 def head(path: Path) -> bytes:
-    """Return the first HEAD_BYTES of a file, unpacked, or fewer if it is shorter.
+    """Return the first HEAD_BYTES of an unpacked file, or all of a shorter one.
 
     Raises:
-        UsageError: See `unpacked`.
-        OSError: It can't be read.
+        UsageError, OSError: See `unpacked`.
     """
     first = b""
     for block in unpacked(path):
@@ -46,22 +52,6 @@ def head(path: Path) -> bytes:
         if len(first) >= HEAD_BYTES:
             break
     return first[:HEAD_BYTES]
-
-
-class _CorruptError(Exception):
-    """A .zst file is corrupt."""
-
-
-def _plain(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            yield block
-
-
-def _gunzipped(path: Path) -> Iterator[bytes]:
-    with gzip.open(path) as file:
-        while block := file.read(BLOCK_BYTES):
-            yield block
 
 
 def _unzstd(path: Path) -> Iterator[bytes]:
@@ -77,11 +67,7 @@ def _unzstd(path: Path) -> Iterator[bytes]:
                     if block := frame.decompress(packed):
                         yield block
                 except zstandard.ZstdError as error:
-                    raise _CorruptError(error) from error
+                    raise UsageError(f"not a whole .zst file ({error})") from error
                 packed = frame.unused_data
     if frame is not None and not frame.eof:
-        raise _CorruptError("it ends too early")
-
-
-_UNPACK: dict[str, Callable[[Path], Iterator[bytes]]] = {".gz": _gunzipped, ".zst": _unzstd}
-PACKINGS = tuple(_UNPACK)
+        raise EOFError("it ends too early")
