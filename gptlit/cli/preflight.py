@@ -18,6 +18,7 @@ from torch import Tensor
 from gptlit.checkpoints import checkpoint
 from gptlit.model.gpt import GPT
 from gptlit.optim import optimizers
+from gptlit.optim.optimizers import Recipe
 from gptlit.runs.build import Run
 from gptlit.tokenizers.base import Tokenizer
 
@@ -28,7 +29,7 @@ GRADIENT_WINDOWS = 4  # for the check of gradients
 MEMORISED = 0.01  # nats
 MAX_STEPS = 1000
 MAX_WARMUP = 100
-MIN_LR = 1e-3
+MIN_LR = 1e-3  # a lower rate would not memorise within MAX_STEPS
 MAX_BATCHES = 64  # searched for distinct first tokens
 
 
@@ -43,28 +44,6 @@ class Check:
     def __str__(self) -> str:
         verdict = {True: "pass", False: "FAIL", None: "skip"}[self.passed]
         return f"{verdict}  {self.name:<12}{self.finding}"
-
-
-@dataclass(frozen=True)
-class Training:
-    """Settings of the training in the checks, in float32 without dropout.
-
-    Args:
-        lr: Constant learning rate, the run's peak; raised to MIN_LR, as there are only MAX_STEPS.
-        warmup_steps: Steps of linear warmup; lowered to MAX_WARMUP.
-        betas: Betas of AdamW.
-        weight_decay: Weight decay of AdamW.
-    """
-
-    lr: float
-    warmup_steps: int = 20
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.1
-
-    def rate(self, step: int) -> float:
-        """Return the learning rate of a step."""
-        warmup = min(self.warmup_steps, MAX_WARMUP)
-        return max(self.lr, MIN_LR) * min(1.0, (step + 1) / (warmup + 1))
 
 
 def loss(model: GPT, batch: Batch) -> Tensor:
@@ -154,11 +133,11 @@ def causality(model: GPT, batch: Batch) -> Check:
     return Check("causality", True, finding)
 
 
-def gradients(model: GPT, batch: Batch, training: Training) -> Check:
+def gradients(model: GPT, batch: Batch, recipe: Recipe) -> Check:
     """Check that every trainable parameter has a non-zero gradient after three steps."""
     probe = copy.deepcopy(model)
     batch = (batch[0][:GRADIENT_WINDOWS], batch[1][:GRADIENT_WINDOWS])
-    for _ in _trained(probe, batch, training, steps=3):
+    for _ in _trained(probe, batch, recipe, steps=3):
         pass
     probe.zero_grad()
     loss(probe, batch).backward()
@@ -170,7 +149,7 @@ def gradients(model: GPT, batch: Batch, training: Training) -> Check:
     return Check("gradients", True, f"reach all {len(named)} parameter tensors")
 
 
-def memorises(model: GPT, batches: Iterable[Batch], training: Training) -> Check:
+def memorises(model: GPT, batches: Iterable[Batch], recipe: Recipe) -> Check:
     """Check that a copy trained on one batch reaches a loss below MEMORISED within MAX_STEPS.
 
     The windows' first tokens are distinct, so that the tokens before a target determine it.
@@ -181,11 +160,11 @@ def memorises(model: GPT, batches: Iterable[Batch], training: Training) -> Check
     wanted = min(N_WINDOWS, max(2, N_TOKENS // model.config.block_size))
     batch = distinct_windows(batches, wanted)
     losses: list[float] = []
-    for value in _trained(copy.deepcopy(model), batch, training, steps=MAX_STEPS + 1):
+    for value in _trained(copy.deepcopy(model), batch, recipe, steps=MAX_STEPS + 1):
         losses.append(value)
         if value < MEMORISED or not math.isfinite(value):
             break
-    lr, last = training.rate(MAX_STEPS), losses[-1]
+    lr, last = rate(recipe, MAX_STEPS), losses[-1]
     finding = f"{len(batch[0])} windows at lr {lr:g}: loss {last:.4f} after {len(losses) - 1} steps"
     if last < MEMORISED:
         return Check("memorises", True, finding)
@@ -218,7 +197,7 @@ def check_all(
     model: GPT,
     tokenizer: Tokenizer,
     batches: Iterable[Batch],
-    training: Training,
+    recipe: Recipe,
     *,
     new: bool = True,
     print_line: Callable[[str], None] = print,
@@ -229,7 +208,7 @@ def check_all(
         model: GPT before training; it is not changed.
         tokenizer: Tokenizer of the text.
         batches: Batches of training windows; the first one is checked.
-        training: Settings of the run.
+        recipe: lr, warmup, betas and weight decay of the training in the checks, by AdamW.
         new: Whether the weights come from the initialisation.
         print_line: Prints a line.
     """
@@ -242,9 +221,9 @@ def check_all(
         lambda: shift(net, first),
         lambda: first_loss(net, first, new=new),
         lambda: causality(net, first),
-        lambda: gradients(net, first, training),
+        lambda: gradients(net, first, recipe),
         lambda: round_trip(net, first, tokenizer),
-        lambda: memorises(net, itertools.chain([first], moved), training),
+        lambda: memorises(net, itertools.chain([first], moved), recipe),
     ]
     passed = True
     for check in checks:
@@ -259,11 +238,16 @@ def check_run(run: Run) -> bool:
     """Make all checks of a run whose net is built, and return whether none failed."""
     options = run.model.options
     # the checks train by AdamW, for which SGD's rates are far too high
-    lr = MIN_LR if options.optimizer == "sgd" else options.lr
-    training = Training(lr, options.warmup_steps, options.betas, options.weight_decay)
+    recipe = Recipe(
+        lr=MIN_LR if options.optimizer == "sgd" else options.lr,
+        min_lr=0,
+        warmup_steps=options.warmup_steps,
+        betas=options.betas,
+        weight_decay=options.weight_decay,
+    )
     net = run.model.net.to(run.trainer.strategy.root_device)
     batches, new = run.data.train_dataloader(), options.init_from is None
-    return check_all(net, run.data.tokenizer, batches, training, new=new)
+    return check_all(net, run.data.tokenizer, batches, recipe, new=new)
 
 
 def _in_float32(model: GPT) -> GPT:
@@ -292,11 +276,14 @@ def distinct_windows(batches: Iterable[Batch], wanted: int) -> Batch:
     return torch.stack(xs), torch.stack(ys)
 
 
-def _trained(model: GPT, batch: Batch, training: Training, *, steps: int) -> Iterator[float]:
+def rate(recipe: Recipe, step: int) -> float:
+    """Return the learning rate of a step: MIN_LR or more, after MAX_WARMUP steps or fewer."""
+    warmup = min(recipe.warmup_steps, MAX_WARMUP)
+    return max(recipe.lr, MIN_LR) * min(1.0, (step + 1) / (warmup + 1))
+
+
+def _trained(model: GPT, batch: Batch, recipe: Recipe, *, steps: int) -> Iterator[float]:
     """Train on one batch, and yield the loss before each step."""
-    recipe = optimizers.Recipe(
-        lr=training.rate(0), min_lr=0, betas=training.betas, weight_decay=training.weight_decay
-    )
     optimizer = optimizers.build(model, recipe)
     for step in range(steps):
         value = loss(model, batch)
@@ -304,6 +291,6 @@ def _trained(model: GPT, batch: Batch, training: Training, *, steps: int) -> Ite
         value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimizer.param_groups:
-            group["lr"] = training.rate(step)
+            group["lr"] = rate(recipe, step)
         yield value.item()
         optimizer.step()

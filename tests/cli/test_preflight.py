@@ -10,14 +10,15 @@ import yaml
 from torch import Tensor, nn
 
 from gptlit.cli import preflight
-from gptlit.cli.preflight import Batch, Training
+from gptlit.cli.preflight import Batch
 from gptlit.model import attention
 from gptlit.model.gpt import GPT, GPTConfig, TokenShift
+from gptlit.optim.optimizers import Recipe
 from gptlit.training.module import LitGPT
 from tests.conftest import TINY, Result, Run
 
 Call = Callable[..., Result]
-FAST = Training(lr=1e-2, warmup_steps=5)
+FAST = Recipe(lr=1e-2, warmup_steps=5)
 
 
 def gpt(**options: object) -> GPT:
@@ -160,9 +161,9 @@ def test_a_model_that_can_not_memorise(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_learning_rate_has_a_minimum() -> None:
-    training = Training(lr=1e-5, warmup_steps=1)
-    assert [training.rate(step) for step in (0, 1, 2)] == [5e-4, 1e-3, 1e-3]
-    assert Training(lr=2e-3, warmup_steps=10_000).rate(100) == 2e-3
+    recipe = Recipe(lr=1e-5, min_lr=0, warmup_steps=1)
+    assert [preflight.rate(recipe, step) for step in (0, 1, 2)] == [5e-4, 1e-3, 1e-3]
+    assert preflight.rate(Recipe(lr=2e-3, warmup_steps=10_000), 100) == 2e-3
 
 
 def test_windows_with_distinct_first_tokens() -> None:
