@@ -34,23 +34,6 @@ _FOLDER = re.compile(r"(^|_)(dir|dirpath|path|folder|root|location)$")
 _REMOTE = re.compile(r"(^|_)(api_key|uri|url|host|entity|workspace)$")
 
 
-class _Refused(Exception):
-    """A checkpoint's run is refused.
-
-    Args:
-        reason: Clause that follows "its run's" in the message.
-        remedy: Imperative clause on what the user can do instead.
-    """
-
-    def __init__(self, reason: str, remedy: str) -> None:
-        super().__init__(reason)
-        self.remedy = remedy
-
-
-def _refused(effect: str, option: str) -> _Refused:
-    return _Refused(f"options {effect}", f"give --{option} yourself")
-
-
 def check(
     options: Mapping[str, Any],
     path: Path,
@@ -68,49 +51,33 @@ def check(
     Raises:
         UsageError: An option is refused; the message names the flag that would allow it.
     """
-    try:
-        if not _is_small(options):
-            raise _refused("are too many to be those of a run", "config CONFIG")
-        checker = _Checker(path, given, options)
-        if "trainer" in options:
-            checker.check_links()
-        return checker.checked(options, {**groups, "trainer": L.Trainer})
-    except _Refused as error:
-        reason, remedy = (printable(each, one_line=True) for each in (str(error), error.remedy))
-        raise UsageError(
-            f"--ckpt_path {path}: its run's {reason}; give --trust_checkpoint true if you trust "
-            f"the source of the checkpoint, or {remedy}"
-        ) from error
-
-
-def _hints(class_: type) -> dict[str, Any]:
-    hints = hints_of(class_.__init__)  # type: ignore[misc]  # the hints of exactly this class
-    if "__signature__" in vars(class_):  # its options are those of a dataclass
-        hints |= hints_of(class_)
-    return hints
-
-
-def _is_small(options: Mapping[str, Any]) -> bool:
-    n_values, waiting = 0, [options]
-    while waiting and n_values <= MOST_VALUES:
-        value: Any = waiting.pop()
-        if isinstance(value, dict | list):
-            n_values += len(value)
-            waiting += value.values() if isinstance(value, dict) else value
-    return n_values <= MOST_VALUES
-
-
-def _is_within(path: Path, folder: Path) -> bool:
-    """Whether a path is in a folder once links are resolved."""
-    return folder.resolve() in path.resolve().parents
+    checker = _Checker(path, given)
+    if not _is_small(options):
+        raise checker.refused("are too many to be those of a run", "config CONFIG")
+    if "trainer" in options:
+        checker.check_links()
+    return checker.checked(options, {**groups, "trainer": L.Trainer})
 
 
 class _Checker:
-    def __init__(self, path: Path, given: Collection[str], options: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, given: Collection[str]) -> None:
+        self.path = path
         self.given = given
         self.run = run_folder.of_checkpoint(path)
+        # the run's default_root_dir, and the working folder of its first command
         self.root = self.run.absolute().parent.parent if self.run else None
-        self.first_cwd = self._first_working_folder(options)
+        self.first_cwd: Path | None = None
+
+    def refused(self, effect: str, option: str) -> UsageError:
+        """Return the error for options that would have an effect such as "name the class a.B"."""
+        return self._error(f"options {effect}", f"give --{option} yourself")
+
+    def _error(self, reason: str, remedy: str) -> UsageError:
+        reason, remedy = (printable(each, one_line=True) for each in (reason, remedy))
+        return UsageError(
+            f"--ckpt_path {self.path}: its run's {reason}; give --trust_checkpoint true if you "
+            f"trust the source of the checkpoint, or {remedy}"
+        )
 
     def check_links(self) -> None:
         """Refuse links in the run's folder through which a resumed run would write elsewhere."""
@@ -119,10 +86,11 @@ class _Checker:
         for path in self.run.rglob("*"):
             if path.is_symlink() and not _is_within(path, self.run):
                 reason = f"folder has the link {path} to {path.resolve()}, outside of it"
-                raise _Refused(reason, "remove the link")
+                raise self._error(reason, "remove the link")
 
     def checked(self, options: Mapping[str, Any], groups: Mapping[str, type]) -> dict[str, Any]:
         kept: dict[str, Any] = {}
+        self.first_cwd = self._first_working_folder(options)
         for group, values in options.items():
             if not isinstance(values, dict):
                 self._check_plain(values, None, str(group))
@@ -142,9 +110,9 @@ class _Checker:
             return self._classes(name, value, short)
         self._check_plain(value, hint, name)
         if name in BY_NAME and isinstance(value, str) and not re.fullmatch(r"[\w-]+", value):
-            raise _refused(f"name the class {value} ({name})", name)
+            raise self.refused(f"name the class {value} ({name})", name)
         if name == "trainer.model_registry" and value is not None:
-            raise _refused(f"upload checkpoints to {value} ({name})", name)
+            raise self.refused(f"upload checkpoints to {value} ({name})", name)
         if name == "trainer.default_root_dir" and value is not None:
             return self._root_folder(name, str(value))
         if name == "data.data_dir" and value != DATA_DIR and not has_tokens(Path(str(value))):
@@ -154,8 +122,8 @@ class _Checker:
     def _check_plain(self, value: Any, hint: Any, name: str) -> None:
         for part, found in not_plain(value, hint, name):
             if part.endswith(".class_path"):
-                raise _refused(f"name the class {found} ({part})", name)
-            raise _refused(f"hold more than plain values: {part} is {found!r:.200}", name)
+                raise self.refused(f"name the class {found} ({part})", name)
+            raise self.refused(f"hold more than plain values: {part} is {found!r:.200}", name)
 
     # -------------------------------------------------------------- classes
 
@@ -166,14 +134,14 @@ class _Checker:
             return self._class(name, value, CLASSES[kind])
         if not isinstance(value, str) or (kind == "profiler" and value in PROFILERS):
             return value
-        raise _refused(f"name the class {value} ({name})", name)
+        raise self.refused(f"name the class {value} ({name})", name)
 
     def _class(self, name: str, value: Mapping[str, Any], base: type | None) -> dict[str, Any]:
         path, arguments = value.get("class_path"), value.get("init_args") or {}
         class_ = _known_class(path, base)
         others = set(value) - {"class_path", "init_args", "dict_kwargs"}
         if class_ is None or others or not isinstance(arguments, dict):
-            raise _refused(f"name the class {path} ({name})", name)
+            raise self.refused(f"name the class {path} ({name})", name)
         self._check_plain(value.get("dict_kwargs") or {}, dict[str, int], f"{name}.dict_kwargs")
         hints, parameters = _hints(class_), inspect.signature(class_).parameters
         kept = {n: each for n, each in arguments.items() if f"{name}.{n}" not in self.given}
@@ -183,7 +151,7 @@ class _Checker:
                 continue
             for part, found in not_plain(each, hints.get(argument, Any), f"{name}.{argument}"):
                 effect = f"give the class {path} more than plain values: {part} is {found!r:.200}"
-                raise _refused(effect, name)
+                raise self.refused(effect, name)
             for text in _strings(each):
                 self._check_argument(name, argument, text)
         return {**value, "init_args": kept}
@@ -191,7 +159,7 @@ class _Checker:
     def _check_argument(self, name: str, argument: str, value: str) -> None:
         """Refuse an argument of a class that names a remote address or another folder."""
         if _REMOTE.search(argument) or re.search("://|::", value):
-            raise _refused(f"send to {value} ({name}.{argument})", name)
+            raise self.refused(f"send to {value} ({name}.{argument})", name)
         written_to = self.root or Path.cwd()
         if _FOLDER.search(argument):
             self._check_folder(f"{name}.{argument}", value, name)
@@ -200,7 +168,7 @@ class _Checker:
             or re.search(r"^~|\0|(^|[/\\])\.\.([/\\]|$)", value)
             or (value and not _is_within(written_to / value, written_to))
         ):
-            raise _refused(f"write to {value} ({name}.{argument})", name)
+            raise self.refused(f"write to {value} ({name}.{argument})", name)
 
     # -------------------------------------------------------------- folders
 
@@ -211,7 +179,7 @@ class _Checker:
             run = self.run.absolute().resolve()
             if folder in (self.root.resolve(), run) or run in folder.parents:
                 return
-        raise _refused(f"write to {value} ({name}), outside of its run's folder", option)
+        raise self.refused(f"write to {value} ({name}), outside of its run's folder", option)
 
     def _first_working_folder(self, options: Mapping[str, Any]) -> Path | None:
         """Return the working folder of the run's first command, to which its paths are relative."""
@@ -265,3 +233,25 @@ def _strings(value: Any) -> list[str]:
     if isinstance(value, dict):
         value = list(value.values())
     return [text for each in value for text in _strings(each)] if isinstance(value, list) else []
+
+
+def _hints(class_: type) -> dict[str, Any]:
+    hints = hints_of(class_.__init__)  # type: ignore[misc]  # the hints of exactly this class
+    if "__signature__" in vars(class_):  # its options are those of a dataclass
+        hints |= hints_of(class_)
+    return hints
+
+
+def _is_small(options: Mapping[str, Any]) -> bool:
+    n_values, waiting = 0, [options]
+    while waiting and n_values <= MOST_VALUES:
+        value: Any = waiting.pop()
+        if isinstance(value, dict | list):
+            n_values += len(value)
+            waiting += value.values() if isinstance(value, dict) else value
+    return n_values <= MOST_VALUES
+
+
+def _is_within(path: Path, folder: Path) -> bool:
+    """Whether a path is in a folder once links are resolved."""
+    return folder.resolve() in path.resolve().parents
