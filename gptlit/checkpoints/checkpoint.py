@@ -1,4 +1,4 @@
-"""Checkpoints without Lightning: find one, read and check it, and build its model.
+"""Checkpoints without Lightning: read and check one, and build its model.
 
 A checkpoint is complete: besides Lightning's own content it has, under the key "gptlit", the
 model's config, the tokenizer, the provenance of the text and the run's config as plain data.
@@ -7,6 +7,7 @@ model's config, the tokenizer, the provenance of the text and the run's config a
 import contextlib
 import dataclasses
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gptlit import plain_data
-from gptlit.checkpoints import torch_files
+from gptlit.checkpoints import run_paths, torch_files
 from gptlit.checkpoints.weight_shapes import NotFinite, checked
 from gptlit.corpora import inputs
 from gptlit.messages import UsageError, errors_about, is_first_process, note, opt
@@ -26,10 +27,6 @@ from gptlit.tokenizers.state import from_state
 
 KEY = "gptlit"
 NET_PREFIX = "net."
-RUNS = Path("lightning_logs")
-ALIASES = ("best", "last")
-CHECKPOINTS = "checkpoints"  # the folder in a run's folder
-RUN_FILES = ("config.yaml", "metrics.csv", "hparams.yaml")
 PARTS = {"config", "tokenizer", "text", "run", "seed"}
 
 # versions that can have saved a checkpoint
@@ -67,73 +64,42 @@ class _Described(TypedDict):
     epoch_loss: NotRequired[_EpochLoss]
 
 
-def resolve(name: str, runs: Path = RUNS) -> Path:
-    """The checkpoint that `--ckpt_path` names: a file, or `best` or `last` of the newest run.
+@dataclass(frozen=True)
+class LoadedCheckpoint:
+    """A checkpoint that a command resumes, evaluates or writes with.
 
-    The newest run is the one that began last, of those that have such a checkpoint.
-
-    Raises:
-        UsageError: there is no such file.
+    Args:
+        path: Path of the checkpoint.
+        content: Everything in it.
     """
-    if name not in ALIASES:
-        path = Path(name).expanduser()
-        inputs.refuse_endless(path, opt("ckpt_path"))
-        if not path.is_file():
-            raise UsageError(
-                "no such file; give the path of a checkpoint, or best or last for the newest run's",
-                "ckpt_path",
-                name,
-            )
-        return path
-    found = list(runs.glob(f"*/{CHECKPOINTS}/{name}.ckpt"))
-    if not found:
-        raise UsageError(
-            f"no run under {runs.absolute()} has a {name}.ckpt; train one with `gptlit fit`, or "
-            "give the path of a checkpoint",
-            "ckpt_path",
-            name,
-        )
-    return max(found, key=lambda path: _began_at(path.parent.parent))
 
+    path: Path
+    content: dict[str, Any]
 
-def _began_at(run: Path) -> tuple[float, int, str]:
-    """A key that orders runs by their beginning, the earliest time of their files in seconds.
+    @property
+    def described(self) -> dict[str, Any]:
+        """gptlit's own entry: config, tokenizer, text, run, seed."""
+        return self.content[KEY]
 
-    The names of event files carry their time, which copies keep.
-    """
-    files = [path for path in [*run.iterdir(), *run.glob(f"{CHECKPOINTS}/*")] if path.is_file()]
-    times = [int(path.stat().st_mtime) for path in files]
-    named = [re.match(r"events\.out\.tfevents\.(\d+)", path.name) for path in files]
-    return min(times + [int(match[1]) for match in named if match]), version_number(run), run.name
-
-
-def is_run(folder: Path) -> bool:
-    """Whether a folder is that of a run, by the files in it."""
-    has_files = any((folder / name).is_file() for name in RUN_FILES)
-    # runs of earlier versions don't have these files
-    has_name = version_number(folder) >= 0
-    return (folder / CHECKPOINTS).is_dir() and (has_files or has_name)
-
-
-def version_number(run: Path) -> int:
-    """N of a folder named version_N, -1 of any other."""
-    number = run.name.removeprefix("version_")
-    return int(number) if number.isdigit() else -1
+    @property
+    def step(self) -> int:
+        """Number of optimizer steps before it was saved."""
+        return int(self.content["global_step"])
 
 
 class Damaged(UsageError):
     """The file isn't a whole checkpoint."""
 
 
-def read_named(name: str, runs: Path = RUNS) -> tuple[Path, dict[str, Any]]:
+def read_named(name: str, runs: Path = run_paths.RUNS) -> tuple[Path, dict[str, Any]]:
     """The checkpoint that `--ckpt_path` names, and its content.
 
     A damaged `last` is replaced by the newest whole checkpoint of its folder, with a warning.
 
     Raises:
-        UsageError: as `resolve` and `read`.
+        UsageError: as `run_paths.resolve` and `read`.
     """
-    path = resolve(name, runs)
+    path = run_paths.resolve(name, runs)
     try:
         return path, read(path)
     except Damaged:

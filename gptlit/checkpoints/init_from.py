@@ -16,7 +16,7 @@ import yaml
 from jsonargparse import Namespace
 from torch import Tensor
 
-from gptlit.checkpoints import checkpoint, torch_files
+from gptlit.checkpoints import checkpoint, run_paths, torch_files
 from gptlit.checkpoints.gpt2_names import fitting
 from gptlit.checkpoints.weight_files import WEIGHTS, read_folder
 from gptlit.checkpoints.weight_shapes import State
@@ -73,7 +73,7 @@ def start_from(name: str, folder: Path) -> Origin:
             return _from_folder(name, _fetched(name, folder / "weights" / name), folder)
     except UsageError as error:
         raise UsageError(str(error), "model.init_from", name) from error
-    if name not in checkpoint.ALIASES:
+    if name not in run_paths.ALIASES:
         inputs.refuse_endless(path, opt("model.init_from"))
         if not path.is_file():
             raise UsageError(

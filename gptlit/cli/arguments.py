@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from gptlit.checkpoints import checkpoint
-from gptlit.checkpoints.start import Start
+from gptlit.checkpoints import checkpoint, run_paths
+from gptlit.checkpoints.checkpoint import LoadedCheckpoint
 from gptlit.cli import saved_options
 from gptlit.cli.configs import find_config, shipped_configs
 from gptlit.corpora.catalog import CORPORA
@@ -113,7 +113,7 @@ def option_of_run(word: str) -> str:
     """
     stems = {Path(name).stem for name in shipped_configs()}
     is_yaml = word.endswith((".yaml", ".yml"))
-    is_checkpoint = word in checkpoint.ALIASES or word.endswith(".ckpt")
+    is_checkpoint = word in run_paths.ALIASES or word.endswith(".ckpt")
     fits = {
         "--config": is_yaml or word in stems,
         "--ckpt_path": is_checkpoint,
@@ -138,7 +138,7 @@ def option_of_predict(word: str) -> str:
     Raises:
         UsageError: The value may be either.
     """
-    if word in checkpoint.ALIASES:
+    if word in run_paths.ALIASES:
         raise UsageError(
             f"{word}: may mean --prompt {word} or --ckpt_path {word}; give the option's name"
         )
@@ -192,7 +192,7 @@ class CommandLine:
     """
 
     words: list[str]
-    start: Start | None
+    start: LoadedCheckpoint | None
     configs: list[Path]
     trusts: bool = False
     chosen: set[str] = field(default_factory=set)
@@ -231,7 +231,7 @@ def expand(
         chosen = {name.removesuffix("+") for name in given}
         words = [*(f"--config={path}" for path in files), *words]
         return CommandLine(words, None, files, chosen=chosen)
-    start, trusts = Start(*checkpoint.read_named(paths[-1])), _trusts(words)
+    start, trusts = LoadedCheckpoint(*checkpoint.read_named(paths[-1])), _trusts(words)
     options = _options_of(start)
     if verb != "fit":
         options = {"model": options["model"], "data": options["data"]}
@@ -245,7 +245,7 @@ def expand(
     return CommandLine(words, start, files, trusts)
 
 
-def _options_of(start: Start) -> dict[str, Any]:
+def _options_of(start: LoadedCheckpoint) -> dict[str, Any]:
     """Return the options of the run that saved a checkpoint."""
     try:
         if len(start.described["run"]) > MOST_CHARACTERS:

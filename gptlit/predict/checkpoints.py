@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from gptlit.checkpoints import checkpoint
+from gptlit.checkpoints import checkpoint, run_paths
 from gptlit.messages import UsageError
 from gptlit.runs import metrics_file
 
@@ -39,7 +39,7 @@ def find(names: Sequence[str]) -> list[ComparedCheckpoint]:
     as best and last often do, are one checkpoint.
 
     Args:
-        names: Names as for `checkpoint.resolve`, or folders of runs or of their checkpoints.
+        names: Names as for `run_paths.resolve`, or folders of runs or of their checkpoints.
 
     Raises:
         UsageError: a missing or corrupt file, or a folder without checkpoints.
@@ -61,12 +61,12 @@ def _run_of(path: Path) -> Path:
 
 def _find(name: str) -> list[ComparedCheckpoint]:
     folder = Path(name).expanduser()
-    if name in checkpoint.ALIASES or not folder.is_dir():
+    if name in run_paths.ALIASES or not folder.is_dir():
         return [_described(*checkpoint.read_named(name))]
     paths = sorted(folder.glob("checkpoints/*.ckpt")) or sorted(folder.glob("*.ckpt"))
     if not paths:
         raise UsageError(
-            f"is a folder without checkpoints; give a run's folder, {checkpoint.RUNS}/version_N",
+            f"is a folder without checkpoints; give a run's folder, {run_paths.RUNS}/version_N",
             "ckpt_path",
             name,
         )

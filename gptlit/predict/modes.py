@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 from jsonargparse import Namespace
 
-from gptlit.checkpoints import checkpoint
+from gptlit.checkpoints import run_paths
 from gptlit.messages import UsageError, opt
 from gptlit.parser import OneLineErrors
 
@@ -37,7 +37,7 @@ def choose(options: Namespace, parser: OneLineErrors) -> Mode:
     names: list[str] = options.ckpt_path
     if "" in names:
         raise UsageError("names no file; give a checkpoint, best or last", "ckpt_path", "''")
-    is_folder = names[0] not in checkpoint.ALIASES and Path(names[0]).expanduser().is_dir()
+    is_folder = names[0] not in run_paths.ALIASES and Path(names[0]).expanduser().is_dir()
     are_several = len(names) > 1 or is_folder
     modes: list[Mode] = ["interactive", "explain", "sweep"]
     modes = [mode for mode in modes if options[mode]] or ["sweep" if are_several else "write"]

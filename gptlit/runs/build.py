@@ -14,9 +14,9 @@ import lightning as L
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Callback, Checkpoint
 
-from gptlit.checkpoints import checkpoint
+from gptlit.checkpoints import run_paths
+from gptlit.checkpoints.checkpoint import LoadedCheckpoint
 from gptlit.checkpoints.init_from import Origin
-from gptlit.checkpoints.start import Start
 from gptlit.data.datamodule import TextDataModule
 from gptlit.files import write_atomically
 from gptlit.messages import UsageError, note, opt
@@ -58,7 +58,7 @@ class Plan:
     purpose: Purpose
     options: Namespace
     config: str = ""
-    start: Start | None = None
+    start: LoadedCheckpoint | None = None
     origin: Origin | None = None
     changes: Sequence[str] = ()
     rows: Sequence[tuple[str, str]] = ()
@@ -276,7 +276,7 @@ def _open_folder(
     root = Path(plan.options.trainer.default_root_dir or ".")
     model.run_config = plan.config
     if plan.start is None:
-        new = functools.partial(RunFolder, root / checkpoint.RUNS, place=plan.place)
+        new = functools.partial(RunFolder, root / run_paths.RUNS, place=plan.place)
         return _locked(new, root, held)
     path, step = plan.start.path, plan.start.step
     if "optimizer_states" not in plan.start.content:
@@ -294,7 +294,7 @@ def _open_folder(
         note(f"resuming from {path} at step {step}")
         for name, old, new_value in plan.changed:
             note(f"{opt(name)}: {json.dumps(old)} -> {json.dumps(new_value)}")
-    folder = _locked(lambda: RunFolder(root / checkpoint.RUNS, path, step), root, held)
+    folder = _locked(lambda: RunFolder(root / run_paths.RUNS, path, step), root, held)
     folder.records = plan.start.content.get(loggers.KEY)
     return folder
 

@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from gptlit import signals
-from gptlit.checkpoints import checkpoint
+from gptlit.checkpoints import checkpoint, run_paths
 from gptlit.messages import RunError, UsageError, note, opt
 from gptlit.runs import user_parts
 from gptlit.runs.build import Run
@@ -99,7 +99,7 @@ def _fit(run: Run, stopping: Stopping) -> None:
 
 
 def _resume_hint(folder: Path | None, options: str = "") -> str:
-    saved = folder and _newest_checkpoint(folder / checkpoint.CHECKPOINTS / "last.ckpt")
+    saved = folder and _newest_checkpoint(folder / run_paths.CHECKPOINTS / "last.ckpt")
     if not saved:
         return "; nothing was saved"
     path, content = saved
@@ -125,7 +125,7 @@ def summary(run: Run, seconds: float) -> str:
         seconds: Duration of the fit in seconds.
     """
     head, longer = _how_it_ended(run)
-    folder = run.folder and run.folder.path / checkpoint.CHECKPOINTS
+    folder = run.folder and run.folder.path / run_paths.CHECKPOINTS
     paths = [folder / f"{name}.ckpt" for name in ("best", "last")] if folder else []
     saved = [path for path in paths if path.exists()]
     rows = {path.stem: f"{checkpoint.evaluation(checkpoint.read(path))}, {path}" for path in saved}

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
-from gptlit.checkpoints import checkpoint
+from gptlit.checkpoints import run_paths
 from gptlit.files import leftovers, locked, write_atomically
 from gptlit.messages import UsageError, opt
 from gptlit.runs.loggers import METRICS, SAMPLES, Curves, Records, Table, logs_from, restore
@@ -28,7 +28,7 @@ def claim(root: Path) -> Path:
 
     Only rank 0 makes a folder; the path on other ranks isn't used.
     """
-    number = 1 + max((checkpoint.version_number(run) for run in root.glob("version_*")), default=-1)
+    number = 1 + max((run_paths.version_number(run) for run in root.glob("version_*")), default=-1)
     while True:
         run = root / f"version_{number}"
         try:
@@ -59,7 +59,7 @@ def make_room(path: Path) -> Path | None:
 def of_checkpoint(path: Path) -> Path | None:
     """Return the folder of the run that a checkpoint is in; None if it isn't in one."""
     folder = path.absolute().parent
-    if folder.name != checkpoint.CHECKPOINTS or not checkpoint.is_run(folder.parent):
+    if folder.name != run_paths.CHECKPOINTS or not run_paths.is_run(folder.parent):
         return None
     # relative if the user's path is
     return path.parent.parent if path.parent.name == folder.name else folder.parent
@@ -152,7 +152,7 @@ class RunFolder:
 
     def checkpoints(self, monitor: str, snapshot_every: int, keep_snapshots: int) -> list[Callback]:
         """Make the callbacks that save best.ckpt by `monitor`, last.ckpt, and snapshots."""
-        folder = self.path / checkpoint.CHECKPOINTS
+        folder = self.path / run_paths.CHECKPOINTS
         for left in leftovers(folder, ".ckpt") if processes.on_rank_zero() else []:
             left.unlink()
         return [

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gptlit import terminal
-from gptlit.checkpoints import checkpoint
+from gptlit.checkpoints import run_paths
 from gptlit.cli.arguments import take
 from gptlit.cli.configs import find_study, shipped_studies
 from gptlit.files import write_atomically
@@ -69,8 +69,8 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _folder(name: str) -> Path:
-    folder = checkpoint.RUNS / name
-    is_run = checkpoint.version_number(Path(name)) >= 0 or checkpoint.is_run(folder)
+    folder = run_paths.RUNS / name
+    is_run = run_paths.version_number(Path(name)) >= 0 or run_paths.is_run(folder)
     if name != Path(name).name or name in ("", "..") or is_run:
         raise UsageError(f"--name {name}: must be a folder's name, and not that of a run")
     return folder

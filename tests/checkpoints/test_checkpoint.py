@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import gptlit
-from gptlit.checkpoints import checkpoint
+from gptlit.checkpoints import checkpoint, run_paths
 from gptlit.messages import UsageError
 from tests.conftest import Run
 
@@ -88,12 +88,12 @@ def test_best_and_last_are_those_of_the_newest_run_that_has_one(tmp_path: Path) 
         folder.mkdir(parents=True)
         for name in names:
             (folder / f"{name}.ckpt").touch()
-    assert checkpoint.resolve("best", tmp_path).parts[-3] == "version_9"
-    assert checkpoint.resolve("last", tmp_path).parts[-3] == "version_10"
+    assert run_paths.resolve("best", tmp_path).parts[-3] == "version_9"
+    assert run_paths.resolve("last", tmp_path).parts[-3] == "version_10"
     with pytest.raises(UsageError, match="^ckpt_path best: no run under .*gptlit fit"):
-        checkpoint.resolve("best", tmp_path / "empty")
+        run_paths.resolve("best", tmp_path / "empty")
     with pytest.raises(UsageError, match="^ckpt_path nowhere.ckpt: no such file"):
-        checkpoint.resolve("nowhere.ckpt", tmp_path)
+        run_paths.resolve("nowhere.ckpt", tmp_path)
 
 
 def test_a_renamed_run_is_found(tmp_path: Path) -> None:
@@ -102,8 +102,8 @@ def test_a_renamed_run_is_found(tmp_path: Path) -> None:
         (folder := tmp_path / run / "checkpoints").mkdir(parents=True)
         (folder / "last.ckpt").touch()
         (folder.parent / f"events.out.tfevents.{1000 + seconds}.host.1.0").touch()
-    assert checkpoint.resolve("last", tmp_path).parts[-3] == "version_1"
+    assert run_paths.resolve("last", tmp_path).parts[-3] == "version_1"
     (tmp_path / "version_1" / "checkpoints" / "last.ckpt").unlink()
-    assert checkpoint.resolve("last", tmp_path).parts[-3] == "my best run"
+    assert run_paths.resolve("last", tmp_path).parts[-3] == "my best run"
     (tmp_path / "my best run").rename(tmp_path / "version_99")
-    assert checkpoint.resolve("last", tmp_path).parts[-3] == "version_99"
+    assert run_paths.resolve("last", tmp_path).parts[-3] == "version_99"

@@ -12,7 +12,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import gptlit as package
-from gptlit.checkpoints import checkpoint
+from gptlit.checkpoints import checkpoint, run_paths
 from gptlit.cli.configs import shipped_configs
 from gptlit.corpora.catalog import CORPORA
 from gptlit.training.module import LitGPT
@@ -433,7 +433,7 @@ def test_documents_in_windows_of_their_own(gptlit: Call, tmp_path: Path) -> None
     done = gptlit("fit", *TINY, *options)
     assert done.code == 0, done.err
     assert "'<EOS>" in done.err + done.out
-    described = checkpoint.read(checkpoint.resolve("last"))[checkpoint.KEY]
+    described = checkpoint.read(run_paths.resolve("last"))[checkpoint.KEY]
     assert described["tokenizer"]["eos"] is True
     assert len(described["text"]["spans"]["val"]) == 3
     assert gptlit("validate", "--ckpt_path=last").code == 0
@@ -461,7 +461,7 @@ def test_compile(
     result = fit(gptlit, text_file, f"--model.compile={str(asked_for).lower()}")
     assert result.code == 0, result.err
     assert len(compiled) == asked_for
-    keys = checkpoint.read(checkpoint.resolve("last"))["state_dict"]
+    keys = checkpoint.read(run_paths.resolve("last"))["state_dict"]
     assert all(
         key.startswith("net.") and "_orig_mod" not in key for key in keys if "loss" not in key
     )

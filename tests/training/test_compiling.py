@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from gptlit.checkpoints import checkpoint
+from gptlit.checkpoints import checkpoint, run_paths
 from gptlit.training import compiling
 from gptlit.training.compiling import choose, or_eager
 from tests.conftest import TINY, Result, assert_same_run
@@ -114,7 +114,7 @@ def test_a_resumed_run_keeps_its_choice(
     done = gptlit(*options(text_file, 3))
     assert done.code == 0, done.err
     assert "compile    no (compiling pays off after about" in done.out
-    assert checkpoint.read(checkpoint.resolve("last"))[checkpoint.KEY]["compiled"] is False
+    assert checkpoint.read(run_paths.resolve("last"))[checkpoint.KEY]["compiled"] is False
     for name, value in pays_from_four.items():
         monkeypatch.setattr(compiling, name, value)
     resumed = gptlit("fit", "--ckpt_path=last", "--trainer.max_steps=6")
@@ -122,7 +122,7 @@ def test_a_resumed_run_keeps_its_choice(
     assert "compile    no (as before the resume)" in resumed.out
     anew = gptlit(*options(text_file, 6))
     assert "compile    yes (compiling pays off after about 0 steps; the run has 6)" in anew.out
-    assert checkpoint.read(checkpoint.resolve("last"))[checkpoint.KEY]["compiled"] is True
+    assert checkpoint.read(run_paths.resolve("last"))[checkpoint.KEY]["compiled"] is True
 
 
 def test_only_training_steps_are_compiled(
@@ -162,7 +162,7 @@ def test_a_run_continues_without_compiling_after_a_failure(
     done = gptlit(*options(text_file, 3))
     assert done.code == 0, done.err
     assert "warning: torch.compile failed" in done.err
-    assert checkpoint.read(checkpoint.resolve("last"))[checkpoint.KEY]["compiled"] is False
+    assert checkpoint.read(run_paths.resolve("last"))[checkpoint.KEY]["compiled"] is False
 
 
 def test_compile_true_without_a_compiler_is_refused(

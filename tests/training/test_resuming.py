@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from gptlit.checkpoints import checkpoint
+from gptlit.checkpoints import checkpoint, run_paths
 from gptlit.messages import UsageError
 from gptlit.training import resuming
 from gptlit.training.module import LitGPT
@@ -296,7 +296,7 @@ def test_a_renamed_run_is_still_a_run(gptlit: Call, text_file: Path) -> None:
     assert f"{renamed}/checkpoints/best.ckpt" in gptlit("validate").out
     # a new run takes a number, and is the newest
     assert fit(gptlit, text_file).code == 0
-    assert checkpoint.resolve("last").parts[-3] == "version_0"
+    assert run_paths.resolve("last").parts[-3] == "version_0"
 
 
 # ---------------------------------------------------------------------- states of unknown origin

@@ -1,0 +1,66 @@
+"""Folders of runs, and the paths of their checkpoints by the names best and last."""
+
+import re
+from pathlib import Path
+
+from gptlit.corpora import inputs
+from gptlit.messages import UsageError, opt
+
+RUNS = Path("lightning_logs")
+ALIASES = ("best", "last")
+CHECKPOINTS = "checkpoints"  # the folder in a run's folder
+RUN_FILES = ("config.yaml", "metrics.csv", "hparams.yaml")
+
+
+def resolve(name: str, runs: Path = RUNS) -> Path:
+    """The checkpoint that `--ckpt_path` names: a file, or `best` or `last` of the newest run.
+
+    The newest run is the one that began last, of those that have such a checkpoint.
+
+    Raises:
+        UsageError: there is no such file.
+    """
+    if name not in ALIASES:
+        path = Path(name).expanduser()
+        inputs.refuse_endless(path, opt("ckpt_path"))
+        if not path.is_file():
+            raise UsageError(
+                "no such file; give the path of a checkpoint, or best or last for the newest run's",
+                "ckpt_path",
+                name,
+            )
+        return path
+    found = list(runs.glob(f"*/{CHECKPOINTS}/{name}.ckpt"))
+    if not found:
+        raise UsageError(
+            f"no run under {runs.absolute()} has a {name}.ckpt; train one with `gptlit fit`, or "
+            "give the path of a checkpoint",
+            "ckpt_path",
+            name,
+        )
+    return max(found, key=lambda path: _began_at(path.parent.parent))
+
+
+def _began_at(run: Path) -> tuple[float, int, str]:
+    """A key that orders runs by their beginning, the earliest time of their files in seconds.
+
+    The names of event files carry their time, which copies keep.
+    """
+    files = [path for path in [*run.iterdir(), *run.glob(f"{CHECKPOINTS}/*")] if path.is_file()]
+    times = [int(path.stat().st_mtime) for path in files]
+    named = [re.match(r"events\.out\.tfevents\.(\d+)", path.name) for path in files]
+    return min(times + [int(match[1]) for match in named if match]), version_number(run), run.name
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run, by the files in it."""
+    has_files = any((folder / name).is_file() for name in RUN_FILES)
+    # runs of earlier versions don't have these files
+    has_name = version_number(folder) >= 0
+    return (folder / CHECKPOINTS).is_dir() and (has_files or has_name)
+
+
+def version_number(run: Path) -> int:
+    """N of a folder named version_N, -1 of any other."""
+    number = run.name.removeprefix("version_")
+    return int(number) if number.isdigit() else -1
