@@ -67,36 +67,29 @@ def prepare(
     data_path, facts_path = folder / f"{stem}.bin", folder / f"{stem}.json"
     part = folder / f"{stem}.part"
     with _disk_errors(folder.parent, text.name):
-        if found := token_file.read(data_path, facts_path):
-            return found
+        if tokens := token_file.read(data_path, facts_path):
+            return tokens
         folder.mkdir(parents=True, exist_ok=True)
         # one lock for all texts of a folder, since a preparation uses all cores
         waiting = f"waiting for another process, which prepares a text in {folder}"
         with locked(folder / ".lock", lambda: note(waiting)):
             # the process that held the lock may have prepared this text
-            if not (found := token_file.read(data_path, facts_path)):
-                with _work_folder(part):
-                    preparation = _Preparation(texts, tokenizer, splitting, part, folder.parent)
-                    token_file.write(preparation.run(), part / "facts")
-                    # the facts last: if they are there, the ids are complete
-                    os.replace(part / "ids", data_path)
-                    os.replace(part / "facts", facts_path)
-                shutil.rmtree(part)
-                found = token_file.read(data_path, facts_path, check=False)
-    if not found:
-        raise OSError(f"{data_path} could not be read back")
-    return found
-
-
-@contextlib.contextmanager
-def _work_folder(path: Path) -> Iterator[None]:
-    """Make a folder, and remove it after errors but not after an interruption."""
-    path.mkdir(exist_ok=True)
-    try:
-        yield
-    except Exception:  # not KeyboardInterrupt and SystemExit
-        shutil.rmtree(path, ignore_errors=True)
-        raise
+            if tokens := token_file.read(data_path, facts_path):
+                return tokens
+            part.mkdir(exist_ok=True)
+            try:
+                preparation = _Preparation(texts, tokenizer, splitting, part, folder.parent)
+                token_file.write(preparation.run(), part / "facts")
+                # the facts last: if they are there, the ids are complete
+                os.replace(part / "ids", data_path)
+                os.replace(part / "facts", facts_path)
+            except Exception:  # not after an interruption, which the next preparation resumes
+                shutil.rmtree(part, ignore_errors=True)
+                raise
+            shutil.rmtree(part)
+            if tokens := token_file.read(data_path, facts_path, check=False):
+                return tokens
+            raise OSError(f"{data_path} could not be read back")
 
 
 @contextlib.contextmanager
@@ -202,8 +195,8 @@ class _Preparation:
         }
 
     def _clean_and_split(self) -> None:
-        made = self.tokenizer_or_options
-        has_eos = made.eos_id is not None if isinstance(made, Tokenizer) else made.eos
+        given = self.tokenizer_or_options
+        has_eos = given.eos_id is not None if isinstance(given, Tokenizer) else given.eos
         self._clean_texts = {
             name: clean_text.write(text, self.folder / f"text{name}", joined=not has_eos)
             for name, text in self.texts.items()

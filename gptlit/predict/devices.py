@@ -25,8 +25,8 @@ WrittenTexts = list[list[Written]]  # of each job
 
 def in_order(by_rank: Sequence[WrittenTexts]) -> WrittenTexts:
     """Merge the texts of all ranks by job; rank r of R wrote jobs r, r + R, r + 2R, ..."""
-    rounds = itertools.zip_longest(*by_rank)
-    return [texts for each in rounds for texts in each if texts is not None]
+    rounds = itertools.chain(*itertools.zip_longest(*by_rank))
+    return [texts for texts in rounds if texts is not None]
 
 
 class _Writer(BasePredictionWriter):
@@ -43,11 +43,11 @@ class _Writer(BasePredictionWriter):
         predictions: Sequence[Any],
         batch_indices: Sequence[Any],
     ) -> None:
-        own = [texts for batch in predictions for texts in batch]
-        by_rank: list[WrittenTexts] = [own]
+        texts = list(itertools.chain(*predictions))
+        by_rank: list[WrittenTexts] = [texts]
         if trainer.world_size > 1:
             by_rank = [[] for _ in range(trainer.world_size)]
-            torch.distributed.all_gather_object(by_rank, own)
+            torch.distributed.all_gather_object(by_rank, texts)
         if trainer.is_global_zero:
             self._write(in_order(by_rank))
 

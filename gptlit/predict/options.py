@@ -100,18 +100,18 @@ def parser() -> OneLineErrors:
     return options
 
 
-def parse(known: OneLineErrors, argv: Sequence[str]) -> tuple[Namespace, Mode]:
+def parse(option_parser: OneLineErrors, argv: Sequence[str]) -> tuple[Namespace, Mode]:
     """Parse arguments and environment variables, and choose the mode.
 
     Raises:
         UsageError: an invalid option, or options that exclude each other.
     """
-    switches, lists = known.options_of_nargs("?"), known.options_of_nargs("+")
+    switches, lists = option_parser.options_of_nargs("?"), option_parser.options_of_nargs("+")
     words = name_words(argv, option_of_predict, switches, lists)
-    options = known.parse_args(with_environment("predict", words))
+    options = option_parser.parse_args(with_environment("predict", words))
     unescape(options)
     options.ckpt_path = options.ckpt_path or ["best"]
-    mode = modes.choose(options, known)
+    mode = modes.choose(options, option_parser)
     if options.output_file is not None:
         check_output_file(options.output_file)
     return options, mode
@@ -134,13 +134,13 @@ def sampling_settings(options: Namespace) -> BeamSettings:
     Raises:
         UsageError: an invalid value.
     """
-    given = {name: options[name] for name in BeamSettings.__dataclass_fields__}
-    given |= {name: given[name] or [] for name in ("stop", "ban")}
+    values = {name: options[name] for name in BeamSettings.__dataclass_fields__}
+    values |= {name: values[name] or [] for name in ("stop", "ban")}
     for name in ("stop", "ban", "force"):
-        text_of(f"--{name}", "".join(given[name]))
+        text_of(f"--{name}", "".join(values[name]))
     if options.greedy:
-        given["temperature"] = 0.0
-    settings = BeamSettings(**given)
+        values["temperature"] = 0.0
+    settings = BeamSettings(**values)
     if options.num_samples < 1:
         raise UsageError("must be 1 or more", "num_samples", options.num_samples)
     if not 0 <= options.seed < 2**63 - options.num_samples:

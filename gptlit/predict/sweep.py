@@ -193,19 +193,3 @@ def plan(
     return Sweep(
         checkpoints, combinations, settings, prompts, swept_seeds, options.echo, options.weights
     )
-
-
-def as_json(row: Row, sweep: Sweep) -> dict[str, Any]:
-    """Return all values of a row as one flat object."""
-    seed = {} if row.seed is None else {"seed": row.seed}
-    return {
-        "checkpoint": str(row.checkpoint.path),
-        "step": row.checkpoint.step,
-        "val/loss": row.checkpoint.val_loss,
-        "val/step": row.checkpoint.val_step,
-        "weights": sweep.weights,
-        **seed,
-        **dataclasses.replace(sweep.settings, **row.settings).used(),
-        **row.metrics,
-        **dataclasses.asdict(row.written),
-    }

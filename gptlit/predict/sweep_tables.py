@@ -10,7 +10,7 @@ from typing import Any
 from gptlit.generation.settings import BeamSettings
 from gptlit.predict.checkpoints import ComparedCheckpoint
 from gptlit.predict.modes import Format
-from gptlit.predict.sweep import Row, Sweep, as_json
+from gptlit.predict.sweep import Row, Sweep
 from gptlit.terminal import (
     align_row,
     column_widths,
@@ -38,7 +38,7 @@ def report(sweep: Sweep, rows: Iterable[Row], form: Format, columns: int) -> Ite
         return as_text(sweep, rows, columns)
     if form == "markdown":
         return as_markdown(sweep, rows)
-    return (json.dumps(as_json(row, sweep)) + "\n" for row in rows)
+    return as_jsonl(sweep, rows)
 
 
 def caption(sweep: Sweep) -> str:
@@ -153,6 +153,23 @@ def as_markdown(sweep: Sweep, rows: Iterable[Row]) -> Iterator[str]:
         values = [*cells(sweep, row).values(), sweep.text(row).strip("\n")]
         yield f"| {' | '.join(map(_escaped, values))} |\n"
     yield f"\n{LEGEND}\n"
+
+
+def as_jsonl(sweep: Sweep, rows: Iterable[Row]) -> Iterator[str]:
+    """Format all values of each row as a line of JSON."""
+    for row in rows:
+        values = {
+            "checkpoint": str(row.checkpoint.path),
+            "step": row.checkpoint.step,
+            "val/loss": row.checkpoint.val_loss,
+            "val/step": row.checkpoint.val_step,
+            "weights": sweep.weights,
+            **({} if row.seed is None else {"seed": row.seed}),
+            **dataclasses.replace(sweep.settings, **row.settings).used(),
+            **row.metrics,
+            **dataclasses.asdict(row.written),
+        }
+        yield json.dumps(values) + "\n"
 
 
 def _escaped(text: str) -> str:

@@ -97,13 +97,13 @@ class _DistinctLines(io.TextIOBase):
 def _print_plan(study: Study, planned: Sequence[Planned], folder: Path) -> None:
     if not planned and study.search:
         print(f"{study.search.runs} runs, each proposed by optuna from earlier results")
-    for each in planned:
-        run = folder / each.setup.name
+    for plan in planned:
+        run = folder / plan.setup.name
         last = run / "checkpoints" / "last.ckpt"
         state = "done" if is_complete(run) else "begun" if last.exists() else "to make"
-        tokens = each.options["trainer"]["max_steps"] * each.tokens_per_step
-        size = f"{each.parameters:,} parameters" + (f", {tokens:,} tokens" if tokens > 0 else "")
-        print(f"{each.setup.name}: {size}, {state}")
+        tokens = plan.options["trainer"]["max_steps"] * plan.tokens_per_step
+        size = f"{plan.parameters:,} parameters" + (f", {tokens:,} tokens" if tokens > 0 else "")
+        print(f"{plan.setup.name}: {size}, {state}")
 
 
 def _report(study: Study, outcomes: Sequence[Outcome], folder: Path) -> None:

@@ -145,11 +145,9 @@ def clear_changed(planned: Sequence[Planned], folder: Path, remake: bool) -> Non
     Raises:
         UsageError: names the first such run, and what differs.
     """
-    changed: dict[Path, str] = {}
-    for each in planned:
-        run = folder / each.setup.name
-        if difference := _difference(each, run):
-            changed[run] = difference
+    runs = {folder / each.setup.name: each for each in planned}
+    differences = {run: _difference(each, run) for run, each in runs.items()}
+    changed = {run: difference for run, difference in differences.items() if difference}
     if changed and not remake:
         run, difference = next(iter(changed.items()))
         others = f" and {len(changed) - 1} more" if len(changed) > 1 else ""

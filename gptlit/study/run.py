@@ -57,18 +57,18 @@ def make_all(
     outcomes: dict[str, Outcome] = {}  # by name, as optuna may propose a setting again
     seconds: list[float] = []  # per run
 
-    def make(each: Planned) -> Outcome:
-        name = each.setup.name
+    def make(plan: Planned) -> Outcome:
+        name = plan.setup.name
         run = folder / name
         if name not in outcomes and is_complete(run):
-            outcomes[name] = _outcome(study, each, run)
+            outcomes[name] = _outcome(study, plan, run)
         if name in outcomes:
             return outcomes[name]
         _make_room(run)
         print(f"[{len(outcomes) + 1}/{n_runs}] {name}: ", end="", file=sys.stderr, flush=True)
         began = time.perf_counter()
         try:
-            failed = _make(each, run)
+            failed = _make(plan, run)
         except (SystemExit, KeyboardInterrupt, signals.Terminated) as stop:
             print("stopped", file=sys.stderr)
             n_done = len(outcomes) + is_complete(run)
@@ -76,7 +76,7 @@ def make_all(
             code = stop.code if isinstance(stop, SystemExit) else signals.exit_code(stop)
             raise SystemExit(code) from None
         seconds.append(time.perf_counter() - began)
-        outcomes[name] = outcome = _outcome(study, each, run, failed)
+        outcomes[name] = outcome = _outcome(study, plan, run, failed)
         line = outcome.failed or (
             f"{study.metric} {outcome.results[study.metric]:.4f}, {duration(seconds[-1])}"
         )
@@ -85,10 +85,10 @@ def make_all(
         print(line, file=sys.stderr, flush=True)
         return outcome
 
-    if done := sum(is_complete(folder / each.setup.name) for each in planned):
-        note(f"{done} of {n_runs} runs are done already")
-    for each in planned:
-        make(each)
+    if n_done := sum(is_complete(folder / plan.setup.name) for plan in planned):
+        note(f"{n_done} of {n_runs} runs are done already")
+    for plan in planned:
+        make(plan)
     if not planned and study.search:
         _search(study, folder, make, remake)
     return list(outcomes.values())

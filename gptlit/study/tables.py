@@ -140,12 +140,12 @@ def as_csv(study: Study, outcomes: Sequence[Outcome]) -> str:
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["run", *options, *seed, *names, "failed"])
-    for each in outcomes:
-        values = each.setup.settings
+    for outcome in outcomes:
+        setup, values = outcome.setup, outcome.setup.settings
         settings = [format_value(values[name]) if name in values else "" for name in options]
-        results = [each.results.get(name, "") for name in names]
-        seeds = [each.setup.seed] if seed else []
-        writer.writerow([each.setup.name, *settings, *seeds, *results, each.failed])
+        seeds = [setup.seed] if seed else []
+        results = [outcome.results.get(name, "") for name in names]
+        writer.writerow([setup.name, *settings, *seeds, *results, outcome.failed])
     return text.getvalue()
 
 
