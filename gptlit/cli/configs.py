@@ -17,8 +17,8 @@ STUDIES = "studies/"  # the folder of configs that are study files
 def shipped_configs() -> dict[str, Path]:
     """Return the configs installed with the package, by their path within its folder."""
     folder = Path(str(importlib.resources.files("gptlit.configs")))
-    found = sorted(folder.rglob("*.yaml"), key=lambda path: (len(path.parts), path))
-    configs = {path.relative_to(folder).as_posix(): path for path in found}
+    paths = sorted(folder.rglob("*.yaml"), key=lambda path: (len(path.parts), path))
+    configs = {path.relative_to(folder).as_posix(): path for path in paths}
     return {name: path for name, path in configs.items() if not name.startswith(STUDIES)}
 
 
@@ -53,9 +53,10 @@ def find_config(name: str) -> Path:
         UsageError: There is no such file, or it is not a mapping of options.
     """
     name = inputs.path_or_copy(name, "--config", None, inputs.MAX_TEXT_BYTES)
-    if Path(name).is_file():
-        _check_config(name)
-        return Path(name)
+    if (path := Path(name)).is_file():
+        with errors_about(f"--config {name}"):
+            _check_config(path)
+        return path
     shipped = shipped_configs()
     by_stem = {path.stem: path for path in shipped.values()}
     if found := shipped.get(name) or by_stem.get(name):
@@ -67,25 +68,23 @@ def find_config(name: str) -> Path:
     )
 
 
-def _check_config(name: str) -> None:
+def _check_config(path: Path) -> None:
     """Refuse errors that the parser would report without naming the file, or not at all."""
     try:
-        text = Path(name).read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
         content = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else not_utf8(error)
-        raise UsageError(f"--config {name}: {reason}") from error
+    except OSError as error:
+        raise UsageError(str(error.strerror)) from error
+    except UnicodeDecodeError as error:
+        raise UsageError(not_utf8(error)) from error
     except yaml.YAMLError as error:
-        raise UsageError(f"--config {name}: not YAML: {' '.join(str(error).split())}") from error
-    with errors_about(f"--config {name}"):
-        refuse_duplicates(text)
+        raise UsageError(f"not YAML: {' '.join(str(error).split())}") from error
+    refuse_duplicates(text)
     if not isinstance(content, dict):
-        raise UsageError(
-            f"--config {name}: holds no options by name, such as model: {{n_layer: 4}}"
-        )
+        raise UsageError("holds no options by name, such as model: {n_layer: 4}")
     for group in GROUPS & set(content):
         if not isinstance(content[group], dict):
             raise UsageError(
-                f"--config {name}: {group}: {content[group]}: is a group of options; write "
+                f"{group}: {content[group]}: is a group of options; write "
                 f"{group}: {{NAME: VALUE}}, or leave it out"
             )

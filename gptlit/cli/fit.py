@@ -6,6 +6,7 @@ with build(["small.yaml", "--data.path=my.txt"]) as run:
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -46,6 +47,15 @@ from gptlit.training.module import LitGPT
 from gptlit.training.options import ModelOptions
 
 yaml_keys.check_parsed_yaml()
+
+
+# classes whose arguments are the options of a group
+OPTION_CLASSES = {
+    "model": ModelOptions,
+    "data": TextDataModule,
+    "samples": SampleText,
+    "guard": Guard,
+}
 
 
 class Parser(OneLineErrors, LightningArgumentParser):
@@ -98,9 +108,9 @@ class GptlitCLI(LightningCLI):
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # Lightning's is static
         skipped = {"model", "datamodule", "dataloaders", "weights_only"}
-        own = {"train_dataloaders", "val_dataloaders"} if self.verb == "fit" else {"verbose"}
+        skipped |= {"train_dataloaders", "val_dataloaders"} if self.verb == "fit" else {"verbose"}
         # only the parser of this verb, since each takes 0.1 s to make
-        return {self.verb: skipped | own}
+        return {self.verb: skipped}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         self.verb_parser: Any = parser
@@ -115,7 +125,9 @@ class GptlitCLI(LightningCLI):
             self.arguments, option_of_run, switches=run_options.SWITCHES, one_of=ONE_OF_A_RUN
         )
         words = full_names(words, self.verb_parser.option_names())
-        line = expand(self.verb, words, _trusted)
+        line = expand(
+            self.verb, words, functools.partial(trusted_options.check, groups=OPTION_CLASSES)
+        )
         words, self.start, self.trusts = line.words, line.start, line.trusts
         self.held.enter_context(_own_classes(line))
         # whether the text is given, rather than taken from the checkpoint
@@ -124,7 +136,7 @@ class GptlitCLI(LightningCLI):
             # a checkpoint and a config are UTF-8, and could not name such a file
             name, _, value = word.partition("=")
             text_of(name, value or name)
-        self.given = {word.removeprefix("--").split("=")[0] for word in words}
+        self.flags = {word.removeprefix("--").split("=")[0] for word in words}
         self.chosen = line.chosen
         super().parse_arguments(parser, [self.verb, *words])
         run_options.check(self.options)
@@ -166,13 +178,13 @@ class GptlitCLI(LightningCLI):
         if self.start is not None:
             before, now = self._options_of_start, yaml.safe_load(self.options_as_yaml)
             kind = self.start.described["tokenizer"]["kind"]
-            resuming.check_tokenizer(before["data"], now["data"], kind, self.given)
+            resuming.check_tokenizer(before["data"], now["data"], kind, self.flags)
         if options.data.seed is None:
             options.data.seed = int(options.seed_everything)
         run_options.set_validation_interval(trainer)
 
     def _find_rate(self) -> None:
-        """Take the learning rate that a trial suggests, as if it had been given."""
+        """Replace the learning rate by the one that a trial suggests."""
         options = self.options
         for name, is_given in {
             "a verb other than fit": self.verb != "fit" or not self.trains,
@@ -192,10 +204,10 @@ class GptlitCLI(LightningCLI):
         model = self.options.model
         if self.start is None and model.init_from is not None:
             # a shipped config's block size is for weights that it names itself
-            stands = "model.block_size" in self.chosen or "model.init_from" not in self.chosen
-            self.origin = init_from.take(model, self.options.data, resuming.NOT_IN_WEIGHTS, stands)
+            is_own = "model.block_size" in self.chosen or "model.init_from" not in self.chosen
+            self.origin = init_from.take(model, self.options.data, resuming.NOT_IN_WEIGHTS, is_own)
             self.options.data.block_size = model.block_size
-        elif self.start is not None and "model.init_from" in self.given:
+        elif self.start is not None and "model.init_from" in self.flags:
             raise UsageError(
                 f"--model.init_from {model.init_from}: begins a new run, and --ckpt_path resumes "
                 "one; give one of them"
@@ -244,23 +256,20 @@ class GptlitCLI(LightningCLI):
         return self.built.trainer
 
     def _texts_of_start(self) -> dict[str, str]:
-        """Hashes of the checkpoint's texts, without those that are given anew."""
+        """Hashes of the checkpoint's texts, without those that are replaced now."""
         assert self.start is not None
         trained = self.start.described["text"]
-        own = {name: sha256 for name, (_, sha256) in trained["own_texts"].items()}
-        kept = {name: own[name] for name in own if f"data.{name}_path" not in self.given}
-        return kept | ({} if self.text_given else {"": trained["sha256"]})
+        hashes = {
+            split: sha256
+            for split, (_, sha256) in trained["own_texts"].items()
+            if f"data.{split}_path" not in self.flags
+        }
+        return hashes if self.text_given else hashes | {"": trained["sha256"]}
 
     def _leave_to_caller(self, **_: Any) -> None:
         """Do nothing: the caller of `build` starts the run."""
 
     fit = validate = test = _leave_to_caller
-
-
-def _trusted(options: dict[str, Any], path: Path, given: set[str]) -> dict[str, Any]:
-    """The options of a checkpoint that may be used."""
-    groups = {"model": ModelOptions, "data": TextDataModule, "samples": SampleText, "guard": Guard}
-    return trusted_options.check(options, path, given, groups)
 
 
 def _own_classes(line: CommandLine) -> contextlib.AbstractContextManager[None]:
@@ -291,7 +300,7 @@ def build(
         The run, a context manager that unlocks the run's folder.
 
     Raises:
-        UsageError: an option, a config, a text or a checkpoint that can't work.
+        UsageError: An option, a config, a text or a checkpoint is invalid.
     """
     with contextlib.ExitStack() as held:
         run = GptlitCLI(verb, arguments, held, trains, place).built
@@ -300,7 +309,7 @@ def build(
 
 
 def prepare(run: Run) -> None:
-    """Prepare a run for being inspected, and print how its options were adapted to the text."""
+    """Prepare a run that is only inspected, and print how its options were adapted to the text."""
     for change in run.plan.changes:
         note(f"adapted to this text: {change}")
     run.prepare()
@@ -311,8 +320,8 @@ def main(arguments: Sequence[str]) -> None:
     """Run the verb that comes first in `arguments`.
 
     Raises:
-        UsageError: an option, a config, a text or a checkpoint that can't work.
-        SystemExit: a signal stopped a run, or a check before it failed.
+        UsageError: An option, a config, a text or a checkpoint is invalid.
+        SystemExit: A signal stopped the run, or a check of --preflight failed.
     """
     verb, *rest = arguments
     with lightning_command():

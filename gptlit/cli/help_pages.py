@@ -199,11 +199,11 @@ def options_of(verb: str) -> list[dict[str, Any]]:
     file = importlib.resources.files("gptlit.cli") / OPTIONS
     verbs = json.loads(file.read_text(encoding="utf-8"))
     shared = {option["name"]: option for option in verbs["fit"]}
-    found = [shared[each] if isinstance(each, str) else each for each in verbs[verb]]
+    options = [shared[each] if isinstance(each, str) else each for each in verbs[verb]]
     texts = {**TEXTS, "ckpt_path": TEXTS["ckpt_path"] if verb == "fit" else EVALUATED}
-    if "trainer.max_steps" not in {option["name"] for option in found}:
-        return found  # none of Lightning's
-    return [{**option, "help": texts.get(option["name"], option["help"])} for option in found]
+    if "trainer.max_steps" not in {option["name"] for option in options}:
+        return options  # none of Lightning's
+    return [{**option, "help": texts.get(option["name"], option["help"])} for option in options]
 
 
 def text(verb: str, about: str, which: str, width: int | None = None) -> str:

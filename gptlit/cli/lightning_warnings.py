@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from gptlit.training import processes
 
 LOGGERS = ("lightning.pytorch", "lightning.fabric")
-# what Lightning logs by itself; reports of profilers, callbacks and loggers are still shown
+# records that are dropped; reports of profilers, callbacks and loggers are still shown
 ANNOUNCEMENTS = re.compile(
     r"""\s*(\[rank:\ \d+\]\ )?(
     Seed\ set\ to
@@ -41,13 +41,13 @@ ANNOUNCEMENTS = re.compile(
 
 def _handlers() -> list[logging.Handler]:
     """Return the handlers of Lightning's loggers, as a logger's filter misses its children."""
-    found: dict[logging.Handler, None] = {}
+    handlers: dict[logging.Handler, None] = {}
     for name in LOGGERS:
         logger: logging.Logger | None = logging.getLogger(name)
         while logger is not None:
-            found |= dict.fromkeys(logger.handlers)
+            handlers |= dict.fromkeys(logger.handlers)
             logger = logger.parent if logger.propagate else None
-    return list(found)
+    return list(handlers)
 
 
 @contextlib.contextmanager

@@ -265,14 +265,14 @@ def distinct_windows(batches: Iterable[Batch], wanted: int) -> Batch:
     Returns:
         Inputs (B, T) and targets (B, T), B >= 1.
     """
-    found: dict[int, tuple[Tensor, Tensor]] = {}
-    for _, (inputs, targets) in zip(range(MAX_BATCHES), batches, strict=False):
+    windows: dict[int, tuple[Tensor, Tensor]] = {}  # by first token
+    for inputs, targets in itertools.islice(batches, MAX_BATCHES):
         for x, y in zip(inputs, targets, strict=True):
-            if len(found) < wanted and (y >= 0).any():
-                found.setdefault(int(x[0]), (x, y))
-        if len(found) == wanted:
+            if len(windows) < wanted and (y >= 0).any():
+                windows.setdefault(int(x[0]), (x, y))
+        if len(windows) == wanted:
             break
-    xs, ys = zip(*found.values(), strict=True)
+    xs, ys = zip(*windows.values(), strict=True)
     return torch.stack(xs), torch.stack(ys)
 
 

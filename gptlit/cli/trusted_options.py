@@ -220,11 +220,10 @@ def _known_class(path: Any, base: type | None) -> type | None:
     module, _, name = path.rpartition(".")
     if not re.fullmatch(r"(lightning\.pytorch|gptlit)(\.\w+)*", module):
         return None
-    found = getattr(sys.modules.get(module), name, None)
-    if not isinstance(found, type) or not issubclass(found, base) or issubclass(found, REFUSED):
+    class_ = getattr(sys.modules.get(module), name, None)
+    if not isinstance(class_, type) or not issubclass(class_, base) or issubclass(class_, REFUSED):
         return None
-    own = re.match(r"(lightning\.pytorch|gptlit)\.", found.__module__)
-    return found if own else None
+    return class_ if re.match(r"(lightning\.pytorch|gptlit)\.", class_.__module__) else None
 
 
 def _strings(value: Any) -> list[str]:
