@@ -1,13 +1,11 @@
 """Builds a run: its Trainer with callbacks, loggers and plugins, and its folder."""
 
 import contextlib
-import functools
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, Self
 
 import lightning as L
@@ -36,21 +34,21 @@ Purpose = Literal["fit", "validate", "test", "inspect"]
 
 @dataclass(frozen=True)
 class Plan:
-    """The decisions about a run that come before its Trainer.
+    """The decisions about a run that are made before its Trainer.
 
     Args:
-        purpose: What the run is for.
-        options: All options, with their classes made.
+        purpose: Verb that the run is for, or "inspect".
+        options: All options, with their classes instantiated.
         config: All options as YAML, from which the run can be resumed.
-        start: The checkpoint that the run resumes or evaluates; None for a new run.
-        origin: The weights that a new run begins with; None for random ones.
+        start: Checkpoint that the run resumes or evaluates; None for a new run.
+        origin: Weights that a new run begins with; None for random ones.
         changes: Lines that describe how options were adapted to the text.
-        rows: Names and values that end the start-up block.
+        rows: Names and values at the end of the start block.
         changed: Options that differ from those of the resumed run, with the old and new value.
         left_out: Names of options that `config` can't hold.
         files: Contents of more files for the run's folder, by name.
         place: Folder of a new run; None for the next version_N.
-        text_given: Whether the text is given, rather than taken from `start`.
+        text_given: Whether the user gave the text, rather than `start`.
         texts: Hashes of the texts that a resumed run must find unchanged, as in
             `TextDataModule.expected_sha256`.
     """
@@ -85,12 +83,12 @@ class Run:
         trainer: The Trainer.
         model: The model.
         data: The text.
-        options: All options, with their classes made.
-        plan: What was decided about the run.
-        precision_reason: Why the precision is what it is.
-        folder: Folder of the run; None where it has none.
+        options: All options, with their classes instantiated.
+        plan: Decisions that the run was built from.
+        precision_reason: Reason why the precision was chosen.
+        folder: Folder of the run; None if it has none.
         stopping: Callback that stops a fit early.
-        held: What is closed when the run ends.
+        held: Locks and files that are closed when the run ends.
     """
 
     trainer: L.Trainer
@@ -106,13 +104,8 @@ class Run:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool | None:
-        return self.held.__exit__(kind, error, traceback)
+    def __exit__(self, *error: Any) -> bool | None:
+        return self.held.__exit__(*error)
 
     def prepare(self) -> None:
         """Prepare the data without a fit, so that `model.configure_model` can build the net."""
@@ -130,13 +123,13 @@ def build(plan: Plan, model: LitGPT, data: TextDataModule, held: contextlib.Exit
     """Build a run.
 
     Args:
-        plan: What is decided about the run.
+        plan: Decisions about the run.
         model: The model, without a net.
         data: The text, not read yet.
         held: Takes the lock of the run's folder.
 
     Raises:
-        UsageError: options, callbacks, loggers or plugins that don't work together.
+        UsageError: Options, callbacks, loggers or plugins don't work together.
     """
     options = plan.options
     _begin_from(plan, model, data)
@@ -166,7 +159,7 @@ def build(plan: Plan, model: LitGPT, data: TextDataModule, held: contextlib.Exit
 
 
 def _begin_from(plan: Plan, model: LitGPT, data: TextDataModule) -> None:
-    """Give model and data what the run begins with: a checkpoint's tokenizer, or weights."""
+    """Set the tokenizer and weights that the run begins with."""
     if plan.start is not None:
         described = plan.start.described
         data.use_tokenizer(from_state(described["tokenizer"], described["config"]["vocab_size"]))
@@ -230,8 +223,14 @@ def _build_fit(
     with _undone(folder, lambda: False):
         if folder is not None:
             options.samples.folder = folder.path
-            settings["callbacks"] += _checkpoint_callbacks(folder, options, data, given)
-            settings |= user_parts.in_folder(trainer, folder)
+            if trainer.enable_checkpointing is not False:
+                user_parts.separate_checkpoints(given, folder.path / run_paths.CHECKPOINTS)
+                monitored = "val/loss" if data.has_validation else "train/loss"
+                settings["callbacks"] += folder.checkpoints(
+                    monitored, options.snapshot_every, options.keep_snapshots
+                )
+            settings["logger"] = user_parts.loggers(trainer.logger, folder)
+            settings["profiler"] = user_parts.profiler(trainer.profiler, folder.path)
             _describe_run(plan, folder.path)
         made = processes.new_trainer(**settings)
     _order(made.callbacks, stopping, report)
@@ -256,16 +255,6 @@ def _check_validates(patience: int, options: Namespace, data: TextDataModule) ->
         )
 
 
-def _checkpoint_callbacks(
-    folder: RunFolder, options: Namespace, data: TextDataModule, given: list[Callback]
-) -> list[Callback]:
-    if options.trainer.enable_checkpointing is False:
-        return []
-    user_parts.separate_checkpoints(given, folder.path / "checkpoints")
-    monitored = "val/loss" if data.has_validation else "train/loss"
-    return folder.checkpoints(monitored, options.snapshot_every, options.keep_snapshots)
-
-
 # ---------------------------------------------------------------------- the folder
 
 
@@ -273,35 +262,18 @@ def _open_folder(
     plan: Plan, model: LitGPT, data: TextDataModule, held: contextlib.ExitStack
 ) -> RunFolder:
     """Make or reopen the run's folder, and lock it."""
-    root = Path(plan.options.trainer.default_root_dir or ".")
+    root, start = Path(plan.options.trainer.default_root_dir or "."), plan.start
     model.run_config = plan.config
-    if plan.start is None:
-        new = functools.partial(RunFolder, root / run_paths.RUNS, place=plan.place)
-        return _locked(new, root, held)
-    path, step = plan.start.path, plan.start.step
-    if "optimizer_states" not in plan.start.content:
-        raise UsageError(
-            f"holds weights but no run to resume; start a new run from them by "
-            f"{opt('model.init_from')} {path}",
-            "ckpt_path",
-            path,
-        )
-    if 0 < (max_steps := plan.options.trainer.max_steps) <= step:
-        reason = f"{path} is already at step {step}; give a larger number to continue"
-        raise UsageError(reason, "trainer.max_steps", max_steps)
-    data.expected_sha256 = dict(plan.texts)
-    if processes.on_rank_zero():
-        note(f"resuming from {path} at step {step}")
-        for name, old, new_value in plan.changed:
-            note(f"{opt(name)}: {json.dumps(old)} -> {json.dumps(new_value)}")
-    folder = _locked(lambda: RunFolder(root / run_paths.RUNS, path, step), root, held)
-    folder.records = plan.start.content.get(loggers.KEY)
-    return folder
-
-
-def _locked(make: Callable[[], RunFolder], root: Path, held: contextlib.ExitStack) -> RunFolder:
+    if start is not None:
+        _check_resumable(start, plan.options.trainer.max_steps)
+        data.expected_sha256 = dict(plan.texts)
+        if processes.on_rank_zero():
+            note(f"resuming from {start.path} at step {start.step}")
+            for name, old, new in plan.changed:
+                note(f"{opt(name)}: {json.dumps(old)} -> {json.dumps(new)}")
+    path, records = (start.path, start.content.get(loggers.KEY)) if start else (None, None)
     try:
-        folder = make()
+        folder = RunFolder(root / run_paths.RUNS, path, plan.first_step, records, plan.place)
     except OSError as error:
         raise UsageError(
             f"no run can be kept there ({error.strerror}); name a folder of yours",
@@ -310,6 +282,19 @@ def _locked(make: Callable[[], RunFolder], root: Path, held: contextlib.ExitStac
         ) from error
     held.enter_context(folder.lock())
     return folder
+
+
+def _check_resumable(start: LoadedCheckpoint, max_steps: int) -> None:
+    if "optimizer_states" not in start.content:
+        raise UsageError(
+            "has weights but no state of a run to resume; start a new run from them by "
+            f"{opt('model.init_from')} {start.path}",
+            "ckpt_path",
+            start.path,
+        )
+    if 0 < max_steps <= start.step:
+        reason = f"{start.path} is already at step {start.step}; give a larger number to continue"
+        raise UsageError(reason, "trainer.max_steps", max_steps)
 
 
 def _describe_run(plan: Plan, folder: Path) -> None:

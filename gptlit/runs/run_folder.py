@@ -93,13 +93,19 @@ class RunFolder:
         root: Folder of new runs.
         start: Path of the checkpoint to resume from; the resumed run stays in its folder.
         step: Step of the checkpoint.
+        records: Copies in the checkpoint, from which the resumed run's files are restored.
         place: Folder of a new run, instead of version_N under `root`.
     """
 
     RESTORED = (CONFIG, "hparams.yaml", METRICS, SAMPLES)
 
     def __init__(
-        self, root: Path, start: Path | None = None, step: int = 0, place: Path | None = None
+        self,
+        root: Path,
+        start: Path | None = None,
+        step: int = 0,
+        records: dict[str, Any] | None = None,
+        place: Path | None = None,
     ) -> None:
         own = start and of_checkpoint(start)
         self.claimed = own is None
@@ -107,7 +113,7 @@ class RunFolder:
             place.mkdir(parents=True, exist_ok=True)
         self.path = own or place or claim(root)
         self.resumed_step = None if own is None else step
-        self.records: dict[str, Any] | None = None  # of the checkpoint, for `restore`
+        self.records = records
         paths = [self.path / name for name in self.RESTORED]
         self._before = {path: path.read_bytes() for path in paths if path.is_file()}
         self._checkpoints_before = self._checkpoints()

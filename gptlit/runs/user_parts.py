@@ -66,7 +66,7 @@ PROFILERS: dict[str, type[Profiler]] = {
     "pytorch": PyTorchProfiler,
     "xla": XLAProfiler,
 }
-# class and known names of options that take a name or a class
+# class and known names of each option that takes a name or a class
 NAMED: dict[str, tuple[type, Callable[[], list[str]]]] = {
     "accelerator": (
         Accelerator,
@@ -74,13 +74,6 @@ NAMED: dict[str, tuple[type, Callable[[], list[str]]]] = {
     ),
     "profiler": (Profiler, lambda: list(PROFILERS)),
     "strategy": (Strategy, lambda: ["auto", *StrategyRegistry.available_strategies()]),
-}
-# values that switch off what a Trainer with barebones true doesn't have
-BAREBONES = {
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "log_every_n_steps": 0,
 }
 
 
@@ -94,7 +87,7 @@ def _name(part: object) -> str:
 
 
 def choose_precision(accelerator: str) -> tuple[str, str]:
-    """Choose the default precision on an accelerator; returns it with the reason."""
+    """Return the default precision on an accelerator, and the reason."""
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bf16-mixed", "this GPU has bfloat16"
@@ -107,12 +100,12 @@ def choose_precision(accelerator: str) -> tuple[str, str]:
 
 
 def as_class(option: str, value: Any) -> Any:
-    """Parse a class that a string names; known names are lower-cased, other values are kept.
+    """Parse the class that a string names; lower-case a known name, and keep other values.
 
-    The parser accepts any string for an option that takes strings, also the name of a class.
+    The parser accepts any string for an option that takes strings, including a class's name.
 
     Args:
-        option: One of NAMED.
+        option: Name of the option, a key of NAMED.
         value: Value of the option.
 
     Raises:
@@ -128,9 +121,9 @@ def as_class(option: str, value: Any) -> Any:
     try:
         return parser.parse_args([f"--{option}={value}"])[option]
     except UsageError as error:
-        wanted, found, nearest = str(error).partition("expected a class's path or null")
-        if not found:
-            raise UsageError(f"--trainer.{wanted.removeprefix('--')}") from error
+        message, is_no_class, nearest = str(error).partition("expected a class's path or null")
+        if not is_no_class:
+            raise UsageError(f"--trainer.{message.removeprefix('--')}") from error
         if name := did_you_mean(value, names):
             nearest = f".{name}"
         # the variants of a strategy, such as ddp_spawn, begin with its name
@@ -160,12 +153,12 @@ def check_callbacks(callbacks: Sequence[Callback]) -> None:
 def barebones(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings of a Trainer with barebones true, which measures the bare loop.
 
-    Options that the user switched on stay on, and Lightning refuses them; log_every_n_steps, which
-    gptlit's configs set, is switched off.
+    An option that the user switched on stays on, so that Lightning refuses it; log_every_n_steps,
+    which gptlit's configs set, is switched off.
     """
     _note("trainer.barebones", "true", "nothing is logged, saved, sampled or kept in a folder")
-    named = {name: given[name] or off for name, off in BAREBONES.items()}
-    return named | {"log_every_n_steps": 0}
+    names = ("logger", "enable_checkpointing", "enable_progress_bar")
+    return {name: given[name] or False for name in names} | {"log_every_n_steps": 0}
 
 
 def own_bar(callbacks: Sequence[Callback]) -> ProgressBar | None:
@@ -183,7 +176,7 @@ def separate_checkpoints(callbacks: Sequence[Callback], folder: Path) -> None:
 
     Args:
         callbacks: Callbacks of the user.
-        folder: Folder of gptlit's checkpoints, which is Lightning's default for others too.
+        folder: Folder of gptlit's checkpoints, which is also Lightning's default for others.
 
     Raises:
         UsageError: A callback has the file name of one of gptlit's checkpoints.
@@ -249,19 +242,6 @@ def has_precision(given: Any) -> bool:
     return any(isinstance(each, Precision) for each in processes.as_list(given))
 
 
-def in_folder(given: Mapping[str, Any], folder: run_folder.RunFolder) -> dict[str, Any]:
-    """Return the Trainer's loggers and profiler, which write into a run's folder.
-
-    Args:
-        given: Options of the Trainer.
-        folder: Folder of the run.
-    """
-    return {
-        "logger": loggers(given["logger"], folder),
-        "profiler": profiler(given["profiler"], folder.path),
-    }
-
-
 def loggers(given: Any, folder: run_folder.RunFolder) -> list[Logger]:
     """Return the run's loggers: metrics.csv and TensorBoard's events, then the user's; or none.
 
@@ -293,12 +273,7 @@ def loggers(given: Any, folder: run_folder.RunFolder) -> list[Logger]:
 
 
 def profiler(given: Profiler | str | None, folder: Path) -> Profiler | None:
-    """Return the Trainer's profiler, which writes into the run's folder unless it has another.
-
-    Args:
-        given: Name of the profiler, or the profiler itself.
-        folder: Folder of the run.
-    """
+    """Return a named or given profiler, which writes into `folder` unless it has another."""
     if isinstance(given, str):
         given = PROFILERS[given]()
     if given is not None:
