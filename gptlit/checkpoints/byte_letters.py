@@ -7,7 +7,7 @@ from itertools import pairwise
 
 @cache
 def letter_of_byte() -> dict[int, str]:
-    """A printable character for each byte.
+    """Return a printable character for each byte.
 
     Source: Radford et al. 2019, `bytes_to_unicode` of their encoder.py.
     """
@@ -32,13 +32,13 @@ def unspell(word: str) -> bytes:
 
 
 def merges(pieces: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
-    """The pairs that pieces of more than a byte are merged from, in the order of their ranks.
+    """Return the pairs that pieces of several bytes are merged from, in the order of their ranks.
 
-    The pair of a piece is left when all earlier merges are made in it. A piece that no merge makes
-    has none; it is only used where a whole stretch of text equals it.
+    A piece is split into bytes, which the earlier merges join to its pair. A piece that they don't
+    join to two parts has no pair, and is only used where a whole stretch of text equals it.
     """
     ranks = {piece: rank for rank, piece in enumerate(pieces)}
-    found = []
+    pairs_by_rank = []
     for rank, piece in enumerate(pieces):
         parts = [piece[index : index + 1] for index in range(len(piece))]
         while len(parts) > 2:
@@ -48,5 +48,5 @@ def merges(pieces: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
                 break
             parts[at : at + 2] = [parts[at] + parts[at + 1]]
         if len(parts) == 2:
-            found.append((parts[0], parts[1]))
-    return found
+            pairs_by_rank.append((parts[0], parts[1]))
+    return pairs_by_rank

@@ -27,7 +27,6 @@ from gptlit.tokenizers.state import from_state
 
 KEY = "gptlit"
 NET_PREFIX = "net."
-PARTS = {"config", "tokenizer", "text", "run", "seed"}
 
 # versions that can have saved a checkpoint
 LIGHTNINGS = r"2(\.\d+){1,3}((a|b|rc|\.dev|\.post)\d+)?(\+\w+)?"
@@ -92,12 +91,12 @@ class Damaged(UsageError):
 
 
 def read_named(name: str, runs: Path = run_paths.RUNS) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint that `--ckpt_path` names, and its content.
+    """Return the checkpoint that `--ckpt_path` names, and its content.
 
     A damaged `last` is replaced by the newest whole checkpoint of its folder, with a warning.
 
     Raises:
-        UsageError: as `run_paths.resolve` and `read`.
+        UsageError: As `run_paths.resolve` and `read`.
     """
     path = run_paths.resolve(name, runs)
     try:
@@ -113,11 +112,11 @@ def read_named(name: str, runs: Path = run_paths.RUNS) -> tuple[Path, dict[str, 
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """The content of a checkpoint, after its bytes and types were checked; tensors are mapped.
+    """Return a checkpoint's content after checks of its bytes and types; tensors are mapped.
 
     Raises:
-        Damaged: not a whole file; the message names a whole checkpoint next to it.
-        UsageError: missing, not a checkpoint of gptlit, or one that could run code.
+        Damaged: Not a whole file; the message names a whole checkpoint next to it.
+        UsageError: Missing, not a checkpoint of gptlit, or one that could run code.
     """
     path = Path(path)
     try:
@@ -136,7 +135,7 @@ def _read(path: Path) -> dict[str, Any]:
             raise Damaged("torn, altered, or not a checkpoint", "ckpt_path", path)
         content = torch_files.load(path)
         described = content.get(KEY) if isinstance(content, dict) else None
-        if not isinstance(described, dict) or not set(described) >= PARTS:
+        if not isinstance(described, dict) or not described.keys() >= _Described.__required_keys__:
             raise UsageError("not a checkpoint of gptlit")
         check(content)
     except FileNotFoundError as error:
@@ -152,7 +151,7 @@ def check(content: dict[str, Any]) -> None:
     """Refuse content that no version of gptlit saves.
 
     Raises:
-        UsageError: names the entry, the option or the weight.
+        UsageError: Names the entry, the option or the weight.
     """
     plain_data.check(_Content, content, "")
     plain_data.check(_Described, content[KEY], KEY)
@@ -173,20 +172,20 @@ def check(content: dict[str, Any]) -> None:
 
 
 def config_of(content: dict[str, Any]) -> GPTConfig:
-    """The config of a checkpoint's model.
+    """Return the config of a checkpoint's model.
 
     Raises:
-        UsageError: the config isn't valid.
+        UsageError: The config isn't valid.
     """
     with errors_about("the checkpoint's model can't be built"):
         return plain_data.make(GPTConfig, content[KEY]["config"], "config.")
 
 
 def check_weights(content: dict[str, Any]) -> dict[str, Tensor]:
-    """The weights of a checkpoint's model by its own names, after a comparison with its config.
+    """Return the weights of a checkpoint's model by its own names, checked against its config.
 
     Raises:
-        UsageError: names the first weight that is missing, of another shape or not finite.
+        UsageError: Names the first weight that is missing, of another shape or not finite.
     """
     weights = {
         name.removeprefix(NET_PREFIX): tensor
@@ -200,7 +199,7 @@ def check_weights(content: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def newest_whole(path: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The whole checkpoint of the most steps in the folder of another one."""
+    """Return the whole checkpoint of the most steps in the folder of another one."""
     steps: dict[Path, int] = {}
     for neighbour in filter(Path.is_file, set(path.parent.glob("*.ckpt")) - {path}):
         with contextlib.suppress(Exception):  # checked by `_read` below
@@ -221,7 +220,7 @@ def describe(
     seed: int,
     evaluated: dict[str, float] | None = None,
 ) -> dict[str, Any]:
-    """The content under `KEY` of a checkpoint, as plain data.
+    """Return the content under `KEY` of a checkpoint, as plain data.
 
     Args:
         config: Config of the model.
@@ -242,7 +241,7 @@ def describe(
 
 
 def evaluation(content: dict[str, Any]) -> str:
-    """A checkpoint's step, and the metrics of its validation or of the last one before it."""
+    """Describe a checkpoint: its step, and the metrics of the last validation."""
     step, metrics = content["global_step"], content[KEY].get("evaluated", {})
     shown = [
         f"{name} {metrics[name]:{form}}"
@@ -256,17 +255,17 @@ def evaluation(content: dict[str, Any]) -> str:
 
 
 def introduction(path: Path, content: dict[str, Any]) -> str:
-    """One line about a checkpoint: its file, step, metrics and text."""
+    """Describe a checkpoint in one line: its file, step, metrics and text."""
     name = printable(content[KEY]["text"].get("name", "unknown"), one_line=True)
     trained = evaluation(content) if content["global_step"] else "imported weights"
     return f"model {path}: {trained}, text: {name}"
 
 
 def build(content: dict[str, Any]) -> tuple[GPT, Tokenizer]:
-    """The model, in eval mode, and the tokenizer of a checkpoint's content.
+    """Return the model, in eval mode, and the tokenizer of a checkpoint's content.
 
     Raises:
-        UsageError: its parts don't fit together, or its weights aren't finite.
+        UsageError: Its parts don't fit together, or its weights aren't finite.
     """
     config, weights = config_of(content), check_weights(content)
     tokenizer = from_state(content[KEY]["tokenizer"], config.vocab_size)
@@ -282,7 +281,7 @@ def load(path: str | Path = "best") -> tuple[GPT, Tokenizer]:
         path: Path of a checkpoint, or "best" or "last" for the newest run's in lightning_logs.
 
     Raises:
-        UsageError: missing, damaged, or not a checkpoint of gptlit.
+        UsageError: Missing, damaged, or not a checkpoint of gptlit.
     """
     try:
         return build(read_named(str(path))[1])

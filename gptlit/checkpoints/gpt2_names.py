@@ -79,7 +79,7 @@ HF_DROPOUT: dict[str, DropoutPlace] = {
 
 
 def to_theirs(state: Mapping[str, Tensor], config: GPTConfig) -> State:
-    """Weights as Hugging Face's GPT2LMHeadModel has them, with zeros for missing biases."""
+    """Return weights as Hugging Face's GPT2LMHeadModel has them, with zeros for missing biases."""
     theirs = {}
     for name, shape in shapes(dataclasses.replace(config, bias=True)):
         if name == HEAD and config.tie_weights:
@@ -91,7 +91,7 @@ def to_theirs(state: Mapping[str, Tensor], config: GPTConfig) -> State:
 
 
 def from_theirs(theirs: Mapping[str, Tensor], config: GPTConfig, conv1d: bool) -> State:
-    """Weights by gptlit's names, in float32, from Hugging Face's or nanoGPT's.
+    """Return weights by gptlit's names, in float32, from Hugging Face's or nanoGPT's.
 
     Args:
         theirs: Tensors by their names, with or without `transformer.` (GPT-2's published files
@@ -100,7 +100,7 @@ def from_theirs(theirs: Mapping[str, Tensor], config: GPTConfig, conv1d: bool) -
         conv1d: Whether matrices of blocks are (inputs, outputs), as in Hugging Face's files.
 
     Raises:
-        UsageError: a weight is missing, unknown, or of another shape.
+        UsageError: A weight is missing, unknown, or of another shape.
     """
     named = {str(name).removeprefix("_orig_mod."): tensor for name, tensor in theirs.items()}
     state: State = {
@@ -123,10 +123,10 @@ def from_theirs(theirs: Mapping[str, Tensor], config: GPTConfig, conv1d: bool) -
 
 
 def fitting(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
-    """The tokenizer for a vocabulary of a padded size, with names for the unused ids.
+    """Return the tokenizer for a vocabulary of a padded size, with names for the unused ids.
 
     Raises:
-        UsageError: the vocabulary is smaller than the tokenizer's, or it isn't a BPE.
+        UsageError: The vocabulary is smaller than the tokenizer's, or it isn't a BPE.
     """
     size = tokenizer.vocab_size
     if size == vocab_size:
@@ -142,10 +142,10 @@ def fitting(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
 
 
 def to_hugging_face(config: GPTConfig) -> dict[str, Any]:
-    """The options of Hugging Face's GPT2Config for the same model.
+    """Return the options of Hugging Face's GPT2Config for the same model.
 
     Raises:
-        UsageError: its class doesn't have an option of the model; names it.
+        UsageError: Its class doesn't have an option of the model; names it.
     """
     activations = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
     has = {**dataclasses.asdict(config), "n_kv_head": config.kv_heads}
@@ -181,10 +181,10 @@ def _as_flag(value: Any) -> str:
 
 
 def from_hugging_face(options: Mapping[str, Any]) -> GPTConfig:
-    """The config of a GPT-2 in Hugging Face's format.
+    """Return the config of a GPT-2 in Hugging Face's format.
 
     Raises:
-        UsageError: not a GPT-2, or with options that gptlit's GPT doesn't have.
+        UsageError: Not a GPT-2, or with options that gptlit's GPT doesn't have.
     """
     given = {**HF_DEFAULTS, **HF_FIXED, **options}
     nullable = {"n_inner": int | None, **dict.fromkeys(HF_DROPOUT, float | None)}

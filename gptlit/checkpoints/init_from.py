@@ -63,7 +63,7 @@ def start_from(name: str, folder: Path) -> Origin:
         folder: Folder of fetched files.
 
     Raises:
-        UsageError: there is no such file or folder, or it has no model.
+        UsageError: There is no such file or folder, or it has no model.
     """
     path = Path(name).expanduser()
     try:
@@ -99,7 +99,7 @@ def _from_folder(name: str, path: Path, folder: Path) -> Origin:
 
 
 def _fetched(name: str, cached: Path) -> Path:
-    """The folder of a published model's files, which are fetched if they are missing.
+    """Return the folder of a published model's files, which are fetched if they are missing.
 
     Their sha256 isn't known; reading them runs no code and compares them with each other.
     """
@@ -144,7 +144,7 @@ def take(
             that of other weights if it is smaller, since their context can be far larger.
 
     Raises:
-        UsageError: the model can't be read, or doesn't fit the options.
+        UsageError: The model can't be read, or doesn't fit the options.
     """
     origin = start_from(model.init_from, Path(data.data_dir))
     if data.eos:
@@ -173,10 +173,10 @@ def take(
 
 
 def crop_block_size(state: State, config: GPTConfig, block_size: int) -> State:
-    """Weights for another context, with the first `block_size` learned positions.
+    """Return weights for another context, with the first `block_size` learned positions.
 
     Raises:
-        UsageError: the weights have fewer positions.
+        UsageError: The weights have fewer positions.
     """
     if config.positions != "learned":
         return state
@@ -188,10 +188,10 @@ def crop_block_size(state: State, config: GPTConfig, block_size: int) -> State:
 
 
 def closing_documents(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer with an end-of-sequence token after each document, for the option data.eos.
+    """Return the tokenizer with an end of sequence after each document, for the option data.eos.
 
     Raises:
-        UsageError: its vocabulary has no such token.
+        UsageError: Its vocabulary has no such token.
     """
     if tokenizer.eos_id is not None:
         return tokenizer

@@ -41,7 +41,7 @@ def read_nanogpt(
         folder: Folder where GPT-2's tokenizer is kept after it was fetched.
 
     Raises:
-        UsageError: missing, torn, of another program, could run code, or not of one data set.
+        UsageError: Missing, torn, of another program, could run code, or not of one data set.
     """
     content = torch_files.load_named(checkpoint)
     content = content if isinstance(content, dict) else {}
@@ -76,7 +76,7 @@ def read_meta(path: Path) -> CharTokenizer:
     """Read the characters of the `meta.pkl` of a character-level data set.
 
     Raises:
-        UsageError: missing, torn, could run code, or not of characters in the order of their code
+        UsageError: Missing, torn, could run code, or not of characters in the order of their code
             points.
     """
     refuse_endless(path, "meta.pkl")

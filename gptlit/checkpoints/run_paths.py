@@ -13,12 +13,12 @@ RUN_FILES = ("config.yaml", "metrics.csv", "hparams.yaml")
 
 
 def resolve(name: str, runs: Path = RUNS) -> Path:
-    """The checkpoint that `--ckpt_path` names: a file, or `best` or `last` of the newest run.
+    """Return the path of a checkpoint: a file's, or that of `best` or `last` of the newest run.
 
     The newest run is the one that began last, of those that have such a checkpoint.
 
     Raises:
-        UsageError: there is no such file.
+        UsageError: There is no such file.
     """
     if name not in ALIASES:
         path = Path(name).expanduser()
@@ -42,7 +42,7 @@ def resolve(name: str, runs: Path = RUNS) -> Path:
 
 
 def _began_at(run: Path) -> tuple[float, int, str]:
-    """A key that orders runs by their beginning, the earliest time of their files in seconds.
+    """Return a key that orders runs by their beginning, the earliest time of their files.
 
     The names of event files carry their time, which copies keep.
     """

@@ -35,7 +35,7 @@ _MARKS = 0x25C7  # the first sign to append to a special token's name: a diamond
 
 
 def special_tokens(tokenizer: Tokenizer) -> dict[str, tuple[str, int]]:
-    """The tokens that have a role in Hugging Face's files, with their ids: bos, eos, unk."""
+    """Return the tokens that have a role in Hugging Face's files, with their ids: bos, eos, unk."""
     names = _names(tokenizer)
     if isinstance(tokenizer, BytePairTokenizer):
         if (id_ := tokenizer.special_ids.get(END_OF_TEXT)) is None:
@@ -49,7 +49,7 @@ def special_tokens(tokenizer: Tokenizer) -> dict[str, tuple[str, int]]:
 
 
 def _names(tokenizer: Tokenizer) -> dict[str, str]:
-    """The names of the special tokens and <UNK> in the files, which no text can spell."""
+    """Return the names of the special tokens and <UNK> in the files, which no text can spell."""
     tokens = [*tokenizer.special_ids, UNKNOWN_WORD]
     return {token: _name_in_files(token, tokenizer) for token in tokens if token != NUMBER}
 
@@ -120,14 +120,14 @@ def _put(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _pipeline(special: Mapping[str, int], model: dict[str, Any]) -> dict[str, Any]:
-    """A tokenizer.json without its stages."""
+    """Return a tokenizer.json without its stages."""
     stages = dict.fromkeys(("normalizer", "pre_tokenizer", "post_processor", "decoder"))
     head = {"version": "1.0", "truncation": None, "padding": None}
     return {**head, "added_tokens": _added(special, True), **stages, "model": model}
 
 
 def _added(tokens: Mapping[str, int], special: bool) -> list[dict[str, Any]]:
-    """Entries of added_tokens; those that aren't special are found in any text."""
+    """Return entries of added_tokens; those that aren't special are found in any text."""
     how = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return [
         {"id": id_, "content": token, **how, "special": special} for token, id_ in tokens.items()
@@ -181,7 +181,7 @@ def _by_words(
 
 
 def _reversible() -> dict[str, Any]:
-    """Stages of a reversible `WordTokenizer`, which omits a single space between words."""
+    """Return stages of a reversible `WordTokenizer`, which omits a single space between words."""
     word, space = f"[^{_SPACES}]", f"[{_SPACES}]"
     tokens = rf"{word}+|(?! ){space}|(?<!{word}) | (?!{word})"
 
@@ -210,7 +210,7 @@ def read(folder: Path) -> BytePairTokenizer | None:
     """Read the byte-level BPE of a folder; None if it has no tokenizer.
 
     Raises:
-        UsageError: a tokenizer of another kind, or one that tiktoken can't represent.
+        UsageError: A tokenizer of another kind, or one that tiktoken can't represent.
     """
     with errors_about("its tokenizer"):
         if all((folder / name).is_file() for name in ("vocab.json", "merges.txt")):

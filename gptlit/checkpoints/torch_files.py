@@ -18,14 +18,14 @@ LARGEST_PICKLE = 16 * 2**20  # bytes; a vocabulary of 100,000 characters takes a
 
 
 def load(path: Path) -> Any:
-    """The content of a file of `torch.save`, with tensors on the CPU and mapped from the file.
+    """Return the content of a file of `torch.save`, with tensors mapped from the file to the CPU.
 
     No more memory is taken than the file has bytes. GPT-2's own .bin files are in torch's older
     format, which isn't mapped.
 
     Raises:
-        UsageError: torn, holds more than plain data and tensors, or announces sizes beyond its own.
-        FileNotFoundError: there is no such file.
+        UsageError: Torn, holds more than plain data and tensors, or announces sizes beyond its own.
+        FileNotFoundError: There is no such file.
     """
     try:
         if is_archive := zipfile.is_zipfile(path):
@@ -44,7 +44,7 @@ def load(path: Path) -> Any:
 
 
 def load_named(path: Path) -> Any:
-    """The same as `load`, with the file's name in messages; a missing file is a UsageError."""
+    """Do the same as `load`, with the file's name in messages; a missing file is a UsageError."""
     refuse_endless(path, "weights")
     with errors_about(path.name):
         try:
@@ -59,8 +59,8 @@ def is_damaged(path: Path) -> bool:
     Reading mapped tensors doesn't check them.
 
     Raises:
-        UsageError: announces sizes beyond its own.
-        FileNotFoundError: there is no such file.
+        UsageError: Announces sizes beyond its own.
+        FileNotFoundError: There is no such file.
     """
     try:
         check_sizes(path)  # before time is spent on unpacking
@@ -78,7 +78,7 @@ def check_sizes(path: Path) -> None:
     `torch.save` compresses nothing, and `torch.load` allocates the announced memory.
 
     Raises:
-        UsageError: names the member.
+        UsageError: Names the member.
     """
     size = path.stat().st_size
     n_bytes, seen = 0, set()
@@ -103,7 +103,7 @@ def save(content: dict[str, Any], path: Path) -> None:
     """Write a file by `torch.save`, whole and synced to disk, or leave the earlier file in place.
 
     Raises:
-        OSError: the disk is full, or the place isn't writable.
+        OSError: The disk is full, or the place isn't writable.
     """
     with replacing(path) as file:
         try:
@@ -126,10 +126,10 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def load_pickle(path: Path) -> Any:
-    """The numbers, strings and containers of a pickle.
+    """Return the numbers, strings and containers of a pickle.
 
     Raises:
-        UsageError: missing, torn, or holds more than plain data.
+        UsageError: Missing, torn, or holds more than plain data.
     """
     try:
         with path.open("rb") as file:

@@ -59,7 +59,7 @@ def read_folder(folder: Path) -> tuple[GPTConfig, State, Tokenizer | None]:
     The tokenizer is None if the folder has none.
 
     Raises:
-        UsageError: files are missing, torn, contradict each other, or are of another model.
+        UsageError: Files are missing, torn, contradict each other, or are of another model.
     """
     own_config, tokenizer = _read_own(folder)
     if not (folder / "config.json").is_file():
@@ -97,10 +97,10 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def read_tensors(folder: Path) -> State:
-    """All tensors of a folder: model.safetensors or pytorch_model.bin, in one file or several.
+    """Return all tensors of a folder's model.safetensors or pytorch_model.bin, or of their pieces.
 
     Raises:
-        UsageError: there are none, or a file is torn or has more than plain tensors.
+        UsageError: There are none, or a file is torn or has more than plain tensors.
     """
     for name in (WEIGHTS, "pytorch_model.bin"):
         names = [name]
@@ -164,7 +164,7 @@ def write_safetensors(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
     A tied head isn't written twice.
 
     Raises:
-        UsageError: the folder isn't empty.
+        UsageError: The folder isn't empty.
     """
     state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
     if model.config.tie_weights:

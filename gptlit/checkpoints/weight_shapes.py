@@ -25,7 +25,7 @@ class NotFinite(UsageError):
 
 
 def shapes(config: GPTConfig) -> Iterator[tuple[str, Shape]]:
-    """The name and shape of each weight of a GPT, in the order of its `state_dict()`."""
+    """Yield the name and shape of each weight of a GPT, in the order of its `state_dict()`."""
     C = config.n_embd
     yield EMBEDDING, (config.vocab_size, C)
     if config.positions == "learned":
@@ -79,7 +79,7 @@ def _of_linear(config: GPTConfig, name: str, n_in: int, n_out: int) -> Iterator[
 
 
 def checked(state: Mapping[str, Any], config: GPTConfig, prefix: str = "") -> State:
-    """The weights of a model in its own order, after checks; a tied head may be missing.
+    """Return the weights of a model in its own order, after checks; a tied head may be missing.
 
     No memory is allocated, also where a config has sizes beyond any memory.
 
@@ -89,7 +89,7 @@ def checked(state: Mapping[str, Any], config: GPTConfig, prefix: str = "") -> St
         prefix: Prefix of the names in messages.
 
     Raises:
-        UsageError: a weight is missing, unknown, of another shape, not of floating point numbers,
+        UsageError: A weight is missing, unknown, of another shape, not of floating point numbers,
             or not finite.
     """
     if config.vocab_size < 1:
@@ -134,7 +134,7 @@ def check_tensors(state: Mapping[Any, Any], prefix: str = "") -> None:
     """Refuse anything but tensors of floating point numbers that don't share memory.
 
     Raises:
-        UsageError: names the first one, and its type.
+        UsageError: Names the first one, and its type.
     """
     views: set[Any] = set()
     storages: set[int] = set()
@@ -167,7 +167,7 @@ def check_tensors(state: Mapping[Any, Any], prefix: str = "") -> None:
 
 
 def _kind(tensor: Tensor) -> str | None:
-    """The reason why a tensor can't be a weight; None if it can."""
+    """Return the reason why a tensor can't be a weight; None if it can."""
     if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.is_nested:
         return type(tensor).__name__ if type(tensor) is not Tensor else "other tensors"
     if tensor.is_quantized:

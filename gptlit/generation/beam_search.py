@@ -54,7 +54,7 @@ def search(
     use_cache: bool = True,
     scored: bool = False,
 ) -> list[Found]:
-    """The best continuations of a prompt, best first: `num_samples`, or as many as there are.
+    """Return the best continuations of a prompt, best first, `num_samples` or fewer.
 
     Of two equally likely texts, the one that continues the likelier text comes first, then the one
     with the lower id; of two equal scores, the one that ended earlier.
@@ -66,7 +66,7 @@ def search(
         scored: Record each token's log probability and entropy.
 
     Raises:
-        UsageError: no text has a probability above 0.
+        UsageError: No text has a probability above 0.
     """
     ids = encode_prompt(tokenizer, prompt, unknown)
     start = _Beam(Draft(tokenizer, ids.tolist(), settings.stop))
@@ -110,8 +110,7 @@ class _Rows:
         self._rules = Rules(beams, prompts, model.config.vocab_size, **rules)
 
     def next(self) -> tuple[Tensor, Tensor]:
-        """(num_beams, V) log probabilities of the next tokens in float64, by the model alone and
-        after the rules."""
+        """Return (num_beams, V) float64 log probabilities, by the model alone and with rules."""
         logits = self._windows.logits()
         logs = logits.log_softmax(dim=-1, dtype=torch.float64)
         applied = self._rules.apply(logs)
@@ -137,7 +136,7 @@ class _Rows:
 
 @torch.inference_mode()
 def _search(rows: _Rows, start: _Beam, beams: BeamSettings, scored: bool) -> list[Found]:
-    """The texts found, best first, `num_beams` or fewer."""
+    """Return the texts found, best first, `num_beams` or fewer."""
     n, n_steps = rows.n, beams.max_new_tokens or 1
     unfinished, found = [start], list[Found]()
     for length in range(1, n_steps + 1):
@@ -168,12 +167,12 @@ def _search(rows: _Rows, start: _Beam, beams: BeamSettings, scored: bool) -> lis
 
 
 def _score(total: float, length: int, settings: BeamSettings) -> float:
-    """The score of an ended text with this sum of log probabilities."""
+    """Return the score of an ended text with this sum of log probabilities."""
     return total / length**settings.length_penalty
 
 
 def _best_to_come(total: float, length: int, settings: BeamSettings) -> float:
-    """The score that an unfinished text is taken to reach at best, by `early_stopping`."""
+    """Return the highest score of an unfinished text that `early_stopping` considers possible."""
     if settings.early_stopping is True or settings.num_beams == 1:
         return -math.inf
     if settings.early_stopping == "never" and settings.length_penalty > 0:

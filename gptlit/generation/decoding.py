@@ -9,6 +9,7 @@ length. tests/generation/test_decoding.py compares both for every part of a mode
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,12 +22,12 @@ FEW_ROWS = 4
 
 
 def kept_tokens(block_size: int) -> int:
-    """Number of tokens that a full window keeps: its last half, at least one."""
+    """Return the number of tokens that a full window keeps: its last half, at least one."""
     return max(1, block_size // 2)
 
 
 def window_starts(n_tokens: int, block_size: int) -> Iterator[tuple[int, int]]:
-    """The windows from which all tokens of a text but the first are predicted.
+    """Yield the windows from which all tokens of a text but the first are predicted.
 
     Yields:
         A window's first token, and the first token that is predicted from it; the last one is
@@ -67,7 +68,7 @@ class Windows:
         self._decoder = Decoder(model, len(prompts)) if use_cache else None
 
     def logits(self) -> Tensor:
-        """(B, V) logits of the next tokens; call it once before each `append`."""
+        """Return (B, V) logits of the next tokens; call it once before each `append`."""
         decoder, n_rows = self._decoder, len(self._lengths)
         to_read = list(range(n_rows)) if decoder is None else self._to_read
         logits = None
@@ -129,10 +130,10 @@ class Decoder:
         self._cache = KVCache(model.config, n_rows, model.wte.weight)
         self._rows = torch.arange(n_rows, device=model.wte.weight.device)
         self._blocks = [self._block(block) for block in model.h]
-        self._norm, self._head = function(model.ln_f), function(model.lm_head)
-        # of the current step: positions of the tokens, their places in the cache, and what they see
-        self._at: int | Tensor = 0
-        self._spot: tuple[slice | Tensor, slice, int | Tensor] = (slice(None), slice(None), 0)
+        self._norm, self._head = plain_function(model.ln_f), plain_function(model.lm_head)
+        # of the current step: positions of the tokens, places in the cache, number of keys, mask
+        self._position: int | Tensor = 0
+        self._place: tuple[Any, ...] = ()
         self._n_keys = 0
         self._mask: Tensor | None = None
 
@@ -157,27 +158,27 @@ class Decoder:
         return logits
 
     def step(self, ids: Tensor, positions: Sequence[int]) -> Tensor:
-        """(B, V) logits of the next tokens after (B,) ids at B positions, 0 to block_size - 1.
+        """Return the next tokens' (B, V) logits after (B,) ids at B positions, 0 to block_size - 1.
 
         The cache must have all earlier positions of a row, unless `read` starts the row over
         before the next step.
         """
         self._n_keys = max(positions) + 1
         if min(positions) + 1 == self._n_keys:
-            self._at = positions[0]
-            self._spot = (slice(None), slice(None), self._at)
+            self._position = positions[0]
+            self._place = (slice(None), slice(None), self._position)
             self._mask = None
         else:
-            self._at = torch.tensor(positions, device=ids.device)  # (B,)
-            self._spot = (self._rows, slice(None), self._at)
-            seen = torch.arange(self._n_keys, device=ids.device) <= self._at[:, None]
+            self._position = torch.tensor(positions, device=ids.device)  # (B,)
+            self._place = (self._rows, slice(None), self._position)
+            seen = torch.arange(self._n_keys, device=ids.device) <= self._position[:, None]
             self._mask = seen[:, None, None]  # (B, 1, 1, n_keys)
         # above 0, so that token shifts use the inputs of the positions before
         self._cache.length = self._n_keys
         x = F.embedding(ids, self._model.wte.weight)  # (B, C)
         table = getattr(self._model.wpe, "weight", None)
         if table is not None:
-            x = x + table[self._at]
+            x = x + table[self._position]
         for block in self._blocks:
             x = block(x)
         return self._model.cap(self._head(self._norm(x)))
@@ -191,9 +192,9 @@ class Decoder:
 
     def _block(self, block: nn.Module) -> Function:
         assert isinstance(block, Block)
-        branches = [(function(block.ln_2), self._mlp(block.mlp))]
+        branches = [(plain_function(block.ln_2), self._mlp(block.mlp))]
         if block.attn is not None:
-            branches.insert(0, (function(block.ln_1), self._attention(block.attn)))
+            branches.insert(0, (plain_function(block.ln_1), self._attention(block.attn)))
 
         def pre(x: Tensor) -> Tensor:
             for norm, branch in branches:
@@ -208,17 +209,18 @@ class Decoder:
         return post if block.is_post else pre
 
     def _mlp(self, mlp: MLP) -> Function:
-        widen, act, narrow = function(mlp.c_fc), function(mlp.act), function(mlp.c_proj)
-        if (
-            type(mlp.act) is nn.GELU
-            and mlp.act.approximate == "none"
-            and len(self._rows) <= FEW_ROWS
-        ):
+        widen, act, narrow = (
+            plain_function(mlp.c_fc),
+            plain_function(mlp.act),
+            plain_function(mlp.c_proj),
+        )
+        is_gelu = type(mlp.act) is nn.GELU and mlp.act.approximate == "none"
+        if is_gelu and len(self._rows) <= FEW_ROWS:
             act = gelu_of_few_rows
         return self._after(mlp.shift, lambda x: narrow(act(widen(x))))
 
     def _attention(self, attn: Attention) -> Function:
-        into, out = function(attn.c_attn), function(attn.c_proj)
+        into, out = plain_function(attn.c_attn), plain_function(attn.c_proj)
         n_head, n_kv_head, _ = attn.heads
         shape = (-1, n_head + 2 * n_kv_head, attn.head_size)
         stored = self._cache.layers[attn.layer]  # (B, 2 kv_heads, block_size, head_size)
@@ -230,32 +232,32 @@ class Decoder:
             heads = into(x).view(shape)  # (B, heads, head_size)
             q, kv = heads[:, :n_head, None], heads[:, n_head:]  # q: (B, n_head, 1, head_size)
             if not is_plain:
-                at = self._at
+                at = self._position
                 k, v = kv.chunk(2, dim=1)
                 places = slice(at, at + 1) if isinstance(at, int) else at[:, None, None]
                 q, k = attn.prepare(q, k[:, :, None], places)
                 kv = torch.cat([k[:, :, 0], v], dim=1)
-            stored[self._spot] = kv
+            stored[self._place] = kv
             k, v = keys.narrow(2, 0, self._n_keys), values.narrow(2, 0, self._n_keys)
             return out(attend(q, k, v, attn_mask=self._mask).reshape(x.shape))
 
         return self._after(attn.shift, forward)
 
     def _after(self, shift: TokenShift | None, forward: Function) -> Function:
-        """A branch on (B, C), after its token shift if it has one."""
+        """Return a branch on (B, C), preceded by its token shift if it has one."""
         if shift is None:
             return forward
         return lambda x: forward(shift(x[:, None], self._cache)[:, 0])
 
 
 def gelu_of_few_rows(x: Tensor) -> Tensor:
-    """GELU in plain operations, for so few values that F.gelu takes longer to start its threads."""
+    """Compute GELU in plain operations: on few values, F.gelu takes longer to start its threads."""
     half = 0.5 * x
     return half + half * torch.erf(x * math.sqrt(0.5))
 
 
-def function(module: nn.Module) -> Function:
-    """The function that a module computes in eval mode, without its hooks and checks."""
+def plain_function(module: nn.Module) -> Function:
+    """Return the function that a module computes in eval mode, without its hooks and checks."""
     if type(module) is nn.Linear:
         return partial(F.linear, weight=module.weight, bias=module.bias)
     if type(module) is nn.LayerNorm:

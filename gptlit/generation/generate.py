@@ -137,7 +137,7 @@ def generate(
     ban: str | Sequence[str] = (),
     force: str = SamplingSettings.force,
 ) -> Prompt:
-    """The prompt and its continuation, up to the end of sequence if the tokenizer has one.
+    """Return the prompt and its continuation, up to the end of sequence if the tokenizer has one.
 
     Several prompts are written in batches with the same seed. Each text is the one that its prompt
     gives alone (float32; exact ties aside).
@@ -155,8 +155,8 @@ def generate(
         A text, or for a list of prompts the list of their texts, in order.
 
     Raises:
-        UsageError: invalid settings, or characters outside the vocabulary.
-        TypeError: a prompt is not a string.
+        UsageError: Invalid settings, or characters outside the vocabulary.
+        TypeError: A prompt is not a string.
     """
     given = locals()
     settings = SamplingSettings(**{each.name: given[each.name] for each in fields(DEFAULTS)})
@@ -220,6 +220,6 @@ def generate_many(
 
 
 def _scores(logits: Tensor, ids: Tensor) -> list[tuple[float, float]]:
-    """The log probability of each of (B,) ids under (B, V) logits, and the entropy of each row."""
+    """Return each id's log probability and each row's entropy, of (B,) ids and (B, V) logits."""
     logs = logits.float().log_softmax(dim=-1).gather(1, ids[:, None])[:, 0]
     return list(zip(logs.tolist(), entropy(logits.float()).tolist(), strict=True))

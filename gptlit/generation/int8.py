@@ -49,7 +49,7 @@ def pack_int8(model: nn.Module) -> None:
     """Replace every linear layer by an `Int8Linear`, for inference on a CPU.
 
     Raises:
-        UsageError: the model is on another device.
+        UsageError: The model is on another device.
     """
     device = next(model.parameters()).device.type
     if device != "cpu":

@@ -14,12 +14,12 @@ from gptlit.tokenizers.base import Tokenizer, Unknown, UnknownPieces, checked_te
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str, unknown: Unknown = "error") -> np.ndarray:
-    """The (T,) ids of a prompt, T >= 0.
+    """Return the (T,) ids of a prompt, T >= 0.
 
     Raises:
-        UsageError: characters or words outside the vocabulary, unless `unknown` is "skip"; or
+        UsageError: Characters or words outside the vocabulary, unless `unknown` is "skip"; or
             `unknown` is neither "error" nor "skip".
-        TypeError: the prompt is not a string.
+        TypeError: The prompt is not a string.
     """
     checked_text(prompt, "prompt")
     if unknown not in get_args(Unknown):
@@ -31,41 +31,41 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str, unknown: Unknown = "error")
 
 
 def single_tokens(tokenizer: Tokenizer, strings: Sequence[str]) -> list[int]:
-    """The ids of the tokens that strings name: a text of one token, or a special token's name.
+    """Return the ids of tokens, each named by a text of one token or as a special token.
 
     A word of the text may be spelled like a special token. Such a string names both, or the word
     alone where the special token is the end of sequence, which has no text.
 
     Raises:
-        UsageError: a string isn't one token.
+        UsageError: A string isn't one token.
     """
-    found = []
+    tokens = []
     for string in strings:
         special = [tokenizer.special_ids[string]] if string in tokenizer.special_ids else []
         try:
             ids = tokenizer.encode(string).tolist()
-            known = tokenizer.unknown_id is None or tokenizer.unknown_id not in ids
+            in_vocabulary = tokenizer.unknown_id is None or tokenizer.unknown_id not in ids
         except UnknownPieces as error:
             if not special:
                 raise UsageError(str(error), "ban", repr(string)) from error
-            known = False
-        if known and len(ids) == 1:
-            found += ids + [id_ for id_ in special if id_ != tokenizer.eos_id]
+            in_vocabulary = False
+        if in_vocabulary and len(ids) == 1:
+            tokens += ids + [id_ for id_ in special if id_ != tokenizer.eos_id]
         elif special:
-            found += special
-        elif known:
+            tokens += special
+        elif in_vocabulary:
             reason = f"is {len(ids)} tokens of this model; name one token at a time"
             raise UsageError(reason, "ban", repr(string))
         else:
             raise UsageError("the model has no token for it; leave it out", "ban", repr(string))
-    return found
+    return tokens
 
 
 def forced_tokens(tokenizer: Tokenizer, settings: SamplingSettings) -> list[int]:
-    """The ids of `settings.force`, tokenized without the prompt.
+    """Return the ids of `settings.force`, tokenized without the prompt.
 
     Raises:
-        UsageError: the vocabulary doesn't have it, or other settings exclude it.
+        UsageError: The vocabulary doesn't have it, or other settings exclude it.
     """
     force, limit = repr(settings.force), settings.max_new_tokens
     try:
@@ -80,20 +80,19 @@ def forced_tokens(tokenizer: Tokenizer, settings: SamplingSettings) -> list[int]
             reason = f"contains {opt('ban')} {string!r}; leave one of them out"
             raise UsageError(reason, "force", force)
     if limit is not None and len(ids) > limit:
-        more = f"more than {opt('max_new_tokens')} {limit}; give at least as many"
-        raise UsageError(f"is {len(ids)} tokens, {more}", "force", force)
+        reason = f"is {len(ids)} tokens, more than {opt('max_new_tokens')} {limit}"
+        raise UsageError(f"{reason}; give at least as many", "force", force)
     return ids
 
 
 def prompt_tensor(model: GPT, tokenizer: Tokenizer, ids: np.ndarray) -> Tensor:
-    """(T,) ids of a prompt on the model's device, T >= 1; for an empty one the tokenizer's
-    `start_id`, which is not part of the text."""
+    """Return the (T,) ids of a prompt on the model's device; `start_id` for an empty prompt."""
     ids = ids if len(ids) else np.array([tokenizer.start_id])
     return torch.as_tensor(ids.astype(np.int64), device=model.lm_head.weight.device)
 
 
 def rule_ids(tokenizer: Tokenizer, settings: SamplingSettings) -> dict[str, Any]:
-    """The token ids that `Rules` takes: `eos_id`, `banned` and `forced`."""
+    """Return the token ids that `Rules` takes: `eos_id`, `banned` and `forced`."""
     return {
         "eos_id": tokenizer.eos_id,
         "banned": single_tokens(tokenizer, settings.ban),

@@ -2,7 +2,8 @@
 
 The order is bans, penalties, forced tokens (these three by `Rules`), temperature, top-k, top-p,
 min-p, typical-p, softmax, draw. Temperature and top-p don't commute, so the order is part of an
-option's meaning. Each function leaves at least one token of a row possible.
+option's meaning. The filters, from top-k to typical-p, set the logits of removed tokens to -inf and
+keep at least one token of a row.
 """
 
 import math
@@ -19,12 +20,12 @@ DRAWS_AT_ONCE = 256  # of each stream
 
 
 def ban(logits: Tensor, tokens: Tensor) -> Tensor:
-    """(B, V) logits with some (n,) tokens impossible."""
+    """Return (B, V) logits with some (n,) tokens impossible."""
     return logits.index_fill(-1, tokens, -math.inf)
 
 
 def force(logits: Tensor, token: int) -> Tensor:
-    """(B, V) logits with all but one token impossible."""
+    """Return (B, V) logits with all but one token impossible."""
     forced = torch.full_like(logits, -math.inf)
     forced[:, token] = 0
     return forced
@@ -59,13 +60,13 @@ def apply_count_penalties(
 
 
 def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
-    """(B, V) logits divided by `temperature`: below 1 sharper, above 1 flatter."""
+    """Return (B, V) logits divided by `temperature`: below 1 sharper, above 1 flatter."""
     # shifted so that the largest is 0, which stays finite at the smallest temperatures
     return (logits - logits.max(dim=-1, keepdim=True).values) / temperature
 
 
 def apply_top_k(logits: Tensor, k: int) -> Tensor:
-    """(B, V) logits with all but exactly the `k` largest of each row at -inf, also among ties."""
+    """Keep the `k` likeliest tokens of each row, exactly k also among ties."""
     if k >= logits.size(-1):
         return logits
     values, indices = logits.topk(k, dim=-1)
@@ -73,7 +74,7 @@ def apply_top_k(logits: Tensor, k: int) -> Tensor:
 
 
 def apply_top_p(logits: Tensor, p: float) -> Tensor:
-    """(B, V) logits with all but the fewest likeliest tokens of total probability `p` at -inf.
+    """Keep the fewest likeliest tokens of each row that together have the probability `p`.
 
     Source: Holtzman et al. 2020, section 3.1 ("nucleus").
     """
@@ -84,7 +85,7 @@ def apply_top_p(logits: Tensor, p: float) -> Tensor:
 
 
 def apply_min_p(logits: Tensor, p: float) -> Tensor:
-    """(B, V) logits with tokens less than `p` times as likely as the likeliest one at -inf.
+    """Keep tokens at least `p` times as likely as the likeliest one of their row.
 
     Source: Nguyen et al. 2024.
     """
@@ -93,7 +94,7 @@ def apply_min_p(logits: Tensor, p: float) -> Tensor:
 
 
 def apply_typical_p(logits: Tensor, p: float) -> Tensor:
-    """(B, V) logits with all but the fewest most typical tokens of total probability `p` at -inf.
+    """Keep the fewest most typical tokens of each row that together have the probability `p`.
 
     A token is more typical the nearer its surprise is to the entropy of the distribution.
     Source: Meister et al. 2023, section 4.
@@ -106,13 +107,13 @@ def apply_typical_p(logits: Tensor, p: float) -> Tensor:
 
 
 def _keep(logits: Tensor, indices: Tensor, kept: Tensor) -> Tensor:
-    """(B, V) logits with -inf where not `kept`, a (B, V) mask in the order of `indices`."""
+    """Return (B, V) logits with -inf where not `kept`, a (B, V) mask in the order of `indices`."""
     kept[..., 0] = True
     return logits.masked_fill(~torch.zeros_like(kept).scatter_(-1, indices, kept), -math.inf)
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """(B,) entropies of the distributions of (B, V) logits, in nats (Shannon 1948)."""
+    """Return (B,) entropies of the distributions of (B, V) logits, in nats (Shannon 1948)."""
     logs = logits.log_softmax(dim=-1, dtype=torch.float64)
     return -(logs.exp() * logs.masked_fill(logs == -math.inf, 0)).sum(dim=-1)
 
@@ -135,7 +136,7 @@ def draw(logits: Tensor, u: Tensor) -> Tensor:
 
 
 def shape(logits: Tensor, settings: SamplingSettings) -> Tensor:
-    """(B, V) logits of the distribution that tokens are drawn from; not for temperature 0."""
+    """Return the (B, V) logits that tokens are drawn from; not for temperature 0."""
     logits = apply_temperature(logits.float(), settings.temperature)
     steps: tuple[tuple[Callable[[Tensor, Any], Tensor], Any], ...] = (
         (apply_top_k, settings.top_k),
@@ -150,7 +151,7 @@ def shape(logits: Tensor, settings: SamplingSettings) -> Tensor:
 
 
 def next_token(logits: Tensor, u: Tensor, settings: SamplingSettings) -> Tensor:
-    """(B,) ids drawn from (B, V) logits by (B,) numbers u; the likeliest at temperature 0."""
+    """Draw (B,) ids from (B, V) logits by (B,) numbers u; the likeliest at temperature 0."""
     if settings.temperature == 0:
         return logits.argmax(dim=-1)
     return draw(shape(logits, settings), u)
@@ -168,7 +169,7 @@ class Rules:
         eos_id: Id that is banned from the first `settings.min_new_tokens` tokens.
 
     Raises:
-        UsageError: every token is banned.
+        UsageError: Every token is banned.
     """
 
     def __init__(
@@ -201,7 +202,7 @@ class Rules:
             self._written = torch.zeros_like(self._seen)  # in continuations alone
 
     def apply(self, logits: Tensor) -> Tensor:
-        """(B, V) logits, or log probabilities, of the next tokens after all rules."""
+        """Return (B, V) logits, or log probabilities, of the next tokens after all rules."""
         if len(self._banned):
             logits = ban(logits, self._banned)
         if self._n_written < self._min_new_tokens:
@@ -240,15 +241,15 @@ class Streams:
     def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self._device = device
-        self._at = DRAWS_AT_ONCE
+        self._n_used = DRAWS_AT_ONCE
         self._block = torch.empty(0)
 
     def next(self) -> Tensor:
-        """(B,) float64 numbers in [0, 1), one from each stream."""
-        if self._at == DRAWS_AT_ONCE:
+        """Return (B,) float64 numbers in [0, 1), one from each stream."""
+        if self._n_used == DRAWS_AT_ONCE:
             n, dtype = DRAWS_AT_ONCE, torch.float64
             drawn = [torch.rand(n, generator=each, dtype=dtype) for each in self._generators]
             self._block = torch.stack(drawn, dim=1).to(self._device)  # (DRAWS_AT_ONCE, B)
-            self._at = 0
-        self._at += 1
-        return self._block[self._at - 1]
+            self._n_used = 0
+        self._n_used += 1
+        return self._block[self._n_used - 1]

@@ -83,7 +83,7 @@ class SamplingSettings:
             raise UsageError(reason, name, getattr(self, name))
 
     def used(self) -> dict[str, Any]:
-        """The settings that apply, by name."""
+        """Return the settings that apply, by name."""
         return {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
 
 
@@ -91,7 +91,7 @@ DEFAULTS = SamplingSettings()
 
 
 def documented(settings: type) -> str:
-    """The fields and their help from the docstring of a settings class, as a function's Args."""
+    """Return the Args of a settings class's docstring, indented for a function's."""
     _, _, fields = (inspect.getdoc(settings) or "").partition("Args:\n")
     return textwrap.indent(textwrap.dedent(fields), " " * 8).strip()
 

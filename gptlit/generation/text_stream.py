@@ -93,7 +93,7 @@ class Draft:
         return self._pieces[-1]
 
     def fork(self) -> "Draft":
-        """A copy of the draft that grows independently."""
+        """Return a copy of the draft that grows independently."""
         other = copy.copy(self)
         other._spell, other._stopper = copy.copy(self._spell), copy.copy(self._stopper)
         other._pieces, other._ids = self._pieces.copy(), self._ids.copy()

@@ -7,22 +7,20 @@ from gptlit.model.config import DropoutPlace, GPTConfig
 
 @dataclass(frozen=True)
 class Precision:
-    """Bytes of a value, by its place."""
+    """Bytes of a value."""
 
-    weight: int  # weights, gradients, moments
-    stream: int  # residual stream and norms
+    value: int  # weights, gradients, moments, residual stream, norms, log probabilities
     product: int  # inputs and outputs of matrix products
-    loss: int  # log-probabilities
 
 
-FULL = Precision(4, 4, 4, 4)
-MIXED = Precision(4, 4, 2, 4)
-HALF = Precision(2, 2, 2, 2)
-DOUBLE = Precision(8, 8, 8, 8)
+FULL = Precision(4, 4)
+MIXED = Precision(4, 2)
+HALF = Precision(2, 2)
+DOUBLE = Precision(8, 8)
 
 
 def bytes_of(precision: str) -> Precision:
-    """Bytes of values at a precision by Lightning's name: 32-true, bf16-mixed, 16-true, ..."""
+    """Return bytes of values at a precision, by Lightning's name such as 32-true or bf16-mixed."""
     if precision.startswith("64"):
         return DOUBLE
     if precision.startswith("32"):
@@ -53,64 +51,64 @@ class KeptActivations:
         self.wide = self.n * config.n_embd  # values of the residual stream
 
     def total(self) -> int:
-        """Bytes after the forward pass and the loss."""
+        """Return bytes after the forward pass and the loss."""
         return self._embedding() + self.config.n_layer * self._block() + self._head()
 
     def peak(self) -> int:
-        """The most bytes at any time, including the gradients of the backward pass.
+        """Return the most bytes at any time, including the gradients of the backward pass.
 
         The peak is at the beginning of the backward pass, with gradients of log probabilities and
         logits, or, after the loss is released, at the widest tensors of the last block.
         """
         config, sizes, total = self.config, self.sizes, self.total()
-        moments = [total + 2 * self.n * config.vocab_size * sizes.loss]
+        moments = [total + 2 * self.n * config.vocab_size * sizes.value]
         if config.n_layer:
-            in_block = total - self._head() + self.wide * sizes.stream
+            in_block = total - self._head() + self.wide * sizes.value
             moments.append(in_block + self._mlp_gradients())
             if config.mixer == "attention":
                 moments.append(in_block - self._mlp() + self._attention_gradients())
         return max(moments)
 
     def _embedding(self) -> int:
-        return 8 * self.n + self._mask("embedding", self.sizes.stream)
+        return 8 * self.n + self._mask("embedding", self.sizes.value)
 
     def _block(self) -> int:
         parts = [self._norm(self.n, self.config.n_embd), self._mlp()]
         if self.config.mixer == "attention":
             parts += [self._norm(self.n, self.config.n_embd), self._attention()]
-        return sum(parts) + self._mask("block", self.sizes.stream)
+        return sum(parts) + self._mask("block", self.sizes.value)
 
     def _head(self) -> int:
         logits = self.n * self.config.vocab_size
         softcap = logits * self.sizes.product if self.config.logit_softcap else 0
         ln_f = self._norm(self.n, self.config.n_embd) + self.wide * self.sizes.product
-        return ln_f + softcap + logits * self.sizes.loss + 8 * self.n
+        return ln_f + softcap + logits * self.sizes.value + 8 * self.n
 
     def _norm(self, rows: int, size: int) -> int:
-        """Bytes of a norm: its input, and the mean and scale, or the scale only, of each row."""
+        """Return bytes of a norm: its input, and the scale and, in LayerNorm, mean of each row."""
         if self.config.norm == "layer":
-            return rows * (size * self.sizes.stream + 2 * 4)
+            return rows * (size * self.sizes.value + 2 * 4)
         return self._rms_norm(rows, size, fused=self.on_gpu)
 
     def _rms_norm(self, rows: int, size: int, *, fused: bool) -> int:
         if fused:
-            return rows * (size * self.sizes.stream + 4)
+            return rows * (size * self.sizes.value + 4)
         # in plain operations it works in float32 at least, and keeps the factors' inputs
         tensors = 1 + self.config.norm_weight
-        return rows * (size * max(4, self.sizes.stream) * tensors + 4)
+        return rows * (size * max(4, self.sizes.value) * tensors + 4)
 
     def _mask(self, place: DropoutPlace, size: int) -> int:
-        """Bytes of a dropout: a boolean for each value on a GPU, a factor on a CPU."""
+        """Return bytes of a dropout: a boolean for each value on a GPU, a factor on a CPU."""
         if not self.config.dropped(place):
             return 0
         return self.wide * (1 if self.on_gpu else size)
 
     def _branch_input(self) -> int:
-        """Bytes of the inputs of a branch's first layer, and of its token shift if it has one."""
+        """Return bytes of the inputs of a branch's first layer and of its token shift."""
         kept = self.wide * self.sizes.product
         if self.config.token_shift:
             before = self.batch_size * self.config.token_shift * self.config.n_embd
-            kept += (before + self.wide) * self.sizes.stream
+            kept += (before + self.wide) * self.sizes.value
         return kept
 
     def _mlp(self) -> int:
@@ -144,7 +142,7 @@ class KeptActivations:
         if config.qk_norm:
             for heads in (config.n_head, config.kv_heads):
                 kept += self._rms_norm(self.n * heads, config.head_size, fused=False)
-            if product == self.sizes.stream >= 4 and self._fused:
+            if product == self.sizes.value >= 4 and self._fused:
                 kept -= (self.wide + keys) * product  # its inputs are among the tensors below
         if not self._fused:
             weights = self._weights() * (3 if config.dropped("attention") else 1)
@@ -163,7 +161,7 @@ class KeptActivations:
         return max(4, self.sizes.product)  # PyTorch's sdpa without a kernel
 
     def _weights(self) -> int:
-        """Bytes of the (B, n_head, T, T) attention weights."""
+        """Return bytes of the (B, n_head, T, T) attention weights."""
         return self.n * self.config.n_head * self.config.block_size * self._unfused_bytes
 
     def _attention_gradients(self) -> int:

@@ -20,7 +20,7 @@ Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
 
 def _visible(n_query: int, n_key: int, device: torch.device) -> Tensor:
-    """(n_query, n_key) booleans: True where a query sees a key."""
+    """Return (n_query, n_key) booleans: True where a query sees a key."""
     return torch.ones(n_query, n_key, dtype=torch.bool, device=device).tril(n_key - n_query)
 
 
@@ -45,7 +45,7 @@ def eager(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
-    """The same as `eager`, by the fused kernel that PyTorch chooses for device and sizes."""
+    """Compute `eager` by the fused kernel that PyTorch chooses for device and sizes."""
     n_query, n_key = q.size(-2), k.size(-2)
     shared = q.size(1) != k.size(1)
     if n_query == n_key:
@@ -60,7 +60,7 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
 
 
 def flash(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
-    """The same as `sdpa`, by FlashAttention (Dao et al. 2022) only.
+    """Compute `sdpa` by FlashAttention (Dao et al. 2022) only.
 
     Raises:
         RuntimeError: FlashAttention doesn't support the device, the dtype or the mask.

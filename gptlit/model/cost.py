@@ -22,7 +22,7 @@ RULE_OF_20 = 20
 
 
 def component(name: str) -> str:
-    """The component, one of COMPONENTS, of a parameter; a tied head belongs to the embedding."""
+    """Return a parameter's component, one of COMPONENTS; a tied head belongs to the embedding."""
     parts = name.split(".")
     if any(part.startswith("ln_") or part in ("q_norm", "k_norm") for part in parts):
         return "norms"
@@ -34,7 +34,7 @@ def component(name: str) -> str:
 
 
 def parameters(model: GPT) -> dict[str, int]:
-    """The number of parameters of each component; their sum is `model.num_parameters()`."""
+    """Return the number of parameters of each component; their sum is `model.num_parameters()`."""
     counts = dict.fromkeys(COMPONENTS, 0)
     for name, parameter in model.named_parameters():
         counts[component(name)] += parameter.numel()
@@ -42,12 +42,12 @@ def parameters(model: GPT) -> dict[str, int]:
 
 
 def trainable(model: GPT) -> int:
-    """Number of trainable parameters."""
+    """Return the number of trainable parameters."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def decayed(model: GPT, recipe: Recipe = ADAMW) -> tuple[int, int]:
-    """The numbers of trainable parameters with and without weight decay."""
+    """Return the numbers of trainable parameters with and without weight decay."""
     counts = {True: 0, False: 0}
     for group in optimizers.groups(model, recipe):
         counts[group["weight_decay"] > 0] += sum(p.numel() for p in group["params"])
@@ -55,7 +55,7 @@ def decayed(model: GPT, recipe: Recipe = ADAMW) -> tuple[int, int]:
 
 
 def optimizer_values(model: GPT, recipe: Recipe = ADAMW) -> int:
-    """Number of values in an optimizer's state: two moments in Adam, one with momentum.
+    """Return the number of values in an optimizer's state: two moments in Adam, one with momentum.
 
     Muon's second moments have one value for each row or column of the longer side of a matrix.
     """
@@ -69,7 +69,7 @@ def optimizer_values(model: GPT, recipe: Recipe = ADAMW) -> int:
 
 
 def matmul_parameters(model: GPT) -> int:
-    """Number of weights that each token is multiplied by, in linear layers and the head."""
+    """Return the number of weights that multiply each token, in linear layers and the head."""
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     return sum(layer.weight.numel() for layer in linear)
 
@@ -133,7 +133,7 @@ def memory(
     recipe: Recipe = ADAMW,
     averaged: bool = False,
 ) -> Memory:
-    """The memory that training takes on one device.
+    """Return the memory that training takes on one device.
 
     Args:
         model: A GPT.
@@ -146,13 +146,13 @@ def memory(
     sizes = bytes_of(precision)
     kept = KeptActivations(model.config, batch_size, sizes, device)
     copies = 0
-    if sizes.product < sizes.weight:  # autocast keeps half-precision copies for the backward pass
+    if sizes.product < sizes.value:  # autocast keeps half-precision copies for the backward pass
         copies = matmul_parameters(model) * sizes.product
     n_trainable = trainable(model)
     return Memory(
-        weights=model.num_parameters() * sizes.weight,
-        gradients=n_trainable * sizes.weight,
-        optimizer=optimizer_values(model, recipe) * sizes.weight,
+        weights=model.num_parameters() * sizes.value,
+        gradients=n_trainable * sizes.value,
+        optimizer=optimizer_values(model, recipe) * sizes.value,
         activations=kept.peak() + copies,
-        average=model.num_parameters() * max(4, sizes.weight) if averaged else 0,
+        average=model.num_parameters() * max(4, sizes.value) if averaged else 0,
     )

@@ -241,11 +241,11 @@ class GPT(nn.Module):
                     parameter.zero_()
 
     def num_parameters(self) -> int:
-        """Number of parameters; a tied head counts once."""
+        """Return the number of parameters; a tied head counts once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def forward(self, idx: Tensor, cache: KVCache | None = None, last: bool = False) -> Tensor:
-        """The logits of each next token.
+        """Return the logits of each next token.
 
         Args:
             idx: (B, T) token ids of any integer type, which follow the positions in the cache.
@@ -256,8 +256,8 @@ class GPT(nn.Module):
             (B, T, V) logits, or (B, 1, V) if `last`.
 
         Raises:
-            ValueError: more positions than block_size, or a shape other than (B, T).
-            TypeError: the ids are not integers.
+            ValueError: More positions than block_size, or a shape other than (B, T).
+            TypeError: The ids are not integers.
         """
         if idx.dim() != 2:
             raise ValueError(f"idx: must have the shape (B, T), not {tuple(idx.shape)}")
@@ -281,13 +281,13 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def attention_weights(self, idx: Tensor) -> Tensor:
-        """The attention weights of all layers: (n_layer, B, n_head, T, T), rows sum to 1.
+        """Return the attention weights of all layers: (n_layer, B, n_head, T, T), rows sum to 1.
 
         Args:
             idx: (B, T) token ids.
 
         Raises:
-            ValueError: the model has no attention.
+            ValueError: The model has no attention.
         """
         layers = [module for module in self.modules() if isinstance(module, Attention)]
         if not layers:

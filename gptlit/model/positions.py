@@ -39,7 +39,7 @@ class NoPositions(nn.Module):
 
 
 def added_positions(config: GPTConfig) -> nn.Module:
-    """The module that adds a config's positions to (B, T, C) embeddings."""
+    """Return the module that adds a config's positions to (B, T, C) embeddings."""
     if config.positions == "learned":
         return LearnedPositions(config.n_positions or config.block_size, config.n_embd)
     return SinusoidalPositions(config) if config.positions == "sinusoidal" else NoPositions()
@@ -70,7 +70,7 @@ class Rotary(nn.Module):
 
 
 def _angles(n_positions: int, n_channels: int, base: float) -> Tensor:
-    """(n_positions, n_channels / 2): position / base^(2 i / n_channels)."""
+    """Return (n_positions, n_channels / 2): position / base^(2 i / n_channels)."""
     powers = torch.arange(0, n_channels, 2, dtype=torch.float64) / n_channels
     positions = torch.arange(n_positions, dtype=torch.float64)
     return (positions[:, None] * base**-powers).float()

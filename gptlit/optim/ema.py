@@ -71,11 +71,11 @@ class Average:
     # ------------------------------------------------------------------ saving and resuming
 
     def averaged(self) -> dict[str, Tensor]:
-        """The averages, under all names of the parameters in the net's state dict."""
+        """Return the averages, under all names of the parameters in the net's state dict."""
         return self._by_every_name(self._values)
 
     def state(self) -> dict[str, Any]:
-        """The state to save with `averaged`: the weights, and the number of updates."""
+        """Return the state to save with `averaged`: the weights, and the number of updates."""
         raw = {name: parameter.detach() for name, parameter in self._parameters.items()}
         return {"updates": self.updates, "weights": self._by_every_name(self._raw or raw)}
 

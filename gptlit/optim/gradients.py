@@ -13,7 +13,7 @@ class Gradients:
         self._norm: Tensor | None = None  # of the current step, before clipping
 
     def norm(self, optimizer: torch.optim.Optimizer) -> Tensor:
-        """The norm of all gradients of the current step before they are clipped.
+        """Return the norm of all gradients of the current step before they are clipped.
 
         A callback of your own that changes gradients should do so in `on_after_backward`.
         """
@@ -29,6 +29,6 @@ class Gradients:
         self._norm = None
 
     def take_norm(self) -> Tensor | None:
-        """The norm of the current step if it was computed; the next step computes its own."""
+        """Return the norm of the current step, if it was computed, and forget it."""
         norm, self._norm = self._norm, None
         return norm

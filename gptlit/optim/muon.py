@@ -30,7 +30,7 @@ def working_dtype(device: torch.device) -> torch.dtype:
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """Matrices U S V' with their singular values S moved near 1, to between 0.68 and 1.21.
+    """Move the singular values S of matrices U S V' near 1, to between 0.68 and 1.21.
 
     Five steps of the iteration X <- a X + b (X X') X + c (X X')^2 X change the singular values
     alone. They don't converge to 1: the coefficients increase small values fastest. Values below
@@ -56,7 +56,7 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 
 
 def _iterated(x: Tensor) -> Tensor:
-    """The steps on (N, m, n) matrices, m <= n."""
+    """Apply the steps to (N, m, n) matrices, m <= n."""
     a, b, c = COEFFICIENTS
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=SMALLEST_NORM)
     for _ in range(STEPS):
@@ -67,7 +67,7 @@ def _iterated(x: Tensor) -> Tensor:
 
 
 def _polynomial(square: Tensor) -> Tensor:
-    """The product of all steps' a + b X X' + c (X X')^2, from (N, m, m) X X'."""
+    """Return the product of all steps' a + b X X' + c (X X')^2, from (N, m, m) X X'."""
     a, b, c = COEFFICIENTS
     product = None
     for step in range(STEPS):
@@ -81,7 +81,7 @@ def _polynomial(square: Tensor) -> Tensor:
 
 
 def evened(updates: Tensor, squares: list[Tensor], beta2: float) -> Tensor:
-    """Updates of the same norms, with rows of about equal size over many steps.
+    """Scale the rows of updates so that they have about equal sizes over many steps; norms stay.
 
     `orthogonalize` leaves some rows (for a wide matrix, columns) far larger than others, the same
     ones at each step.
@@ -187,7 +187,7 @@ class Muon(torch.optim.Optimizer):
         )
 
     def _state(self, weight: Tensor, name: str, like: Tensor | None = None) -> Tensor:
-        """A parameter's state of this name; at first zeros with the shape of `like` or its own."""
+        """Return a parameter's state, at first zeros with the shape of `like` or its own."""
         state = self.state[weight]
         if name not in state:
             state[name] = torch.zeros_like(weight if like is None else like)

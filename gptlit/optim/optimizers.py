@@ -108,7 +108,7 @@ def split(
 
 
 def group_options(recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The optimizer's options for each part of `split`, at the schedule's peak."""
+    """Return the optimizer's options for each part of `split`, at the schedule's peak."""
     momentum = MOMENTUM.get(recipe.optimizer) if recipe.momentum is None else recipe.momentum
     adam: dict[str, Any] = {"lr": recipe.lr, "betas": recipe.betas}
     sgd: dict[str, Any] = {"lr": recipe.lr, "momentum": momentum, "nesterov": bool(momentum)}
@@ -121,7 +121,7 @@ def group_options(recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """The optimizer's parameter groups: the parts of `split`, with their options."""
+    """Return the optimizer's parameter groups: the parts of `split`, with their options."""
     parts = split(model.named_parameters(), recipe.optimizer)
     pairs = zip(parts, group_options(recipe), strict=True)
     return [{"params": part, **options} for part, options in pairs]
@@ -145,12 +145,12 @@ def build(model: nn.Module, recipe: Recipe, *, fused: bool = False) -> torch.opt
 
 
 def parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    """All parameters of an optimizer, in its order."""
+    """Return all parameters of an optimizer, in its order."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def total_norm(tensors: Iterable[Tensor]) -> Tensor:
-    """The Euclidean norm of all numbers in some tensors, a scalar on their device.
+    """Return the Euclidean norm of all numbers in some tensors, a scalar on their device.
 
     For tensors that are sharded over processes, it is the norm of the whole tensors.
     """

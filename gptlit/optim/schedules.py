@@ -7,7 +7,7 @@ from gptlit.optim.optimizers import Recipe
 
 
 def lr_factor(recipe: Recipe, end: int) -> Callable[[int], float]:
-    """The schedule of a recipe.
+    """Return the schedule of a recipe.
 
     Args:
         recipe: Schedule, warmup, peak and final learning rate.
@@ -23,7 +23,7 @@ def lr_factor(recipe: Recipe, end: int) -> Callable[[int], float]:
 
 
 def warmup_cosine(warmup_steps: int, decay_steps: int, final: float) -> Callable[[int], float]:
-    """The schedule of nanoGPT: linear warmup, then half a cosine.
+    """Return the schedule of nanoGPT: linear warmup, then half a cosine.
 
     The factor rises from 0 to 1 over `warmup_steps`, falls to `final` at `decay_steps`, and stays.
 
