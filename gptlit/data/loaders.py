@@ -46,7 +46,8 @@ class TrainLoader:
         ids: (n,) token ids.
         order: Order of the windows.
         batch_size: B, windows in a batch of this rank.
-        before: Function that returns the inputs before tokens, for windows of documents.
+        before: Function of (B,) positions that returns the (B,) inputs before those tokens;
+            needed for windows of documents only.
         rank: r
         n_ranks: R
         n_batches: Batches of each rank in an epoch.
@@ -98,15 +99,16 @@ class TrainLoader:
             bounds = self.order.bounds(epoch, positions)
             assert self.before is not None
             return cut(self.ids, bounds, self.before(bounds[:, 0]), self.order.block_size)
-        starts = self._starts(epoch, positions)
+        starts = self._starts(epoch, int(positions[0]))
         offsets = np.arange(self.order.block_size + 1)
-        windows = self.ids[starts[:, None] + offsets].astype(np.int64)  # (B, T + 1)
-        both = torch.from_numpy(windows)
-        return both[:, :-1], both[:, 1:]  # (B, T), (B, T)
+        windows = torch.from_numpy(self.ids[starts[:, None] + offsets].astype(np.int64))
+        return windows[:, :-1], windows[:, 1:]  # (B, T), (B, T)
 
-    def _starts(self, epoch: int, positions: np.ndarray) -> np.ndarray:
-        """Return where a batch's windows start; AHEAD batches cost about as much as one."""
-        first = int(positions[0])
+    def _starts(self, epoch: int, first: int) -> np.ndarray:
+        """Return (B,) starts of the windows from position `first`.
+
+        They are computed for AHEAD batches at once, which takes about as long as for one.
+        """
         if (epoch, first) not in self._ahead:
             stride = self.batch_size * self.n_ranks
             n_left = (self.n_batches * stride - first + stride - 1) // stride
@@ -129,9 +131,9 @@ class EvalLoader:
     Args:
         ids: (n,) token ids.
         windows: (n, 2) first and last-plus-one target of each window.
-        before: Function that returns the inputs before tokens.
+        before: Function of (B,) positions that returns the (B,) inputs before those tokens.
         block_size: T
-        batch_size: Windows in a batch.
+        batch_size: B, windows in a batch.
         rank: Rank, which takes one in `n_ranks` batches.
         n_ranks: Number of ranks that share the windows.
     """

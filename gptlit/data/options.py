@@ -46,11 +46,9 @@ class DataOptions(Splitting, TextOptions):
     data_dir: str = DATA_DIR
 
     def __post_init__(self) -> None:
-        # a checkpoint holds both as plain data
-        tokenizer: Any = self.tokenizer
-        if isinstance(tokenizer, dict):
-            tokenizer = TokenizerOptions(**tokenizer)
-        tokenizer = parse_options(tokenizer)
+        given: Any = self.tokenizer
+        # a checkpoint holds the options of tokenizer and cleaning as plain data
+        tokenizer = TokenizerOptions(**given) if isinstance(given, dict) else parse_options(given)
         tokenizer = dataclasses.replace(tokenizer, eos=self.eos or tokenizer.eos)
         object.__setattr__(self, "tokenizer", tokenizer)
         if isinstance(self.cleaning, dict):

@@ -28,7 +28,7 @@ class Stretch(NamedTuple):
 
     first: int
     end: int
-    is_continuation: bool  # the same document continues from the bytes before
+    is_continuation: bool  # whether the bytes before belong to the same document
     ends_document: bool
 
 

@@ -14,7 +14,7 @@ import yaml
 from gptlit.checkpoints import checkpoint
 from gptlit.cli.fit import build
 from gptlit.cli.lightning_warnings import quiet
-from gptlit.messages import UsageError
+from gptlit.messages import UsageError, errors_about
 from gptlit.model import cost
 from gptlit.model.gpt import GPT
 from gptlit.runs import run_folder
@@ -73,27 +73,24 @@ def plan(study: Study, setup: Setup) -> Planned:
     Raises:
         UsageError: names the run and the option.
     """
-    try:
-        with quiet(), build(setup.arguments, trains=False) as run:
-            _check(study, run)
-            run.prepare()
-            data = run.data
-            described = data.describe_text()
-            with torch.device("meta"):
-                net = GPT(run.model.options.config(data.tokenizer.vocab_size))
-            val_text = described["own_texts"].get("val")
-            size = described["sizes"]["val"]["bytes"]
-            return Planned(
-                setup,
-                yaml.safe_load(run.plan.config),
-                net.num_parameters(),
-                data.windows_per_step * data.block_size,
-                cost.training_flops_per_token(net),
-                json.dumps(val_text[1] if val_text else [described["sha256"], size]),
-                _all_texts(described),
-            )
-    except UsageError as error:
-        raise UsageError(f"{setup.name}: {error}") from error
+    with errors_about(setup.name), quiet(), build(setup.arguments, trains=False) as run:
+        _check(study, run)
+        run.prepare()
+        data = run.data
+        described = data.describe_text()
+        with torch.device("meta"):
+            net = GPT(run.model.options.config(data.tokenizer.vocab_size))
+        val_text = described["own_texts"].get("val")
+        size = described["sizes"]["val"]["bytes"]
+        return Planned(
+            setup,
+            yaml.safe_load(run.plan.config),
+            net.num_parameters(),
+            data.windows_per_step * data.block_size,
+            cost.training_flops_per_token(net),
+            json.dumps(val_text[1] if val_text else [described["sha256"], size]),
+            _all_texts(described),
+        )
 
 
 def _check(study: Study, run: Run) -> None:

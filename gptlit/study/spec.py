@@ -7,7 +7,7 @@ import math
 import random
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -124,8 +124,8 @@ class Study:
 
     path: Path
     common: Sequence[str] = ()
-    named: Mapping[str, Settings] | None = None
-    grid: Mapping[str, list[Any]] | None = None
+    named: Mapping[str, Settings] = field(default_factory=dict)
+    grid: Mapping[str, list[Any]] = field(default_factory=dict)
     search: Search | None = None
     seeds: Sequence[int | None] = (None,)
     metric: str = "val/loss"
@@ -143,11 +143,11 @@ class Study:
             return []
         drawn = self.search.drawn() if self.search else [{}]
         setups: dict[str, Setup] = {}
-        grid = self.grid or {}
         for setting, values, draws in itertools.product(
-            self.named or [None], itertools.product(*grid.values()), drawn
+            self.named or [None], itertools.product(*self.grid.values()), drawn
         ):
-            for setup in self.setups_of(dict(zip(grid, values, strict=True)) | draws, setting):
+            combination = dict(zip(self.grid, values, strict=True))
+            for setup in self.setups_of(combination | draws, setting):
                 if setup.name in setups:
                     raise UsageError(f"{self.path}: two runs are the same: {setup.name}")
                 setups[setup.name] = setup
@@ -167,7 +167,7 @@ class Study:
 
     def values(self, settings: Settings) -> Settings:
         """Return all options of a setting, with those of the entry of `settings` that it names."""
-        return (self.named or {}).get(settings.get("setting", ""), {}) | settings
+        return {**self.named.get(settings.get("setting", ""), {}), **settings}
 
 
 def _folder_name(shown: Settings) -> str:

@@ -106,15 +106,19 @@ def _study(path: Path, content: dict[str, Any], words: Sequence[str]) -> Study:
     configs = content.get("config", [])
     configs = [configs] if isinstance(configs, str) else configs
     options = _flat("options", content.get("options", {}))
-    named = _named(content["settings"]) if "settings" in content else None
-    grid = _grid(content["grid"]) if "grid" in content else None
+    named = _named(content.get("settings", []))
+    grid = _grid(content.get("grid", {}))
     search = _search(content["random"]) if "random" in content else None
     seeds = _seeds(content["seeds"]) if "seeds" in content else [None]
-    varied = {*(grid or {}), *(search.over if search else {})}
-    of_named = list(itertools.chain(*(named or {}).values()))
-    for name in (*options, *varied, *of_named):
-        _check_name(name)
-    _check_words(words, varied | ({"seed_everything"} if seeds != [None] else set()))
+    varied = {*grid, *(search.over if search else {})}
+    of_named = list(itertools.chain(*named.values()))
+    of_command_line = [word.removeprefix("--").partition("=")[0] for word in words]
+    for name in (*options, *varied, *of_named, *of_command_line):
+        if name in REFUSED:
+            raise UsageError(f"{name}: does not apply to a study; {REFUSED[name]}")
+    for name in of_command_line:
+        if name in varied or (name == "seed_everything" and seeds != [None]):
+            raise UsageError(f"--{name}: is varied by the study; change it in the file")
     for name, choices in {"metric": METRICS, "at": get_args(At), "power_law": COSTS}.items():
         if name in content and content[name] not in choices:
             hint = did_you_mean(str(content[name]), choices)
@@ -160,17 +164,15 @@ def _flat(where: str, options: Any) -> Settings:
 
 
 def _named(entries: Any) -> dict[str, Settings]:
-    if not isinstance(entries, list) or not all(
-        isinstance(each, dict) and "name" in each for each in entries
-    ):
-        raise UsageError(
-            "settings: must be a list of options with a name, - {name: wide, model.n_embd: 256}"
-        )
     named: dict[str, Settings] = {}
-    for each in entries:
-        if (name := str(each["name"])) in named:
+    for entry in entries if isinstance(entries, list) else [None]:
+        if not isinstance(entry, dict) or "name" not in entry:
+            raise UsageError(
+                "settings: must be a list of options with a name, - {name: wide, model.n_embd: 256}"
+            )
+        if (name := str(entry["name"])) in named:
             raise UsageError(f"settings: {name}: is given twice; each needs a name of its own")
-        options = {option: value for option, value in each.items() if option != "name"}
+        options = {option: value for option, value in entry.items() if option != "name"}
         named[name] = _flat(f"settings: {name}", options)
     return named
 
@@ -220,17 +222,3 @@ def _choices(name: str, content: Any) -> Choices:
     if log and low <= 0:
         raise UsageError(f"{where}: on a logarithmic scale from must be above 0")
     return Range(low, high, bool(log))
-
-
-def _check_name(name: str) -> None:
-    if name in REFUSED:
-        raise UsageError(f"{name}: does not apply to a study; {REFUSED[name]}")
-
-
-def _check_words(words: Sequence[str], varied: set[str]) -> None:
-    """Refuse command-line options that the file varies, or that do not apply to a study."""
-    for word in words:
-        name = word.removeprefix("--").partition("=")[0]
-        _check_name(name)
-        if name in varied:
-            raise UsageError(f"--{name}: is varied by the study; change it in the file")
