@@ -42,6 +42,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from gptlit.__main__ import main as gptlit
+from gptlit.accelerators import name_of
 from gptlit.data.loaders import Batch
 from gptlit.model.gpt import GPT
 from gptlit.optim import optimizers
@@ -156,7 +157,7 @@ def steps_of(parts: Parts, trainer: L.Trainer, module: LitGPT) -> Step:
 def where(trainer: L.Trainer) -> str:
     """Describe device, precision and threads."""
     device = trainer.strategy.root_device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    name = name_of(device)
     return f"{name}, {trainer.precision}, {torch.get_num_threads()} threads"
 
 

@@ -1,4 +1,4 @@
-"""Hashes of files, atomic writes, and locks."""
+"""Hashes of files, atomic writes, locks, and the folder of the shipped configs."""
 
 import contextlib
 import errno
@@ -12,6 +12,16 @@ from typing import IO
 from gptlit.messages import RunError
 
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems on some networks
+
+
+def configs_folder() -> Path:
+    """Return the folder of the shipped configs.
+
+    An installed package contains it; in a source tree it is next to the package.
+    """
+    package = Path(__file__).parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
 
 
 def sha256_of(path: Path) -> str:

@@ -20,6 +20,7 @@ import torch
 
 from gptlit.__main__ import main
 from gptlit.checkpoints import checkpoint
+from tests import DEVICE
 
 # no deadline, since no test may depend on the machine's speed, and the same examples in each run;
 # `--hypothesis-profile explore` looks for new ones
@@ -54,6 +55,12 @@ def made_up_text(n_words: int = 2500, seed: int = 0) -> str:
         line = " ".join(pick.choice(WORDS) for _ in range(10))
         lines.append(line.capitalize() + pick.choice([".", ",", "!", " é."]))
     return "\n".join(lines) + "\n"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    elsewhere = [item for item in items if "tests/gpu/" not in item.path.as_posix()]
+    if DEVICE in ("cuda", "mps") and elsewhere:
+        raise pytest.UsageError(f"GPTLIT_TEST_DEVICE={DEVICE} is for tests/gpu; name that folder")
 
 
 @pytest.fixture(autouse=True)

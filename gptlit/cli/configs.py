@@ -1,12 +1,12 @@
 """Finds the configs and the study files that are named on a command line."""
 
-import importlib.resources
 from pathlib import Path
 
 import yaml
 
 from gptlit.corpora import inputs
 from gptlit.corpora.text_encodings import not_utf8
+from gptlit.files import configs_folder
 from gptlit.messages import UsageError, did_you_mean, errors_about
 from gptlit.parser import GROUPS
 from gptlit.yaml_keys import refuse_duplicates
@@ -16,7 +16,7 @@ STUDIES = "studies/"  # the folder of configs that are study files
 
 def shipped_configs() -> dict[str, Path]:
     """Return the configs installed with the package, by their path within its folder."""
-    folder = Path(str(importlib.resources.files("gptlit.configs")))
+    folder = configs_folder()
     paths = sorted(folder.rglob("*.yaml"), key=lambda path: (len(path.parts), path))
     configs = {path.relative_to(folder).as_posix(): path for path in paths}
     return {name: path for name, path in configs.items() if not name.startswith(STUDIES)}
@@ -24,7 +24,7 @@ def shipped_configs() -> dict[str, Path]:
 
 def shipped_studies() -> dict[str, Path]:
     """Return the study files installed with the package, by name."""
-    folder = Path(str(importlib.resources.files("gptlit.configs"))) / STUDIES
+    folder = configs_folder() / STUDIES
     return {path.name: path for path in sorted(folder.glob("*.yaml"))}
 
 

@@ -13,6 +13,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from gptlit.files import configs_folder
 from gptlit.messages import UsageError
 from gptlit.terminal import columns, folded, format_value
 
@@ -285,6 +286,5 @@ def _filled(text: str, width: int, indent: str = "") -> str:
 
 
 def _studies() -> str:
-    folder = importlib.resources.files("gptlit.configs") / "studies"
-    names = (each.name for each in folder.iterdir())
+    names = (each.name for each in (configs_folder() / "studies").iterdir())
     return ", ".join(sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml")))

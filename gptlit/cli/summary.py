@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from torch import nn
 
+from gptlit.accelerators import name_of
 from gptlit.data.loaders import Batch
 from gptlit.model import cost
 from gptlit.model.gpt import GPT
@@ -221,7 +222,7 @@ def time_rows(trainer: L.Trainer, module: LitGPT) -> Rows:
     step = measure(trainer, module)
     n_windows = text.batch_size * trainer.accumulate_grad_batches  # on this device
     flops = cost.training_flops_per_token(module.net) * n_windows * text.block_size
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    name = name_of(device)
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
     took = f"{step.seconds:.3g} s" if step.seconds >= 1 else f"{step.seconds * 1e3:.3g} ms"
     rows = [

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from jsonargparse import Namespace
 
+from gptlit import accelerators
 from gptlit.checkpoints import checkpoint
 from gptlit.generation.generate import SAMPLES_AT_ONCE, stream_generate
 from gptlit.generation.jobs import write_jobs
@@ -61,8 +61,7 @@ def load(content: dict[str, Any], weights: Weights) -> tuple[GPT, Tokenizer]:
         UsageError: int8 weights on another device than a CPU.
     """
     model, tokenizer = checkpoint.build(content)
-    has_mps = torch.backends.mps.is_available()
-    model = model.to("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")
+    model = model.to(accelerators.fastest())
     if weights == "int8":
         from gptlit.generation.int8 import pack_int8
 

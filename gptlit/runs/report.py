@@ -8,6 +8,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from gptlit.accelerators import name_of
 from gptlit.data.loaders import IGNORED
 from gptlit.runs.progress_bar import print_above_bar
 from gptlit.runs.sample_text import SampleText
@@ -124,11 +125,9 @@ class Report(Callback):
         inputs, targets = next(iter(text.train_slice()))
         shown = int((targets[0, :24] != IGNORED).sum())  # a document may be shorter
         n_validation = text.tokens.size("val")
-        device = trainer.strategy.root_device.type
+        device = name_of(trainer.strategy.root_device)
         if device == "cpu":
             device += f", threads: {torch.get_num_threads()}"
-        elif device == "cuda":
-            device = torch.cuda.get_device_name(trainer.strategy.root_device)
         rows = {
             "device": f"{trainer.world_size} x {device}",
             "precision": f"{trainer.precision} ({self.precision_reason})",

@@ -35,6 +35,7 @@ from lightning.pytorch.profilers import (
 )
 from lightning.pytorch.strategies import DeepSpeedStrategy, Strategy, StrategyRegistry
 
+from gptlit.accelerators import mps_is_available
 from gptlit.messages import UsageError, did_you_mean, note, opt
 from gptlit.parser import OneLineErrors
 from gptlit.runs import run_folder
@@ -92,7 +93,7 @@ def choose_precision(accelerator: str) -> tuple[str, str]:
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bf16-mixed", "this GPU has bfloat16"
         return "16-mixed", "this GPU has no bfloat16"
-    if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+    if accelerator in ("auto", "gpu", "mps") and mps_is_available():
         return "32-true", "the safe choice on Apple's GPUs"
     if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
         return "32-true", "exact; for a larger model try bf16-mixed, this CPU has bfloat16"

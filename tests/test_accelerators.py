@@ -1,0 +1,227 @@
+"""The suite runs on the CPU of any machine, and choices on other machines are simulated here."""
+
+import inspect
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from jsonargparse import Namespace
+from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
+
+from gptlit import accelerators
+from gptlit.cli.adapting import _n_processes
+from gptlit.generation.int8 import pack_int8
+from gptlit.messages import UsageError
+from gptlit.model.config import GPTConfig
+from gptlit.model.gpt import GPT
+from gptlit.optim import muon
+from gptlit.predict import command
+from gptlit.runs import report
+from gptlit.runs.user_parts import choose_precision
+from gptlit.training import compiling
+from tests.conftest import TINY, Result, Run
+
+ROOT = Path(__file__).parent.parent
+CUDA = torch.device("cuda", 0)
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Simulate a machine with two GPUs that compute in bfloat16."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "NVIDIA H9000")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    return monkeypatch
+
+
+@pytest.fixture
+def mps(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Simulate an Apple machine whose GPU is not hidden."""
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.delenv("DISABLE_MPS")
+    return monkeypatch
+
+
+# ---------------------------------------------------------------------- the suite itself
+
+
+def test_the_suite_sees_no_accelerator() -> None:
+    # torch counts GPUs by this list and the driver
+    assert torch.cuda._parse_visible_devices() == []
+    assert not torch.cuda.is_available()
+    assert not CUDAAccelerator.is_available()
+    assert not MPSAccelerator.is_available()
+    assert accelerators.fastest() == "cpu"
+    trainer = L.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    assert trainer.strategy.root_device.type == "cpu"
+
+
+def test_children_see_no_accelerator() -> None:
+    code = "import torch; from gptlit import accelerators; print(accelerators.fastest())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout == "cpu\n"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_mps_is_hidden_from_gptlit_and_lightning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr("platform.processor", lambda: "arm")
+    assert not accelerators.mps_is_available()
+    # without its cache
+    assert not inspect.unwrap(MPSAccelerator.is_available)()
+
+
+# ---------------------------------------------------------------------- choices elsewhere
+
+
+@pytest.mark.parametrize("accelerator", ["auto", "gpu", "cuda"])
+def test_precision_on_cuda(cuda: pytest.MonkeyPatch, accelerator: str) -> None:
+    assert choose_precision(accelerator) == ("bf16-mixed", "this GPU has bfloat16")
+    cuda.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: False)
+    assert choose_precision(accelerator) == ("16-mixed", "this GPU has no bfloat16")
+
+
+def test_precision_on_a_cpu_next_to_a_gpu(cuda: pytest.MonkeyPatch) -> None:
+    assert choose_precision("cpu")[0] == "32-true"
+
+
+def test_precision_on_mps(mps: pytest.MonkeyPatch) -> None:
+    for accelerator in ("auto", "gpu", "mps"):
+        assert choose_precision(accelerator) == ("32-true", "the safe choice on Apple's GPUs")
+
+
+def test_the_fastest_device(cuda: pytest.MonkeyPatch) -> None:
+    cuda.setattr(torch.backends.mps, "is_available", lambda: True)
+    cuda.delenv("DISABLE_MPS")
+    assert accelerators.fastest() == "cuda"
+    cuda.setattr(torch.cuda, "is_available", lambda: False)
+    assert accelerators.fastest() == "mps"
+
+
+def test_names_of_devices(cuda: pytest.MonkeyPatch) -> None:
+    assert accelerators.name_of(CUDA) == "NVIDIA H9000"
+    assert accelerators.name_of(torch.device("cpu")) == "cpu"
+    assert accelerators.name_of(torch.device("mps")) == "mps"
+
+
+def test_the_start_block_names_the_gpu(
+    gptlit: Callable[..., Result], text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "name_of", lambda device: "NVIDIA H9000")
+    result = gptlit("fit", *TINY, f"--data.path={text_file}", "--trainer.max_steps=1")
+    assert "1 x NVIDIA H9000\n" in result.out + result.err
+
+
+def test_sums_are_in_float32_on_mps() -> None:
+    # in a process of its own, since the type is chosen at import
+    code = """
+import os, torch
+del os.environ["DISABLE_MPS"]
+torch.backends.mps.is_available = lambda: True
+from gptlit.training import losses
+print(losses.SUM_DTYPE, losses.TextLoss().nats.dtype)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout == "torch.float32 torch.float32\n"
+
+
+def test_lightning_trains_on_cuda_by_default(cuda: pytest.MonkeyPatch) -> None:
+    cuda.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    trainer = L.Trainer(
+        devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    assert trainer.strategy.root_device == CUDA
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "devices", "processes"),
+    [("auto", "auto", 2), ("gpu", -1, 2), ("cuda", 1, 1), ("cpu", "auto", 1), ("gpu", "0,1", 2)],
+)
+def test_processes_on_cuda(
+    cuda: pytest.MonkeyPatch, accelerator: str, devices: int | str, processes: int
+) -> None:
+    cuda.delenv("WORLD_SIZE", raising=False)
+    options = Namespace(accelerator=accelerator, devices=devices, num_nodes=1)
+    assert _n_processes(options) == processes
+
+
+@pytest.mark.parametrize(
+    ("device", "option", "n_steps", "compiles"),
+    [
+        ("cuda", "auto", compiling.CUDA_STEPS, True),
+        ("cuda", "auto", compiling.CUDA_STEPS - 1, False),
+        ("cuda", True, 10, True),
+        ("mps", "auto", 10**9, False),
+    ],
+)
+def test_compiling_on_other_devices(
+    device: str, option: Any, n_steps: int, compiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # CUDA needs no C++ compiler
+    monkeypatch.setattr(compiling, "has_compiler", lambda: False)
+    monkeypatch.setattr(torch, "compile", lambda forward, mode: forward)
+    monkeypatch.setattr(compiling.run_length, "steps_of_run", lambda trainer: n_steps)
+    trainer = SimpleNamespace(
+        state=SimpleNamespace(fn="fit"),
+        strategy=SimpleNamespace(root_device=torch.device(device)),
+        accumulate_grad_batches=1,
+    )
+    net = GPT(GPTConfig(vocab_size=8, n_layer=1, n_head=1, n_embd=8, block_size=8))
+    steps = compiling.CompiledSteps(option)
+    steps.choose(trainer, net, batch_size=4)  # type: ignore[arg-type]
+    assert steps.choice.compiles == compiles
+    assert (steps.forward is not None) == compiles
+
+
+def test_muon_computes_in_bfloat16_where_the_gpu_does(cuda: pytest.MonkeyPatch) -> None:
+    assert muon.working_dtype(CUDA) == torch.bfloat16
+    assert muon.working_dtype(torch.device("cpu")) == torch.float32
+    assert muon.working_dtype(torch.device("mps")) == torch.float32
+    cuda.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: False)
+    assert muon.working_dtype(CUDA) == torch.float32
+
+
+def test_predict_moves_the_model_to_the_gpu(cuda: pytest.MonkeyPatch, run: Run) -> None:
+    moved = []
+    cuda.setattr(GPT, "to", lambda self, device: moved.append(device) or self)
+    _, content = command.checkpoint.read_named(run.folder / "checkpoints" / "last.ckpt")
+    command.load(content, "float32")
+    assert moved == ["cuda"]
+
+
+def test_int8_weights_are_refused_on_a_gpu() -> None:
+    config = GPTConfig(vocab_size=8, n_layer=1, n_head=1, n_embd=8, block_size=8)
+    with torch.device("meta"):
+        net = GPT(config)
+    with pytest.raises(UsageError, match="works on a CPU only, not on meta"):
+        pack_int8(net)
+
+
+# ---------------------------------------------------------------------- a source tree
+
+
+def test_configs_are_found_in_a_source_tree(tmp_path: Path) -> None:
+    code = """
+import sys
+sys.meta_path[:] = [each for each in sys.meta_path if "editable" not in repr(each)]
+from gptlit.cli.configs import find_config, shipped_studies
+print(find_config("tiny"), bool(shipped_studies()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == f"{ROOT / 'configs' / 'tiny.yaml'} True\n"
