@@ -10,7 +10,7 @@ import yaml
 
 from gptlit.checkpoints import checkpoint, run_paths
 from gptlit.checkpoints.checkpoint import LoadedCheckpoint
-from gptlit.cli import saved_options
+from gptlit.cli import run_options, saved_options
 from gptlit.cli.configs import find_config, shipped_configs
 from gptlit.corpora.catalog import CORPORA
 from gptlit.messages import UsageError, did_you_mean, is_first_process, note
@@ -197,10 +197,20 @@ class CommandLine:
     trusts: bool = False
     chosen: set[str] = field(default_factory=set)
 
+    def texts(self) -> list[str]:
+        """Return the texts in which the user can name classes: values of options, and configs.
+
+        The options of an untrusted checkpoint, which are the first word, are not among them.
+        """
+        words = self.words[1:] if self.start and not self.trusts else self.words
+        values = [word.partition("=")[2] if word.startswith("--") else word for word in words]
+        return values + [path.read_text(encoding="utf-8") for path in self.configs]
+
 
 def expand(
     verb: str,
     arguments: Sequence[str],
+    known: Collection[str],
     check: Callable[[dict[str, Any], Path, set[str]], dict[str, Any]],
 ) -> CommandLine:
     """Return the arguments for Lightning's CLI, and the checkpoint that they start from.
@@ -212,13 +222,16 @@ def expand(
     Args:
         verb: Verb of the command.
         arguments: Arguments after the verb.
+        known: Full names of the verb's options, such as model.lr.
         check: Returns the usable options of a checkpoint. Its arguments are the options, the
             checkpoint's path, and the names of the options that the user gives.
 
     Raises:
         UsageError: A config or checkpoint doesn't exist or can't be used.
     """
-    names, words = take([*from_environment(verb), *arguments], "--config", "-c")
+    words = name_words(arguments, option_of_run, run_options.SWITCHES, one_of=ONE_OF_A_RUN)
+    words = [*from_environment(verb), *full_names(words, known)]
+    names, words = take(words, "--config", "-c")
     paths, words = take(words, "--ckpt_path")
     files = [find_config(name) for name in names]
     if not paths and verb != "fit" and not prints_config(words):

@@ -20,15 +20,7 @@ from gptlit import __version__, yaml_keys
 from gptlit.checkpoints import init_from
 from gptlit.cli import lr_find, preflight, run_options, saved_options, summary, trusted_options
 from gptlit.cli.adapting import Adapted, adapt
-from gptlit.cli.arguments import (
-    ONE_OF_A_RUN,
-    CommandLine,
-    expand,
-    full_names,
-    name_words,
-    option_of_run,
-    prints_config,
-)
+from gptlit.cli.arguments import expand, prints_config
 from gptlit.cli.lightning_warnings import lightning_command
 from gptlit.cli.user_modules import importable
 from gptlit.corpora import inputs
@@ -47,7 +39,6 @@ from gptlit.training.module import LitGPT
 from gptlit.training.options import ModelOptions
 
 yaml_keys.check_parsed_yaml()
-
 
 # classes whose arguments are the options of a group
 OPTION_CLASSES = {
@@ -121,15 +112,11 @@ class GptlitCLI(LightningCLI):
         run_options.add_to(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        words = name_words(
-            self.arguments, option_of_run, switches=run_options.SWITCHES, one_of=ONE_OF_A_RUN
-        )
-        words = full_names(words, self.verb_parser.option_names())
-        line = expand(
-            self.verb, words, functools.partial(trusted_options.check, groups=OPTION_CLASSES)
-        )
+        check = functools.partial(trusted_options.check, groups=OPTION_CLASSES)
+        line = expand(self.verb, self.arguments, self.verb_parser.option_names(), check)
         words, self.start, self.trusts = line.words, line.start, line.trusts
-        self.held.enter_context(_own_classes(line))
+        folders = [*(path.parent for path in line.configs), Path.cwd()]
+        self.held.enter_context(importable(line.texts(), folders))
         # whether the text is given, rather than taken from the checkpoint
         self.text_given = any(word.startswith(run_options.TEXT_OPTIONS) for word in words)
         for word in words:
@@ -270,15 +257,6 @@ class GptlitCLI(LightningCLI):
         """Do nothing: the caller of `build` starts the run."""
 
     fit = validate = test = _leave_to_caller
-
-
-def _own_classes(line: CommandLine) -> contextlib.AbstractContextManager[None]:
-    """Make classes that the user names importable from the config's folder and this one."""
-    # not those that an untrusted checkpoint names, whose options are the first word
-    words = line.words[1:] if line.start and not line.trusts else line.words
-    texts = [word.partition("=")[2] if word.startswith("--") else word for word in words]
-    texts += [path.read_text(encoding="utf-8") for path in line.configs]
-    return importable(texts, [*(path.parent for path in line.configs), Path.cwd()])
 
 
 # ---------------------------------------------------------------------- verbs
