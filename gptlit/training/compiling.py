@@ -15,6 +15,7 @@ from gptlit.messages import UsageError, note
 from gptlit.model import cost
 from gptlit.model.gpt import GPT
 from gptlit.training import run_length
+from gptlit.training.user_batches import batches_of
 
 COMPILERS = {"darwin": "clang++", "win32": "cl"}  # PyTorch's choice; elsewhere g++
 # one estimate for all CPUs, so that a run's choice does not depend on the machine; see `choose`
@@ -47,15 +48,12 @@ class CompiledSteps:
         self.choice = Choice(False, "as given")
         self.forward: Forward | None = None  # compiles when first called; None: use the net itself
 
-    def choose(
-        self, trainer: L.Trainer, net: GPT, batch_size: int, before: bool | None = None
-    ) -> None:
+    def choose(self, trainer: L.Trainer, net: GPT, before: bool | None = None) -> None:
         """Decide by the option whether a fit compiles; other stages never do.
 
         Args:
             trainer: Trainer of the run.
             net: Net to compile.
-            batch_size: Number of windows in a batch of one device.
             before: Whether the run compiled before it was resumed; None for a new run.
 
         Raises:
@@ -65,7 +63,8 @@ class CompiledSteps:
             return
         device = trainer.strategy.root_device.type
         if self.option == "auto":
-            tokens = batch_size * trainer.accumulate_grad_batches * net.config.block_size
+            windows = batches_of(trainer).batch_size * trainer.accumulate_grad_batches
+            tokens = windows * net.config.block_size  # of one device
             flops = tokens * cost.training_flops_per_token(net)
             n_steps = run_length.steps_of_run(trainer)
             self.choice = choose(device, n_steps, flops, compiler=has_compiler(), before=before)

@@ -44,19 +44,19 @@ def is_over(trainer: L.Trainer) -> bool:
 
 
 def log_under_global_step(trainer: L.Trainer) -> None:
-    """Let metrics be logged under the number of optimizer steps.
+    """Log metrics under the number of optimizer steps.
 
-    Lightning counts them separately, and a resume with another validation interval shifts that
-    count.
+    Lightning logs them under a count of its own, which a resume with another validation interval
+    shifts.
     """
     trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
 
 def mark_validation_as_begun(trainer: L.Trainer) -> None:
-    """Let a checkpoint state that its step's validation is to be run from its beginning.
+    """Mark a validation as only begun, so that a resume from a checkpoint runs it from its start.
 
-    Lightning resumes a validation whose first batch was begun and not finished; from a checkpoint
-    of any later batch it would consider the validation as done.
+    Lightning repeats a validation whose first batch was begun and not finished; after any later
+    batch it would consider the validation as finished.
     """
     progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
     progress.reset()
@@ -67,34 +67,34 @@ def mark_validation_as_begun(trainer: L.Trainer) -> None:
 
 
 def has_trainer(module: L.LightningModule) -> bool:
-    """Whether a module belongs to a Trainer; its property `trainer` raises where it does not."""
+    """Whether a module belongs to a Trainer; its property `trainer` raises if it does not."""
     return module._trainer is not None
 
 
 def cluster_environment(trainer: L.Trainer) -> ClusterEnvironment | None:
-    """The environment that the Trainer found its processes in."""
+    """Return the environment that the Trainer found its processes in."""
     return trainer._accelerator_connector.cluster_environment
 
 
 def stop_as_by_sigterm(trainer: L.Trainer) -> None:
-    """Let the Trainer stop after this batch, as it does after a SIGTERM."""
+    """Stop the Trainer after this batch, as a SIGTERM does."""
     trainer._signal_connector.received_sigterm = True
 
 
 def start_method(strategy: Strategy) -> str | None:
-    """How a strategy starts copies of this process: spawn or fork; None if it does not."""
+    """Return how a strategy starts copies of this process: spawn or fork; None if it does not."""
     if not isinstance(strategy.launcher, _MultiProcessingLauncher):
         return None
     return strategy.launcher._start_method
 
 
 def use_all_processes_for_data(strategy: ModelParallelStrategy) -> None:
-    """Let a strategy divide the data among all processes, instead of one part for each node."""
+    """Divide a strategy's data among all processes, rather than nodes."""
     strategy._data_parallel_size = strategy.num_nodes * strategy.num_processes
 
 
 def state_key(callback: Callback, **options: Any) -> str:
-    """The key of a callback's state in checkpoints, by its class and options."""
+    """Return the key of a callback's state in checkpoints, by its class and options."""
     return callback._generate_state_key(**options)
 
 
@@ -127,7 +127,7 @@ def check_loop(
         has_place: Whether it has begun an epoch, and the loader has a position in the text.
 
     Raises:
-        UsageError: names the part that can't be restored.
+        UsageError: The message names the invalid part.
     """
     if "loops" not in content:
         return
@@ -189,10 +189,10 @@ def recount(
 
 
 def complete_batch(content: dict[str, Any]) -> None:
-    """Let Lightning consider the batch at whose end a checkpoint was saved as completed.
+    """Mark the batch at whose end a checkpoint was saved as completed.
 
-    After an epoch's last batch it would consider the epoch as completed too, and leave out the
-    epoch's metrics and sample. They are made (again), and shown once.
+    After an epoch's last batch, Lightning would consider the epoch as completed too, and leave out
+    its metrics and sample.
     """
     loops = content["loops"]["fit_loop"]
     batches = loops["epoch_loop.batch_progress"]

@@ -23,15 +23,7 @@ from gptlit.optim.ema import Average
 from gptlit.optim.gradients import Gradients
 from gptlit.tokenizers.base import Tokenizer
 from gptlit.tokenizers.state import from_state
-from gptlit.training import (
-    fsdp2,
-    loop_state,
-    losses,
-    monitors,
-    resuming,
-    run_length,
-    saved_state,
-)
+from gptlit.training import fsdp2, loop_state, losses, monitors, resuming, run_length, saved_state
 from gptlit.training.compiling import CompiledSteps
 from gptlit.training.losses import TextLoss, text_metrics
 from gptlit.training.options import ModelOptions
@@ -60,8 +52,8 @@ class LitGPT(L.LightningModule):
         self.save_hyperparameters()
         self.config = self.options.config(VOCABULARY_COMES_LATER)
         self.tokenizer: Tokenizer | None = None
-        self.first_weights: dict[str, Tensor] | None = None  # those that init_from names
-        self.has_begun = self.options.init_from is None
+        self.first_weights: dict[str, Tensor] | None = None  # of the option init_from
+        self.has_begun = self.options.init_from is None  # whether the weights are set
         self.compiled = CompiledSteps(self.options.compile)
         self.gradients = Gradients()
         self.average: Average | None = None  # moving average of the weights, in a fit
@@ -91,14 +83,14 @@ class LitGPT(L.LightningModule):
         if (text := text_of(self.trainer)) is None:
             if self.trainer.state.fn != "predict":
                 check_own(self.trainer, self.tokenizer)
-                self.compiled.choose(self.trainer, self.net, batches_of(self.trainer).batch_size)
+                self.compiled.choose(self.trainer, self.net)
         elif self.tokenizer is None:
             self.use_tokenizer(text.tokenizer)
             if self.first_weights is not None:
                 self.net.load_state_dict(self.first_weights)
                 self.first_weights, self.has_begun = None, True
             fsdp2.check(self.trainer.strategy)
-            self.compiled.choose(self.trainer, self.net, text.batch_size)
+            self.compiled.choose(self.trainer, self.net)
             if self.device_mesh is not None:
                 fsdp2.shard(self.net, self.device_mesh["data_parallel"])
 
@@ -112,7 +104,7 @@ class LitGPT(L.LightningModule):
         return text
 
     def forward(self, idx: Tensor) -> Tensor:
-        """(B, T) token ids to (B, T, V) logits."""
+        """Compute the logits, (B, T, V), of (B, T) token ids."""
         compiled = self.compiled.forward if self.training else None
         return self.net(idx) if compiled is None else compiled(idx)
 
@@ -153,18 +145,18 @@ class LitGPT(L.LightningModule):
         n_tokens = (targets != IGNORED).sum() * counts
         self.train_loss.update(torch.where(counts, loss.detach(), 0) * n_tokens, n_tokens)
         several = self.trainer.world_size > 1
-        # all processes have to log it, or none, and their clocks differ
+        # either all processes log it or none, and their clocks differ
         if several or self._is_loss_read():
-            # a bar waits for the values that it shows
+            # to show a value, the bar waits for the device
             with_bar = self.trainer.progress_bar_callback is not None
             self.log("train/loss", loss, prog_bar=with_bar, sync_dist=several)
         return minimised
 
     def _is_loss_read(self) -> bool:
-        """Whether this batch's loss is read by anything: logging it costs more than computing it.
+        """Whether this batch's loss is read; logging it costs more than computing it.
 
         It is read by loggers, at an epoch's end, at a validation that has no other metric, and
-        once in a while by the progress bar.
+        once in LOG_AFTER_SECONDS by the progress bar.
         """
         every, now = self.trainer.log_every_n_steps, time.perf_counter()
         is_read = (
@@ -197,7 +189,7 @@ class LitGPT(L.LightningModule):
             if self.saved_average is not None:
                 self.average.load(*self.saved_average)
                 self.saved_average = None
-            # part of the step, so that it comes before all that reads the step's results
+            # in the step itself, so that all hooks after it see the updated average
             optimizer.register_step_post_hook(self.average.update)
         factor = run_length.schedule(options, trainer)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
@@ -287,11 +279,11 @@ class LitGPT(L.LightningModule):
         self.slice_loss.reset()
 
     def predict_step(self, batch: Tensor, batch_idx: int) -> list[list[Written]]:
-        """The texts of a batch of jobs, (B,) indices into `predict_jobs`."""
+        """Write the texts of a batch of jobs: (B,) indices into `predict_jobs`."""
         if self.tokenizer is None:
             raise RuntimeError("predict with a model from LitGPT.load_from_checkpoint")
         if not len(batch):
-            return []  # with more devices than texts some have none
+            return []  # there are more devices than texts
         jobs = [self.predict_jobs[job] for job in batch.tolist()]
         return write_jobs(self.net, self.tokenizer, jobs, **self.predict_options)
 
@@ -302,7 +294,7 @@ class LitGPT(L.LightningModule):
         """Load a model as Lightning does, from a file that is checked as by `gptlit.load`.
 
         Raises:
-            UsageError: the file is missing, damaged, not a checkpoint of gptlit, or one that
+            UsageError: The file is missing, damaged, not a checkpoint of gptlit, or one that
                 could run code.
         """
         checkpoints.read(checkpoint_path)
@@ -313,16 +305,16 @@ class LitGPT(L.LightningModule):
         if self.tokenizer is None:
             raise RuntimeError("there is no net to save yet")
         text = batches_of(self.trainer).describe_text()
-        checkpoint[checkpoints.KEY] = checkpoints.describe(
+        described = checkpoints.describe(
             self.config, self.tokenizer, text, self.run_config, self.seed, self.evaluated
         )
-        checkpoint[checkpoints.KEY]["compiled"] = self.compiled.choice.compiles
+        described["compiled"] = self.compiled.choice.compiles
         # the sums of all ranks, so that a resumed epoch's mean is that of the whole epoch
-        epoch = {"nats": self.train_loss.nats, "tokens": self.train_loss.tokens}
-        checkpoint[checkpoints.KEY]["epoch_loss"] = {
+        described["epoch_loss"] = {
             name: self.trainer.strategy.reduce(part.clone(), reduce_op="sum")
-            for name, part in epoch.items()
+            for name, part in (("nats", self.train_loss.nats), ("tokens", self.train_loss.tokens))
         }
+        checkpoint[checkpoints.KEY] = described
         if self.average is not None:
             resuming.add_average(checkpoint, self.average)
 
@@ -348,10 +340,9 @@ class LitGPT(L.LightningModule):
             self._resume(checkpoint)
 
     def _resume(self, checkpoint: dict[str, Any]) -> None:
-        """Take over a run's state, and adapt it in the checkpoint where options have changed."""
+        """Restore a run's state, and adapt the rest of it in the checkpoint to changed options."""
         saved, trainer = checkpoint[checkpoints.KEY], self.trainer
-        batch_size = batches_of(trainer).batch_size
-        self.compiled.choose(trainer, self.net, batch_size, saved.get("compiled"))
+        self.compiled.choose(trainer, self.net, saved.get("compiled"))
         self.saved_average = resuming.take_raw_weights(checkpoint)
         if trainer.is_global_zero and (sums := saved.get("epoch_loss")):
             self.train_loss.nats.copy_(sums["nats"])

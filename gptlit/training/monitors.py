@@ -3,12 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lightning.pytorch.callbacks import (
-    Callback,
-    EarlyStopping,
-    LambdaCallback,
-    LearningRateMonitor,
-)
+from lightning.pytorch.callbacks import Callback, EarlyStopping, LambdaCallback, LearningRateMonitor
 
 from gptlit.messages import UsageError, did_you_mean, note
 from gptlit.training import loop_state, processes

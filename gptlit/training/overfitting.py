@@ -19,8 +19,8 @@ ADVICE = (
 
 
 @dataclass
-class Seen:
-    """Results of a run's validations so far.
+class LossHistory:
+    """The lowest and the last loss of a run's validations, and whether the model overfits.
 
     Args:
         lowest: Lowest val/loss.
@@ -79,7 +79,7 @@ class Overfitting(Callback):
     """
 
     def __init__(self) -> None:
-        self.seen = Seen()
+        self.history = LossHistory()
         self.warning = ""  # of the last validation
 
     @property
@@ -88,15 +88,15 @@ class Overfitting(Callback):
         return self._generate_state_key(monitor="val/loss")
 
     def state_dict(self) -> dict[str, Any]:
-        return asdict(self.seen)
+        return asdict(self.history)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.seen = Seen(**state_dict)
+        self.history = LossHistory(**state_dict)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         metrics = trainer.callback_metrics
         if trainer.state.fn != "fit" or trainer.sanity_checking or "val/loss" not in metrics:
             return
         loss, gap = (metrics[f"val/{name}"].item() for name in ("loss", "gap"))
-        warns = self.seen.add(trainer.global_step, loss, gap)
-        self.warning = f"warning: {self.seen.finding}; {ADVICE}" if warns else ""
+        warns = self.history.add(trainer.global_step, loss, gap)
+        self.warning = f"warning: {self.history.finding}; {ADVICE}" if warns else ""
