@@ -65,12 +65,7 @@ class _Described(TypedDict):
 
 @dataclass(frozen=True)
 class LoadedCheckpoint:
-    """A checkpoint that a command resumes, evaluates or writes with.
-
-    Args:
-        path: Path of the checkpoint.
-        content: Everything in it.
-    """
+    """A checkpoint that a command resumes, evaluates or writes with."""
 
     path: Path
     content: dict[str, Any]

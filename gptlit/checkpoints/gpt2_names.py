@@ -80,14 +80,14 @@ HF_DROPOUT: dict[str, DropoutPlace] = {
 
 def to_theirs(state: Mapping[str, Tensor], config: GPTConfig) -> State:
     """Return weights as Hugging Face's GPT2LMHeadModel has them, with zeros for missing biases."""
-    theirs = {}
+    weights = {}
     for name, shape in shapes(dataclasses.replace(config, bias=True)):
         if name == HEAD and config.tie_weights:
             continue  # safetensors refuse a tensor under two names
         tensor = state[name].detach() if name in state else torch.zeros(shape)
         prefixed = name if name == HEAD else PREFIX + name
-        theirs[prefixed] = (tensor.t() if name.endswith(CONV1D) else tensor).contiguous()
-    return theirs
+        weights[prefixed] = (tensor.t() if name.endswith(CONV1D) else tensor).contiguous()
+    return weights
 
 
 def from_theirs(theirs: Mapping[str, Tensor], config: GPTConfig, conv1d: bool) -> State:
@@ -186,32 +186,32 @@ def from_hugging_face(options: Mapping[str, Any]) -> GPTConfig:
     Raises:
         UsageError: Not a GPT-2, or with options that gptlit's GPT doesn't have.
     """
-    given = {**HF_DEFAULTS, **HF_FIXED, **options}
+    completed = {**HF_DEFAULTS, **HF_FIXED, **options}
     nullable = {"n_inner": int | None, **dict.fromkeys(HF_DROPOUT, float | None)}
     for name, default in {**HF_DEFAULTS, **HF_FIXED}.items():
-        check(nullable.get(name, type(default)), given[name], name)
+        check(nullable.get(name, type(default)), completed[name], name)
     for name, value in {"model_type": "gpt2", **HF_FIXED}.items():
-        if given[name] != value:
-            raise UsageError(f"{name} {in_short(str(given[name]))}: only {value} is read")
-    if (activation := given["activation_function"]) not in ACTIVATIONS:
+        if completed[name] != value:
+            raise UsageError(f"{name} {in_short(str(completed[name]))}: only {value} is read")
+    if (activation := completed["activation_function"]) not in ACTIVATIONS:
         raise UsageError(
             f"activation_function {in_short(activation)}: only {', '.join(ACTIVATIONS)} are read"
         )
-    n_inner = given["n_inner"] or 4 * given["n_embd"]
+    n_inner = completed["n_inner"] or 4 * completed["n_embd"]
     for name in ("vocab_size", "n_positions", "n_layer", "n_head", "n_embd", "n_inner"):
-        value = n_inner if name == "n_inner" else given[name]
+        value = n_inner if name == "n_inner" else completed[name]
         if value < (name != "n_layer"):
             raise UsageError(f"{name} {value}: must be a whole number above 0")
     # gptlit has one probability for all places; the weights don't depend on it
-    dropout = max(float(given[name] or 0) for name in HF_DROPOUT)
-    places = [place for name, place in HF_DROPOUT.items() if given[name] or not dropout]
+    dropout = max(float(completed[name] or 0) for name in HF_DROPOUT)
+    places = [place for name, place in HF_DROPOUT.items() if completed[name] or not dropout]
     return GPTConfig(
-        **{name: given[name] for name in ("vocab_size", "n_layer", "n_head", "n_embd")},
-        block_size=given["n_positions"],
-        mlp_hidden=None if n_inner == 4 * given["n_embd"] else n_inner,
+        **{name: completed[name] for name in ("vocab_size", "n_layer", "n_head", "n_embd")},
+        block_size=completed["n_positions"],
+        mlp_hidden=None if n_inner == 4 * completed["n_embd"] else n_inner,
         activation=ACTIVATIONS[activation],
-        norm_eps=float(given["layer_norm_epsilon"]),
-        tie_weights=given["tie_word_embeddings"],
+        norm_eps=float(completed["layer_norm_epsilon"]),
+        tie_weights=completed["tie_word_embeddings"],
         dropout=dropout,
         dropout_at=tuple(places),
     )

@@ -30,15 +30,15 @@ def resolve(name: str, runs: Path = RUNS) -> Path:
                 name,
             )
         return path
-    found = list(runs.glob(f"*/{CHECKPOINTS}/{name}.ckpt"))
-    if not found:
+    checkpoints = list(runs.glob(f"*/{CHECKPOINTS}/{name}.ckpt"))
+    if not checkpoints:
         raise UsageError(
             f"no run under {runs.absolute()} has a {name}.ckpt; train one with `gptlit fit`, or "
             "give the path of a checkpoint",
             "ckpt_path",
             name,
         )
-    return max(found, key=lambda path: _began_at(path.parent.parent))
+    return max(checkpoints, key=lambda path: _began_at(path.parent.parent))
 
 
 def _began_at(run: Path) -> tuple[float, int, str]:

@@ -41,8 +41,7 @@ def special_tokens(tokenizer: Tokenizer) -> dict[str, tuple[str, int]]:
         if (id_ := tokenizer.special_ids.get(END_OF_TEXT)) is None:
             return {}
         # GPT-2 has one token for all of them
-        found = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
-        return {name: (names[token], id_) for name, token in found.items()}
+        return dict.fromkeys(("bos_token", "eos_token", "unk_token"), (names[END_OF_TEXT], id_))
     named = {"eos_token": tokenizer.eos_id, "unk_token": tokenizer.unknown_id}
     tokens = {id_: token for token, id_ in tokenizer.special_ids.items()}
     return {name: (names[tokens[id_]], id_) for name, id_ in named.items() if id_ is not None}
@@ -254,9 +253,9 @@ def _read_pair(folder: Path) -> BytePairTokenizer:
     except UnicodeDecodeError as error:
         raise UsageError("merges.txt: not UTF-8 text") from error
     pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
-    made = {"".join(pair) for pair in pairs} | set(letter_of_byte().values())
-    special = {word: id_ for word, id_ in vocab.items() if word not in made}
-    return _made(folder, "vocab.json", GPT2_PATTERN, vocab, pairs, special)
+    merged = {"".join(pair) for pair in pairs} | set(letter_of_byte().values())
+    special = {word: id_ for word, id_ in vocab.items() if word not in merged}
+    return _checked(folder, "vocab.json", GPT2_PATTERN, vocab, pairs, special)
 
 
 def _read_single(folder: Path) -> BytePairTokenizer:
@@ -279,10 +278,10 @@ def _read_single(folder: Path) -> BytePairTokenizer:
     check(_Model, model, "tokenizer.json.model")
     pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
     special = {token["content"]: token["id"] for token in content["added_tokens"]}
-    return _made(folder, "tokenizer.json", pattern, model["vocab"], pairs, special)
+    return _checked(folder, "tokenizer.json", pattern, model["vocab"], pairs, special)
 
 
-def _made(
+def _checked(
     folder: Path,
     filename: str,
     pattern: str,

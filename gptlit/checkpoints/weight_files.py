@@ -74,8 +74,8 @@ def read_folder(folder: Path) -> tuple[GPTConfig, State, Tokenizer | None]:
         config = own_config
     state = from_theirs(read_tensors(folder), config, conv1d=True)
     if tokenizer is None or tokenizer.vocab_size != config.vocab_size:
-        found = tokenizer_files.read(folder)
-        tokenizer = found and fitting(found, config.vocab_size)
+        tokenizer = tokenizer_files.read(folder)
+        tokenizer = tokenizer and fitting(tokenizer, config.vocab_size)
     return config, state, tokenizer
 
 

@@ -75,13 +75,13 @@ def search(
     model.eval()
     try:
         rows = _Rows(model, prompt_tensor(model, tokenizer, ids), settings, rules, use_cache)
-        found = _search(rows, start, settings, scored)
+        texts = _search(rows, start, settings, scored)
     finally:
         model.train(was_training)
-    if not found:
+    if not texts:
         reason = "there is no text to find; every token is banned, or the model's logits aren't"
         raise UsageError(f"{reason} finite", "num_beams", settings.num_beams)
-    return found[: settings.num_samples]
+    return texts[: settings.num_samples]
 
 
 @dataclass(frozen=True)
@@ -138,32 +138,32 @@ class _Rows:
 def _search(rows: _Rows, start: _Beam, beams: BeamSettings, scored: bool) -> list[Found]:
     """Return the texts found, best first, `num_beams` or fewer."""
     n, n_steps = rows.n, beams.max_new_tokens or 1
-    unfinished, found = [start], list[Found]()
+    unfinished, ended = [start], list[Found]()
     for length in range(1, n_steps + 1):
-        own, logs = rows.next()
-        entropies = entropy(own).tolist() if scored else []
+        by_model, logs = rows.next()
+        entropies = entropy(by_model).tolist() if scored else []
         before, unfinished, parents, ids = unfinished, [], list[int](), list[int]()
-        totals = torch.tensor([[beam.total] for beam in before], dtype=own.dtype, device=own.device)
+        totals = logs.new_tensor([[beam.total] for beam in before])
         for rank, (row, id_, total) in enumerate(_likeliest(totals + logs[: len(before)], n)):
             if rank >= n and (len(unfinished) == n or length == n_steps):
                 break
             draft = before[row].draft.fork()
-            draft.add(id_, (own[row, id_].item(), entropies[row]) if scored else None)
+            draft.add(id_, (by_model[row, id_].item(), entropies[row]) if scored else None)
             if draft.ended or length == n_steps:
                 if rank < n:
                     draft.finish()
-                    found.append(Found(**vars(draft.written), score=_score(total, length, beams)))
+                    ended.append(Found(**vars(draft.written), score=_score(total, length, beams)))
             elif len(unfinished) < n:
                 unfinished.append(_Beam(draft, total))
                 parents.append(row)
                 ids.append(id_)
-        found = sorted(found, key=lambda text: -text.score)[:n]
+        ended = sorted(ended, key=lambda text: -text.score)[:n]
         if not unfinished:
             break
-        if len(found) == n and _best_to_come(unfinished[0].total, length, beams) <= found[-1].score:
+        if len(ended) == n and _best_to_come(unfinished[0].total, length, beams) <= ended[-1].score:
             break
         rows.extend(parents, ids)
-    return found
+    return ended
 
 
 def _score(total: float, length: int, settings: BeamSettings) -> float:

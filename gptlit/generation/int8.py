@@ -16,9 +16,6 @@ class Int8Linear(nn.Module):
     (B, inputs), one token a row, are multiplied by the integers: inputs and outputs are rounded to
     bfloat16, sums are in float32, and no row depends on the others. (B, T, inputs) are multiplied
     by the same weights in float32, since arithmetic takes longer than reading them there.
-
-    Args:
-        linear: Layer to replace.
     """
 
     weight: Tensor
@@ -54,7 +51,6 @@ def pack_int8(model: nn.Module) -> None:
     device = next(model.parameters()).device.type
     if device != "cpu":
         raise UsageError(f"works on a CPU only, not on {device}; leave it out", "weights", "int8")
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear:
-                setattr(parent, name, Int8Linear(child))
+    for name, module in list(model.named_modules()):
+        if type(module) is nn.Linear:
+            model.set_submodule(name, Int8Linear(module))

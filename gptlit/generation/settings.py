@@ -148,9 +148,8 @@ class BeamSettings(SamplingSettings):
         return self.num_beams is not None
 
     def used(self) -> dict[str, Any]:
-        own = {each.name for each in dataclasses.fields(BeamSettings)}
-        own -= {each.name for each in dataclasses.fields(SamplingSettings)}
-        unused = DRAW_SETTINGS if self.is_beam_search else own
+        beam_settings = BeamSettings.__annotations__.keys()
+        unused = DRAW_SETTINGS if self.is_beam_search else beam_settings
         return {name: value for name, value in super().used().items() if name not in unused}
 
 

@@ -8,11 +8,7 @@ from gptlit.tokenizers.base import Tokenizer
 
 
 class Stopper:
-    """Passes on the pieces of a text up to the first stop string, which may span pieces.
-
-    Args:
-        strings: Stop strings.
-    """
+    """Returns the pieces of a text up to the first stop string, which may span pieces."""
 
     def __init__(self, strings: Sequence[str]) -> None:
         self._strings = strings

@@ -84,7 +84,6 @@ def flops_per_token(model: GPT, *, causal: bool = False) -> int:
     weights times values. Norms, activations and softmax are left out.
 
     Args:
-        model: A GPT.
         causal: Count only the part of attention that isn't masked, (T + 1) / 2 keys on average.
 
     Source: Kaplan et al. 2020, section 2.1; Chowdhery et al. 2022 (PaLM), appendix B.
@@ -136,7 +135,6 @@ def memory(
     """Return the memory that training takes on one device.
 
     Args:
-        model: A GPT.
         batch_size: B, number of windows of block_size tokens in a forward pass.
         precision: Lightning's name of the precision.
         device: cpu or cuda, whose kernels keep different tensors.

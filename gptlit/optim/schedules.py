@@ -27,10 +27,7 @@ def warmup_cosine(warmup_steps: int, decay_steps: int, final: float) -> Callable
 
     The factor rises from 0 to 1 over `warmup_steps`, falls to `final` at `decay_steps`, and stays.
 
-    Args:
-        warmup_steps: Steps of the linear rise; 0 for none.
-        decay_steps: Step at which `final` is reached; at or below warmup_steps there is no cosine.
-        final: min_lr / lr
+    At decay_steps <= warmup_steps there is no cosine. The arguments are those of `warmup_linear`.
     """
 
     def factor(step: int) -> float:
