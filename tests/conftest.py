@@ -30,6 +30,7 @@ hypothesis.settings.load_profile("gptlit")
 
 # tiny models are fastest on one thread, whatever else the machine runs
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
 
 WORDS = ["the", "king", "and", "thy", "love", "shall", "speak", "of", "night", "or", "day"]
 TINY = [

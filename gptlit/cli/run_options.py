@@ -7,6 +7,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from gptlit import cpus
 from gptlit.messages import UsageError
 
 TEXT_OPTIONS = tuple(
@@ -27,6 +28,7 @@ NUMBERS = {
     "--keep_snapshots": "Number of these checkpoints to keep, the newest ones; 0 for all.",
     "--early_stopping.patience": "End the run after this many validations without a lower "
     "val/loss; 0: never.",
+    "--threads": cpus.THREADS_HELP,
 }
 TRAINER_DEFAULTS = {
     "max_epochs": -1,
@@ -73,6 +75,7 @@ def check(options: Namespace) -> None:
     for name, least in LEAST.items():
         if (value := options.get(name)) is not None and value < least:
             raise UsageError(f"must be {least} or more", name, value)
+    cpus.check_threads(options.threads)
     if options.trainer.get("limit_train_batches") == 0:
         raise UsageError("leaves nothing to train on", "trainer.limit_train_batches", 0)
     interval = options.trainer.val_check_interval

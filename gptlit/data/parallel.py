@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from gptlit import cpus
 from gptlit.data.tasks import TASK_BYTES, Task
 from gptlit.messages import progress
 from gptlit.tokenizers.base import Tokenizer
@@ -102,13 +103,6 @@ class WordCounter:
 Work = Encoder | WordCounter
 
 
-def n_cores() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def in_order(work: Work, tasks: Iterable[Task], n_bytes: int, label: str) -> Iterator[Any]:
     """Yield the result of each task, in the order of the tasks, with a progress bar.
 
@@ -118,7 +112,7 @@ def in_order(work: Work, tasks: Iterable[Task], n_bytes: int, label: str) -> Ite
         n_bytes: Bytes of all tasks together.
         label: Label of the bar, which a terminal shows after a second.
     """
-    n_workers = n_cores() if n_bytes >= ONE_WORKER_BELOW_BYTES else 1
+    n_workers = cpus.usable() if n_bytes >= ONE_WORKER_BELOW_BYTES else 1
     in_processes = work.in_python and n_workers > 1
     pool: Executor
     if in_processes:

@@ -20,9 +20,11 @@ from gptlit.messages import UsageError, note
 from gptlit.model.gpt import GPT
 from gptlit.parser import OneLineErrors
 from gptlit.predict import output, prompts
+from gptlit.predict.modes import Mode
 from gptlit.predict.options import NO_LIMIT, Weights, parse, parser, sampling_settings
 from gptlit.terminal import SEPARATOR, in_colour, write_stream
 from gptlit.tokenizers.base import Tokenizer, Unknown
+from gptlit.training import threads
 
 MOST_STREAMED = 8  # texts
 
@@ -35,6 +37,11 @@ def main(argv: Sequence[str]) -> None:
     """
     option_parser = parser()
     options, mode = parse(option_parser, argv)
+    with threads.using(options.threads):
+        _run(option_parser, options, mode)
+
+
+def _run(option_parser: OneLineErrors, options: Namespace, mode: Mode) -> None:
     settings = sampling_settings(options)
     if mode == "sweep":
         _sweep(options, settings, option_parser)

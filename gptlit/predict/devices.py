@@ -17,7 +17,7 @@ from gptlit.messages import UsageError, note
 from gptlit.predict import modes, output, prompts
 from gptlit.predict.options import parse, parser, sampling_settings
 from gptlit.runs import run_end
-from gptlit.training import processes
+from gptlit.training import processes, threads
 from gptlit.training.module import LitGPT
 
 WrittenTexts = list[list[Written]]  # of each job
@@ -92,5 +92,6 @@ def main(arguments: Sequence[str]) -> None:
     jobs_of_rank = list(range(trainer.global_rank, len(jobs), trainer.world_size))
     batches: Any = torch.tensor(jobs_of_rank, dtype=torch.int64).split(SAMPLES_AT_ONCE)
     loader: Any = torch.utils.data.DataLoader(batches, batch_size=None)
-    with run_end.interruptible(trainer):
+    n_threads = threads.using(options.threads, trainer.num_devices)
+    with n_threads, run_end.interruptible(trainer):
         trainer.predict(model, loader, return_predictions=False)

@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 from jsonargparse import ActionYesNo, Namespace
 
+from gptlit import cpus
 from gptlit.cli.arguments import name_words, option_of_predict
 from gptlit.generation.settings import BeamSettings
 from gptlit.messages import UsageError
@@ -84,6 +85,7 @@ def parser() -> OneLineErrors:
         Weights,
         "float32",
     )
+    add("--threads", cpus.THREADS_HELP, int, 0)
     add("--output_file", "File to write to; begins with the settings.")
     add(
         "--sweep",
@@ -110,6 +112,7 @@ def parse(option_parser: OneLineErrors, argv: Sequence[str]) -> tuple[Namespace,
     words = name_words(argv, option_of_predict, switches, lists)
     options = option_parser.parse_args(with_environment("predict", words))
     unescape(options)
+    cpus.check_threads(options.threads)
     options.ckpt_path = options.ckpt_path or ["best"]
     mode = modes.choose(options, option_parser)
     if options.output_file is not None:

@@ -18,13 +18,13 @@ from gptlit.checkpoints.init_from import Origin
 from gptlit.data.datamodule import TextDataModule
 from gptlit.files import write_atomically
 from gptlit.messages import UsageError, note, opt
-from gptlit.runs import loggers, run_folder, user_parts
+from gptlit.runs import computing, loggers, run_folder, user_parts
 from gptlit.runs.progress_bar import RunBar
 from gptlit.runs.report import Report, Throughput
 from gptlit.runs.run_folder import RunFolder
 from gptlit.runs.stopping import Patience, Stopping
 from gptlit.tokenizers.state import from_state
-from gptlit.training import logged_metrics, monitors, processes, resuming
+from gptlit.training import logged_metrics, monitors, processes, resuming, threads
 from gptlit.training.module import LitGPT
 from gptlit.training.overfitting import Overfitting
 
@@ -143,6 +143,7 @@ def build(plan: Plan, model: LitGPT, data: TextDataModule, held: contextlib.Exit
     reason = "as given"
     if options.trainer.precision is None and not user_parts.has_precision(options.trainer.plugins):
         settings["precision"], reason = user_parts.choose_precision(options.trainer.accelerator)
+        reason += computing.use_tf32(options.trainer.accelerator, held)
     # the guard checks a validation before sample text is written
     own = [options.guard, options.samples]
     if plan.purpose == "inspect":
@@ -154,7 +155,13 @@ def build(plan: Plan, model: LitGPT, data: TextDataModule, held: contextlib.Exit
         bars = [RunBar()] if settings["enable_progress_bar"] and bar is None else []
         trainer = processes.new_trainer(**settings | {"callbacks": [*given, *own, *bars]})
     else:
-        return _build_fit(plan, model, data, held, settings, reason)
+        run = _build_fit(plan, model, data, held, settings, reason)
+        n_threads = held.enter_context(threads.using(options.threads, run.trainer.num_devices))
+        if not options.trainer.barebones:
+            before = plan.start.content.get(computing.KEY) if plan.start else None
+            run.trainer.callbacks.insert(0, computing.ThreadChoice(n_threads, before))
+        return run
+    held.enter_context(threads.using(options.threads, trainer.num_devices))
     return Run(trainer, model, data, options, plan, reason, held=held)
 
 

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 
 from gptlit.accelerators import name_of
 from gptlit.data.loaders import IGNORED
+from gptlit.runs.computing import ThreadChoice
 from gptlit.runs.progress_bar import print_above_bar
 from gptlit.runs.sample_text import SampleText
 from gptlit.terminal import duration
@@ -127,7 +128,7 @@ class Report(Callback):
         n_validation = text.tokens.size("val")
         device = name_of(trainer.strategy.root_device)
         if device == "cpu":
-            device += f", threads: {torch.get_num_threads()}"
+            device += f", threads: {_threads(trainer)}"
         rows = {
             "device": f"{trainer.world_size} x {device}",
             "precision": f"{trainer.precision} ({self.precision_reason})",
@@ -148,6 +149,11 @@ class Report(Callback):
             rows["step"] += f"; {_steps(trainer.max_steps)} in all ({epochs:.2f} epochs)"
         lines = [*rows.items(), *self.extra_rows]
         return "\n".join(f"  {name:<11}{value}" for name, value in lines)
+
+
+def _threads(trainer: L.Trainer) -> str:
+    reasons = [each.threads.reason for each in trainer.callbacks if isinstance(each, ThreadChoice)]
+    return f"{torch.get_num_threads()}" + "".join(f" ({reason})" for reason in reasons if reason)
 
 
 def _steps(number: int) -> str:

@@ -30,7 +30,7 @@ GROUPS = {
         "frequency_penalty presence_penalty greedy seed",
         "length": "max_new_tokens min_new_tokens stop ban force",
         "beam search": "num_beams length_penalty early_stopping",
-        "output": "num_samples echo format output_file weights sweep explain",
+        "output": "num_samples echo format output_file weights threads sweep explain",
     },
     "data": {
         "text": "text jsonl_field column encoding data_dir",

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiktoken_ext.openai_public import r50k_pat_str
 
+from gptlit import cpus
 from gptlit.corpora import catalog
 from gptlit.data import clean_text, parallel, tasks
 from gptlit.data.clean_text import CleanText
@@ -105,7 +106,7 @@ def test_several_processes_give_the_results_of_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: bool
 ) -> None:
     monkeypatch.setattr(parallel, "ONE_WORKER_BELOW_BYTES", 10**9 if alone else 0)
-    monkeypatch.setattr(parallel, "n_cores", lambda: 2)
+    monkeypatch.setattr(cpus, "usable", lambda: 2)
     content = made_up_text(800)
     (tmp_path / "text.txt").write_text(content, encoding="utf-8")
     text = written_text(tmp_path)
@@ -134,7 +135,7 @@ def test_errors_of_worker_processes_are_raised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parallel, "ONE_WORKER_BELOW_BYTES", 0)
-    monkeypatch.setattr(parallel, "n_cores", lambda: 2)
+    monkeypatch.setattr(cpus, "usable", lambda: 2)
     (tmp_path / "text.txt").write_text("abz", encoding="utf-8")
     text = written_text(tmp_path)
     encoder = Encoder(CharTokenizer("ab"), np.dtype(np.uint16))
