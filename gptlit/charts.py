@@ -19,12 +19,12 @@ LONGEST_NAME = 28  # characters
 CHARACTER = 6.7  # mean width of a character 12 pixels high
 MOST_OWN_TICKS = 8
 MOST_DIGITS = 17
-LOG_FROM = 8.0  # ratio of the largest to the smallest value from which an axis is logarithmic
+LOG_FROM = 8.0  # least ratio of the largest to the smallest value of a logarithmic axis
 
 
 @dataclass(frozen=True)
 class Point:
-    """A point with an error bar, whose half length is `error`."""
+    """A point; an error bar extends `error` above and below it."""
 
     x: float
     y: float
@@ -94,20 +94,20 @@ def axis(label: str, values: Iterable[float], log: bool, own_ticks: bool = False
     distinct = sorted(set(values))
     low, high = distinct[0], distinct[-1]
     if log:
-        share = (high / low) ** 0.06 if high > low else 1.5
-        low, high = low / share, high * share
-        at = [v for v in _round_in_decades(low, high) if low <= v <= high]
+        margin = (high / low) ** 0.06 if high > low else 1.5
+        low, high = low / margin, high * margin
+        ticks = [v for v in _round_in_decades(low, high) if low <= v <= high]
     else:
-        share = 0.06 * (high - low) or 0.5 * abs(low) or 1.0
-        low, high = low - share, high + share
-        at = _round_numbers(low, high)
-    if (own_ticks and len(distinct) <= MOST_OWN_TICKS) or len(at) < 2:
-        at = distinct
+        margin = 0.06 * (high - low) or 0.5 * abs(low) or 1.0
+        low, high = low - margin, high + margin
+        ticks = _round_numbers(low, high)
+    if (own_ticks and len(distinct) <= MOST_OWN_TICKS) or len(ticks) < 2:
+        ticks = distinct
     for digits in range(4, MOST_DIGITS):
-        labels = [number(value, digits) for value in at]
-        if len(set(labels)) == len(at):
+        labels = [number(value, digits) for value in ticks]
+        if len(set(labels)) == len(ticks):
             break
-    return Axis(label, low, high, log, list(zip(at, labels, strict=True)))
+    return Axis(label, low, high, log, list(zip(ticks, labels, strict=True)))
 
 
 def named_axis(label: str, names: Sequence[str]) -> Axis:
@@ -137,7 +137,7 @@ def _round_in_decades(low: float, high: float) -> list[float]:
 
 @dataclass(frozen=True)
 class _Frame:
-    """Maps values to pixels of the page; the plot ends at `right` and `bottom`."""
+    """Maps values to pixels; `right` and `bottom` are the ends of the plot."""
 
     x: Axis
     y: Axis
@@ -180,9 +180,8 @@ def chart(title: str, series: Sequence[Series], x: Axis, y: Axis) -> str:
 
 def _are_slanted(x: Axis, right: float) -> bool:
     """Whether the names along an axis are too long to be written side by side."""
-    names = [text for value, text in x.ticks if isinstance(value, int)]
-    room = (right - LEFT) / max(1, len(names))
-    return any((len(name) + 1) * CHARACTER > room for name in names)
+    names = [text for value, text in x.ticks if isinstance(value, int)]  # of `named_axis`
+    return any((len(name) + 1) * CHARACTER * len(names) > right - LEFT for name in names)
 
 
 def _cut(name: str) -> str:
@@ -211,19 +210,19 @@ def _grid(frame: _Frame, slanted: bool) -> list[str]:
     x, y, right, bottom = frame.x, frame.y, frame.right, frame.bottom
     parts = []
     for value, text in y.ticks:
-        at = frame.up(value)
-        parts.append(_line(LEFT, at, right, at, "#e4e4e4"))
-        parts.append(_text(LEFT - 8, at + 4, text, "end"))
-    free = 0.0  # right edge of the last label
+        up = frame.up(value)
+        parts.append(_line(LEFT, up, right, up, "#e4e4e4"))
+        parts.append(_text(LEFT - 8, up + 4, text, "end"))
+    last_end = 0.0  # right edge of the last label
     for value, text in x.ticks:
-        at, half = frame.across(value), len(text) * CHARACTER / 2
-        parts.append(_line(at, TOP, at, bottom, "#f0f0f0"))
-        parts.append(_line(at, bottom, at, bottom + 4, "#333"))
+        across, half = frame.across(value), len(text) * CHARACTER / 2
+        parts.append(_line(across, TOP, across, bottom, "#f0f0f0"))
+        parts.append(_line(across, bottom, across, bottom + 4, "#333"))
         if slanted:
-            parts.append(_text(at + 4, bottom + 16, _cut(text), "end", turned=-SLANT))
-        elif at - half > free:
-            parts.append(_text(at, bottom + 18, text, "middle"))
-            free = at + half + 4
+            parts.append(_text(across + 4, bottom + 16, _cut(text), "end", turned=-SLANT))
+        elif across - half > last_end:
+            parts.append(_text(across, bottom + 18, text, "middle"))
+            last_end = across + half + 4
     parts.append(_line(LEFT, bottom, right, bottom, "#333"))
     parts.append(_line(LEFT, TOP, LEFT, bottom, "#333"))
     parts.append(_text((LEFT + right) / 2, HEIGHT - 18, x.label, "middle", size=13))

@@ -25,28 +25,27 @@ def one_line(key: str, report: str) -> str:
         key: Full name of the option.
         report: Report of jsonargparse.
     """
-    found = re.search(r"Given value: (.*)", report)
-    given = found[1] if found else ""
-    if _lacks_init_args(given):
+    value = "".join(re.findall(r"Given value: (.*)", report)[:1])
+    if _lacks_init_args(value):
         return (
-            f"--{key} {given}: the options of a class belong under init_args, as in "
+            f"--{key} {value}: the options of a class belong under init_args, as in "
             "{class_path: NAME, init_args: {OPTION: VALUE}}"
         )
     entries = _entries(report)
     for entry in entries:
-        if cause := _of_option(key, entry) or _of_class(key, entry):
+        if cause := _fault_of_option(key, entry) or _fault_of_class(key, entry):
             return cause
-    shown = next(iter(class_paths(given)), given)
+    name = next(iter(class_paths(value)), value)
     for entry in entries:
         abstract = re.match(r"Expected an instantiatable class, but (\S+) is abstract", entry)
-        if abstract and abstract[1].rpartition(".")[2] == shown.rpartition(".")[2]:
-            return f"--{key} {shown}: is an abstract class; give one that is derived from it"
+        if abstract and abstract[1].rpartition(".")[2] == name.rpartition(".")[2]:
+            return f"--{key} {name}: is an abstract class; give one that is derived from it"
         if not entry.startswith((*OTHER_TYPES, MARK)):
-            return f"--{key} {shown}: {' '.join(entry.split())}"
-    foreign = [entry for entry in entries if entry.startswith("Import path")]
-    if bases := re.findall(r"subclass of (\w+)", "\n".join(foreign)):
-        return f"--{key} {shown}: is not a class derived from {' or '.join(dict.fromkeys(bases))}"
-    return f"--{key} {shown}: {_expected(report)}" + _nearest_class(shown, report)
+            return f"--{key} {name}: {' '.join(entry.split())}"
+    foreign = "\n".join(entry for entry in entries if entry.startswith("Import path"))
+    if bases := dict.fromkeys(re.findall(r"subclass of (\w+)", foreign)):
+        return f"--{key} {name}: is not a class derived from {' or '.join(bases)}"
+    return f"--{key} {name}: {_expected(report)}" + _nearest_class(name, report)
 
 
 def class_paths(report: str) -> list[str]:
@@ -67,10 +66,10 @@ def _entries(report: str) -> list[str]:
     return entries
 
 
-def _lacks_init_args(given: str) -> bool:
+def _lacks_init_args(text: str) -> bool:
     """Whether a class, or one in a list, has options next to its name."""
     try:
-        value = ast.literal_eval(given)
+        value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return False  # a Namespace, made by flags for parts of the value
     own_keys = {"class_path", "init_args", "dict_kwargs"}
@@ -80,7 +79,7 @@ def _lacks_init_args(given: str) -> bool:
     )
 
 
-def _of_option(key: str, entry: str) -> str:
+def _fault_of_option(key: str, entry: str) -> str:
     """Return the error in an option of a class, or "" if the entry has none."""
     first = entry.partition("\n")[0]
     if first.startswith(f"--{key}."):
@@ -94,7 +93,7 @@ def _of_option(key: str, entry: str) -> str:
     return ""
 
 
-def _of_class(key: str, entry: str) -> str:
+def _fault_of_class(key: str, entry: str) -> str:
     """Return why a class can't be imported or created, or "" if the entry doesn't say."""
     found = re.match(r"Problem with given class_path '(.*)':\s+(.*)", entry, re.DOTALL)
     if not found:

@@ -1,4 +1,4 @@
-"""Parser of command lines, whose errors are one line and suggest the most similar option."""
+"""Parses command lines; reports errors in one line, with the most similar option."""
 
 import os
 import re

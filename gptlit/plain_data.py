@@ -77,7 +77,7 @@ def check(kind: Any, value: Any, name: str) -> None:
 
 
 def check_fields(data: Any, group: str) -> None:
-    """Refuse a dataclass whose fields, the options of a group, don't have their types."""
+    """Refuse a dataclass of a group's options if one doesn't have its type."""
     options: Any = type(data)
     for name, kind in _hints(options).items():
         check(kind, getattr(data, name), opt(f"{group}.{name}"))

@@ -39,16 +39,16 @@ def advice(path: Path, head: bytes) -> str:
         path: Path of the file.
         head: Its first bytes, unpacked.
     """
-    found = [each[1:] for each in _BEGINNINGS if head.startswith(each[0])]
+    kinds = [(kind, instead) for sign, kind, instead in _BEGINNINGS if head.startswith(sign)]
     if head.startswith(b"PK\x03\x04"):
         names = set()
         with contextlib.suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
             names = set(archive.namelist())
-        found = [each[1:] for each in _IN_ZIP if each[0] in names]
-        found.append(("a zip archive", "unpack it by: unzip {path}"))
-    if not found:
+        kinds = [(kind, instead) for name, kind, instead in _IN_ZIP if name in names]
+        kinds.append(("a zip archive", "unpack it by: unzip {path}"))
+    if not kinds:
         return ""
-    kind, instead = found[0]
+    kind, instead = kinds[0]
     text = path.with_suffix(".txt").name
     if Path(text).exists():  # the command would overwrite it
         text = f"{path.stem}_text.txt"

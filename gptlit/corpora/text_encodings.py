@@ -96,7 +96,7 @@ def declared(head: bytes) -> str | None:
 
 
 def find_encoding(head: bytes, blocks: Iterable[bytes], is_page: bool = False) -> Encoding:
-    """Find the encoding of a text, which is read as far as needed.
+    """Find the encoding of a text; reads no more of its blocks than needed.
 
     Args:
         head: Beginning of the text.

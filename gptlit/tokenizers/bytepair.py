@@ -70,13 +70,13 @@ class BytePairTokenizer(Tokenizer):
             UsageError: `vocab_size` is too small, or too large for the text.
         """
         special = dict.fromkeys([END_OF_TEXT, *options.special_tokens])
-        size, given = options.vocab_size - len(special), f"bpe:{options.vocab_size}"
+        size, short = options.vocab_size - len(special), f"bpe:{options.vocab_size}"
         if size < 256:
             least = f"{256 + len(special)}: 256 bytes and {len(special)} special tokens"
-            raise UsageError(f"must be at least {least}", "data.tokenizer", given)
+            raise UsageError(f"must be at least {least}", "data.tokenizer", short)
         if options.vocab_size > LARGEST_VOCABULARY:
             most = f"at most {LARGEST_VOCABULARY}; a few thousand suit a small model"
-            raise UsageError(f"ids have 32 bits, so {most}", "data.tokenizer", given)
+            raise UsageError(f"ids have 32 bits, so {most}", "data.tokenizer", short)
         import rustbpe
 
         trainer = rustbpe.Tokenizer()
@@ -88,11 +88,11 @@ class BytePairTokenizer(Tokenizer):
                 f"the training text gives only {len(ranks) + len(special)} tokens; give that many "
                 "or fewer, or a longer text",
                 "data.tokenizer",
-                given,
+                short,
             )
         pieces = [bytes(piece) for piece, _ in ranks]
         ids = {token: size + index for index, token in enumerate(special)}
-        return cls("bpe", given, trainer.get_pattern(), pieces, ids, options.eos)
+        return cls("bpe", short, trainer.get_pattern(), pieces, ids, options.eos)
 
     @classmethod
     def published(cls, name: str, folder: Path, eos: bool = False) -> "BytePairTokenizer":

@@ -44,7 +44,7 @@ _STATES: dict[str, Any] = {
 
 
 def from_state(state: Any, vocab_size: int | None = None) -> Tokenizer:
-    """Return the tokenizer whose `state()` this is.
+    """Return the tokenizer that has a state; the inverse of `Tokenizer.state`.
 
     Args:
         state: State of a tokenizer, not trusted.
