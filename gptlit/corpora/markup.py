@@ -87,7 +87,9 @@ def book_texts(path: Path) -> Iterator[str]:
         NotImplementedError,  # zipfile, for an unknown compression
         RuntimeError,  # zipfile, for a file with a password
     ) as error:
-        raise UsageError(f"not a whole EPUB ({' '.join(str(error).split())})") from error
+        raise UsageError(
+            f"incomplete or corrupt EPUB ({' '.join(str(error).split())}); look for a complete copy"
+        ) from error
 
 
 class _Book:

@@ -116,7 +116,7 @@ class Documents:
         """Lines on assumptions and normalised line breaks; complete when all files are read."""
         if not self._with_cr:
             return self._assumed
-        others = f" and {len(self._with_cr) - 1} files more" if len(self._with_cr) > 1 else ""
+        others = f" and {len(self._with_cr) - 1} more" if len(self._with_cr) > 1 else ""
         return [*self._assumed, f"{self._with_cr[0]}{others}: CRLF line breaks are read as LF"]
 
     @property

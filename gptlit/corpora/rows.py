@@ -52,13 +52,17 @@ def json_records(blocks: Iterator[str], field: str) -> Iterator[str]:
     number = 0
     while (sign := values.peek()) and not (is_array and sign == "]"):
         if is_array and number and not values.skip(","):
-            raise UsageError(f"record {number} is not followed by a comma or a ]: not JSON")
+            raise UsageError(
+                f"record {number} is not followed by a comma or a ]; save the file as valid JSON"
+            )
         number += 1
         yield _text_in(values.value(number, field), f"record {number}", field)
     if is_array and not values.skip("]"):
-        raise UsageError(f"it ends within its array, after record {number}: not whole")
+        raise UsageError(
+            f"it ends within its array, after record {number}; look for a complete copy"
+        )
     if is_array and values.peek():
-        raise UsageError("something follows its array: not JSON")
+        raise UsageError("something follows its array; save the file as valid JSON")
 
 
 def table_rows(
@@ -173,7 +177,7 @@ def _text_in(record: Any, where: str, field: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         raise UsageError(
-            f"{where} escapes half a character ({error.object[error.start]!r})"
+            f"{where} has a lone surrogate ({error.object[error.start]!r}); remove it"
         ) from error
     return _clean(text)
 

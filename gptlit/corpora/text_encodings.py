@@ -169,8 +169,8 @@ def _detected(scan: _Scan, head: bytes, surely_utf8: bool) -> Encoding:
     n_valid = sum(ord(char) > 127 for char in sample.decode("utf-8", "ignore"))
     if surely_utf8 or scan.n_continuing + n_valid >= n_invalid:
         raise UsageError(
-            f"is UTF-8 but for {scan.error}, so the text is damaged; look for a complete copy, or "
-            "drop the damaged parts: iconv -c -f UTF-8 -t UTF-8 FILE > NEW"
+            f"is UTF-8 except for {scan.error}, so the text is damaged; look for a complete copy, "
+            "or drop the damaged parts: iconv -c -f UTF-8 -t UTF-8 FILE > NEW"
         )
     for raw in (head, sample):  # the sample may begin within a character of two bytes
         if 0 in raw:

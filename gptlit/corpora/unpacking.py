@@ -37,7 +37,7 @@ def unpacked(path: Path) -> Iterator[bytes]:
                 while block := file.read(BLOCK_BYTES):
                     yield block
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UsageError(f"not a whole {packed} file ({error})") from error
+        raise _corrupt(packed, error) from error
 
 
 def head(path: Path) -> bytes:
@@ -54,6 +54,10 @@ def head(path: Path) -> bytes:
     return first[:HEAD_BYTES]
 
 
+def _corrupt(packed: str, error: Exception) -> UsageError:
+    return UsageError(f"incomplete or corrupt {packed} file ({error}); look for a complete copy")
+
+
 def _unzstd(path: Path) -> Iterator[bytes]:
     import zstandard
 
@@ -67,7 +71,7 @@ def _unzstd(path: Path) -> Iterator[bytes]:
                     if block := frame.decompress(packed):
                         yield block
                 except zstandard.ZstdError as error:
-                    raise UsageError(f"not a whole .zst file ({error})") from error
+                    raise _corrupt(".zst", error) from error
                 packed = frame.unused_data
     if frame is not None and not frame.eof:
         raise EOFError("it ends too early")

@@ -97,15 +97,18 @@ ENTITIES = (
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"META-INF/container.xml": None}, "not a whole EPUB .*container.xml"),
-        ({"META-INF/container.xml": "<a>"}, "not a whole EPUB"),
+        ({"META-INF/container.xml": None}, "incomplete or corrupt EPUB .*container.xml"),
+        ({"META-INF/container.xml": "<a>"}, "incomplete or corrupt EPUB"),
         ({"META-INF/container.xml": "<a/>"}, "not an EPUB: its container names no package"),
-        ({"OEBPS/book.opf": None}, "not a whole EPUB .*book.opf"),
-        ({"OEBPS/book.opf": ENTITIES}, "not a whole EPUB .*amplification"),
-        ({"OEBPS/text/one.xhtml": None}, "not a whole EPUB .*one.xhtml"),
+        ({"OEBPS/book.opf": None}, "incomplete or corrupt EPUB .*book.opf"),
+        ({"OEBPS/book.opf": ENTITIES}, "incomplete or corrupt EPUB .*amplification"),
+        ({"OEBPS/text/one.xhtml": None}, "incomplete or corrupt EPUB .*one.xhtml"),
         ({"OEBPS/text/one.xhtml": BOMB}, "unpacks to more than 256 MiB, or 16 MiB a page"),
         ({"OEBPS/text/one.xhtml": b"<p>caf\xe9"}, "its page OEBPS/text/one.xhtml is not utf-8"),
-        ({"OEBPS/book.opf": PACKAGE.replace("text/one", "http://[")}, "not a whole EPUB .*URL"),
+        (
+            {"OEBPS/book.opf": PACKAGE.replace("text/one", "http://[")},
+            "incomplete or corrupt EPUB .*URL",
+        ),
         (
             {"META-INF/encryption.xml": '<e><CipherReference URI="OEBPS/text/one.xhtml"/></e>'},
             "its pages are encrypted",

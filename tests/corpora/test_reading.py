@@ -78,7 +78,7 @@ def test_the_offset_of_invalid_utf8(
     path.write_bytes(mark + b"a\r\n\xc3\xa9b" + tail)
     monkeypatch.setattr(unpacking, "BLOCK_BYTES", block)
     wanted = (
-        rf"--data.path .*x.txt: is UTF-8 but for byte 0x{tail[0]:02x} at offset {len(mark) + 6},"
+        rf"--data.path .*x.txt: is UTF-8 except for byte 0x{tail[0]:02x} at offset {len(mark) + 6},"
     )
     with pytest.raises(UsageError, match=wanted):
         documents(path)
@@ -95,16 +95,20 @@ def test_the_field_of_jsonl_can_be_named(tmp_path: Path) -> None:
     ("name", "raw", "message"),
     [
         ("x.txt", b"a\0b", "a binary file"),
-        ("x.gz", b"nothing packed", "x.gz: not a whole .gz file"),
-        ("x.gz", gzip.compress(b"a" * 1000, mtime=0)[:-9], "x.gz: not a whole .gz file"),
-        ("x.zst", b"nothing packed", "x.zst: not a whole .zst file"),
-        ("x.zst", zstandard.compress(b"a b c" * 999)[:-3], "x.zst: not a whole .zst file"),
+        ("x.gz", b"nothing packed", "x.gz: incomplete or corrupt .gz file"),
+        ("x.gz", gzip.compress(b"a" * 1000, mtime=0)[:-9], "x.gz: incomplete or corrupt .gz file"),
+        ("x.zst", b"nothing packed", "x.zst: incomplete or corrupt .zst file"),
+        (
+            "x.zst",
+            zstandard.compress(b"a b c" * 999)[:-3],
+            "x.zst: incomplete or corrupt .zst file",
+        ),
         ("x.jsonl", b'{"text": "a"}\n{"body": "b"}', "line 2 .*'text'.*jsonl_field"),
         ("x.jsonl", b"[1]\n", "line 1 .*'text'"),
         ("x.jsonl", b'{"text": null}\n', "line 1 .*'text'"),
         ("x.jsonl", b"[" * 50_000, "line 1 .*'text'"),
         ("x.jsonl", b"{\n", "line 1 .*'text'"),
-        ("x.jsonl", b'{"text": "a\\ud800"}', "line 1 .*half a character"),
+        ("x.jsonl", b'{"text": "a\\ud800"}', "line 1 .*lone surrogate"),
     ],
 )
 def test_corrupt_files(tmp_path: Path, name: str, raw: bytes, message: str) -> None:

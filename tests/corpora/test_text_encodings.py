@@ -147,7 +147,9 @@ def test_damaged_utf8_is_not_taken_for_another_encoding(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
     path.write_bytes(FRENCH.encode() + b"\xff" + FRENCH.encode())
     offset = len(FRENCH.encode())
-    with pytest.raises(UsageError, match=f"UTF-8 but for byte 0xff at offset {offset}, .*iconv -c"):
+    with pytest.raises(
+        UsageError, match=f"UTF-8 except for byte 0xff at offset {offset}, .*iconv -c"
+    ):
         read(path)
 
 
