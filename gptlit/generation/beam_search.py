@@ -26,15 +26,15 @@ from gptlit.generation.decoding import Windows
 from gptlit.generation.prompts import encode_prompt, prompt_tensor, rule_ids
 from gptlit.generation.sampling import Rules, entropy
 from gptlit.generation.settings import GREEDY, BeamSettings
-from gptlit.generation.text_stream import Draft, Written
+from gptlit.generation.text_stream import Draft, GeneratedText
 from gptlit.messages import UsageError
 from gptlit.model.gpt import GPT
 from gptlit.tokenizers.base import Tokenizer, Unknown
 
 
 @dataclass
-class Found(Written):
-    """A text that a beam search found.
+class ScoredText(GeneratedText):
+    """A text that a beam search returns, with its score.
 
     Args:
         score: Sum of log probabilities / length ** length_penalty; it includes an end of sequence,
@@ -53,7 +53,7 @@ def search(
     unknown: Unknown = "error",
     use_cache: bool = True,
     scored: bool = False,
-) -> list[Found]:
+) -> list[ScoredText]:
     """Return the best continuations of a prompt, best first, `num_samples` or fewer.
 
     Of two equally likely texts, the one that continues the likelier text comes first, then the one
@@ -135,10 +135,10 @@ class _Rows:
 
 
 @torch.inference_mode()
-def _search(rows: _Rows, start: _Beam, beams: BeamSettings, scored: bool) -> list[Found]:
+def _search(rows: _Rows, start: _Beam, beams: BeamSettings, scored: bool) -> list[ScoredText]:
     """Return the texts found, best first, `num_beams` or fewer."""
     n, n_steps = rows.n, beams.max_new_tokens or 1
-    unfinished, ended = [start], list[Found]()
+    unfinished, ended = [start], list[ScoredText]()
     for length in range(1, n_steps + 1):
         by_model, logs = rows.next()
         entropies = entropy(by_model).tolist() if scored else []
@@ -152,7 +152,9 @@ def _search(rows: _Rows, start: _Beam, beams: BeamSettings, scored: bool) -> lis
             if draft.ended or length == n_steps:
                 if rank < n:
                     draft.finish()
-                    ended.append(Found(**vars(draft.written), score=_score(total, length, beams)))
+                    ended.append(
+                        ScoredText(**vars(draft.written), score=_score(total, length, beams))
+                    )
             elif len(unfinished) < n:
                 unfinished.append(_Beam(draft, total))
                 parents.append(row)

@@ -18,7 +18,7 @@ from gptlit.generation.decoding import Windows
 from gptlit.generation.prompts import encode_prompt, prompt_tensor, rule_ids
 from gptlit.generation.sampling import Rules, Streams, entropy, next_token
 from gptlit.generation.settings import DEFAULTS, SamplingSettings, documented
-from gptlit.generation.text_stream import Draft, Written
+from gptlit.generation.text_stream import Draft, GeneratedText
 from gptlit.model.gpt import GPT
 from gptlit.tokenizers.base import Tokenizer, Unknown
 
@@ -192,7 +192,7 @@ def generate_many(
     unknown: Unknown = "error",
     use_cache: bool = True,
     scored: bool = False,
-) -> list[Written]:
+) -> list[GeneratedText]:
     """Write a text for each prompt and seed, in one batch; each is the text that `generate` gives.
 
     Other arguments, and errors, are those of `generate`.

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from gptlit.generation.beam_search import search
 from gptlit.generation.generate import generate_many
 from gptlit.generation.settings import DEFAULTS, BeamSettings, SamplingSettings
-from gptlit.generation.text_stream import Written
+from gptlit.generation.text_stream import GeneratedText
 from gptlit.model.gpt import GPT
 from gptlit.tokenizers.base import Tokenizer, Unknown
 
@@ -18,7 +18,7 @@ def write_jobs(
     *,
     unknown: Unknown = "error",
     scored: bool = False,
-) -> list[list[Written]]:
+) -> list[list[GeneratedText]]:
     """Write the texts of each job: those that a beam search finds, or the one that is drawn.
 
     Other arguments, and errors, are those of `search` and `generate_many`.

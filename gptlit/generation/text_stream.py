@@ -39,7 +39,7 @@ class Stopper:
 
 
 @dataclass
-class Written:
+class GeneratedText:
     """A text and its tokens; not frozen, since Lightning moves the results of `predict_step`.
 
     Args:
@@ -103,7 +103,7 @@ class Draft:
         return self._pieces[-1]
 
     @property
-    def written(self) -> Written:
+    def written(self) -> GeneratedText:
         """The text so far."""
         logprobs, entropies = [list(each) for each in zip(*self._scores, strict=True)] or ([], [])
-        return Written(self.prompt, "".join(self._pieces), self._ids, logprobs, entropies)
+        return GeneratedText(self.prompt, "".join(self._pieces), self._ids, logprobs, entropies)

@@ -15,7 +15,7 @@ from gptlit.generation.generate import SAMPLES_AT_ONCE, stream_generate
 from gptlit.generation.jobs import write_jobs
 from gptlit.generation.prompts import warn_dropped
 from gptlit.generation.settings import BeamSettings
-from gptlit.generation.text_stream import Written
+from gptlit.generation.text_stream import GeneratedText
 from gptlit.messages import UsageError, note
 from gptlit.model.gpt import GPT
 from gptlit.parser import OneLineErrors
@@ -83,7 +83,7 @@ def in_batches(
     settings: BeamSettings,
     unknown: Unknown,
     scored: bool,
-) -> Iterator[list[Written]]:
+) -> Iterator[list[GeneratedText]]:
     """Generate the texts of each job as `write_jobs` does, in batches that fit into memory."""
     n = 1 if settings.is_beam_search else SAMPLES_AT_ONCE
     for first in range(0, len(jobs), n):

@@ -12,7 +12,7 @@ from gptlit.checkpoints import checkpoint
 from gptlit.cli.lightning_warnings import lightning_command
 from gptlit.corpora import inputs
 from gptlit.generation.generate import SAMPLES_AT_ONCE
-from gptlit.generation.text_stream import Written
+from gptlit.generation.text_stream import GeneratedText
 from gptlit.messages import UsageError, note
 from gptlit.predict import modes, output, prompts
 from gptlit.predict.options import parse, parser, sampling_settings
@@ -20,7 +20,7 @@ from gptlit.runs import run_end
 from gptlit.training import processes, threads
 from gptlit.training.module import LitGPT
 
-WrittenTexts = list[list[Written]]  # of each job
+WrittenTexts = list[list[GeneratedText]]  # of each job
 
 
 def in_order(by_rank: Sequence[WrittenTexts]) -> WrittenTexts:

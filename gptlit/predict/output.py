@@ -13,9 +13,9 @@ from typing import IO
 from jsonargparse import Namespace
 
 from gptlit.files import write_atomically, writing
-from gptlit.generation.beam_search import Found
+from gptlit.generation.beam_search import ScoredText
 from gptlit.generation.settings import BeamSettings
-from gptlit.generation.text_stream import Written
+from gptlit.generation.text_stream import GeneratedText
 from gptlit.messages import UsageError, note
 from gptlit.terminal import SEPARATOR, columns, columns_of, wrap_words
 
@@ -82,7 +82,7 @@ def header(options: Namespace, settings: BeamSettings, prompts: Sequence[str]) -
 
 
 def write_texts(
-    texts_by_job: Iterable[Sequence[Written]],
+    texts_by_job: Iterable[Sequence[GeneratedText]],
     jobs: Sequence[tuple[str, int]],
     options: Namespace,
     out: IO[str],
@@ -100,7 +100,7 @@ def write_texts(
     texts = ((text, seed) for job, (_, seed) in pairs for text in job)
     scores = []
     for index, (text, seed) in enumerate(texts):
-        if isinstance(text, Found):
+        if isinstance(text, ScoredText):
             scores.append(f"{text.score:.4f}")
         if options.format == "jsonl":
             row = {"checkpoint": options.ckpt_path[0]}

@@ -13,7 +13,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 from gptlit.generation.settings import BeamSettings
-from gptlit.generation.text_stream import Written
+from gptlit.generation.text_stream import GeneratedText
 from gptlit.messages import UsageError, did_you_mean, errors_about
 from gptlit.parser import OneLineErrors
 from gptlit.predict.checkpoints import ComparedCheckpoint, find
@@ -21,7 +21,7 @@ from gptlit.predict.prompts import jobs, seeds
 
 Settings = dict[str, Any]
 # writes scored texts of jobs (prompt and seed) with one model
-Writer = Callable[[Sequence[tuple[str, int]], BeamSettings], Iterable[list[Written]]]
+Writer = Callable[[Sequence[tuple[str, int]], BeamSettings], Iterable[list[GeneratedText]]]
 
 
 def sweepable() -> list[str]:
@@ -80,7 +80,7 @@ class Row:
     checkpoint: ComparedCheckpoint
     settings: Settings
     seed: int | None
-    written: Written
+    written: GeneratedText
 
     @property
     def metrics(self) -> dict[str, float | None]:

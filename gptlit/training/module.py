@@ -15,7 +15,7 @@ from gptlit.data.datamodule import TextDataModule
 from gptlit.data.loaders import IGNORED, Batch
 from gptlit.data.window_order import hashed
 from gptlit.generation.jobs import write_jobs
-from gptlit.generation.text_stream import Written
+from gptlit.generation.text_stream import GeneratedText
 from gptlit.messages import UsageError, note
 from gptlit.model.gpt import GPT
 from gptlit.optim import optimizers
@@ -278,7 +278,7 @@ class LitGPT(L.LightningModule):
         self.val_loss.reset()
         self.slice_loss.reset()
 
-    def predict_step(self, batch: Tensor, batch_idx: int) -> list[list[Written]]:
+    def predict_step(self, batch: Tensor, batch_idx: int) -> list[list[GeneratedText]]:
         """Write the texts of a batch of jobs: (B,) indices into `predict_jobs`."""
         if self.tokenizer is None:
             raise RuntimeError("predict with a model from LitGPT.load_from_checkpoint")

@@ -5,9 +5,9 @@ from typing import Any
 
 from gptlit.generation import beam_search
 from gptlit.generation import generate as plain
-from gptlit.generation.beam_search import Found
+from gptlit.generation.beam_search import ScoredText
 from gptlit.generation.settings import BeamSettings, SamplingSettings
-from gptlit.generation.text_stream import Written
+from gptlit.generation.text_stream import GeneratedText
 from gptlit.model.gpt import GPT
 from gptlit.tokenizers.base import Tokenizer
 
@@ -19,14 +19,14 @@ def _parted(keywords: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return {name: value for name, value in keywords.items() if name not in OTHERS}, others
 
 
-def search(model: GPT, tokenizer: Tokenizer, prompt: str = "", **keywords: Any) -> list[Found]:
+def search(model: GPT, tokenizer: Tokenizer, prompt: str = "", **keywords: Any) -> list[ScoredText]:
     settings, others = _parted({"num_beams": 1, **keywords})
     return beam_search.search(model, tokenizer, prompt, BeamSettings(**settings), **others)
 
 
 def generate_many(
     model: GPT, tokenizer: Tokenizer, prompts: Sequence[str], seeds: Sequence[int], **keywords: Any
-) -> list[Written]:
+) -> list[GeneratedText]:
     settings, others = _parted(keywords)
     given = SamplingSettings(**settings)
     return plain.generate_many(model, tokenizer, prompts, seeds, given, **others)

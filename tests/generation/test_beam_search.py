@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gptlit.generation.beam_search import Found
+from gptlit.generation.beam_search import ScoredText
 from gptlit.generation.generate import generate
 from gptlit.generation.jobs import write_jobs
 from gptlit.generation.settings import BeamSettings, SamplingSettings
@@ -163,11 +163,11 @@ def the_rule(
     return ended
 
 
-def ids_of(found: Sequence[Found]) -> list[list[int]]:
+def ids_of(found: Sequence[ScoredText]) -> list[list[int]]:
     return [text.ids for text in found]
 
 
-def assert_equal(found: Sequence[Found], wanted: Sequence[tuple[float, list[int]]]) -> None:
+def assert_equal(found: Sequence[ScoredText], wanted: Sequence[tuple[float, list[int]]]) -> None:
     """The same texts in the same order, <EOS> left out, with the same scores."""
     assert ids_of(found) == [[id_ for id_ in ids if id_ != 0] for _, ids in wanted]
     assert [text.score for text in found] == pytest.approx([score for score, _ in wanted], abs=1e-9)

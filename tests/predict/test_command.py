@@ -16,7 +16,7 @@ import torch
 
 import gptlit as package
 from gptlit.__main__ import main
-from gptlit.generation.text_stream import Written
+from gptlit.generation.text_stream import GeneratedText
 from gptlit.messages import naming_flags
 from gptlit.predict import command, prompts
 from gptlit.predict.devices import in_order
@@ -279,7 +279,7 @@ def test_texts_written_until_ctrl_c_are_kept_next_to_the_file(
     whole = predict(gptlit, run, "--prompt=the", "--prompt=king").out
     write, calls = command.write_jobs, []
 
-    def stops(*arguments: Any, **options: Any) -> list[list[Written]]:
+    def stops(*arguments: Any, **options: Any) -> list[list[GeneratedText]]:
         calls.append(arguments)
         if len(calls) == 3:
             raise KeyboardInterrupt
@@ -368,7 +368,7 @@ def test_the_trainer_searches_and_forces_the_same(
 
 def test_texts_of_jobs_come_in_the_order_of_the_jobs() -> None:
     """For any number of ranks, and of texts in a job."""
-    texts = [[Written("p", f"{job}.{at}") for at in range(job % 3)] for job in range(7)]
+    texts = [[GeneratedText("p", f"{job}.{at}") for at in range(job % 3)] for job in range(7)]
     for n_ranks in (1, 2, 3, 9):
         by_rank = [texts[rank::n_ranks] for rank in range(n_ranks)]
         assert in_order(by_rank) == texts

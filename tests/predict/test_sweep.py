@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptlit.generation.text_stream import Written
+from gptlit.generation.text_stream import GeneratedText
 from gptlit.messages import UsageError
 from gptlit.predict import options, sweep_tables
 from gptlit.predict.checkpoints import ComparedCheckpoint
@@ -169,7 +169,7 @@ def test_int8_weights_are_named_in_the_table(gptlit: Call, run: Run) -> None:
 
 
 def row_of(text: str) -> Row:
-    written = Written("", text, [1, 2], [-1.0, -2.0], [0.5, 1.0])
+    written = GeneratedText("", text, [1, 2], [-1.0, -2.0], [0.5, 1.0])
     return Row(ComparedCheckpoint(Path("a.ckpt"), "a", 3), {}, 7, written)
 
 
@@ -179,7 +179,7 @@ def test_metrics_are_means_and_shares() -> None:
         "entropy": 0.75,
         "distinct": 4 / 6,
     }
-    empty = Row(ComparedCheckpoint(Path("a.ckpt"), "a", 3), {}, 7, Written("", " "))
+    empty = Row(ComparedCheckpoint(Path("a.ckpt"), "a", 3), {}, 7, GeneratedText("", " "))
     assert set(empty.metrics.values()) == {None}
 
 
