@@ -98,6 +98,11 @@ STUDY_NOTES = (
     "interrupted run is resumed at its last step.",
     "Shipped studies: {studies}.",
 )
+NOTE_ON_GROUPS = (
+    "A group, such as --trainer or --model, takes a YAML file of its options. "
+    "--trainer.callbacks.help NAME shows the options of a class, and so do the other options that "
+    "take a CLASS."
+)
 EVALUATION = """
     ckpt_path config trust_checkpoint
     data.path data.corpus data.val_path data.test_path data.val_fraction data.test_fraction
@@ -216,29 +221,21 @@ def text(verb: str, about: str, which: str, width: int | None = None) -> str:
         which: "all", or "" for the short page.
         width: Columns of the page; by default those of the terminal, 100 at most.
     """
-    page, width = PAGES[verb], width or min(WIDEST, columns() - 1)
-    found = options_of(page.of or verb)
-    if which != ALL:
-        by_name = {option["name"]: option for option in found}
-        found = [by_name[name] for name in page.names.split() or by_name]
-    groups = dict.fromkeys(option["group"] for option in found)
+    page, width, whole = PAGES[verb], width or min(WIDEST, columns() - 1), which == ALL
+    options = {option["name"]: option for option in options_of(page.of or verb)}
+    names = options if whole or not page.names else page.names.split()
+    shown = [options[name] for name in names]
+    groups = dict.fromkeys(option["group"] for option in shown)
     parts = [
         f"usage: gptlit {verb} {page.usage}",
         _filled(f"{about[:1].upper()}{about[1:]}.", width),
-        *(_group(name, found, width, which == ALL) for name in groups),
+        *(_group(name, shown, width, whole) for name in groups),
         *(_filled(note.format(studies=_studies()), width) for note in page.notes),
         f"example:\n{folded(f'  {page.example}', width)}",
     ]
-    if which == ALL and any(option["name"] == "model.lr" for option in found):
-        parts.append(
-            _filled(
-                "A group, such as --trainer or --model, takes a YAML file of its options. "
-                "--trainer.callbacks.help NAME shows the options of a class, and so do the other "
-                "options that take a CLASS.",
-                width,
-            )
-        )
-    elif which != ALL and len(found) < len(options_of(page.of or verb)):
+    if whole and "model.lr" in options:
+        parts.append(_filled(NOTE_ON_GROUPS, width))
+    elif len(shown) < len(options):
         parts.append(f"All options: gptlit {verb} --help {ALL}")
     return "\n\n".join(parts)
 
@@ -286,5 +283,4 @@ def _filled(text: str, width: int, indent: str = "") -> str:
 
 
 def _studies() -> str:
-    names = (each.name for each in (configs_folder() / "studies").iterdir())
-    return ", ".join(sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml")))
+    return ", ".join(sorted(path.stem for path in (configs_folder() / "studies").glob("*.yaml")))

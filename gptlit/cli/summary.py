@@ -30,41 +30,32 @@ OPTIMIZERS = {"adamw": "AdamW", "adam": "Adam", "sgd": "SGD", "muon": "Muon, Ada
 Rows = list[tuple[str, str]]
 
 
-def report(trainer: L.Trainer, module: LitGPT, precision_reason: str = "") -> str:
+def report(trainer: L.Trainer, module: LitGPT, precision_reason: str) -> str:
     """Return the summary, in lines of at most COLUMNS; measures a few steps.
 
     Args:
         trainer: Unused Trainer whose data module is set up.
         module: Module whose net is built.
-        precision_reason: Reason for the precision.
+        precision_reason: Reason for the precision; "" shows none.
     """
-    net, text = module.net, module.text
-    device = trainer.strategy.root_device
-    memory = cost.memory(
-        net,
-        text.batch_size,
-        str(trainer.precision),
-        device.type,
-        module.options,
-        bool(module.options.ema),
-    )
-    where = f"{text.batch_size} windows of {text.block_size} tokens, {trainer.precision}"
-    why = f"{trainer.precision}: {precision_reason}" if precision_reason else ""
+    net, text, options = module.net, module.text, module.options
+    precision, device = str(trainer.precision), trainer.strategy.root_device.type
+    memory = cost.memory(net, text.batch_size, precision, device, options, bool(options.ema))
+    batch = f"{text.batch_size} windows of {text.block_size} tokens, {precision}"
     sections = {
-        "model": tree(net),
-        "parameters": aligned(parameter_rows(module)),
-        f"memory on each device ({where})": aligned(memory_rows(memory, module.options.optimizer)),
-        "operations": aligned(flops_rows(module)),
-        "training": aligned(training_rows(module)),
-        "time": aligned(time_rows(trainer, module)),
+        "parameters": parameter_rows(module),
+        f"memory on each device ({batch})": memory_rows(memory, options.optimizer),
+        "operations": flops_rows(module),
+        "training": training_rows(module),
+        "time": time_rows(trainer, module),
     }
-    parts = [f"{head}\n{body}" for head, body in sections.items()]
-    return "\n\n".join(parts + ([textwrap.fill(why, COLUMNS)] if why else []))
-
-
-def aligned(rows: Rows) -> str:
-    """Return lines of names and values in two columns."""
-    return "\n".join(f"  {line}" for line in align_columns(rows, left=(0, 1)))
+    parts = [f"model\n{tree(net)}"]
+    for name, rows in sections.items():
+        lines = align_columns(rows, left=(0, 1))
+        parts.append("\n  ".join([name, *lines]))
+    if precision_reason:
+        parts.append(textwrap.fill(f"{precision}: {precision_reason}", COLUMNS))
+    return "\n\n".join(parts)
 
 
 def _share(count: int, total: int) -> str:
