@@ -115,16 +115,11 @@ def _key(
 ) -> str:
     """Hash everything that the token file depends on."""
     state: Any = tokenizer.state() if isinstance(tokenizer, Tokenizer) else asdict(tokenizer)
-    reading = [
-        [
-            name,
-            text.sha256,
-            text.kinds,
-            *(text.options.jsonl_field, text.options.column, text.options.encoding),
-            asdict(text.options.cleaning),
-        ]
-        for name, text in texts.items()
-    ]
+    reading = []
+    for name, text in texts.items():
+        options = text.options
+        fields = (options.jsonl_field, options.column, options.encoding)
+        reading.append([name, text.sha256, text.kinds, *fields, asdict(options.cleaning)])
     # with the size of tasks: a preparation is resumed only with the tasks that it began with
     facts = [FORMAT, TASK_BYTES, reading, state, asdict(splitting)]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

@@ -25,8 +25,8 @@ WrittenTexts = list[list[GeneratedText]]  # of each job
 
 def in_order(by_rank: Sequence[WrittenTexts]) -> WrittenTexts:
     """Merge the texts of all ranks by job; rank r of R wrote jobs r, r + R, r + 2R, ..."""
-    rounds = itertools.chain(*itertools.zip_longest(*by_rank))
-    return [texts for texts in rounds if texts is not None]
+    in_order_of_jobs = itertools.chain(*itertools.zip_longest(*by_rank))
+    return [texts for texts in in_order_of_jobs if texts is not None]
 
 
 class _Writer(BasePredictionWriter):

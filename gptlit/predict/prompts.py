@@ -40,9 +40,9 @@ def read(options: Namespace) -> list[str]:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
             raise UsageError(f"--prompt_file {path}: {reason}") from error
         content = content.removesuffix("\n")
-        of_file = [line for line in content.split("\n") if line] if options.lines else [content]
+        of_file = list(filter(None, content.split("\n"))) if options.lines else [content]
         if not of_file:
-            raise UsageError("has no lines with text", "prompt_file", path)
+            raise UsageError("has no lines; write a prompt on each", "prompt_file", path)
         prompts += of_file
     elif options.lines:
         raise UsageError("--lines: needs --prompt_file, whose lines are prompts")

@@ -188,7 +188,7 @@ def plan(
                 raise
             raise error.renamed(error.option, f"sweep {error.option}") from error
         if checked.max_new_tokens is None:
-            raise UsageError("texts of a table need a limit", "max_new_tokens", None)
+            raise UsageError("texts of a table need a limit; give a number", "max_new_tokens", None)
     checkpoints = find(options.ckpt_path)
     return Sweep(
         checkpoints, combinations, settings, prompts, swept_seeds, options.echo, options.weights

@@ -38,10 +38,9 @@ from gptlit.study.spec import (
 from gptlit.terminal import format_value
 from gptlit.yaml_keys import refuse_duplicates
 
-KEYS = (
-    *("config", "options", "settings", "grid", "random", "seeds"),
-    *("metric", "at", "x", "power_law"),
-)
+VARYING = ("settings", "grid", "random", "seeds")
+COMPARING = ("metric", "at", "x", "power_law")
+KEYS = ("config", "options", *VARYING, *COMPARING)
 LARGEST_SEED = 2**32 - 1  # of NumPy's generators
 # options that do not apply to a study, and what to use instead
 REFUSED = {
@@ -97,7 +96,7 @@ def _content(path: Path) -> dict[str, Any]:
             if str(key).partition(".")[0] in GROUPS:
                 hint = f" Options common to all runs belong under options: {{{key}: ...}}"
             raise UsageError(f"{key}: not a key of a study; choose from {', '.join(KEYS)}.{hint}")
-    if not any(content.get(key) for key in ("settings", "grid", "random", "seeds")):
+    if not any(content.get(key) for key in VARYING):
         raise UsageError("varies nothing; give a grid, settings, random or seeds")
     return {key: value for key, value in content.items() if value is not None}
 
@@ -131,8 +130,8 @@ def _study(path: Path, content: dict[str, Any], words: Sequence[str]) -> Study:
     common = [f"--config={config}" for config in configs]
     # also on a machine with several GPUs: runs are made one after another, in one process
     common += ["--trainer.devices=1", *as_arguments(options), *words]
-    others = {key: content[key] for key in ("metric", "at", "x", "power_law") if key in content}
-    return Study(path, common, named, grid, search, seeds, **others)
+    comparison = {key: content[key] for key in COMPARING if key in content}
+    return Study(path, common, named, grid, search, seeds, **comparison)
 
 
 def _seeds(seeds: Any) -> list[int]:
