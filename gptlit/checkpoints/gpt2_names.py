@@ -122,7 +122,7 @@ def from_theirs(theirs: Mapping[str, Tensor], config: GPTConfig, conv1d: bool) -
     return {name: single[id(tensor)] for name, tensor in state.items()}  # keeps a tied head tied
 
 
-def fitting(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
+def pad_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
     """Return the tokenizer for a vocabulary of a padded size, with names for the unused ids.
 
     Raises:

@@ -17,7 +17,7 @@ from jsonargparse import Namespace
 from torch import Tensor
 
 from gptlit.checkpoints import checkpoint, run_paths, torch_files
-from gptlit.checkpoints.gpt2_names import fitting
+from gptlit.checkpoints.gpt2_names import pad_vocabulary
 from gptlit.checkpoints.weight_files import WEIGHTS, read_folder
 from gptlit.checkpoints.weight_shapes import State
 from gptlit.corpora import inputs
@@ -94,7 +94,7 @@ def _from_folder(name: str, path: Path, folder: Path) -> Origin:
     config, state, tokenizer = read_folder(path)
     if tokenizer is None:
         published = BytePairTokenizer.published("gpt2", folder)
-        tokenizer = fitting(published, config.vocab_size)
+        tokenizer = pad_vocabulary(published, config.vocab_size)
     return Origin(name, config, state, tokenizer)
 
 
@@ -131,10 +131,10 @@ def _fetched(name: str, cached: Path) -> Path:
 # ---------------------------------------------------------------------- options of the run
 
 
-def take(
+def adopt_sizes(
     model: Namespace, data: Namespace, not_in_weights: Sequence[str], own_block_size: bool
 ) -> Origin:
-    """Read the model of the option init_from, and give the run its sizes.
+    """Read the model of the option init_from, and set the run's options to its sizes.
 
     Args:
         model: The run's options of the model, changed in place.
@@ -148,7 +148,7 @@ def take(
     """
     origin = start_from(model.init_from, Path(data.data_dir))
     if data.eos:
-        origin = dataclasses.replace(origin, tokenizer=closing_documents(origin.tokenizer))
+        origin = dataclasses.replace(origin, tokenizer=with_document_ends(origin.tokenizer))
     block_size = origin.config.block_size
     if not origin.is_checkpoint:
         block_size = min(block_size, model.block_size)
@@ -187,7 +187,7 @@ def crop_block_size(state: State, config: GPTConfig, block_size: int) -> State:
     return {**state, "wpe.weight": rows[:block_size]}
 
 
-def closing_documents(tokenizer: Tokenizer) -> Tokenizer:
+def with_document_ends(tokenizer: Tokenizer) -> Tokenizer:
     """Return the tokenizer with an end of sequence after each document, for the option data.eos.
 
     Raises:

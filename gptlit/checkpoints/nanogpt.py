@@ -8,7 +8,7 @@ from typing import TypedDict
 
 from gptlit import plain_data
 from gptlit.checkpoints import torch_files
-from gptlit.checkpoints.gpt2_names import fitting, from_theirs
+from gptlit.checkpoints.gpt2_names import from_theirs, pad_vocabulary
 from gptlit.checkpoints.weight_shapes import State
 from gptlit.corpora.inputs import refuse_endless
 from gptlit.messages import UsageError, errors_about
@@ -67,7 +67,7 @@ def _tokenizer(config: GPTConfig, meta: Path | None, folder: Path) -> Tokenizer:
             )
         return tokenizer
     try:
-        return fitting(BytePairTokenizer.published("gpt2", folder), config.vocab_size)
+        return pad_vocabulary(BytePairTokenizer.published("gpt2", folder), config.vocab_size)
     except UsageError as error:
         raise UsageError(f"{error}; give the meta.pkl of its data set, if it had one") from error
 

@@ -18,9 +18,9 @@ from torch import Tensor
 from gptlit import plain_data
 from gptlit.checkpoints import tokenizer_files, torch_files
 from gptlit.checkpoints.gpt2_names import (
-    fitting,
     from_hugging_face,
     from_theirs,
+    pad_vocabulary,
     to_hugging_face,
     to_theirs,
 )
@@ -75,7 +75,7 @@ def read_folder(folder: Path) -> tuple[GPTConfig, State, Tokenizer | None]:
     state = from_theirs(read_tensors(folder), config, conv1d=True)
     if tokenizer is None or tokenizer.vocab_size != config.vocab_size:
         tokenizer = tokenizer_files.read(folder)
-        tokenizer = tokenizer and fitting(tokenizer, config.vocab_size)
+        tokenizer = tokenizer and pad_vocabulary(tokenizer, config.vocab_size)
     return config, state, tokenizer
 
 

@@ -192,7 +192,9 @@ class GptlitCLI(LightningCLI):
         if self.start is None and model.init_from is not None:
             # a shipped config's block size is for weights that it names itself
             is_own = "model.block_size" in self.chosen or "model.init_from" not in self.chosen
-            self.origin = init_from.take(model, self.options.data, resuming.NOT_IN_WEIGHTS, is_own)
+            self.origin = init_from.adopt_sizes(
+                model, self.options.data, resuming.NOT_IN_WEIGHTS, is_own
+            )
             self.options.data.block_size = model.block_size
         elif self.start is not None and "model.init_from" in self.flags:
             raise UsageError(

@@ -135,7 +135,7 @@ def draw(logits: Tensor, u: Tensor) -> Tensor:
     return ids.minimum((cdf < total).sum(dim=-1))
 
 
-def shape(logits: Tensor, settings: SamplingSettings) -> Tensor:
+def apply_settings(logits: Tensor, settings: SamplingSettings) -> Tensor:
     """Return the (B, V) logits that tokens are drawn from; not for temperature 0."""
     logits = apply_temperature(logits.float(), settings.temperature)
     steps: tuple[tuple[Callable[[Tensor, Any], Tensor], Any], ...] = (
@@ -154,7 +154,7 @@ def next_token(logits: Tensor, u: Tensor, settings: SamplingSettings) -> Tensor:
     """Draw (B,) ids from (B, V) logits by (B,) numbers u; the likeliest at temperature 0."""
     if settings.temperature == 0:
         return logits.argmax(dim=-1)
-    return draw(shape(logits, settings), u)
+    return draw(apply_settings(logits, settings), u)
 
 
 class Rules:

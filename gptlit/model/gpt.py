@@ -108,7 +108,7 @@ class Attention(nn.Module):
         self.q_norm = head_norm(config) if config.qk_norm else None
         self.k_norm = head_norm(config) if config.qk_norm else None
         self.turn = turn
-        # made even where it isn't used, so that all configs draw the same random numbers
+        # created even if unused, so that all configs draw the same random numbers
         project = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.c_proj = project if config.attn_proj else nn.Identity()
         self.resid_dropout = nn.Dropout(config.dropped("branch"))

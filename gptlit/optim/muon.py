@@ -47,7 +47,7 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     """
     is_tall = matrices.size(1) > matrices.size(2)
     if matrices.dtype == torch.bfloat16:
-        done = _iterated(matrices.mT if is_tall else matrices)
+        done = _iterate(matrices.mT if is_tall else matrices)
         return done.mT if is_tall else done
     square = torch.bmm(matrices.mT, matrices) if is_tall else torch.bmm(matrices, matrices.mT)
     norm = square.diagonal(dim1=1, dim2=2).sum(dim=1).sqrt().clamp(min=SMALLEST_NORM)[:, None, None]
@@ -55,7 +55,7 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     return torch.bmm(matrices, product) if is_tall else torch.bmm(product, matrices)
 
 
-def _iterated(x: Tensor) -> Tensor:
+def _iterate(x: Tensor) -> Tensor:
     """Apply the steps to (N, m, n) matrices, m <= n."""
     a, b, c = COEFFICIENTS
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=SMALLEST_NORM)
@@ -80,7 +80,7 @@ def _polynomial(square: Tensor) -> Tensor:
     return product
 
 
-def evened(updates: Tensor, squares: list[Tensor], beta2: float) -> Tensor:
+def even_rows(updates: Tensor, squares: list[Tensor], beta2: float) -> Tensor:
     """Scale the rows of updates so that they have about equal sizes over many steps; norms stay.
 
     `orthogonalize` leaves some rows (for a wide matrix, columns) far larger than others, the same
@@ -109,8 +109,8 @@ class Muon(torch.optim.Optimizer):
         m <- momentum m + (1 - momentum) g
         w <- (1 - lr weight_decay) w - lr s O((1 - momentum) g + momentum m)
 
-    where O is `orthogonalize` and s is sqrt(max(1, rows / columns)). With "beta2", `evened` follows
-    O. Matrices of one shape are computed together. Queries, keys and values are one matrix.
+    where O is `orthogonalize` and s is sqrt(max(1, rows / columns)). With "beta2", `even_rows`
+    follows O. Matrices of one shape are computed together. Queries, keys and values are one matrix.
 
     Groups with "betas" are AdamW's. Parameters without a gradient aren't changed.
 
@@ -155,7 +155,7 @@ class Muon(torch.optim.Optimizer):
                 lines = [w[:, :1] if shape[0] >= shape[1] else w[:1] for w in weights]
                 states = zip(weights, lines, strict=True)
                 squares = [self._state(weight, "mean_square", line) for weight, line in states]
-                updates = evened(updates, squares, group["beta2"])
+                updates = even_rows(updates, squares, group["beta2"])
             torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
             scale = math.sqrt(max(1.0, shape[0] / shape[1]))
             torch._foreach_add_(weights, updates.unbind(), alpha=-group["lr"] * scale)

@@ -1,4 +1,4 @@
-"""The options of optimizer and schedule, parameter groups, and the optimizer that they make."""
+"""The options of optimizer and schedule, parameter groups, and optimizers."""
 
 import math
 from collections.abc import Iterable
@@ -85,7 +85,7 @@ class Recipe:
 # ---------------------------------------------------------------------- parameter groups
 
 
-def split(
+def split_parameters(
     named: Iterable[tuple[str, nn.Parameter]], optimizer: Optimizer
 ) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Split the trainable parameters into those with weight decay (Muon's own) and the others.
@@ -108,7 +108,7 @@ def split(
 
 
 def group_options(recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the optimizer's options for each part of `split`, at the schedule's peak."""
+    """Return an optimizer's options for each part of `split_parameters`, at the peak rate."""
     momentum = MOMENTUM.get(recipe.optimizer) if recipe.momentum is None else recipe.momentum
     adam: dict[str, Any] = {"lr": recipe.lr, "betas": recipe.betas}
     sgd: dict[str, Any] = {"lr": recipe.lr, "momentum": momentum, "nesterov": bool(momentum)}
@@ -121,14 +121,14 @@ def group_options(recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """Return the optimizer's parameter groups: the parts of `split`, with their options."""
-    parts = split(model.named_parameters(), recipe.optimizer)
+    """Return an optimizer's parameter groups: the parts of `split_parameters`, with options."""
+    parts = split_parameters(model.named_parameters(), recipe.optimizer)
     pairs = zip(parts, group_options(recipe), strict=True)
     return [{"params": part, **options} for part, options in pairs]
 
 
 def build(model: nn.Module, recipe: Recipe, *, fused: bool = False) -> torch.optim.Optimizer:
-    """Make the optimizer of a recipe, with the two parameter groups of `split`.
+    """Make the optimizer of a recipe, with the two parameter groups of `split_parameters`.
 
     Args:
         model: Model to train.

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from gptlit.checkpoints.gpt2_names import (
-    fitting,
     from_theirs,
+    pad_vocabulary,
     to_hugging_face,
     to_theirs,
 )
@@ -267,15 +267,15 @@ def test_an_untied_head_is_refused_where_the_config_ties_it() -> None:
 def test_a_vocabulary_may_be_padded() -> None:
     pieces = [bytes([byte]) for byte in range(256)]
     ours = BytePairTokenizer("tiktoken", "bytes", r"\S+|\s+", pieces, {"<|endoftext|>": 256})
-    padded = fitting(ours, 260)
+    padded = pad_vocabulary(ours, 260)
     assert padded.vocab_size == 260
     assert padded.decode([104, 105, 259]) == "hi<|unused_259|>"
     assert padded.encode("hi<|unused_259|>").tolist() == ours.encode("hi<|unused_259|>").tolist()
-    assert fitting(ours, 257) is ours
+    assert pad_vocabulary(ours, 257) is ours
     with pytest.raises(UsageError, match="a vocabulary of 100, its tokenizer of 257"):
-        fitting(ours, 100)
+        pad_vocabulary(ours, 100)
     with pytest.raises(UsageError, match="a vocabulary of 9, its tokenizer of 8"):
-        fitting(CHARACTERS, 9)
+        pad_vocabulary(CHARACTERS, 9)
 
 
 def test_nothing_is_overwritten(folder: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from gptlit.checkpoints import checkpoint, gpt2_names
-from gptlit.checkpoints.init_from import PUBLISHED, closing_documents, crop_block_size, start_from
+from gptlit.checkpoints.init_from import PUBLISHED, crop_block_size, start_from, with_document_ends
 from gptlit.checkpoints.weight_files import write_hugging_face, write_safetensors
 from gptlit.cli.convert import export, import_
 from gptlit.messages import UsageError
@@ -219,11 +219,11 @@ def test_learned_positions_are_cropped(tmp_path: Path) -> None:
 
 
 def test_documents_are_closed_where_the_vocabulary_allows_it(bytes_: BytePairTokenizer) -> None:
-    assert closing_documents(bytes_).eos_id == 256
+    assert with_document_ends(bytes_).eos_id == 256
     chars = CharTokenizer("ab", ["<PAD>", "<EOS>"])
-    assert closing_documents(chars).eos_id == 1
+    assert with_document_ends(chars).eos_id == 1
     closed = CharTokenizer("ab", ["<EOS>"], eos=True)
-    assert closing_documents(closed) is closed
+    assert with_document_ends(closed) is closed
 
 
 def test_published_names() -> None:

@@ -11,6 +11,7 @@ from gptlit.generation.sampling import (
     apply_count_penalties,
     apply_min_p,
     apply_repetition_penalty,
+    apply_settings,
     apply_temperature,
     apply_top_k,
     apply_top_p,
@@ -20,7 +21,6 @@ from gptlit.generation.sampling import (
     entropy,
     force,
     next_token,
-    shape,
 )
 from gptlit.generation.settings import SamplingSettings
 from gptlit.messages import UsageError
@@ -143,7 +143,7 @@ def test_the_order_is_the_documented_one() -> None:
     logits = torch.randn(50, 20, generator=torch.Generator().manual_seed(0)) * 3
     shaped = apply_top_p(apply_top_k(apply_temperature(logits, 2.0), 3), 0.8)
     wanted = apply_typical_p(apply_min_p(shaped, 0.5), 0.9)
-    torch.testing.assert_close(shape(logits, settings), wanted, rtol=0, atol=0)
+    torch.testing.assert_close(apply_settings(logits, settings), wanted, rtol=0, atol=0)
 
 
 def test_repetition_penalty_is_hugging_faces() -> None:

@@ -7,7 +7,7 @@ from torch import nn
 
 from gptlit.messages import UsageError
 from gptlit.model.gpt import GPT, GPTConfig
-from gptlit.optim.optimizers import Recipe, build, group_options, split
+from gptlit.optim.optimizers import Recipe, build, group_options, split_parameters
 
 
 def gpt(**options: Any) -> GPT:
@@ -41,7 +41,7 @@ def test_only_matrices_decay(optimizer: Any) -> None:
 
 def test_muon_has_the_matrices_of_blocks() -> None:
     model = gpt(tie_weights=False, token_shift=2)
-    first, second = split(model.named_parameters(), "muon")
+    first, second = split_parameters(model.named_parameters(), "muon")
     kinds = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
     assert names(model, first) == {f"h.{n}.{kind}.weight" for n in (0, 1) for kind in kinds}
     assert {"wte.weight", "wpe.weight", "lm_head.weight"} <= names(model, second)
