@@ -25,7 +25,7 @@ from gptlit.messages import (
 
 
 class Verb(NamedTuple):
-    """Description of a verb, and its function, which takes the arguments after the verb."""
+    """A verb: its description, and the function that is called with the arguments after it."""
 
     about: str
     module: str

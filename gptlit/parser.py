@@ -39,7 +39,7 @@ def from_environment(verb: str) -> list[str]:
 
 
 def with_environment(verb: str, arguments: Sequence[str]) -> list[str]:
-    """Return the arguments, after those from the environment whose flags they don't contain."""
+    """Return the arguments, preceded by those from the environment that they don't override."""
     flags = {word.partition("=")[0] for word in arguments}
     added = [word for word in from_environment(verb) if word.partition("=")[0] not in flags]
     return [*added, *arguments]
@@ -62,11 +62,9 @@ class OneLineErrors(ArgumentParser):
 
     def _may_be_none(self) -> set[str]:
         """Return the flags of options that may be None but not text."""
-        types = {action: get_args(getattr(action, "_typehint", None)) for action in self._actions}
-        found = [
-            action for action in types if NoneType in types[action] and str not in types[action]
-        ]
-        return {name for action in found for name in action.option_strings}
+        types = {each: get_args(getattr(each, "_typehint", None)) for each in self._actions}
+        may_be = [each for each in types if NoneType in types[each] and str not in types[each]]
+        return {flag for action in may_be for flag in action.option_strings}
 
     def instantiate(self, *arguments: Any, **options: Any) -> Namespace:
         """Instantiate the classes of the options; report one that fails in one line."""

@@ -175,7 +175,7 @@ def read_json(path: Path) -> Any:
 
 
 def shown(value: Any) -> str:
-    """Describe a value in a message, in a few characters of one line."""
+    """Describe a value for a message, in a few characters of one line."""
     if isinstance(value, int) and not isinstance(value, bool) and not _has_64_bits(value):
         return "of more than 64 bits"
     if value is None or isinstance(value, bool | int | float | str | bytes):
@@ -207,7 +207,7 @@ def _is_a(kind: Any, value: Any) -> bool:
 
 
 def _all_are(kind: Any, values: Collection[Any]) -> bool:
-    """Whether all values have a type, checked quickly; False means that each has to be checked."""
+    """Whether all values have a type for sure, by a quick check; if not, each has to be checked."""
     if kind is Any:
         return True
     if not {*map(type, values)} <= {*alternatives(kind)} & {str, int, bool, type(None)}:

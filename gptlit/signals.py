@@ -77,13 +77,12 @@ state = _State()
 
 
 def handle(number: int, frame: FrameType | None = None) -> None:
-    """Handle a signal."""
-    if state.is_over:
-        return
-    if state.on_signal is not None:
-        state.on_signal(number)
-    else:
-        end_at_once(number, frame)
+    """Pass a signal to `state.on_signal`, or end at once."""
+    if not state.is_over:
+        if state.on_signal is not None:
+            state.on_signal(number)
+        else:
+            end_at_once(number, frame)
 
 
 def end_at_once(number: int, frame: FrameType | None = None) -> None:

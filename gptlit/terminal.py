@@ -68,7 +68,7 @@ class WordWrapper:
         self._word = ""
 
     def add(self, piece: str) -> str:
-        """Return what can be written after this piece."""
+        """Return the text that can be written once this piece is known."""
         return "".join(map(self._next, piece))
 
     def _next(self, character: str) -> str:
@@ -84,7 +84,7 @@ class WordWrapper:
         return self.end() if width(self._word) >= self._columns else ""
 
     def end(self) -> str:
-        """Return the word that is held."""
+        """Return the rest of the text: the word that is held, after a line break if need be."""
         if not self._word:
             return ""
         ready, size = self._spaces + self._word, width(self._word)
@@ -105,7 +105,7 @@ def wrap_words(text: str, columns: int) -> str:
 
 
 def in_colour(file: IO[str]) -> bool:
-    """Whether to colour a stream: a terminal, and NO_COLOR (no-color.org) isn't set."""
+    """Whether a stream is a terminal with colours, and NO_COLOR (no-color.org) isn't set."""
     return file.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
@@ -127,12 +127,12 @@ def _width(character: str) -> int:
 
 
 def width(text: str) -> int:
-    """Return the columns that a line takes: two for a wide character, none for a combining one."""
+    """Return the columns of a line: two for a wide character, none for a combining one."""
     return len(text) if text.isascii() else sum(map(_width, text))
 
 
 def padded(text: str, columns: int, right: bool = False) -> str:
-    """Pad a line to a width in columns; its text is aligned left, or right."""
+    """Pad a line to a width in columns, with its text on the left or on the right."""
     spaces = " " * (columns - width(text))
     return spaces + text if right else text + spaces
 

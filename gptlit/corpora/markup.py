@@ -100,7 +100,7 @@ class _Book:
         self._n_read = 0
 
     def pages(self) -> Iterator[str]:
-        """Yield the decoded pages."""
+        """Yield the pages in reading order, decoded."""
         container = ET.fromstring(self._read(_CONTAINER))
         root = next((e.get("full-path") for e in container.iterfind(".//{*}rootfile")), None)
         if root is None:

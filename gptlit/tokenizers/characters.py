@@ -18,7 +18,7 @@ DEFAULT = TokenizerOptions()
 
 
 class CharTokenizer(VocabularyTokenizer):
-    """Special tokens, then one id per character, in the order of their code points."""
+    """Has ids for special tokens, then for characters in the order of their code points."""
 
     kind = "char"
 

@@ -21,7 +21,7 @@ from gptlit.tokenizers.base import (
 
 
 class WordTokenizer(VocabularyTokenizer):
-    """Special tokens, then one id per word, sorted. Words are separated by whitespace.
+    """Has ids for special tokens, then for words in sorted order; whitespace separates words.
 
     By default the kind of whitespace is lost, and words are decoded with one space between them.
     A reversible tokenizer has a token for each whitespace character, except that a single space
@@ -48,7 +48,7 @@ class WordTokenizer(VocabularyTokenizer):
 
     @classmethod
     def train(cls, counts: Mapping[str, int], options: TokenizerOptions) -> "WordTokenizer":
-        """Make a tokenizer from the occurrences of each word; rare words are left out."""
+        """Make a tokenizer from counts of words, without those below `min_frequency`."""
         special = options.special()
         if options.min_frequency > 1 and UNKNOWN_WORD not in special:
             special.append(UNKNOWN_WORD)
