@@ -83,7 +83,6 @@ class Run:
         trainer: The Trainer.
         model: The model.
         data: The text.
-        options: All options, with their classes instantiated.
         plan: Decisions that the run was built from.
         precision_reason: Reason why the precision was chosen.
         folder: Folder of the run; None if it has none.
@@ -94,7 +93,6 @@ class Run:
     trainer: L.Trainer
     model: LitGPT
     data: TextDataModule
-    options: Namespace
     plan: Plan
     precision_reason: str = ""
     folder: RunFolder | None = None
@@ -106,6 +104,11 @@ class Run:
 
     def __exit__(self, *error: Any) -> bool | None:
         return self.held.__exit__(*error)
+
+    @property
+    def options(self) -> Namespace:
+        """All options, with their classes instantiated."""
+        return self.plan.options
 
     def prepare(self) -> None:
         """Prepare the data without a fit, so that `model.configure_model` can build the net."""
@@ -133,10 +136,10 @@ def build(plan: Plan, model: LitGPT, data: TextDataModule, held: contextlib.Exit
     """
     options = plan.options
     _begin_from(plan, model, data)
-    given = processes.as_list(options.trainer.callbacks)
-    user_parts.check_callbacks(given)
+    user_callbacks = processes.as_list(options.trainer.callbacks)
+    user_parts.check_callbacks(user_callbacks)
     settings = dict(options.trainer)
-    bar = user_parts.own_bar(given)
+    bar = user_parts.own_bar(user_callbacks)
     if options.trainer.enable_progress_bar is None:
         # in a log file each update of a bar is a line
         settings["enable_progress_bar"] = bar is not None or sys.stdout.isatty()
@@ -145,15 +148,16 @@ def build(plan: Plan, model: LitGPT, data: TextDataModule, held: contextlib.Exit
         settings["precision"], reason = user_parts.choose_precision(options.trainer.accelerator)
         reason += computing.use_tf32(options.trainer.accelerator, held)
     # the guard checks a validation before sample text is written
-    own = [options.guard, options.samples]
+    gptlit_callbacks = [options.guard, options.samples]
     if plan.purpose == "inspect":
         off = {"logger": False, "enable_checkpointing": False, "barebones": False}
-        trainer = processes.new_trainer(**settings | off | {"callbacks": own})
+        trainer = processes.new_trainer(**settings | off | {"callbacks": gptlit_callbacks})
     elif plan.purpose != "fit":
         _check_whole_split(options.trainer, plan.purpose)
         settings |= {"logger": options.trainer.logger or False, "enable_checkpointing": False}
         bars = [RunBar()] if settings["enable_progress_bar"] and bar is None else []
-        trainer = processes.new_trainer(**settings | {"callbacks": [*given, *own, *bars]})
+        settings["callbacks"] = [*user_callbacks, *gptlit_callbacks, *bars]
+        trainer = processes.new_trainer(**settings)
     else:
         run = _build_fit(plan, model, data, held, settings, reason)
         n_threads = held.enter_context(threads.using(options.threads, run.trainer.num_devices))
@@ -162,7 +166,7 @@ def build(plan: Plan, model: LitGPT, data: TextDataModule, held: contextlib.Exit
             run.trainer.callbacks.insert(0, computing.ThreadChoice(n_threads, before))
         return run
     held.enter_context(threads.using(options.threads, trainer.num_devices))
-    return Run(trainer, model, data, options, plan, reason, held=held)
+    return Run(trainer, model, data, plan, reason, held=held)
 
 
 def _begin_from(plan: Plan, model: LitGPT, data: TextDataModule) -> None:
@@ -204,20 +208,22 @@ def _build_fit(
     settings: dict[str, Any],
     precision_reason: str,
 ) -> Run:
-    options, trainer = plan.options, plan.options.trainer
-    given = processes.as_list(trainer.callbacks)
-    monitors.check_monitored(given, logged_metrics.logged(trainer, data.has_validation))
-    stopping = processes.refusing(Stopping, trainer.max_time)
+    options, trainer_options = plan.options, plan.options.trainer
+    user_callbacks = processes.as_list(trainer_options.callbacks)
+    metrics = logged_metrics.logged(trainer_options, data.has_validation)
+    monitors.check_monitored(user_callbacks, metrics)
+    stopping = processes.refusing(Stopping, trainer_options.max_time)
     settings["max_time"] = None  # Lightning's Timer stops between two batches of a step
-    if trainer.barebones:
-        settings |= user_parts.barebones(trainer) | {"callbacks": [*given, stopping]}
-        made = processes.new_trainer(**settings)
-        return Run(made, model, data, options, plan, precision_reason, None, stopping, held)
-    model.logs_every_batch = bool(given)  # gptlit's own callbacks don't need that
+    if trainer_options.barebones:
+        settings |= user_parts.barebones(trainer_options)
+        settings["callbacks"] = [*user_callbacks, stopping]
+        trainer = processes.new_trainer(**settings)
+        return Run(trainer, model, data, plan, precision_reason, None, stopping, held)
+    model.logs_every_batch = bool(user_callbacks)  # gptlit's own callbacks don't need that
     overfitting = Overfitting()
     report = Report(precision_reason, options.samples, overfitting, plan.rows)
-    callbacks = [*given, report, overfitting, Throughput()]
-    if (bar := user_parts.own_bar(given)) is not None:
+    callbacks = [*user_callbacks, report, overfitting, Throughput()]
+    if (bar := user_parts.own_bar(user_callbacks)) is not None:
         user_parts.note_own_bar(bar)
     elif settings["enable_progress_bar"]:
         callbacks.append(RunBar())
@@ -225,23 +231,23 @@ def _build_fit(
         _check_validates(patience, options, data)
         callbacks.append(Patience(patience))
     settings["callbacks"] = [*callbacks, options.guard, options.samples]
-    settings["plugins"] = user_parts.plugins(trainer.plugins, trainer.strategy)
-    folder = None if trainer.fast_dev_run else _open_folder(plan, model, data, held)
+    settings["plugins"] = user_parts.plugins(trainer_options.plugins, trainer_options.strategy)
+    folder = None if trainer_options.fast_dev_run else _open_folder(plan, model, data, held)
     with _undone(folder, lambda: False):
         if folder is not None:
             options.samples.folder = folder.path
-            if trainer.enable_checkpointing is not False:
-                user_parts.separate_checkpoints(given, folder.path / run_paths.CHECKPOINTS)
+            if trainer_options.enable_checkpointing is not False:
+                user_parts.separate_checkpoints(user_callbacks, folder.path / run_paths.CHECKPOINTS)
                 monitored = "val/loss" if data.has_validation else "train/loss"
                 settings["callbacks"] += folder.checkpoints(
                     monitored, options.snapshot_every, options.keep_snapshots
                 )
-            settings["logger"] = user_parts.loggers(trainer.logger, folder)
-            settings["profiler"] = user_parts.profiler(trainer.profiler, folder.path)
+            settings["logger"] = user_parts.loggers(trainer_options.logger, folder)
+            settings["profiler"] = user_parts.profiler(trainer_options.profiler, folder.path)
             _describe_run(plan, folder.path)
-        made = processes.new_trainer(**settings)
-    _order(made.callbacks, stopping, report)
-    return Run(made, model, data, options, plan, precision_reason, folder, stopping, held)
+        trainer = processes.new_trainer(**settings)
+    _order(trainer.callbacks, stopping, report)
+    return Run(trainer, model, data, plan, precision_reason, folder, stopping, held)
 
 
 def _order(callbacks: list[Callback], stopping: Stopping, report: Report) -> None:

@@ -151,7 +151,7 @@ def check_callbacks(callbacks: Sequence[Callback]) -> None:
             raise UsageError(reason, "trainer.callbacks", _name(callback))
 
 
-def barebones(given: Mapping[str, Any]) -> dict[str, Any]:
+def barebones(trainer_options: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings of a Trainer with barebones true, which measures the bare loop.
 
     An option that the user switched on stays on, so that Lightning refuses it; log_every_n_steps,
@@ -159,7 +159,8 @@ def barebones(given: Mapping[str, Any]) -> dict[str, Any]:
     """
     _note("trainer.barebones", "true", "nothing is logged, saved, sampled or kept in a folder")
     names = ("logger", "enable_checkpointing", "enable_progress_bar")
-    return {name: given[name] or False for name in names} | {"log_every_n_steps": 0}
+    settings = {name: trainer_options[name] or False for name in names}
+    return settings | {"log_every_n_steps": 0}
 
 
 def own_bar(callbacks: Sequence[Callback]) -> ProgressBar | None:
@@ -199,32 +200,32 @@ def separate_checkpoints(callbacks: Sequence[Callback], folder: Path) -> None:
             callback.CHECKPOINT_NAME_LAST = "{epoch}-{step}-last"
 
 
-def plugins(given: Any, strategy: Any) -> list[Any]:
+def plugins(option: Any, strategy: Any) -> list[Any]:
     """Return the user's plugins, with gptlit's CheckpointIO unless the user has one.
 
     An AsyncCheckpointIO that wraps no other plugin wraps gptlit's.
 
     Args:
-        given: Value of the Trainer's option plugins.
+        option: Value of the Trainer's option plugins.
         strategy: Name of the strategy, or the strategy itself.
 
     Raises:
         UsageError: A plugin belongs to another strategy.
     """
-    found = processes.as_list(given)
+    user_plugins = processes.as_list(option)
     with_deepspeed = isinstance(strategy, DeepSpeedStrategy) or "deepspeed" in str(strategy)
-    if not with_deepspeed and any(isinstance(each, DeepSpeedPrecision) for each in found):
+    if not with_deepspeed and any(isinstance(each, DeepSpeedPrecision) for each in user_plugins):
         raise UsageError(
             f"works with {opt('trainer.strategy')} deepspeed only; leave it out, or give that "
             "strategy",
             "trainer.plugins",
             "DeepSpeedPrecision",
         )
-    own = next((each for each in found if isinstance(each, CheckpointIO)), None)
-    if own is None:
-        return [*found, DurableCheckpointIO()]
-    if isinstance(own, AsyncCheckpointIO) and own.checkpoint_io is None:
-        own.checkpoint_io = DurableCheckpointIO()
+    writer = next((each for each in user_plugins if isinstance(each, CheckpointIO)), None)
+    if writer is None:
+        return [*user_plugins, DurableCheckpointIO()]
+    if isinstance(writer, AsyncCheckpointIO) and writer.checkpoint_io is None:
+        writer.checkpoint_io = DurableCheckpointIO()
         message = (
             "checkpoints are written while the training continues; one that is not complete when "
             "the process is killed is lost"
@@ -234,57 +235,55 @@ def plugins(given: Any, strategy: Any) -> list[Any]:
             "replaces gptlit's own plugin; whether checkpoints are intact after a crash or a full "
             "disk depends on it"
         )
-    _note("trainer.plugins", _name(own), message)
-    return found
+    _note("trainer.plugins", _name(writer), message)
+    return user_plugins
 
 
-def has_precision(given: Any) -> bool:
+def has_precision(plugins_option: Any) -> bool:
     """Whether the user's plugins decide the precision."""
-    return any(isinstance(each, Precision) for each in processes.as_list(given))
+    return any(isinstance(each, Precision) for each in processes.as_list(plugins_option))
 
 
-def loggers(given: Any, folder: run_folder.RunFolder) -> list[Logger]:
+def loggers(option: Any, folder: run_folder.RunFolder) -> list[Logger]:
     """Return the run's loggers: metrics.csv and TensorBoard's events, then the user's; or none.
 
     Args:
-        given: Value of the Trainer's option logger; False for none.
+        option: Value of the Trainer's option logger; False for none.
         folder: Folder of the run.
 
     Raises:
         UsageError: A logger of the user would write into the run's folder.
     """
-    if given is False:
+    if option is False:
         return []
-    users = [] if given in (None, True) else processes.as_list(given)
-    for logger in users:
-        if isinstance(logger, (CSVLogger, TensorBoardLogger)):
-            place = Path(logger.log_dir)
-            if place.absolute() == folder.path.absolute():
-                raise UsageError(
-                    f"would write to {place}, the folder of the run's own metrics.csv and events; "
-                    "give another save_dir or version",
-                    "trainer.logger",
-                    _name(logger),
-                )
-    if users:
-        names = ", ".join(_name(logger) for logger in users)
-        where = f"logs next to metrics.csv and TensorBoard in {folder.path}"
-        _note("trainer.logger", names, where)
-    return [*folder.loggers(), *users]
+    user_loggers = [] if option in (None, True) else processes.as_list(option)
+    for logger in user_loggers:
+        if not isinstance(logger, (CSVLogger, TensorBoardLogger)):
+            continue
+        if Path(logger.log_dir).absolute() == folder.path.absolute():
+            raise UsageError(
+                f"would write to {Path(logger.log_dir)}, the folder of the run's own metrics.csv "
+                "and events; give another save_dir or version",
+                "trainer.logger",
+                _name(logger),
+            )
+    if user_loggers:
+        names = ", ".join(map(_name, user_loggers))
+        _note("trainer.logger", names, f"logs next to metrics.csv and TensorBoard in {folder.path}")
+    return [*folder.loggers(), *user_loggers]
 
 
-def profiler(given: Profiler | str | None, folder: Path) -> Profiler | None:
-    """Return a named or given profiler, which writes into `folder` unless it has another."""
-    if isinstance(given, str):
-        given = PROFILERS[given]()
-    if given is not None:
-        given.dirpath = given.dirpath or folder
-    return given
+def profiler(option: Profiler | str | None, folder: Path) -> Profiler | None:
+    """Return a profiler, or the one of a name; it writes into `folder` unless it has another."""
+    chosen = PROFILERS[option]() if isinstance(option, str) else option
+    if chosen is not None:
+        chosen.dirpath = chosen.dirpath or folder
+    return chosen
 
 
 def note_profile(profiler: Profiler) -> None:
     """Note the files that a profiler has written instead of a report on the console."""
     if profiler.filename and profiler.dirpath:
-        found = sorted(Path(profiler.dirpath).glob(f"*{profiler.filename}*"))
-        for path in found if processes.on_rank_zero() else []:
+        paths = sorted(Path(profiler.dirpath).glob(f"*{profiler.filename}*"))
+        for path in paths if processes.on_rank_zero() else []:
             note(f"the profiler's report: {path}")

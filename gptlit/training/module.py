@@ -48,7 +48,7 @@ class LitGPT(L.LightningModule):
     def __init__(self, **options: Any) -> None:
         super().__init__()
         self.options = ModelOptions(vocab_size=VOCABULARY_COMES_LATER, **options)
-        self.save_hyperparameters(self.options.of_training())  # defaults as well
+        self.save_hyperparameters(self.options.training_options())  # defaults as well
         self.save_hyperparameters()
         self.config = self.options.config(VOCABULARY_COMES_LATER)
         self.tokenizer: Tokenizer | None = None

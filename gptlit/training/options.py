@@ -34,7 +34,7 @@ class ModelOptions(Recipe, GPTConfig):
     compile: bool | Literal["auto"] = False
 
     def __post_init__(self) -> None:
-        GPTConfig(**self._values_of(GPTConfig))  # which checks its options
+        GPTConfig(**self._values_of(GPTConfig))  # checks its options
         Recipe.__post_init__(self)
         if not 0 <= self.ema < 1:
             reason = "must be below 1, such as 0.999, or 0 for none"
@@ -46,11 +46,11 @@ class ModelOptions(Recipe, GPTConfig):
             raise UsageError("must be 0 or more; 1e-4 is usual", "model.z_loss", self.z_loss)
 
     def config(self, vocab_size: int) -> GPTConfig:
-        """The net's config for a vocabulary."""
+        """Return the net's config for a vocabulary."""
         return GPTConfig(**self._values_of(GPTConfig) | {"vocab_size": vocab_size})
 
-    def of_training(self) -> dict[str, Any]:
-        """The options that are not the net's, by name."""
+    def training_options(self) -> dict[str, Any]:
+        """Return the options that are not in the net's config, by name."""
         net = {field.name for field in dataclasses.fields(GPTConfig)}
         return {name: value for name, value in vars(self).items() if name not in net}
 
