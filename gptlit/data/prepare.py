@@ -1,7 +1,7 @@
 """Makes the token file of a text: cleaned, split, tokenized and moved into place, resumably.
 
-The work is done in a folder `<name>-<key>.part`, which an interrupted preparation leaves and the
-next one resumes. The token file is moved into place when it is complete.
+The work is done in a folder `<name>-<key>.part`, from which the next preparation resumes an
+interrupted one. The token file is moved into place when it is complete.
 """
 
 import contextlib
@@ -249,8 +249,8 @@ class _Preparation:
         return tokenizer
 
     def _make_tokenizer(self, options: TokenizerOptions) -> Tokenizer:
-        # characters and words come from all splits, so that the two halves of a word that a
-        # split cuts are words too; a BPE is trained on the training split
+        # characters and words are those of all splits: where a split cuts a word, both halves
+        # are words; a BPE is trained on the training split
         if options.kind == "char":
             return CharTokenizer.train(self._characters, options)
         if options.kind == "word":

@@ -64,7 +64,7 @@ def batch_size(largest: int, n_windows: int, batches_per_step: int) -> int:
 
 
 def val_check_interval(interval: int, n_steps: int, steps_per_epoch: int) -> int:
-    """Return the steps between validations that find the best step of a text seen many times.
+    """Return steps between validations, few enough to find the best step on a small text.
 
     If more than PASSES passes over the text lie between two validations, a run has VALIDATIONS of
     them, or more so that they divide it evenly; a short run has one every LEAST_INTERVAL steps.

@@ -35,7 +35,7 @@ class ComparedCheckpoint:
 def find(names: Sequence[str]) -> list[ComparedCheckpoint]:
     """Find the checkpoints that several `--ckpt_path` name, in their order.
 
-    A folder stands for all its checkpoints, by step. Files of a folder that hold the same weights,
+    A folder names all its checkpoints, by step. Files of a folder that hold the same weights,
     as best and last often do, are one checkpoint.
 
     Args:

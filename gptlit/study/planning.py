@@ -157,7 +157,7 @@ def clear_changed(planned: Sequence[Planned], folder: Path, remake: bool) -> Non
 
 
 def _difference(planned: Planned, run: Path) -> str:
-    """Return the first difference of a planned run from the one that exists, "" for none."""
+    """Return the first difference of a planned run from the one that exists; "" for none."""
     config = run / run_folder.CONFIG
     if not config.is_file():
         if run.is_dir() and any(run.iterdir()):

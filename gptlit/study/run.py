@@ -144,7 +144,7 @@ def _fit(planned: Planned, run: Path, last: Path) -> tuple[int, int]:
         step = int(content["global_step"])
         if 0 < steps <= step:
             return step, 0  # only the result is missing
-        arguments = [f"--ckpt_path={last}"]  # which holds the same options
+        arguments = [f"--ckpt_path={last}"]  # it holds the same options
         if saved_options.read(content[checkpoint.KEY]["run"]) == planned.options:
             arguments.append("--trust_checkpoint=true")  # the user's own study names them
     try:

@@ -30,7 +30,7 @@ class Setup:
 
     Args:
         name: Name of its folder.
-        settings: What differs from run to run, by option; "setting" holds the name of an entry of
+        settings: Options that differ from run to run; "setting" holds the name of an entry of
             `settings`, whose options are not repeated.
         seed: Seed of the run; None where the study names none.
         arguments: Arguments of `gptlit fit`.
