@@ -5,7 +5,7 @@ import statistics
 import textwrap
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import lightning as L
 import torch
@@ -39,8 +39,9 @@ def report(trainer: L.Trainer, module: LitGPT, precision_reason: str) -> str:
         precision_reason: Reason for the precision; "" shows none.
     """
     net, text, options = module.net, module.text, module.options
-    precision, device = str(trainer.precision), trainer.strategy.root_device.type
-    memory = cost.memory(net, text.batch_size, precision, device, options, bool(options.ema))
+    precision, device = str(trainer.precision), trainer.strategy.root_device
+    memory = cost.memory(net, text.batch_size, precision, device.type, options, bool(options.ema))
+    memory = replace(memory, text=text.bytes_on(device))
     batch = f"{text.batch_size} windows of {text.block_size} tokens, {precision}"
     sections = {
         "parameters": parameter_rows(module),
@@ -152,6 +153,7 @@ def memory_rows(memory: cost.Memory, optimizer: str) -> Rows:
         "gradients": memory.gradients,
         f"optimizer ({OPTIMIZERS[optimizer]})": memory.optimizer,
         **({"moving average": memory.average} if memory.average else {}),
+        **({"token ids": memory.text} if memory.text else {}),
         "activations at peak": memory.activations,
         "total, at most": memory.total,
     }

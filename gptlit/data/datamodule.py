@@ -9,10 +9,12 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+import torch
 
 from gptlit.checkpoints import checkpoint
 from gptlit.corpora import catalog
 from gptlit.data import prepare, token_file
+from gptlit.data.device_windows import EvalAhead, Placement, TrainAhead, keeps
 from gptlit.data.loaders import EvalLoader, TrainLoader
 from gptlit.data.options import DataOptions
 from gptlit.data.splits import SPLITS
@@ -52,6 +54,7 @@ class TextDataModule(L.LightningDataModule):
         # hashes of texts that must not have changed, by "" for the main one, "val" and "test"
         self.expected_sha256: dict[str, str] = {}
         self._tokens: TokenFile | None = None
+        self._placement: Placement | None = None
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]  # Lightning's is a custom descriptor
@@ -106,7 +109,7 @@ class TextDataModule(L.LightningDataModule):
 
     def prepare_data(self) -> None:
         # called in one process of a machine; the others open the token file in setup
-        self._tokens = self._prepare()
+        self._tokens, self._placement = self._prepare(), None
         for line in self._tokens.provenance["report"]:
             note(line)
         for split in SPLITS:
@@ -227,7 +230,24 @@ class TextDataModule(L.LightningDataModule):
         """Optimizer steps in a pass over the text; windows that don't fill a step are left out."""
         return self.order.n_windows // self.windows_per_step
 
-    def train_dataloader(self) -> TrainLoader:
+    def _place(self) -> Placement:
+        """Return where windows are cut, which is decided once for a device."""
+        trainer = self.trainer
+        device = (
+            trainer.strategy.root_device if trainer and trainer.state.fn else torch.device("cpu")
+        )
+        if self._placement is None or self._placement.device != device:
+            self._placement = Placement(self.tokens.ids, device, self.options.on_device)
+        return self._placement
+
+    def bytes_on(self, device: torch.device) -> int:
+        """Return the bytes of token ids that training would keep in a GPU's memory."""
+        is_kept = device.type != "cpu" and keeps(
+            self.tokens.ids.nbytes, device, self.options.on_device
+        )
+        return self.tokens.ids.nbytes if is_kept else 0
+
+    def train_dataloader(self) -> TrainLoader | TrainAhead:
         if self.steps_per_epoch < 1:
             raise UsageError(
                 f"a step takes {self.windows_per_step} windows of {self.block_size} tokens, and "
@@ -236,8 +256,9 @@ class TextDataModule(L.LightningDataModule):
                 "data.batch_size",
                 self.batch_size,
             )
-        return TrainLoader(
-            self.tokens.ids,
+        place = self._place()
+        loader = TrainLoader(
+            place.cutter,
             self.order,
             self.batch_size,
             before=self._inputs_before,
@@ -245,22 +266,25 @@ class TextDataModule(L.LightningDataModule):
             frozen=bool(self.trainer and self.trainer.overfit_batches),
             **self._ranks(),
         )
+        return place.train(loader)
 
-    def _eval_loader(self, windows: SideBySide | np.ndarray) -> EvalLoader:
+    def _eval_loader(self, windows: SideBySide | np.ndarray) -> EvalLoader | EvalAhead:
         batch_size = max(1, min(len(windows), EVAL_TOKENS_AT_ONCE // self.block_size))
-        return EvalLoader(
-            self.tokens.ids,
+        place = self._place()
+        loader = EvalLoader(
+            place.cutter,
             windows,
             self._inputs_before,
             self.block_size,
             batch_size,
             **self._ranks(),
         )
+        return place.evaluate(loader)
 
-    def _whole_split(self, split: str) -> EvalLoader:
+    def _whole_split(self, split: str) -> EvalLoader | EvalAhead:
         return self._eval_loader(SideBySide(self._pieces(split), self.block_size))
 
-    def train_slice(self) -> EvalLoader:
+    def train_slice(self) -> EvalLoader | EvalAhead:
         """Return a fixed, evenly spaced sample of the training split's windows: as many as the
         validation split has, but at most SLICE_TOKENS tokens."""
         n_tokens = min(self.tokens.size("val") or SLICE_TOKENS, SLICE_TOKENS)
@@ -268,7 +292,7 @@ class TextDataModule(L.LightningDataModule):
         n_windows = min(len(windows), max(1, n_tokens // self.block_size))
         return self._eval_loader(windows[np.arange(n_windows) * len(windows) // n_windows])
 
-    def val_dataloader(self) -> list[EvalLoader]:
+    def val_dataloader(self) -> list[EvalLoader | EvalAhead]:
         """Return the validation split, if there is one, and the slice of the training split."""
         if self.trainer and self.trainer.state.fn == "validate":
             self._require("val")
@@ -276,7 +300,7 @@ class TextDataModule(L.LightningDataModule):
         validation = [self._whole_split("val")] if self.has_validation else []
         return [*validation, self.train_slice()]
 
-    def test_dataloader(self) -> EvalLoader:
+    def test_dataloader(self) -> EvalLoader | EvalAhead:
         self._require("test")
         return self._whole_split("test")
 

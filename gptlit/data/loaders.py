@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,24 +15,52 @@ IGNORED = -100  # target of a position that is not scored, as in cross_entropy
 Batch = tuple[Tensor, Tensor]
 
 
-def cut(ids: np.ndarray, bounds: np.ndarray, before: np.ndarray, block_size: int) -> Batch:
-    """Return inputs and targets, (B, T) each, of windows given by their targets.
+class Cutter(Protocol):
+    """Cuts windows of a text into inputs and targets, (B, T) int64 each."""
 
-    Targets beyond the end of a window are IGNORED; a window may be empty.
+    def windows(self, starts: np.ndarray, block_size: int) -> Batch:
+        """Cut whole windows.
+
+        Args:
+            starts: (B,) first input of each window.
+            block_size: T
+        """
+
+    def cut(self, bounds: np.ndarray, before: np.ndarray, block_size: int) -> Batch:
+        """Cut windows given by their targets, which may be fewer than T or none.
+
+        Targets beyond the end of a window are IGNORED.
+
+        Args:
+            bounds: (B, 2) first and last-plus-one target of each window.
+            before: (B,) input before the first target.
+            block_size: T
+        """
+
+
+class HostCutter:
+    """Cuts windows on the host.
 
     Args:
         ids: (n,) token ids.
-        bounds: (B, 2) first and last-plus-one target of each window.
-        before: (B,) input before the first target.
-        block_size: T
     """
-    at = bounds[:, :1] + np.arange(block_size)  # (B, T)
-    outside = at >= bounds[:, 1:]
-    at[outside] = 0
-    targets = ids[at].astype(np.int64)
-    inputs = np.concatenate([before[:, None], targets[:, :-1]], axis=1)
-    targets[outside] = IGNORED
-    return torch.from_numpy(inputs), torch.from_numpy(targets)
+
+    def __init__(self, ids: np.ndarray) -> None:
+        self._ids = np.asarray(ids)  # still memory-mapped, and faster to index
+
+    def windows(self, starts: np.ndarray, block_size: int) -> Batch:
+        windows = self._ids[starts[:, None] + np.arange(block_size + 1)].astype(np.int64)
+        both = torch.from_numpy(windows)  # (B, T + 1)
+        return both[:, :-1], both[:, 1:]
+
+    def cut(self, bounds: np.ndarray, before: np.ndarray, block_size: int) -> Batch:
+        at = bounds[:, :1] + np.arange(block_size)  # (B, T)
+        outside = at >= bounds[:, 1:]
+        at[outside] = 0
+        targets = self._ids[at].astype(np.int64)
+        inputs = np.concatenate([before[:, None], targets[:, :-1]], axis=1)
+        targets[outside] = IGNORED
+        return torch.from_numpy(inputs), torch.from_numpy(targets)
 
 
 @dataclass(eq=False)
@@ -43,7 +72,7 @@ class TrainLoader:
     Lightning saves and restores the state, and sets the epoch by `sampler.set_epoch`.
 
     Args:
-        ids: (n,) token ids.
+        cutter: Cutter of the text's windows.
         order: Order of the windows.
         batch_size: B, windows in a batch of this rank.
         before: Function of (B,) positions that returns the (B,) inputs before those tokens;
@@ -54,7 +83,7 @@ class TrainLoader:
         frozen: Repeat epoch 0, for `overfit_batches`.
     """
 
-    ids: np.ndarray
+    cutter: Cutter
     order: WindowOrder
     batch_size: int
     _: KW_ONLY
@@ -65,7 +94,6 @@ class TrainLoader:
     frozen: bool = False
 
     def __post_init__(self) -> None:
-        self.ids = np.asarray(self.ids)  # still memory-mapped, and faster to index
         self.epoch = 0
         self.position = 0  # windows of this epoch that all ranks together have read
         self._ahead: dict[tuple[int, int], np.ndarray] = {}  # starts by epoch and first position
@@ -98,11 +126,9 @@ class TrainLoader:
         if self.order.windows == "documents":
             bounds = self.order.bounds(epoch, positions)
             assert self.before is not None
-            return cut(self.ids, bounds, self.before(bounds[:, 0]), self.order.block_size)
+            return self.cutter.cut(bounds, self.before(bounds[:, 0]), self.order.block_size)
         starts = self._starts(epoch, int(positions[0]))
-        offsets = np.arange(self.order.block_size + 1)
-        windows = torch.from_numpy(self.ids[starts[:, None] + offsets].astype(np.int64))
-        return windows[:, :-1], windows[:, 1:]  # (B, T), (B, T)
+        return self.cutter.windows(starts, self.order.block_size)
 
     def _starts(self, epoch: int, first: int) -> np.ndarray:
         """Return (B,) starts of the windows from position `first`.
@@ -129,7 +155,7 @@ class EvalLoader:
     """Batches of windows to score, as many for each rank; windows that pad a batch are IGNORED.
 
     Args:
-        ids: (n,) token ids.
+        cutter: Cutter of the text's windows.
         windows: (n, 2) first and last-plus-one target of each window.
         before: Function of (B,) positions that returns the (B,) inputs before those tokens.
         block_size: T
@@ -138,7 +164,7 @@ class EvalLoader:
         n_ranks: Number of ranks that share the windows.
     """
 
-    ids: np.ndarray
+    cutter: Cutter
     windows: SideBySide | np.ndarray
     before: Callable[[np.ndarray], np.ndarray]
     block_size: int
@@ -159,4 +185,4 @@ class EvalLoader:
                 missing = self.batch_size - len(bounds)
                 bounds = np.concatenate([bounds, np.zeros((missing, 2), dtype=np.int64)])
                 before = np.concatenate([before, np.zeros(missing, dtype=np.int64)])
-            yield cut(self.ids, bounds, before, self.block_size)
+            yield self.cutter.cut(bounds, before, self.block_size)

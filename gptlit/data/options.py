@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from gptlit.corpora.cleaning import CleaningOptions
 from gptlit.corpora.reading import TextOptions
@@ -32,6 +32,9 @@ class DataOptions(Splitting, TextOptions):
         test_path: Separate test text.
         seed: Seed of the windows' order; by default that of seed_everything.
         data_dir: Folder for fetched texts and token files.
+        on_device: Keep the token ids in a GPU's memory and cut windows there. auto does so where
+            they take at most a quarter of its free memory, and otherwise copies each batch ahead;
+            false copies each batch when it is used. The windows are the same.
     """
 
     tokenizer: TokenizerOptions | str = "char"
@@ -44,6 +47,7 @@ class DataOptions(Splitting, TextOptions):
     test_path: str | None = None
     seed: int | None = None
     data_dir: str = DATA_DIR
+    on_device: bool | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         given: Any = self.tokenizer

@@ -117,6 +117,7 @@ class Memory:
     optimizer: int
     activations: int
     average: int = 0  # moving average of the weights
+    text: int = 0  # token ids that are kept on the device
 
     @property
     def total(self) -> int:

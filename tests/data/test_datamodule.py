@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gptlit.data.datamodule import TextDataModule
-from gptlit.data.loaders import IGNORED, EvalLoader, TrainLoader
+from gptlit.data.loaders import IGNORED, EvalLoader, HostCutter, TrainLoader
 from gptlit.data.window_order import SideBySide, WindowOrder
 from gptlit.messages import UsageError
 from tests.conftest import made_up_text
@@ -16,7 +16,7 @@ ORDER = WindowOrder(np.array([[0, len(IDS)]]), 8, seed=1)
 
 
 def loader(batch_size: int, n_batches: int, **options: Any) -> TrainLoader:
-    return TrainLoader(IDS, ORDER, batch_size, n_batches=n_batches, **options)
+    return TrainLoader(HostCutter(IDS), ORDER, batch_size, n_batches=n_batches, **options)
 
 
 def test_batches_are_windows_and_their_successors() -> None:
@@ -91,7 +91,9 @@ def test_evaluation_scores_every_token_once(n_tokens: int, n_ranks: int) -> None
     lengths = set()
     windows = SideBySide(np.array([[0, n_tokens]]), 8)
     for rank in range(n_ranks):
-        loader_ = EvalLoader(ids, windows, lambda at: at + 99, 8, 2, rank=rank, n_ranks=n_ranks)
+        loader_ = EvalLoader(
+            HostCutter(ids), windows, lambda at: at + 99, 8, 2, rank=rank, n_ranks=n_ranks
+        )
         batches = list(loader_)
         lengths.add((len(loader_), len(batches)))
         for x, y in batches:
