@@ -153,10 +153,8 @@ def check(content: dict[str, Any]) -> None:
     plain_data.check(dict[str, Any], content.get("hyper_parameters", {}), "hyper_parameters")
     version = content["pytorch-lightning_version"]
     if content["global_step"] < 0 or not re.fullmatch(LIGHTNINGS, version):
-        raise UsageError(
-            f"saved at step {content['global_step']} by Lightning {in_short(version)}, which "
-            "no version of gptlit does"
-        )
+        origin = f"at step {content['global_step']} by Lightning {in_short(version)}"
+        raise UsageError(f"saved {origin}, which no version of gptlit does")
     for name, tensor in content[KEY].get("epoch_loss", {}).items():
         if tensor.layout != torch.strided or tensor.shape or tensor.is_complex() or tensor.is_meta:
             raise UsageError(f"{KEY}.epoch_loss.{in_short(name)} is not a number")

@@ -194,9 +194,8 @@ def from_hugging_face(options: Mapping[str, Any]) -> GPTConfig:
         if completed[name] != value:
             raise UsageError(f"{name} {in_short(str(completed[name]))}: only {value} is read")
     if (activation := completed["activation_function"]) not in ACTIVATIONS:
-        raise UsageError(
-            f"activation_function {in_short(activation)}: only {', '.join(ACTIVATIONS)} are read"
-        )
+        only = ", ".join(ACTIVATIONS)
+        raise UsageError(f"activation_function {in_short(activation)}: only {only} are read")
     n_inner = completed["n_inner"] or 4 * completed["n_embd"]
     for name in ("vocab_size", "n_positions", "n_layer", "n_head", "n_embd", "n_inner"):
         value = n_inner if name == "n_inner" else completed[name]

@@ -24,20 +24,13 @@ def resolve(name: str, runs: Path = RUNS) -> Path:
         path = Path(name).expanduser()
         inputs.refuse_endless(path, opt("ckpt_path"))
         if not path.is_file():
-            raise UsageError(
-                "no such file; give the path of a checkpoint, or best or last for the newest run's",
-                "ckpt_path",
-                name,
-            )
+            reason = "no such file; give a checkpoint's path, or best or last for the newest run's"
+            raise UsageError(reason, "ckpt_path", name)
         return path
     checkpoints = list(runs.glob(f"*/{CHECKPOINTS}/{name}.ckpt"))
     if not checkpoints:
-        raise UsageError(
-            f"no run under {runs.absolute()} has a {name}.ckpt; train one with `gptlit fit`, or "
-            "give the path of a checkpoint",
-            "ckpt_path",
-            name,
-        )
+        reason = f"no run under {runs.absolute()} has a {name}.ckpt; train one with `gptlit fit`"
+        raise UsageError(f"{reason}, or give the path of a checkpoint", "ckpt_path", name)
     return max(checkpoints, key=lambda path: _began_at(path.parent.parent))
 
 

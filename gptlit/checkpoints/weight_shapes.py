@@ -120,9 +120,8 @@ def _compare(state: Mapping[str, Tensor], config: GPTConfig, prefix: str) -> Non
                 cause = f": n_layer is {config.n_layer}, and they have {layers} layers"
             raise UsageError(f"the weights lack {prefix}{name}, of shape {shape}{cause}")
         if (found := tuple(state[name].shape)) != shape:
-            raise UsageError(
-                f"{prefix}{name} is of shape {found}; by its sizes it should be {shape}"
-            )
+            reason = f"is of shape {found}; by its sizes it should be {shape}"
+            raise UsageError(f"{prefix}{name} {reason}")
         known.add(name)
     if unknown := [prefix + in_short(name) for name in state if name not in known]:
         more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
@@ -141,9 +140,8 @@ def check_tensors(state: Mapping[Any, Any], prefix: str = "") -> None:
     needed = held = 0  # bytes
     for name, tensor in state.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise UsageError(
-                f"{prefix}{in_short(str(name))} is a {type(tensor).__name__}, not a tensor"
-            )
+            kind = type(tensor).__name__
+            raise UsageError(f"{prefix}{in_short(str(name))} is a {kind}, not a tensor")
         shown = prefix + in_short(name)
         if wrong := _kind(tensor):
             raise UsageError(

@@ -74,12 +74,9 @@ class Recipe:
                 as_typed = list(value) if isinstance(value, tuple) else value
                 raise UsageError(reason, f"model.{name}", as_typed)
         if self.momentum is not None and self.optimizer not in MOMENTUM:
-            raise UsageError(
-                f"applies to {opt('model.optimizer')} sgd and muon; for {self.optimizer} give the "
-                f"first of {opt('model.betas')}",
-                "model.momentum",
-                self.momentum,
-            )
+            remedy = f"for {self.optimizer} give the first of {opt('model.betas')}"
+            reason = f"applies to {opt('model.optimizer')} sgd and muon; {remedy}"
+            raise UsageError(reason, "model.momentum", self.momentum)
 
 
 # ---------------------------------------------------------------------- parameter groups
