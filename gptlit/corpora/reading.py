@@ -16,7 +16,7 @@ from gptlit.corpora import file_types, markup, rows, text_encodings
 from gptlit.corpora.cleaning import AS_IT_IS, CleaningOptions
 from gptlit.corpora.inputs import PIPES_FOLDER
 from gptlit.corpora.unpacking import PACKINGS, head, packing_of, unpacked
-from gptlit.messages import UsageError, is_first_process, note, opt
+from gptlit.messages import UsageError, errors_about, is_first_process, note, opt
 
 TEXTS = (".txt", ".md", ".jsonl")  # read from a folder
 RECORDS = (".jsonl", ".json", ".csv", ".tsv")
@@ -136,9 +136,8 @@ class Documents:
     def _naming_file(self, path: Path, texts: Iterator[str]) -> Iterator[str]:
         """Yield the texts of a file, and name the file in errors."""
         try:
-            yield from texts
-        except UsageError as error:
-            raise UsageError(f"{self.option} {path}: {error}") from error
+            with errors_about(f"{self.option} {path}"):
+                yield from texts
         except OSError as error:
             raise unreadable(self.option, path, error) from error
 

@@ -2,7 +2,7 @@
 
 from typing import Any, NotRequired, TypedDict, get_args
 
-from gptlit.messages import UsageError
+from gptlit.messages import UsageError, errors_about
 from gptlit.plain_data import check, shown
 from gptlit.tokenizers.base import END_OF_SEQUENCE, END_OF_TEXT, Kind, Tokenizer
 from gptlit.tokenizers.bytepair import BytePairTokenizer, check_byte_pairs
@@ -53,13 +53,9 @@ def from_state(state: Any, vocab_size: int | None = None) -> Tokenizer:
     Raises:
         UsageError: The state is invalid, or does not match the model.
     """
-    try:
+    with errors_about("the state of a tokenizer is corrupt, or of another version of gptlit"):
         check(_AnyState, state, "")
         tokenizer = _from_state(state) if state["kind"] in _STATES else None
-    except UsageError as error:
-        raise UsageError(
-            f"the state of a tokenizer is corrupt, or of another version of gptlit: {error}"
-        ) from error
     if tokenizer is None:
         raise UsageError(
             f"a tokenizer of kind {shown(state['kind'])} is unknown to this version of gptlit, "
