@@ -20,3 +20,8 @@ def fastest() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if mps_is_available() else "cpu"
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """Return float64, or float32 on Apple's GPUs, which have no wider one."""
+    return torch.float32 if device.type == "mps" else torch.float64

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gptlit import accelerators
 from gptlit.generation.decoding import Windows
 from gptlit.generation.prompts import encode_prompt, prompt_tensor, rule_ids
 from gptlit.generation.sampling import Rules, entropy
@@ -110,9 +111,9 @@ class _Rows:
         self._rules = Rules(beams, prompts, model.config.vocab_size, **rules)
 
     def next(self) -> tuple[Tensor, Tensor]:
-        """Return (num_beams, V) float64 log probabilities, by the model alone and with rules."""
+        """Return (num_beams, V) log probabilities, by the model alone and with rules."""
         logits = self._windows.logits()
-        logs = logits.log_softmax(dim=-1, dtype=torch.float64)
+        logs = logits.log_softmax(dim=-1, dtype=accelerators.widest_float(logits.device))
         applied = self._rules.apply(logs)
         if self.n == 1:  # greedy sampling's penalties change logits, not log probabilities
             others = torch.ones_like(applied, dtype=torch.bool)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gptlit import accelerators
 from gptlit.generation.settings import SamplingSettings
 from gptlit.messages import UsageError
 
@@ -79,7 +80,7 @@ def apply_top_p(logits: Tensor, p: float) -> Tensor:
     Source: Holtzman et al. 2020, section 3.1 ("nucleus").
     """
     ordered, indices = logits.sort(dim=-1, descending=True, stable=True)
-    probabilities = ordered.softmax(dim=-1, dtype=torch.float64)
+    probabilities = ordered.softmax(dim=-1, dtype=accelerators.widest_float(logits.device))
     before = probabilities.cumsum(dim=-1) - probabilities
     return _keep(logits, indices, before < p)
 
@@ -99,7 +100,7 @@ def apply_typical_p(logits: Tensor, p: float) -> Tensor:
     A token is more typical the nearer its surprise is to the entropy of the distribution.
     Source: Meister et al. 2023, section 4.
     """
-    logs = logits.log_softmax(dim=-1, dtype=torch.float64)
+    logs = logits.log_softmax(dim=-1, dtype=accelerators.widest_float(logits.device))
     indices = (-logs - entropy(logits)[:, None]).abs().argsort(dim=-1, stable=True)
     ordered = logs.exp().gather(-1, indices)
     before = ordered.cumsum(dim=-1) - ordered
@@ -114,7 +115,7 @@ def _keep(logits: Tensor, indices: Tensor, kept: Tensor) -> Tensor:
 
 def entropy(logits: Tensor) -> Tensor:
     """Return (B,) entropies of the distributions of (B, V) logits, in nats (Shannon 1948)."""
-    logs = logits.log_softmax(dim=-1, dtype=torch.float64)
+    logs = logits.log_softmax(dim=-1, dtype=accelerators.widest_float(logits.device))
     return -(logs.exp() * logs.masked_fill(logs == -math.inf, 0)).sum(dim=-1)
 
 
@@ -123,12 +124,13 @@ def draw(logits: Tensor, u: Tensor) -> Tensor:
 
     Args:
         logits: (B, V)
-        u: (B,) numbers in [0, 1), float64.
+        u: (B,) numbers from 0 to 1, in the device's widest float.
 
     Returns:
         (B,) token ids, never one of probability 0.
     """
-    cdf = logits.softmax(dim=-1, dtype=torch.float32).double().cumsum(dim=-1)  # (B, V)
+    probabilities = logits.softmax(dim=-1, dtype=torch.float32)
+    cdf = probabilities.to(accelerators.widest_float(logits.device)).cumsum(dim=-1)  # (B, V)
     total = cdf[:, -1:]
     ids = (cdf <= u[:, None] * total).sum(dim=-1)
     # u * total can round up to total, where the last token with a probability is drawn
@@ -240,16 +242,19 @@ class Streams:
 
     def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self._device = device
+        self._device = torch.device(device)
+        self._dtype = accelerators.widest_float(self._device)
         self._n_used = DRAWS_AT_ONCE
         self._block = torch.empty(0)
 
     def next(self) -> Tensor:
-        """Return (B,) float64 numbers in [0, 1), one from each stream."""
+        """Return (B,) numbers from 0 to 1, one from each stream, in the device's widest float."""
         if self._n_used == DRAWS_AT_ONCE:
             n, dtype = DRAWS_AT_ONCE, torch.float64
             drawn = [torch.rand(n, generator=each, dtype=dtype) for each in self._generators]
-            self._block = torch.stack(drawn, dim=1).to(self._device)  # (DRAWS_AT_ONCE, B)
+            self._block = torch.stack(drawn, dim=1).to(
+                self._device, self._dtype
+            )  # (DRAWS_AT_ONCE, B)
             self._n_used = 0
         self._n_used += 1
         return self._block[self._n_used - 1]

@@ -1,5 +1,7 @@
 """Positions: tables that are added to embeddings, and rotations of queries and keys."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -71,6 +73,8 @@ class Rotary(nn.Module):
 
 def _angles(n_positions: int, n_channels: int, base: float) -> Tensor:
     """Return (n_positions, n_channels / 2): position / base^(2 i / n_channels)."""
-    powers = torch.arange(0, n_channels, 2, dtype=torch.float64) / n_channels
-    positions = torch.arange(n_positions, dtype=torch.float64)
-    return (positions[:, None] * base**-powers).float()
+    # on the CPU, also in a `with device:` block, since Apple's GPUs have no float64
+    exact: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
+    powers = torch.arange(0, n_channels, 2, **exact) / n_channels
+    positions = torch.arange(n_positions, **exact)
+    return (positions[:, None] * base**-powers).float().to(torch.get_default_device())

@@ -18,7 +18,7 @@ from gptlit.generation.jobs import write_jobs
 from gptlit.generation.text_stream import GeneratedText
 from gptlit.messages import UsageError, note
 from gptlit.model.gpt import GPT
-from gptlit.optim import optimizers
+from gptlit.optim import muon, optimizers
 from gptlit.optim.ema import Average
 from gptlit.optim.gradients import Gradients
 from gptlit.tokenizers.base import Tokenizer
@@ -199,8 +199,22 @@ class LitGPT(L.LightningModule):
         }
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
-        # a fused step refuses gradient clipping under Lightning's mixed precision
-        return optimizers.build(self, self.options, fused=self.trainer.precision == "32-true")
+        return optimizers.build(self, self.options, fused=self._can_fuse())
+
+    def _can_fuse(self) -> bool:
+        """Whether the optimizer may compute a whole step in one kernel.
+
+        In 16-mixed it may not: it would unscale the gradients after they are clipped. In bf16-mixed
+        there is no scale, and only clipping by Lightning is refused; see
+        `configure_gradient_clipping`.
+        """
+        trainer = self.trainer
+        clips_itself = trainer.gradient_clip_algorithm in (None, "norm") and not isinstance(
+            trainer.strategy, fsdp2.SHARDING
+        )
+        return trainer.strategy.root_device.type in muon.FUSED and (
+            trainer.precision == "32-true" or (trainer.precision == "bf16-mixed" and clips_itself)
+        )
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         every = self.trainer.log_every_n_steps
@@ -215,13 +229,14 @@ class LitGPT(L.LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        norm = self.gradients.take_norm()
         by_norm = gradient_clip_algorithm in (None, "norm")
-        if norm is None or not by_norm or isinstance(self.trainer.strategy, fsdp2.SHARDING):
+        if not by_norm or isinstance(self.trainer.strategy, fsdp2.SHARDING):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val and gradient_clip_val > 0:
-            # as Lightning does, without computing the norm again
+            # as Lightning does, but also for a fused step, and without computing the norm again
+            norm = self.gradients.norm(optimizer)
             clip_grads_with_norm_(optimizers.parameters(optimizer), gradient_clip_val, norm)
+        self.gradients.take_norm()
 
     # ------------------------------------------------------------------ evaluation
 
