@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: train test check help-pages parity clean
+.PHONY: train test check gpu help-pages parity clean
 
 train: .venv/.installed
 	$(BIN)/gptlit fit --config small.yaml $(ARGS)
@@ -16,6 +16,11 @@ check: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# tests/gpu and every GPU benchmark within 8 minutes, and a table of the results; in .venv if there is
+# one, else in PYTHON's own environment, where gptlit need not be installed
+gpu:
+	PYTHONPATH=. $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu_all.py $(ARGS)
 
 # what `gptlit VERB --help` prints of the options, after one was added or reworded
 help-pages: .venv/.installed-dev

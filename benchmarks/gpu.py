@@ -6,9 +6,13 @@
 `gptlit fit` trains with validations on the whole split; other options are passed to it. The net is
 compiled here, by --mode (default; reduce-overhead, which replays CUDA graphs; max-autotune; eager,
 not at all), and a batch is passed through it before the clock starts, so that compilation is timed
-separately. Validations are not compiled. "In all" counts everything after that, "training" excludes
-validations, samples and saving; tokens per second are those of training. The text is in host
-memory: gptlit has no option yet to keep it on the device.
+separately; --mode fit leaves it to gptlit's --model.compile. Validations are not compiled.
+
+A step is timed from the start of its batch to the start of the next, by CUDA events on a GPU, which
+don't wait for it, and by the clock on a CPU. The last step before a validation or the end of an
+epoch is not timed, so that validations, samples and saving are in no step's time. "In all" counts
+everything after compilation; "training" is the mean of the timed steps times the number of steps.
+The text is in host memory: gptlit has no option yet to keep it on the device.
 
 MFU (Chowdhery et al. 2022, PaLM) is the FLOPs of forward and backward, masked attention counted in
 full, divided by the device's peak in dense bfloat16: PEAKS, as published, or --peak_tflops.
@@ -16,7 +20,9 @@ Without a peak, as on a CPU, it is left out. NOT yet run on a GPU.
 """
 
 import argparse
+import itertools
 import math
+import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -27,12 +33,13 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from gptlit.__main__ import main as gptlit
+from gptlit.accelerators import name_of
 from gptlit.model import cost
 from gptlit.training.losses import objective
 from gptlit.training.module import LitGPT
 
 NANOGPT = 1.4697  # its README, on sampled batches of the validation split
-MODES = ["default", "reduce-overhead", "max-autotune", "eager"]
+MODES = ["default", "reduce-overhead", "max-autotune", "eager", "fit"]
 # TFLOP/s in dense bfloat16 with float32 sums, from data sheets; the first matching name counts
 PEAKS = {
     "B200": 2250,
@@ -64,43 +71,54 @@ class Measured:
 
     device: str = ""
     compiling: float = 0.0
-    training: float = 0.0
     in_all: float = 0.0
     n_steps: int = 0
     tokens_per_step: int = 0
     flops_per_token: float = 0.0
-    losses: list[tuple[int, float, float, float]] = field(default_factory=list)
+    precision: str = ""
+    peak_bytes: int = 0  # of memory on a GPU
+    steps: list[float] = field(default_factory=list)  # the timed ones
+    losses: list[tuple[int, float, float]] = field(default_factory=list)  # step, loss, in_all
+
+    def training(self, n_steps: int) -> float:
+        """Seconds of so many steps without validations, samples and saving."""
+        return statistics.fmean(self.steps) * n_steps
 
 
 RUN = Measured()
 
 
 class Clock(Callback):
-    """Compiles, then times the run and its training.
+    """Compiles, then times the run and its steps.
 
     Args:
         mode: One of MODES.
     """
 
+    WARMUP = 3  # untimed steps, in which --mode fit compiles
+
     def __init__(self, mode: str) -> None:
         self.mode = mode
-        self._start = self._since = 0.0
+        self._start = 0.0
+        # starts of batches, in a list for each stretch of steps without a validation or epoch's end
+        self._starts: list[list[Any]] = [[]]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, LitGPT)
         pl_module.logs_every_batch = False  # this callback reads no training loss
         self._device = trainer.strategy.root_device
-        is_cuda = self._device.type == "cuda"
-        RUN.device = torch.cuda.get_device_name(self._device) if is_cuda else self._device.type
+        RUN.device = name_of(self._device)
         text = pl_module.text
         RUN.tokens_per_step = text.windows_per_step * text.block_size
         RUN.flops_per_token = cost.training_flops_per_token(pl_module.net, causal=False)
         began = self._now()
-        if self.mode != "eager":
+        RUN.precision = str(trainer.precision)
+        if self.mode not in ("eager", "fit"):
             pl_module.compiled.compile(pl_module.net, self.mode)
-        self._make_a_step(trainer, pl_module)
-        RUN.compiling = self._now() - began
-        self._start = self._since = self._now()
+        if self.mode != "fit":
+            self._make_a_step(trainer, pl_module)
+        self._start = self._now()
+        RUN.compiling = self._start - began
 
     def _now(self) -> float:
         if self._device.type != "cpu":
@@ -116,18 +134,39 @@ class Clock(Callback):
                 objective(module(inputs), targets)[0].backward()
             module.zero_grad(set_to_none=True)
 
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.WARMUP and self.mode == "fit":
+            # compilation takes place in the first steps
+            RUN.compiling = self._now() - self._start
+            self._start = self._now()
+        if trainer.global_step >= self.WARMUP:
+            self._starts[-1].append(self._mark())
+
+    def _mark(self) -> Any:
+        if self._device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        RUN.training += self._now() - self._since
-        RUN.n_steps = trainer.global_step
+        self._starts.append([])
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         loss = float(trainer.callback_metrics["val/loss"])
         RUN.in_all = self._now() - self._start
-        RUN.losses.append((trainer.global_step, loss, RUN.in_all, RUN.training))
+        RUN.losses.append((trainer.global_step, loss, RUN.in_all))
 
-    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        if trainer.global_step == RUN.n_steps:  # samples and saves are behind
-            self._since = self._now()
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._starts.append([])
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        RUN.in_all = self._now() - self._start  # synchronises, so that the events have their times
+        RUN.n_steps = trainer.global_step
+        pairs = [pair for starts in self._starts for pair in itertools.pairwise(starts)]
+        is_cuda = self._device.type == "cuda"
+        RUN.steps = [a.elapsed_time(b) / 1e3 if is_cuda else b - a for a, b in pairs]
+        RUN.peak_bytes = torch.cuda.max_memory_allocated(self._device) if is_cuda else 0
 
 
 def report(run: Measured, target: float, peak: float | None) -> Iterator[str]:
@@ -135,16 +174,20 @@ def report(run: Measured, target: float, peak: float | None) -> Iterator[str]:
     yield f"device: {run.device}, torch {torch.__version__}"
     yield f"compiling: {run.compiling:.1f} s"
     reached = [each for each in run.losses if each[1] <= target]
-    step, loss, in_all, training = reached[0] if reached else (0, math.nan, 0.0, 0.0)
+    step, loss, in_all = reached[0] if reached else (0, math.nan, 0.0)
     yield f"val/loss {target}: " + (
-        f"reached at step {step:,} ({loss:.4f}), {in_all:.1f} s in all, {training:.1f} s training"
+        f"reached at step {step:,} ({loss:.4f}), {in_all:.1f} s in all, "
+        f"{run.training(step):.1f} s training"
         if reached
         else f"not reached in {run.n_steps:,} steps, {run.in_all:.1f} s in all"
     )
-    step, loss, in_all, _ = min(run.losses, key=lambda each: each[1])
+    step, loss, in_all = min(run.losses, key=lambda each: each[1])
     yield f"best val/loss: {loss:.4f} at step {step:,}, {in_all:.1f} s in all"
-    rate = run.n_steps * run.tokens_per_step / run.training
-    yield f"speed: {rate:,.0f} tokens per second, {run.training / run.n_steps * 1e3:.2f} ms a step"
+    rate = run.tokens_per_step / statistics.fmean(run.steps)
+    yield (
+        f"speed: {rate:,.0f} tokens per second, {statistics.median(run.steps) * 1e3:.2f} ms a step "
+        f"(median of {len(run.steps):,}; mean {statistics.fmean(run.steps) * 1e3:.2f})"
+    )
     if peak is not None:
         share = rate * run.flops_per_token / (peak * 1e12)
         yield f"MFU: {share:.1%} of {peak:g} TFLOP/s"
@@ -161,7 +204,7 @@ def main(arguments: list[str] | None = None) -> None:
         [
             "fit",
             f"--config={given.config}",
-            "--model.compile=false",  # Clock does it
+            *(["--model.compile=false"] if given.mode != "fit" else []),  # Clock does it
             f"--trainer.callbacks={Clock.__module__}.Clock",
             f"--trainer.callbacks.mode={given.mode}",
             *more,

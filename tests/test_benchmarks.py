@@ -1,10 +1,12 @@
 """The scripts that time training run, and report correct numbers."""
 
+import time
 from pathlib import Path
 
 import pytest
 
 from benchmarks import gpu, train_step
+from gptlit.runs.sample_text import SampleText
 from tests.conftest import TINY, made_up_text
 
 
@@ -72,14 +74,14 @@ def test_peaks(name: str, peak: float | None) -> None:
 
 
 def test_a_gpus_figures() -> None:
-    run = gpu.Measured("H", 5.0, training=2.0, in_all=4.0, n_steps=10, tokens_per_step=1000)
-    run.flops_per_token = 1e9
-    run.losses = [(4, 1.5, 1.5, 0.8), (7, 1.4, 3.0, 1.4), (10, 1.41, 4.0, 2.0)]
+    run = gpu.Measured("H", 5.0, in_all=4.0, n_steps=10, tokens_per_step=1000)
+    run.flops_per_token, run.steps = 1e9, [0.3, 0.1, 0.3, 0.1, 0.3, 0.1]
+    run.losses = [(4, 1.5, 1.5), (7, 1.4, 3.0), (10, 1.41, 4.0)]
     assert list(gpu.report(run, 1.45, 10.0))[1:] == [
         "compiling: 5.0 s",
         "val/loss 1.45: reached at step 7 (1.4000), 3.0 s in all, 1.4 s training",
         "best val/loss: 1.4000 at step 7, 3.0 s in all",
-        "speed: 5,000 tokens per second, 200.00 ms a step",
+        "speed: 5,000 tokens per second, 200.00 ms a step (median of 6; mean 200.00)",
         "MFU: 50.0% of 10 TFLOP/s",
     ]
     _, _, reached, *_, last = gpu.report(run, 1.3, None)
@@ -97,5 +99,31 @@ def test_a_gpus_run_can_be_tried_on_a_cpu(
     assert gpu.RUN.n_steps == 6
     assert gpu.RUN.tokens_per_step == 4 * 8
     assert [step for step, *_ in gpu.RUN.losses] == [3, 6]
-    assert 0 < gpu.RUN.training < gpu.RUN.in_all
+    # the last step before each validation is not timed, nor are the three of the warmup
+    assert len(gpu.RUN.steps) == 2
+    assert 0 < gpu.RUN.training(6) < gpu.RUN.in_all
     assert "MFU" not in capsys.readouterr().out
+
+
+def test_a_gpus_steps_are_timed_without_samples_and_validations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(gpu, "RUN", gpu.Measured())
+    text = made_up_text()
+    Path("text.txt").write_text(text, encoding="utf-8")
+    slow = 0.5
+
+    def write(self: SampleText, *_: object) -> None:
+        time.sleep(slow)
+
+    monkeypatch.setattr(SampleText, "_write", write)
+    # 12 steps in an epoch, at whose ends texts are sampled, as after validations
+    options = ["--data.path=text.txt", "--samples.at_epoch_end=true", "--trainer.max_epochs=3"]
+    options += ["--trainer.limit_train_batches=12", "--trainer.val_check_interval=6"]
+    gpu.main([*TINY, *options, "--mode=fit", "--trainer.max_steps=-1", "--trainer.accelerator=cpu"])
+    assert gpu.RUN.n_steps == 36
+    # stretches of 6 steps, of which the last is not timed; 3 of the first are the warmup
+    assert len(gpu.RUN.steps) == 5 * 5 + 2
+    assert max(gpu.RUN.steps) < slow
+    assert gpu.RUN.in_all > 6 * slow

@@ -1,0 +1,61 @@
+"""The device of these tests, which the variable GPTLIT_TEST_DEVICE names: cuda, mps or cpu.
+
+    GPTLIT_TEST_DEVICE=cuda python -m pytest tests/gpu
+
+tests/__init__.py hides accelerators from all tests unless the variable names one. With cpu the same
+tests run on the CPU, which tries the tests themselves.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from gptlit import accelerators
+from tests import DEVICE
+from tests.conftest import TINY, Result
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.gpu)
+            # the versions of another machine may warn, and compiling warns of torch's own code
+            item.add_marker(pytest.mark.filterwarnings("default"))
+            # compiling and starting CUDA take their time
+            item.add_marker(pytest.mark.timeout(240))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def device() -> str:
+    """Return the type of the device; skip all tests where there is none."""
+    if not DEVICE:
+        pytest.skip("GPTLIT_TEST_DEVICE names no device; run make gpu")
+    is_there = {
+        "cpu": lambda: True,
+        "cuda": torch.cuda.is_available,
+        "mps": accelerators.mps_is_available,
+    }
+    if DEVICE not in is_there:
+        pytest.fail(f"GPTLIT_TEST_DEVICE={DEVICE}: must be one of {', '.join(is_there)}")
+    if not is_there[DEVICE]():
+        pytest.skip(f"no {DEVICE} device on this machine")
+    if DEVICE == "cuda":
+        assert os.environ.get("CUDA_VISIBLE_DEVICES") != ""
+    return DEVICE
+
+
+@pytest.fixture
+def fit(gptlit: Callable[..., Result], text_file: Path, device: str) -> Callable[..., Result]:
+    """Return a function that trains on one device for 4 steps, which other options replace."""
+
+    def train(*options: object, accelerator: str = device) -> Result:
+        defaults = [f"--data.path={text_file}", "--trainer.max_steps=4", "--trainer.devices=1"]
+        where = f"--trainer.accelerator={accelerator}"
+        result = gptlit("fit", *TINY, *defaults, where, *options)
+        assert result.code == 0, result.err
+        return result
+
+    return train

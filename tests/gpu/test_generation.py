@@ -1,0 +1,74 @@
+"""Writing on a GPU."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from gptlit.accelerators import fastest
+from gptlit.generation.generate import generate_step
+from gptlit.generation.settings import SamplingSettings
+from gptlit.model.config import GPTConfig
+from gptlit.model.gpt import GPT
+from tests.conftest import Result
+
+Call = Callable[..., Result]
+
+
+def written(model: GPT, batch: int, n_tokens: int = 24, use_cache: bool = True) -> torch.Tensor:
+    """Return (B, n_tokens) ids, which pass the model's block."""
+    device = next(model.parameters()).device
+    prompts = torch.zeros(batch, 1, dtype=torch.long, device=device)
+    settings = SamplingSettings(max_new_tokens=n_tokens)
+    steps = generate_step(model, prompts, settings, range(batch), use_cache)
+    return torch.stack([ids.cpu() for ids, _ in steps], dim=1)
+
+
+@pytest.fixture
+def model() -> GPT:
+    torch.manual_seed(0)
+    config = GPTConfig(vocab_size=65, n_layer=2, n_head=2, n_embd=32, block_size=16)
+    return GPT(config).eval()
+
+
+def test_the_texts_of_a_cpu(model: GPT, device: str) -> None:
+    # in float32 a tie or a draw at the very border of two tokens is all that may differ
+    on_cpu = written(model, 4)
+    on_device = written(model.to(device), 4)
+    assert (on_cpu == on_device).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_cached_and_uncached(model: GPT, device: str, batch: int) -> None:
+    model = model.to(device)
+    cached, uncached = written(model, batch), written(model, batch, use_cache=False)
+    assert torch.equal(cached, uncached)
+
+
+def test_bfloat16_weights(model: GPT, device: str) -> None:
+    ids = written(model.to(device).to(torch.bfloat16), 2)
+    assert ids.shape == (2, 24)
+    assert 0 <= int(ids.min()) <= int(ids.max()) < 65
+
+
+def test_predict_uses_the_device(fit: Call, gptlit: Call, device: str) -> None:
+    fit()
+    assert fastest() == device
+    options = ["--ckpt_path=last", "--prompt=the", "--max_new_tokens=20"]
+    result = gptlit("predict", *options)
+    assert result.code == 0, result.err
+    assert result.out.startswith("the")
+    through = gptlit("predict", *options, f"--trainer.accelerator={device}", "--trainer.devices=1")
+    assert through.code == 0, through.err
+
+
+def test_a_checkpoint_of_the_device_writes_on_a_cpu(
+    fit: Call, gptlit: Call, tmp_path: Path
+) -> None:
+    fit()
+    result = gptlit(
+        "predict", "--ckpt_path=last", "--prompt=the", "--max_new_tokens=20",
+        "--trainer.accelerator=cpu", "--trainer.devices=1",
+    )  # fmt: skip
+    assert result.code == 0, result.err
