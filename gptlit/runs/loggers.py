@@ -1,4 +1,4 @@
-"""Loggers of metrics.csv and TensorBoard, and their restoration when a run is resumed.
+"""Loggers of metrics.csv and TensorBoard, and the restoration of their files by a resumed run.
 
 Each metric is logged once per step, also by a run that was killed and resumed.
 """

@@ -107,12 +107,12 @@ class RunFolder:
         records: dict[str, Any] | None = None,
         place: Path | None = None,
     ) -> None:
-        own = start and of_checkpoint(start)
-        self.claimed = own is None
-        if own is None and place is not None:
+        resumed = start and of_checkpoint(start)
+        self.is_new = resumed is None
+        if self.is_new and place is not None:
             place.mkdir(parents=True, exist_ok=True)
-        self.path = own or place or claim(root)
-        self.resumed_step = None if own is None else step
+        self.path = resumed or place or claim(root)
+        self.resumed_step = None if self.is_new else step
         self.records = records
         paths = [self.path / name for name in self.RESTORED]
         self._before = {path: path.read_bytes() for path in paths if path.is_file()}
@@ -130,7 +130,7 @@ class RunFolder:
         """Restore the folder as it was before the run, unless this or another process trained."""
         if not processes.on_rank_zero() or self._has_results():
             return
-        if self.claimed:
+        if self.is_new:
             shutil.rmtree(self.path)
             with contextlib.suppress(OSError):
                 self.path.parent.rmdir()  # the folder of runs, if this was the first

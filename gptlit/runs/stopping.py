@@ -28,9 +28,9 @@ MAX_STEPS_TO_END = 10  # steps whose time a run has to end, if longer than `sign
 
 
 class Stopping(Timer):
-    """Stops a run when a signal or `max_time` asks for it, after the current optimizer step.
+    """Stops a run after the current optimizer step, on a signal or after `max_time`.
 
-    | asked during             | the run ends                                        | exit code |
+    | stopped during           | the run ends                                        | exit code |
     | ------------------------ | --------------------------------------------------- | --------- |
     | a step                   | after it, with all its batches accumulated          | see below |
     | a validation             | at once; a resume repeats the whole validation      |           |
@@ -39,22 +39,21 @@ class Stopping(Timer):
 
     The exit code is 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP and 0 for `max_time`. A second
     Ctrl-C ends the run at once without saving. A second SIGTERM or SIGHUP leaves it
-    `signals.LIMIT_S` seconds, or ten times its slowest step if that is longer. Several processes
-    all end after the same step, whichever of them was asked.
+    `signals.LIMIT_S` seconds, or ten times its slowest step if that is longer. All processes of a
+    run end after the same step, whichever of them received the signal.
 
-    `RunCheckpoint` saves; Lightning then leaves its loops as it does for SIGTERM, with all metrics
-    logged. Lightning's own handler isn't used, since it stops between two batches of a step, and
-    nor is its `Timer`, which runs an extra validation. Signals of jobs that SLURM requeues are left
-    to Lightning.
+    `RunCheckpoint` saves, and Lightning leaves its loops as after SIGTERM, with all metrics logged.
+    Lightning's own handler would stop between two batches of a step, and its `Timer` would run an
+    extra validation. Signals of jobs that SLURM requeues are left to Lightning.
 
     Args:
-        max_time: As for Lightning's `Timer`, but counted anew after a resume.
+        max_time: Duration as for Lightning's `Timer`, but counted anew after a resume.
     """
 
     def __init__(self, max_time: str | timedelta | dict[str, int] | None = None) -> None:
         super().__init__(max_time, verbose=False)
         self.cause = NOTHING
-        self.asked = NOTHING  # the last signal, also one that came too late to stop the run
+        self.last_signal = NOTHING  # also one that came too late to stop the run
         self._left_to_lightning: set[int] = set()
         self._progress_at = time.monotonic()
         self._longest_pause = 0.0  # seconds between two batches
@@ -79,9 +78,9 @@ class Stopping(Timer):
     def _on_signal(self, number: int) -> None:
         if number in self._left_to_lightning:
             return
-        if self.asked and number == signal.SIGINT:
+        if self.last_signal and number == signal.SIGINT:
             signals.end_at_once(number)
-        self.asked = number
+        self.last_signal = number
         if number == signal.SIGINT and is_first_process():
             # the signal may have interrupted print()
             with contextlib.suppress(OSError):
@@ -114,7 +113,7 @@ class Stopping(Timer):
             return
         left = self.time_remaining()
         by_time = TIME if left is not None and left <= 0 else NOTHING
-        self.cause = SIGNAL + self.asked if self.asked else by_time
+        self.cause = SIGNAL + self.last_signal if self.last_signal else by_time
         if trainer.world_size > 1:
             cause = torch.tensor(self.cause, device=trainer.strategy.root_device)
             self.cause = int(trainer.strategy.reduce(cause, reduce_op="max"))

@@ -153,7 +153,7 @@ def _fit(planned: Planned, run: Path, last: Path) -> tuple[int, int]:
             built = stack.enter_context(build(arguments, place=run))
             train(built)
         assert built.stopping is not None
-        return built.trainer.global_step, built.stopping.asked
+        return built.trainer.global_step, built.stopping.last_signal
     except NothingToTrain:
         if step is None:
             raise

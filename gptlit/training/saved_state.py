@@ -192,8 +192,8 @@ def _scheduler(saved: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     n_groups = len(optimizer.param_groups)
     if len(saved["_last_lr"]) != n_groups or saved["last_epoch"] < 0:
         raise UsageError("lr_schedulers: must have a rate for each group, and last_epoch 0 or more")
-    kept = {name: saved[name] for name in _Scheduler.__annotations__ if name in saved}
-    return {**kept, "lr_lambdas": [None] * n_groups}
+    known = {name: saved[name] for name in _Scheduler.__annotations__ if name in saved}
+    return {**known, "lr_lambdas": [None] * n_groups}
 
 
 def _check_average(content: Mapping[str, Any], config: GPTConfig) -> None:
