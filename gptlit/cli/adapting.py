@@ -1,4 +1,4 @@
-"""Adapts options of a new run to its text: those that the user left to a config or a default."""
+"""Adapts options of a new run to its text, where the user did not set them."""
 
 import functools
 import itertools

@@ -44,7 +44,7 @@ TRAINER_DEFAULTS = {
     # the start-up block shows what matters
     "enable_model_summary": False,
 }
-# least values of numbers that would fail during the run, or be misunderstood
+# smallest allowed values; smaller ones would fail only during the run, or do something else
 LEAST = {
     **{name.removeprefix("--"): 0 for name in NUMBERS},
     "trainer.accumulate_grad_batches": 1,
@@ -67,7 +67,7 @@ def check(options: Namespace) -> None:
     """Check the numbers among the options of a run.
 
     Raises:
-        UsageError: names the option, its value and the least one.
+        UsageError: A number is too small, or the seed too large.
     """
     seed = options.seed_everything
     if not isinstance(seed, bool) and not 0 <= seed < 2**32:

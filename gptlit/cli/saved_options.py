@@ -23,7 +23,7 @@ yaml.SafeDumper.add_multi_representer(
     enum.Enum, lambda dumper, each: dumper.represent_data(each.value)
 )
 
-# modules of version 0.1.0 with classes that a run's options can name: their present modules
+# modules of version 0.1.0 whose classes a run's options can name, and their present modules
 _MOVED = {
     "callbacks.SampleText": "runs.sample_text",
     "callbacks": "runs.report",
@@ -38,7 +38,7 @@ _MOVED = {
 
 
 def read(text: str) -> Any:
-    """Return the options of a run from the YAML in its checkpoint.
+    """Return the options of a run from the YAML in its checkpoint, with present class paths.
 
     Raises:
         yaml.YAMLError: The YAML is invalid, or has tags that name classes.
