@@ -132,6 +132,30 @@ def test_a_text_is_copied_in_parts_and_without_changing_its_ids(
     assert cutter._ids.dtype.itemsize == ids.itemsize
 
 
+@pytest.mark.parametrize(("device", "expected"), [("cuda:0", ["pin", True]), ("mps", [False])])
+def test_positions_are_pinned_and_not_waited_for_on_cuda(
+    monkeypatch: pytest.MonkeyPatch, device: str, expected: list[Any]
+) -> None:
+    calls: list[Any] = []
+
+    def copied(values: Tensor, device: torch.device, non_blocking: bool = False) -> Tensor:
+        calls.append(non_blocking)
+        return values
+
+    def pinned(values: Tensor) -> Tensor:
+        calls.append("pin")
+        return values
+
+    cutter = DeviceCutter(IDS, CPU)
+    starts = np.array([3, 500, 17])
+    _ = cutter.windows(starts, 8)  # the offsets are made once
+    cutter._device = torch.device(device)
+    monkeypatch.setattr(Tensor, "to", copied)
+    monkeypatch.setattr(Tensor, "pin_memory", pinned)
+    assert_same([cutter.windows(starts, 8)], [HostCutter(IDS).windows(starts, 8)])
+    assert calls == expected
+
+
 # ---------------------------------------------------------------------- a batch ahead
 
 
