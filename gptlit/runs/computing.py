@@ -40,10 +40,11 @@ class ThreadChoice(Callback):
         is_usable = isinstance(before, int) and 0 < before <= threads.n
         self.before: int | None = before if is_usable else None
 
+    def _applies_to(self, trainer: L.Trainer) -> bool:
+        return trainer.strategy.root_device.type == "cpu" and trainer.world_size == 1
+
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.strategy.root_device.type != "cpu" or trainer.world_size > 1:
-            return
-        if self.threads.is_given or self.threads.n == 1:
+        if not self._applies_to(trainer) or self.threads.is_given or self.threads.n == 1:
             return
         if not torch.are_deterministic_algorithms_enabled():
             assert isinstance(pl_module, LitGPT)
@@ -71,7 +72,7 @@ class ThreadChoice(Callback):
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if trainer.strategy.root_device.type == "cpu":
+        if self._applies_to(trainer):
             checkpoint[KEY] = torch.get_num_threads()
 
 
