@@ -109,11 +109,12 @@ class OneLineErrors(ArgumentParser):
             return " It is an option of gptlit fit; a checkpoint contains the options of its run."
         nearest = ELSEWHERE.get(key, "")
         if nearest not in keys:
-            # if no full name is similar, the group may be wrong or missing
-            by_name = {each.rpartition(".")[2]: each for each in keys}
-            nearest = closest(key, keys) or by_name.get(
-                closest(key.rpartition(".")[2], by_name), ""
-            )
+            # the group may be missing, or wrong
+            by_name = {each.rpartition(".")[2]: each for each in keys} | {
+                each: each for each in keys
+            }
+            similar = closest(key, by_name) or closest(key.rpartition(".")[2], by_name)
+            nearest = by_name.get(similar, "")
         return f" Did you mean {dashes}{nearest}?" if nearest else ""
 
     def _reworded(self, message: str) -> str:
