@@ -22,6 +22,7 @@ Tiny Shakespeare has. NOT yet run on a GPU.
 """
 
 import argparse
+import collections
 import contextlib
 import datetime
 import functools
@@ -33,6 +34,7 @@ import pickle
 import platform
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -63,6 +65,7 @@ from gptlit.optim.optimizers import Recipe
 SCRIPT = Path(__file__).resolve()
 ROOT = SCRIPT.parent.parent
 N_CHARACTERS = 1_115_394
+STOPPED = 124  # exit code of a process that is stopped at its limit
 NANOGPT_LINE = re.compile(r"iter (\d+): loss [\d.]+, time ([\d.]+)ms")
 
 
@@ -407,20 +410,23 @@ def failed_row(what: str, error: Exception | str) -> Row:
 
 
 def test_row(device: str, limit: float) -> Row:
-    """Run tests/gpu and return its summary."""
-    what, began = "tests/gpu", time.monotonic()
-    # another machine's versions may warn of what the tested ones don't
-    command = [sys.executable, "-m", "pytest", "-W", "default", "-p", "no:cacheprovider", "-rfE"]
-    done = run_limited([*command, "tests/gpu"], limit, ROOT, GPTLIT_TEST_DEVICE=device)
-    if done is None:
-        return Row(what, "not finished", f"stopped after {limit:.0f} s")
+    """Run tests/gpu and count the results, also of a call that is stopped at its limit."""
+    began = time.monotonic()
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-vv", "tests/gpu"]
+    done = run_limited(command, limit, ROOT, GPTLIT_TEST_DEVICE=device)
     sys.stderr.write(done.stdout + done.stderr)
-    names = re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
-    counts = re.findall(r"(\d+) (passed|failed|skipped|errors?)", done.stdout)
-    result = ", ".join(f"{count} {name}" for count, name in counts)
-    if not result:
-        return failed_row(what, f"exit code {done.returncode}: {done.stderr[-120:]}")
-    return Row(what, result, " ".join([f"{time.monotonic() - began:.0f} s", *names]))
+    results = re.findall(
+        r"^(tests/gpu/\S+) (PASSED|FAILED|SKIPPED|ERROR)", done.stdout, re.MULTILINE
+    )
+    if not results:
+        return failed_row("tests/gpu", f"exit code {done.returncode}: {done.stderr[-120:]}")
+    counts = collections.Counter(outcome.lower() for _, outcome in results)
+    result = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
+    names = [name for name, outcome in results if outcome in ("FAILED", "ERROR")]
+    seconds = f"{time.monotonic() - began:.0f} s"
+    if done.returncode == STOPPED:
+        seconds = f"stopped after {seconds}, the last finished: {results[-1][0]}"
+    return Row("tests/gpu", result, " ".join([seconds, *names]))
 
 
 def part_rows(name: str, arguments: list[str], limit: float) -> list[Row]:
@@ -428,11 +434,11 @@ def part_rows(name: str, arguments: list[str], limit: float) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(SCRIPT), "--only", name, *arguments]
         done = run_limited(command, limit, Path(folder))
-    if done is None:
-        return [Row(name, "not finished", f"stopped after {limit:.0f} s")]
     sys.stderr.write(done.stderr)
     rows = [Row(**json.loads(line)) for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode:
+    if done.returncode == STOPPED:
+        rows.append(Row(name, "not finished", f"stopped after {limit:.0f} s"))
+    elif done.returncode:
         *_, reason = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         rows.append(failed_row(name, reason))
     return rows
@@ -440,15 +446,29 @@ def part_rows(name: str, arguments: list[str], limit: float) -> list[Row]:
 
 def run_limited(
     command: list[str], limit: float, folder: Path, **variables: str
-) -> subprocess.CompletedProcess[str] | None:
-    """Run a command with the source tree on Python's path; None if it takes too long."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)} | variables
+) -> subprocess.CompletedProcess[str]:
+    """Run a command with the source tree on Python's path.
+
+    At the limit it is stopped, with the processes that it started, and its exit code is STOPPED.
+    """
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     try:
-        return subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=limit
-        )
-    except subprocess.TimeoutExpired:
-        return None
+        out, err = process.communicate(timeout=limit)
+    except BaseException as error:
+        os.killpg(process.pid, signal.SIGKILL)
+        out, err = process.communicate()
+        if not isinstance(error, subprocess.TimeoutExpired):
+            raise
+        return subprocess.CompletedProcess(command, STOPPED, out, err)
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 def machine(sizes: Sizes) -> Iterator[Row]:
@@ -514,6 +534,8 @@ def main(arguments: list[str] | None = None) -> None:
     chosen = given.parts or ["tests", *parts]
     if unknown := set(chosen) - {"tests", *parts}:
         raise SystemExit(f"--parts {' '.join(unknown)}: choose from tests, {', '.join(parts)}")
+    if given.dry:
+        os.environ["OMP_NUM_THREADS"] = "1"  # tiny sizes, and several ranks in the tests
     end = time.monotonic() + given.limit
     words = ["--dry"] * given.dry + ([f"--nanogpt={nanogpt}"] if nanogpt else [])
     rows = list(machine(sizes))

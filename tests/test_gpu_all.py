@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -64,19 +65,37 @@ def test_failures_are_rows(gpu_all: ModuleType, set_output: Callable[..., Any]) 
         gpu_all.Row("a", "1 ms"),
         gpu_all.Row("gpt2", "failed", "RuntimeError: no memory"),
     ]
-    set_output(
-        "...F\nFAILED tests/gpu/test_x.py::test_y - Error\n1 failed, 3 passed, 2 skipped in 9s\n"
-    )
+    set_output("", gpu_all.STOPPED)
+    assert gpu_all.part_rows("gpt2", [], 5) == [
+        gpu_all.Row("gpt2", "not finished", "stopped after 5 s")
+    ]
+
+
+def test_results_of_tests_are_counted(gpu_all: ModuleType, set_output: Callable[..., Any]) -> None:
+    lines = [f"tests/gpu/test_x.py::test_{i} PASSED [ 50%]" for i in range(3)]
+    lines += ["tests/gpu/test_x.py::test_y[16-mixed] FAILED", "tests/gpu/test_z.py::test_z SKIPPED"]
+    set_output("\n".join(lines), 1)
     row = gpu_all.test_row("cpu", 5)
-    assert row.result == "1 failed, 3 passed, 2 skipped"
-    assert row.remarks.endswith("s tests/gpu/test_x.py::test_y")
+    assert row.result == "1 failed, 3 passed, 1 skipped"
+    assert row.remarks.endswith("s tests/gpu/test_x.py::test_y[16-mixed]")
+    set_output("\n".join(lines[:2]), gpu_all.STOPPED)
+    row = gpu_all.test_row("cpu", 5)
+    assert row.result == "2 passed"
+    assert row.remarks.endswith("s, the last finished: tests/gpu/test_x.py::test_1")
     set_output("", 1, "No module named pytest\n")
     assert gpu_all.test_row("cpu", 5).result == "failed"
 
 
-def test_a_part_is_stopped_at_its_limit(gpu_all: ModuleType, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "import time; time.sleep(60)"]
-    assert gpu_all.run_limited(command, 0.2, tmp_path) is None
+def test_a_part_is_stopped_at_its_limit_with_its_children(
+    gpu_all: ModuleType, tmp_path: Path
+) -> None:
+    # a child that outlives its parent would keep the pipe open
+    child = "import time; time.sleep(60)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    began = time.monotonic()
+    done = gpu_all.run_limited([sys.executable, "-c", parent], 1, tmp_path)
+    assert done.returncode == gpu_all.STOPPED
+    assert time.monotonic() - began < 30
 
 
 def test_parts_are_left_out_when_no_time_is_left(
