@@ -1,4 +1,4 @@
-"""Windows on the device: cut there from a text that is kept there, or copied there ahead."""
+"""Windows on the device: cut there if the text is kept there, or copied there one batch ahead."""
 
 from collections.abc import Callable, Iterator
 from typing import Literal, TypeVar
@@ -17,8 +17,8 @@ Item = TypeVar("Item")
 class DeviceCutter:
     """Cuts windows on a device that holds the whole text, from start positions of the host.
 
-    The ids keep the size that they have in the token file. PyTorch indexes no unsigned types on
-    all devices, so that they are stored as signed ones.
+    The ids take the bytes that they have in the token file, but are stored as signed integers,
+    because PyTorch can't index unsigned ones on all devices.
 
     Args:
         ids: (n,) unsigned token ids.
@@ -31,7 +31,7 @@ class DeviceCutter:
         self._device = device
         self._ids = torch.empty(len(ids), dtype=getattr(torch, signed.name), device=device)
         for part in (slice(first, first + TOKENS_AT_ONCE) for first in parts):
-            # copied, because torch warns about arrays that are mapped read-only
+            # a copy, because torch warns about read-only arrays
             self._ids[part] = torch.from_numpy(np.array(ids[part]).view(signed))
         self._mask = 2 ** (8 * ids.itemsize) - 1
         self._offsets_of: dict[int, Tensor] = {}  # by block size
@@ -161,7 +161,7 @@ class EvalAhead:
 
 
 class Placement:
-    """Where the windows of a text are cut, and how they come to a device.
+    """Where the windows of a text are cut, and whether their batches are copied ahead.
 
     Args:
         ids: (n,) token ids of the text.
