@@ -20,7 +20,7 @@ check: .venv/.installed-dev
 # tests/gpu and every GPU benchmark within 8 minutes, and a table of the results; in .venv if there is
 # one, else in PYTHON's own environment, where gptlit need not be installed
 gpu:
-	PYTHONPATH=. $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu_all.py $(ARGS)
+	PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu_all.py $(ARGS)
 
 # what `gptlit VERB --help` prints of the options, after one was added or reworded
 help-pages: .venv/.installed-dev

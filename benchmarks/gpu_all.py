@@ -451,10 +451,11 @@ def run_limited(
 
     At the limit it is stopped, with the processes that it started, and its exit code is STOPPED.
     """
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     process = subprocess.Popen(
         command,
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | variables,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
