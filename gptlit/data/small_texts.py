@@ -115,7 +115,7 @@ def expectation(n_bytes: int, passes: float | None) -> list[str]:
     size = f"{n_bytes:,} bytes" if n_bytes < 1000 else f"{n_bytes / 1000:.1f} KB"
     often = "without end" if passes is None else f"{passes:,.0f} times"
     return [
-        f"{size} of text, seen {often}, will be recited;",
+        f"{size} of text, seen {often}: the model will memorise it;",
         "for new text in its style give about 1 MB",
     ]
 

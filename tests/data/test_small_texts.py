@@ -106,7 +106,7 @@ def test_a_prompt_from_a_text(text: str, prompt: str) -> None:
 def test_what_to_expect_of_a_text() -> None:
     assert small_texts.expectation(2_048, 10.0) == []
     message = small_texts.expectation(2_048, 1_133.3)
-    assert message[0] == "2.0 KB of text, seen 1,133 times, will be recited;"
+    assert message[0] == "2.0 KB of text, seen 1,133 times: the model will memorise it;"
     assert "400 bytes of text, seen without end" in small_texts.expectation(400, None)[0]
 
 
@@ -129,7 +129,7 @@ def test_a_small_text_trains_with_the_default_config(gptlit: Call) -> None:
         "data.batch_size 12 -> 10",
         "trainer.val_check_interval 850 -> 4",
         r'samples.prompts \["ROMEO:"\] -> \["a quiet sea, a grey sky;"\]',
-        "expect *400 bytes of text, seen 24 times, will be recited",
+        "expect *400 bytes of text, seen 24 times: the model will memorise it",
     ):
         assert re.search(line, result.out), line
     saved = options_of()
