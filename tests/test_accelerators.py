@@ -122,6 +122,16 @@ def test_the_start_block_names_the_gpu(
     assert "1 x NVIDIA H9000\n" in result.out + result.err
 
 
+def test_a_run_on_the_cpu_of_a_machine_with_gpus(
+    cuda: pytest.MonkeyPatch, gptlit: Callable[..., Result], text_file: Path
+) -> None:
+    options = [f"--data.path={text_file}", "--trainer.max_steps=1", "--trainer.accelerator=cpu"]
+    result = gptlit("fit", *TINY, *options)
+    assert result.code == 0, result.err
+    assert "1 x cpu, threads" in result.out + result.err
+    assert "not used" not in result.out + result.err
+
+
 def test_sums_are_in_float32_on_mps() -> None:
     # in a process of its own, since the type is chosen at import
     code = """
@@ -173,6 +183,7 @@ def test_compiling_on_other_devices(
     monkeypatch.setattr(compiling, "has_compiler", lambda: False)
     monkeypatch.setattr(torch, "compile", lambda forward, mode: forward)
     monkeypatch.setattr(compiling.run_length, "steps_of_run", lambda trainer: n_steps)
+    monkeypatch.setattr(compiling, "batches_of", lambda trainer: SimpleNamespace(batch_size=4))
     trainer = SimpleNamespace(
         state=SimpleNamespace(fn="fit"),
         strategy=SimpleNamespace(root_device=torch.device(device)),
@@ -180,7 +191,7 @@ def test_compiling_on_other_devices(
     )
     net = GPT(GPTConfig(vocab_size=8, n_layer=1, n_head=1, n_embd=8, block_size=8))
     steps = compiling.CompiledSteps(option)
-    steps.choose(trainer, net, batch_size=4)  # type: ignore[arg-type]
+    steps.choose(trainer, net)  # type: ignore[arg-type]
     assert steps.choice.compiles == compiles
     assert (steps.forward is not None) == compiles
 

@@ -81,6 +81,8 @@ def quiet() -> Iterator[None]:
             r".*sync_dist=True.*",
             # batches of a small model need no workers
             r".*does not have many workers.*",
+            # only --trainer.accelerator cpu leaves a GPU unused
+            r".*(GPU|TPU) available but not used.*",
             # a small text has short epochs
             r".*number of training batches .* is smaller than the logging interval.*",
             # the sums of a resumed metric come from the checkpoint
