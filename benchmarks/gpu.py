@@ -12,7 +12,7 @@ A step is timed from the start of its batch to the start of the next, by CUDA ev
 don't wait for it, and by the clock on a CPU. The last step before a validation or the end of an
 epoch is not timed, so that validations, samples and saving are in no step's time. "In all" counts
 everything after compilation; "training" is the mean of the timed steps times the number of steps.
-The text is in host memory: gptlit has no option yet to keep it on the device.
+The text is on the device or in host memory, as gptlit decides.
 
 MFU (Chowdhery et al. 2022, PaLM) is the FLOPs of forward and backward, masked attention counted in
 full, divided by the device's peak in dense bfloat16: PEAKS, as published, or --peak_tflops.
