@@ -24,14 +24,14 @@ def check_threads(option: int) -> None:
 
 
 def usable() -> int:
-    """Return the number of CPUs that this process may use: its affinity, within its quota."""
+    """Return the number of CPUs that this process may use, by its affinity and its quota."""
     n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     allowed = quota()
     return n if allowed is None else min(n, max(1, round(allowed)))
 
 
 def quota(root: Path = Path("/")) -> float | None:
-    """Return the CPUs that the process's cgroup and those around it allow; None for no limit.
+    """Return the CPUs that the process's cgroup and its parents allow; None for no limit.
 
     Reads cpu.max (cgroup v2) or cpu.cfs_quota_us and cpu.cfs_period_us (v1).
 
@@ -43,7 +43,7 @@ def quota(root: Path = Path("/")) -> float | None:
 
 
 def _cgroups(root: Path) -> Iterator[Path]:
-    """Folders of the process's cgroup and of those around it, which need not exist."""
+    """Yield the folders of the process's cgroup and of its parents, which need not exist."""
     for line in _read(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers in ("", "cpu", "cpu,cpuacct", "cpuacct,cpu"):

@@ -162,7 +162,7 @@ def ended(child: int) -> int | None:
 
 
 def judged(folder: Path, number: int, status: int | None) -> str:
-    """Describe how a run ended that was asked to stop; failures begin with BAD.
+    """Describe how a stopped run ended; a failure begins with BAD.
 
     The run has to end in time with the signal's exit code, or 0 if it was complete, and with a line
     that says so but no traceback. It has to leave no run, or one that resumes.

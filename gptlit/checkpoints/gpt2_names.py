@@ -35,7 +35,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "relu2": "relu2",
 }
 # options with one value in Hugging Face's GPT-2 class
-HELD: dict[str, Any] = {
+HF_ONLY: dict[str, Any] = {
     "mixer": "attention",
     "positions": "learned",
     "norm": "layer",
@@ -78,7 +78,7 @@ HF_DROPOUT: dict[str, DropoutPlace] = {
 # ---------------------------------------------------------------------- names and shapes
 
 
-def to_theirs(state: Mapping[str, Tensor], config: GPTConfig) -> State:
+def to_gpt2_weights(state: Mapping[str, Tensor], config: GPTConfig) -> State:
     """Return weights as Hugging Face's GPT2LMHeadModel has them, with zeros for missing biases."""
     weights = {}
     for name, shape in shapes(dataclasses.replace(config, bias=True)):
@@ -90,7 +90,7 @@ def to_theirs(state: Mapping[str, Tensor], config: GPTConfig) -> State:
     return weights
 
 
-def from_theirs(theirs: Mapping[str, Tensor], config: GPTConfig, conv1d: bool) -> State:
+def from_gpt2_weights(theirs: Mapping[str, Tensor], config: GPTConfig, conv1d: bool) -> State:
     """Return weights by gptlit's names, in float32, from Hugging Face's or nanoGPT's.
 
     Args:
@@ -149,7 +149,7 @@ def to_hugging_face(config: GPTConfig) -> dict[str, Any]:
     """
     activations = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
     has = {**dataclasses.asdict(config), "n_kv_head": config.kv_heads}
-    allowed: dict[str, tuple[Any, ...]] = {name: (value,) for name, value in HELD.items()}
+    allowed: dict[str, tuple[Any, ...]] = {name: (value,) for name, value in HF_ONLY.items()}
     allowed |= {"n_kv_head": (config.n_head,), "activation": tuple(activations)}
     for name, values in allowed.items():
         if has[name] not in values:

@@ -8,7 +8,7 @@ from typing import TypedDict
 
 from gptlit import plain_data
 from gptlit.checkpoints import torch_files
-from gptlit.checkpoints.gpt2_names import from_theirs, pad_vocabulary
+from gptlit.checkpoints.gpt2_names import from_gpt2_weights, pad_vocabulary
 from gptlit.checkpoints.weight_shapes import State
 from gptlit.corpora.inputs import refuse_endless
 from gptlit.messages import UsageError, errors_about
@@ -53,7 +53,7 @@ def read_nanogpt(
     with errors_about(checkpoint.name):
         plain_data.check(_Arguments, given, "model_args")
         config = GPTConfig(**{name: given[name] for name in _Arguments.__annotations__})
-        state = from_theirs(weights, config, conv1d=False)
+        state = from_gpt2_weights(weights, config, conv1d=False)
     return config, state, _tokenizer(config, meta, folder)
 
 

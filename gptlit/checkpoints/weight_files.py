@@ -18,11 +18,11 @@ from torch import Tensor
 from gptlit import plain_data
 from gptlit.checkpoints import tokenizer_files, torch_files
 from gptlit.checkpoints.gpt2_names import (
+    from_gpt2_weights,
     from_hugging_face,
-    from_theirs,
     pad_vocabulary,
+    to_gpt2_weights,
     to_hugging_face,
-    to_theirs,
 )
 from gptlit.checkpoints.weight_shapes import State, checked
 from gptlit.corpora.inputs import refuse_endless
@@ -72,7 +72,7 @@ def read_folder(folder: Path) -> tuple[GPTConfig, State, Tokenizer | None]:
     # has options that config.json hasn't; used only if both describe the same model
     if own_config and to_hugging_face(own_config).items() <= options.items():
         config = own_config
-    state = from_theirs(read_tensors(folder), config, conv1d=True)
+    state = from_gpt2_weights(read_tensors(folder), config, conv1d=True)
     if tokenizer is None or tokenizer.vocab_size != config.vocab_size:
         tokenizer = tokenizer_files.read(folder)
         tokenizer = tokenizer and pad_vocabulary(tokenizer, config.vocab_size)
@@ -153,7 +153,7 @@ def write_hugging_face(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
     ids = {f"{name}_id": special.get(name, (None, None))[1] for name in ("bos_token", "eos_token")}
     with new_folder(folder) as new:
         _write_json(new / "config.json", {**options, **ids})
-        _write_tensors(new / WEIGHTS, to_theirs(model.state_dict(), model.config))
+        _write_tensors(new / WEIGHTS, to_gpt2_weights(model.state_dict(), model.config))
         tokenizer_files.write(tokenizer, new, model.config.block_size)
         _write_own(new, model.config, tokenizer)
 

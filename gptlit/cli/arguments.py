@@ -18,12 +18,12 @@ from gptlit.parser import from_environment
 
 DEFAULT_CONFIG = "small.yaml"
 # a comment before YAML, too long for a path: the parser looks for a file of that name first
-NO_PATH = f"#{'-' * 5000}\n"
+NOT_A_PATH = f"#{'-' * 5000}\n"
 MOST_CHARACTERS = 1 << 17  # of the options in a checkpoint; a run has about 3,000
 # values of a switch, including spellings that the parser refuses
 BOOLEANS = {"true", "false", "yes", "no", "on", "off", "1", "0", "none", "null"}
 # options of which a run takes one value: what the value is, and how to give more
-ONE_OF_A_RUN = {
+SINGLE_VALUED = {
     "--data.path": "text (a folder, or a glob in quotes, takes many files)",
     "--data.corpus": "text (a folder, or a glob in quotes, takes many files)",
     "--ckpt_path": "checkpoint",
@@ -52,7 +52,7 @@ def prints_config(words: Sequence[str]) -> bool:
     return any(word.partition("=")[0] == "--print_config" for word in words)
 
 
-def name_words(
+def add_option_names(
     words: Sequence[str],
     option_for: Callable[[str], str],
     switches: Collection[str] = (),
@@ -229,7 +229,7 @@ def expand(
     Raises:
         UsageError: A config or checkpoint doesn't exist or can't be used.
     """
-    words = name_words(arguments, option_of_run, run_options.SWITCHES, one_of=ONE_OF_A_RUN)
+    words = add_option_names(arguments, option_of_run, run_options.SWITCHES, one_of=SINGLE_VALUED)
     words = [*from_environment(verb), *full_names(words, known)]
     names, words = take(words, "--config", "-c")
     paths, words = take(words, "--ckpt_path")
@@ -253,7 +253,7 @@ def expand(
     if take(words, "--data.corpus")[0] and not take(words, "--data.path")[0]:
         # the checkpoint's data.path would win over the corpus given now
         options["data"]["path"] = None
-    configs = [NO_PATH + yaml.safe_dump(options), *files]
+    configs = [NOT_A_PATH + yaml.safe_dump(options), *files]
     words = [*(f"--config={each}" for each in configs), *words, f"--ckpt_path={start.path}"]
     return CommandLine(words, start, files, trusts)
 

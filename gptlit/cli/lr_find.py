@@ -111,7 +111,7 @@ def set_rate(model: Namespace, build_trial: Callable[..., Run]) -> Trial:
 def find(trainer: L.Trainer, model: LitGPT, data: TextDataModule) -> Trial:
     """Train for STEPS steps at a growing learning rate; with muon both rates grow in proportion.
 
-    The arguments cannot be used for anything else afterwards.
+    Trainer, model and data cannot be used again.
 
     Args:
         trainer: Trainer without loggers and callbacks; a temporary file is written to its

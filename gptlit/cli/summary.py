@@ -264,7 +264,7 @@ def measure(
     optimizer = module.configure_optimizers()["optimizer"]
     loader = iter(_endless(module))
 
-    def pass_(n_windows: int, n_batches: int) -> None:
+    def forward_backward(n_windows: int, n_batches: int) -> None:
         for _ in range(n_batches):
             inputs, targets = (part[:n_windows].to(device) for part in next(loader))
             with precision.forward_context():
@@ -287,8 +287,8 @@ def measure(
             torch.accelerator.synchronize(device)
         return clock() - began
 
-    pass_(1, 1)
-    affordable = int(PROBE_SECONDS / 3 / max(timed(pass_, 1, 1), 1e-6))
+    forward_backward(1, 1)
+    affordable = int(PROBE_SECONDS / 3 / max(timed(forward_backward, 1, 1), 1e-6))
     n_windows, n_batches = module.text.batch_size, trainer.accumulate_grad_batches
     windows_per_step = n_windows * n_batches
     if affordable < windows_per_step:
@@ -296,7 +296,11 @@ def measure(
     step_seconds: list[float] = []
     began = clock()
     while len(step_seconds) < WARMUP_STEPS + PROBE_STEPS and clock() - began < PROBE_SECONDS:
-        passed = timed(pass_, n_windows, n_batches) * windows_per_step / (n_windows * n_batches)
+        passed = (
+            timed(forward_backward, n_windows, n_batches)
+            * windows_per_step
+            / (n_windows * n_batches)
+        )
         step_seconds.append(passed + timed(update))
     counted = step_seconds[min(WARMUP_STEPS, len(step_seconds) - 1) :]
     return Measured(statistics.median(counted), len(counted), n_windows * n_batches)

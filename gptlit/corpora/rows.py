@@ -101,7 +101,9 @@ def table_rows(
                 )
             yield f"{line}\n"
 
-    csv.field_size_limit(max(csv.field_size_limit(), RECORD_CHARS))  # of the whole process
+    csv.field_size_limit(
+        max(csv.field_size_limit(), RECORD_CHARS)
+    )  # a setting of the whole process
     reader = csv.reader(counted(), delimiter=separator, strict=True)
     try:
         header = [name.strip() for name in next(filter(None, reader), [])]

@@ -107,7 +107,7 @@ def one_ahead(items: Iterator[Item]) -> Iterator[Item]:
 class TrainAhead:
     """A training loader whose next batch is copied to the device while one is computed.
 
-    Its state is that after the batch that it yielded last, not after the one copied ahead.
+    Its state is the position after the last yielded batch, not after the batch copied ahead.
 
     Args:
         loader: Training loader on the host.

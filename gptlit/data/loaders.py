@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gptlit.data.window_order import SideBySide, WindowOrder
 
-AHEAD = 64  # batches whose windows are computed at once
+BATCHES_AT_ONCE = 64  # batches whose windows are computed at once
 IGNORED = -100  # target of a position that is not scored, as in cross_entropy
 Batch = tuple[Tensor, Tensor]
 
@@ -133,12 +133,12 @@ class TrainLoader:
     def _starts(self, epoch: int, first: int) -> np.ndarray:
         """Return (B,) starts of the windows from position `first`.
 
-        They are computed for AHEAD batches at once, which takes about as long as for one.
+        They are computed for BATCHES_AT_ONCE batches at once, which takes about as long as for one.
         """
         if (epoch, first) not in self._ahead:
             stride = self.batch_size * self.n_ranks
             n_left = (self.n_batches * stride - first + stride - 1) // stride
-            firsts = first + stride * np.arange(min(AHEAD, n_left))
+            firsts = first + stride * np.arange(min(BATCHES_AT_ONCE, n_left))
             starts = self.order.starts(epoch, firsts[:, None] + np.arange(self.batch_size))
             self._ahead = {(epoch, int(at)): row for at, row in zip(firsts, starts, strict=True)}
         return self._ahead[epoch, first]

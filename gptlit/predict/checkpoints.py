@@ -42,7 +42,7 @@ def find(names: Sequence[str]) -> list[ComparedCheckpoint]:
         names: Names as for `run_paths.resolve`, or folders of runs or of their checkpoints.
 
     Raises:
-        UsageError: a missing or corrupt file, or a folder without checkpoints.
+        UsageError: A missing or corrupt file, or a folder without checkpoints.
     """
     checkpoints = [each for name in names for each in _find(name)]
     if len({each.path.parent for each in checkpoints}) > 1:

@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> None:
     """Run `gptlit predict` with these arguments.
 
     Raises:
-        UsageError: an invalid option, checkpoint or prompt.
+        UsageError: An invalid option, checkpoint or prompt.
     """
     option_parser = parser()
     options, mode = parse(option_parser, argv)
@@ -65,7 +65,7 @@ def load(content: dict[str, Any], weights: Weights) -> tuple[GPT, Tokenizer]:
     """Build the model of a checkpoint's content, on the fastest device, and its tokenizer.
 
     Raises:
-        UsageError: int8 weights on another device than a CPU.
+        UsageError: The weights are int8 and the device is not a CPU.
     """
     model, tokenizer = checkpoint.build(content)
     model = model.to(accelerators.fastest())

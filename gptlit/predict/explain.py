@@ -97,7 +97,7 @@ def explain(model: GPT, tokenizer: Tokenizer, text: str, unknown: Unknown = "err
         unknown: Handling of characters outside the vocabulary: "error" or "skip".
 
     Raises:
-        UsageError: an empty text, or characters outside the vocabulary.
+        UsageError: An empty text, or characters outside the vocabulary.
     """
     ids = encode_prompt(tokenizer, text, unknown).tolist()
     if not ids:

@@ -107,7 +107,7 @@ def _answer(session: Session, line: str, is_typed: bool) -> bool:
     """Execute a command, or continue a prompt; returns False for /quit.
 
     Raises:
-        UsageError: an unknown command, an invalid setting or prompt.
+        UsageError: An unknown command, an invalid setting or prompt.
     """
     text_of("standard input", line)
     if line.startswith("//") or not line.startswith("/"):
@@ -145,7 +145,7 @@ def _changed(session: Session, name: str, value: str) -> Namespace:
     """Return the options with a new value of one of them.
 
     Raises:
-        UsageError: the settings are invalid, or invalid with this model's tokenizer.
+        UsageError: The settings are invalid, or invalid with this model's tokenizer.
     """
     options = session.options.clone()
     parsed = session.parser.parse_args([f"--{name}={value}"])

@@ -32,7 +32,7 @@ def choose(options: Namespace, parser: OneLineErrors) -> Mode:
     """Choose the mode from parsed options; several checkpoints are a sweep.
 
     Raises:
-        UsageError: two modes at once, or an option that does not apply to the mode.
+        UsageError: Two modes at once, or an option that does not apply to the mode.
     """
     names: list[str] = options.ckpt_path
     if "" in names:
@@ -63,7 +63,7 @@ def refuse_on_devices(options: Namespace, mode: Mode) -> None:
     """Refuse options that work on one device only, where --trainer options are given.
 
     Raises:
-        UsageError: names the option.
+        UsageError: Names the option.
     """
     needs = "needs one device, without --trainer options"
     if options.weights != "float32":

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 from jsonargparse import ActionYesNo, Namespace
 
 from gptlit import cpus
-from gptlit.cli.arguments import name_words, option_of_predict
+from gptlit.cli.arguments import add_option_names, option_of_predict
 from gptlit.generation.settings import BeamSettings
 from gptlit.messages import UsageError
 from gptlit.parser import OneLineErrors, text_of, with_environment
@@ -106,10 +106,10 @@ def parse(option_parser: OneLineErrors, argv: Sequence[str]) -> tuple[Namespace,
     """Parse arguments and environment variables, and choose the mode.
 
     Raises:
-        UsageError: an invalid option, or options that exclude each other.
+        UsageError: An invalid option, or options that exclude each other.
     """
     switches, lists = option_parser.options_of_nargs("?"), option_parser.options_of_nargs("+")
-    words = name_words(argv, option_of_predict, switches, lists)
+    words = add_option_names(argv, option_of_predict, switches, lists)
     options = option_parser.parse_args(with_environment("predict", words))
     unescape(options)
     cpus.check_threads(options.threads)
@@ -135,7 +135,7 @@ def sampling_settings(options: Namespace) -> BeamSettings:
     """Make and check the settings of sampling or beam search; --greedy sets temperature 0.
 
     Raises:
-        UsageError: an invalid value.
+        UsageError: An invalid value.
     """
     values = {name: options[name] for name in BeamSettings.__dataclass_fields__}
     values |= {name: values[name] or [] for name in ("stop", "ban")}

@@ -26,7 +26,7 @@ def check_output_file(path: str) -> None:
     """Refuse a file that cannot be written, before texts are generated for hours.
 
     Raises:
-        UsageError: the path is not a file, or its folder is missing or read-only.
+        UsageError: The path is not a file, or its folder is missing or read-only.
     """
     folder = Path(path).parent
     if Path(path).is_dir():
@@ -63,7 +63,7 @@ def opened(path: str | None, header: str = "") -> Iterator[IO[str]]:
         if len(content.getvalue()) > len(header):
             partial = Path(f"{path}.partial")
             write_atomically(partial, content.getvalue().encode())
-            note(f"{partial} contains the texts that were written until then")
+            note(f"{partial} has the texts written so far")
         raise
     with writing("--output_file", path):
         write_atomically(Path(path), content.getvalue().encode())

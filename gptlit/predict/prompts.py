@@ -21,7 +21,7 @@ def read(options: Namespace) -> list[str]:
     The last line break of a file is not part of a prompt.
 
     Raises:
-        UsageError: a file that cannot be read, has no lines, or is not UTF-8 text.
+        UsageError: A file that cannot be read, has no lines, or is not UTF-8 text.
     """
     prompts = [text_of("--prompt", prompt) for prompt in options.prompt or []]
     if any("\\n" in prompt for prompt in prompts):
@@ -72,7 +72,7 @@ def standard_input(option: str, errors: str = "strict") -> IO[str]:
         errors: Handling of invalid bytes, as for Python's `open`.
 
     Raises:
-        UsageError: standard input is a device that never ends.
+        UsageError: Standard input is a device that never ends.
     """
     inputs.refuse_endless_standard_input(option)
     stdin: Any = sys.stdin  # always a TextIOWrapper

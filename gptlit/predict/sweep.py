@@ -44,7 +44,7 @@ def parse_grid(words: Sequence[str], parser: OneLineErrors) -> dict[str, list[An
         parser: Parser of `gptlit predict`, for the values.
 
     Raises:
-        UsageError: a name that cannot be swept, an invalid value, or a name given twice.
+        UsageError: A name that cannot be swept, an invalid value, or a name given twice.
     """
     grid: dict[str, list[Any]] = {}
     for name, equals, values in (each.partition("=") for word in words for each in word.split()):
@@ -125,7 +125,7 @@ class Sweep:
         """Write the texts, checkpoint by checkpoint, those of a combination as a batch.
 
         Raises:
-            UsageError: a prompt has characters outside a checkpoint's vocabulary.
+            UsageError: A prompt has characters outside a checkpoint's vocabulary.
         """
         for checkpoint in self.checkpoints:
             write = writer(checkpoint.path)
@@ -163,7 +163,7 @@ def plan(
     """Plan a sweep from the options of `gptlit predict`.
 
     Raises:
-        UsageError: an invalid combination or checkpoint.
+        UsageError: An invalid combination or checkpoint.
     """
     grid = parse_grid(list(itertools.chain(*(options.sweep or []))), parser)
     if options.greedy and "temperature" in grid:

@@ -63,7 +63,7 @@ class ThreadChoice(Callback):
             if best != self.before:
                 note(
                     f"{times} with {self.before} threads, as before the resume, as with {best}; "
-                    f"{opt('threads')} {best} is faster, with other last bits of the results"
+                    f"{opt('threads')} {best} is faster, but changes the last bits of the results"
                 )
         elif best != allowed:
             self.threads = Threads(best, f"{times} with {allowed}")
@@ -87,7 +87,7 @@ def stand_in(
     parameters = [each for each in net.parameters() if each.requires_grad]
     idx = torch.zeros(text.batch_size, text.block_size, dtype=torch.int64)  # (B, T)
 
-    def pass_(part: torch.Tensor) -> None:
+    def forward_backward(part: torch.Tensor) -> None:
         with torch.random.fork_rng(devices=[]):
             with trainer.precision_plugin.forward_context():
                 loss, _ = losses.objective(net(part), part)
@@ -95,15 +95,15 @@ def stand_in(
 
     first = idx[:1, :FIRST_TOKENS]
     torch.set_num_threads(1)
-    pass_(first)  # warms up
+    forward_backward(first)  # warms up
     began = clock()
-    pass_(first)
+    forward_backward(first)
     n_tokens = int(first.numel() * PASS_SECONDS / max(clock() - began, 1e-9))
     if n_tokens < text.block_size:
         idx = idx[:1, : max(n_tokens, FIRST_TOKENS)]
     else:
         idx = idx[: n_tokens // text.block_size]
-    return lambda: pass_(idx)
+    return lambda: forward_backward(idx)
 
 
 def use_tf32(accelerator: Any, held: contextlib.ExitStack) -> str:

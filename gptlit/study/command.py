@@ -34,8 +34,8 @@ def main(argv: Sequence[str]) -> None:
     """Run `gptlit study` with these arguments.
 
     Raises:
-        UsageError: an invalid study, option or folder; raised before any run begins.
-        SystemExit: the study was stopped (130, 143), or a run failed (1).
+        UsageError: An invalid study, option or folder; raised before any run begins.
+        SystemExit: The study was stopped (130, 143), or a run failed (1).
     """
     if not argv or argv[0].startswith("-"):
         raise UsageError(

@@ -53,7 +53,7 @@ def plan_all(study: Study, setups: Sequence[Setup]) -> list[Planned]:
     """Plan several runs; parse those that differ in the seed alone once, as parsing takes 0.5 s.
 
     Raises:
-        UsageError: names the run and the option.
+        UsageError: Names the run and the option.
     """
     planned: list[Planned] = []
     by_arguments: dict[Sequence[str], Planned] = {}
@@ -71,7 +71,7 @@ def plan(study: Study, setup: Setup) -> Planned:
     """Parse a run's options and prepare its text, so that invalid ones are refused early.
 
     Raises:
-        UsageError: names the run and the option.
+        UsageError: Names the run and the option.
     """
     with errors_about(setup.name), quiet(), build(setup.arguments, trains=False) as run:
         _check(study, run)
@@ -140,7 +140,7 @@ def clear_changed(planned: Sequence[Planned], folder: Path, remake: bool) -> Non
     """Refuse, or remove, runs that were made with other options.
 
     Raises:
-        UsageError: names the first such run, and what differs.
+        UsageError: Names the first such run, and what differs.
     """
     runs = {folder / each.setup.name: each for each in planned}
     differences = {run: _difference(each, run) for run, each in runs.items()}

@@ -50,7 +50,7 @@ def fit(sizes: Sequence[float], losses: Sequence[float]) -> PowerLaw:
         losses: Loss of each point.
 
     Raises:
-        UsageError: there are fewer than two distinct sizes.
+        UsageError: There are fewer than two distinct sizes.
     """
     n, y = np.asarray(sizes, dtype=float), np.asarray(losses, dtype=float)
     if len(set(sizes)) < 2:

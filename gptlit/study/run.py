@@ -51,7 +51,7 @@ def make_all(
         remake: Replace runs that were made with other options.
 
     Raises:
-        SystemExit: the study was stopped.
+        SystemExit: The study was stopped.
     """
     n_runs = study.search.runs * len(study.seeds) if study.search and not planned else len(planned)
     outcomes: dict[str, Outcome] = {}  # by name, as optuna may propose a setting again

@@ -137,7 +137,7 @@ class Study:
         """List all runs in the order in which they are made; none if optuna proposes them.
 
         Raises:
-            UsageError: two runs are the same.
+            UsageError: Two runs are the same.
         """
         if self.search and self.search.by == "optuna":
             return []
@@ -160,9 +160,11 @@ class Study:
         arguments = [*self.common, *as_arguments(options)]
         setups = []
         for seed in self.seeds:
-            of_name = settings if seed is None else {**settings, "seed": seed}
-            of_seed = [] if seed is None else [f"--seed_everything={seed}"]
-            setups.append(Setup(_folder_name(of_name), settings, seed, [*arguments, *of_seed]))
+            name_parts = settings if seed is None else {**settings, "seed": seed}
+            seed_argument = [] if seed is None else [f"--seed_everything={seed}"]
+            setups.append(
+                Setup(_folder_name(name_parts), settings, seed, [*arguments, *seed_argument])
+            )
         return setups
 
     def values(self, settings: Settings) -> Settings:

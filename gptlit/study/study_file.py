@@ -73,7 +73,7 @@ def read(path: Path, words: Sequence[str]) -> Study:
         words: Options of `gptlit fit` for all runs, which override the file's common options.
 
     Raises:
-        UsageError: the file is not a valid study; names the file, the key, and what would work.
+        UsageError: The file is not a valid study; names the file, the key, and what would work.
     """
     with errors_about(str(path)):
         return _study(path, _content(path), words)
@@ -110,19 +110,19 @@ def _study(path: Path, content: dict[str, Any], words: Sequence[str]) -> Study:
     search = _search(content["random"]) if "random" in content else None
     seeds = _seeds(content["seeds"]) if "seeds" in content else [None]
     varied = {*grid, *(search.over if search else {})}
-    of_named = list(itertools.chain(*named.values()))
-    of_command_line = [word.removeprefix("--").partition("=")[0] for word in words]
-    for name in (*options, *varied, *of_named, *of_command_line):
+    setting_options = list(itertools.chain(*named.values()))
+    command_line_options = [word.removeprefix("--").partition("=")[0] for word in words]
+    for name in (*options, *varied, *setting_options, *command_line_options):
         if name in REFUSED:
             raise UsageError(f"{name}: does not apply to a study; {REFUSED[name]}")
-    for name in of_command_line:
+    for name in command_line_options:
         if name in varied or (name == "seed_everything" and seeds != [None]):
             raise UsageError(f"--{name}: is varied by the study; change it in the file")
     for name, choices in {"metric": METRICS, "at": get_args(At), "power_law": COSTS}.items():
         if name in content and content[name] not in choices:
             hint = did_you_mean(str(content[name]), choices)
             raise UsageError(f"{name}: {content[name]}: choose from {', '.join(choices)}.{hint}")
-    x, axes = content.get("x"), [*varied, *(["setting"] if named else []), *of_named, *COSTS]
+    x, axes = content.get("x"), [*varied, *(["setting"] if named else []), *setting_options, *COSTS]
     if x is not None and x not in axes:
         raise UsageError(f"x: {x}: choose from {', '.join(dict.fromkeys(axes))}")
     if search and search.by == "optuna" and (named or grid):

@@ -27,7 +27,7 @@ from gptlit.training import fsdp2, loop_state, losses, monitors, resuming, run_l
 from gptlit.training.compiling import CompiledSteps
 from gptlit.training.losses import TextLoss, text_metrics
 from gptlit.training.options import ModelOptions
-from gptlit.training.user_batches import as_batch, batches_of, check_own, text_of
+from gptlit.training.user_batches import as_batch, batches_of, check_user_loaders, text_of
 
 VOCABULARY_COMES_LATER = 0
 LOG_AFTER_SECONDS = 1.0
@@ -82,7 +82,7 @@ class LitGPT(L.LightningModule):
             return
         if (text := text_of(self.trainer)) is None:
             if self.trainer.state.fn != "predict":
-                check_own(self.trainer, self.tokenizer)
+                check_user_loaders(self.trainer, self.tokenizer)
                 self.compiled.choose(self.trainer, self.net)
         elif self.tokenizer is None:
             self.use_tokenizer(text.tokenizer)

@@ -111,8 +111,8 @@ def are_plain(options: Any) -> bool:
 def check(options: Any) -> None:
     """Refuse strategies that spawn or fork this process.
 
-    The step, the metrics and the reason of the end would not reach this process. A temporary
-    Trainer shows which launcher Lightning chooses, also for "auto" in a notebook.
+    This process would not get the last step, the metrics or the reason why the run ended. A
+    temporary Trainer shows which launcher Lightning chooses, also for "auto" in a notebook.
 
     Args:
         options: Options of the Trainer by name.

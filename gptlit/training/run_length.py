@@ -35,7 +35,9 @@ def steps_of_epoch(trainer: L.Trainer) -> int:
         return sys.maxsize if math.isinf(n_batches) else math.ceil(n_batches / accumulated)
     whole, limit = text.steps_per_epoch, trainer.limit_train_batches
     batches = limit if isinstance(limit, int) else int(limit * whole * accumulated)
-    return min(whole, math.ceil(batches / accumulated))  # Lightning steps on an incomplete window
+    return min(
+        whole, math.ceil(batches / accumulated)
+    )  # Lightning also steps when fewer batches than usual are accumulated
 
 
 def validate_at_end(trainer: L.Trainer) -> None:

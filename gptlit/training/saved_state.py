@@ -140,7 +140,7 @@ def _check_training(content: dict[str, Any], optimizer: torch.optim.Optimizer) -
     plain_data.check(_Training, content, "")
     for name in ("optimizer_states", "lr_schedulers"):
         if len(content[name]) != 1:
-            raise UsageError(f"{name} has {len(content[name])} of them, and a run has one")
+            raise UsageError(f"{name} has {len(content[name])} entries, and a run has one")
     content["optimizer_states"] = [_optimizer(content["optimizer_states"][0], optimizer)]
     content["lr_schedulers"] = [_scheduler(content["lr_schedulers"][0], optimizer)]
 
@@ -161,7 +161,7 @@ def _optimizer(saved: Any, new: torch.optim.Optimizer) -> dict[str, Any]:
     for name, state in saved["state"].items():
         where = f"optimizer_states.state.{plain_data.in_short(str(name))}"
         if name not in known:
-            raise UsageError(f"{where} is of no parameter")
+            raise UsageError(f"{where} belongs to no parameter of the model")
         parameter, group = known[name]
         keys = ADAMS if "betas" in group else OTHERS
         if state and (not state.keys() <= keys or (keys is ADAMS and state.keys() < keys)):

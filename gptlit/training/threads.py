@@ -70,7 +70,7 @@ def _choose(option: int, n_processes: int, before: int) -> Threads:
 
 
 def candidates(most: int) -> list[int]:
-    """The numbers of threads to compare: `most`, and halves of it down to 1."""
+    """Return the numbers of threads to compare: `most`, and halves of it down to 1."""
     found = [most]
     while found[-1] > 1:
         found.append(found[-1] // 2)

@@ -23,12 +23,12 @@ def text_of(trainer: L.Trainer) -> TextDataModule | None:
     return module if isinstance(module, TextDataModule) else None
 
 
-def batches_of(trainer: L.Trainer) -> "TextDataModule | OwnBatches":
+def batches_of(trainer: L.Trainer) -> "TextDataModule | UserBatches":
     """Return the Trainer's data module, or an object in its place for the user's own loaders."""
-    return text_of(trainer) or OwnBatches(trainer)
+    return text_of(trainer) or UserBatches(trainer)
 
 
-def check_own(trainer: L.Trainer, tokenizer: Tokenizer | None) -> None:
+def check_user_loaders(trainer: L.Trainer, tokenizer: Tokenizer | None) -> None:
     """Check that a model can be trained on the user's own loaders.
 
     Raises:
@@ -75,7 +75,7 @@ def _about(part: Any) -> str:
     return f"a tensor of {tuple(part.shape)}" if torch.is_tensor(part) else type(part).__name__
 
 
-class OwnBatches:
+class UserBatches:
     """Replaces the data module where batches come from the user's own loaders."""
 
     batch_size = 1  # not known; model.compile auto then assumes short steps

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from gptlit.checkpoints.gpt2_names import (
-    from_theirs,
+    from_gpt2_weights,
     pad_vocabulary,
+    to_gpt2_weights,
     to_hugging_face,
-    to_theirs,
 )
 from gptlit.checkpoints.weight_files import (
     OWN,
@@ -97,7 +97,7 @@ def test_export_and_import_as_safetensors_is_bit_identical_for_any_model(tmp_pat
 def test_hugging_face_has_all_weights_and_four_of_a_block_transposed() -> None:
     untied = dataclasses.replace(TINY, tie_weights=False)
     ours = made(untied).state_dict()
-    theirs = to_theirs(ours, untied)
+    theirs = to_gpt2_weights(ours, untied)
     assert set(theirs) == {"lm_head.weight"} | {
         f"transformer.{name}" for name, _ in shapes(untied) if name != "lm_head.weight"
     }
@@ -127,17 +127,17 @@ def test_gptlits_own_file_is_used_only_if_the_folder_agrees(folder: Path) -> Non
 
 
 def test_names_as_published_without_prefix_and_with_masks(folder: Path) -> None:
-    state = to_theirs(made().state_dict(), TINY)
+    state = to_gpt2_weights(made().state_dict(), TINY)
     published = {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
     published["h.0.attn.bias"] = torch.ones(1, 1, 6, 6)
     published["h.0.attn.masked_bias"] = torch.tensor(-1e4)
-    assert_equal(made(), TINY, from_theirs(published, TINY, conv1d=True))
+    assert_equal(made(), TINY, from_gpt2_weights(published, TINY, conv1d=True))
 
 
 @pytest.mark.parametrize("old", [False, True])
 def test_a_bin_is_read_in_either_format_of_torch(folder: Path, old: bool) -> None:
     (folder / WEIGHTS).unlink()
-    theirs = to_theirs(made().state_dict(), TINY)
+    theirs = to_gpt2_weights(made().state_dict(), TINY)
     path = folder / "pytorch_model.bin"
     torch.save(theirs, path, _use_new_zipfile_serialization=not old)
     assert_equal(made(), *read_folder(folder)[:2])
@@ -160,8 +160,10 @@ def test_weights_in_pieces(folder: Path) -> None:
 
 
 def test_half_precision_becomes_single() -> None:
-    theirs = {name: tensor.half() for name, tensor in to_theirs(made().state_dict(), TINY).items()}
-    state = from_theirs(theirs, TINY, conv1d=True)
+    theirs = {
+        name: tensor.half() for name, tensor in to_gpt2_weights(made().state_dict(), TINY).items()
+    }
+    state = from_gpt2_weights(theirs, TINY, conv1d=True)
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
     assert torch.equal(state["wte.weight"], made().wte.weight.half().float())
 
@@ -259,9 +261,9 @@ def test_a_crafted_bin_runs_no_code(
 
 
 def test_an_untied_head_is_refused_where_the_config_ties_it() -> None:
-    theirs = to_theirs(made().state_dict(), TINY) | {"lm_head.weight": torch.zeros(8, 8)}
+    theirs = to_gpt2_weights(made().state_dict(), TINY) | {"lm_head.weight": torch.zeros(8, 8)}
     with pytest.raises(UsageError, match="lm_head.weight isn't wte.weight"):
-        from_theirs(theirs, TINY, conv1d=True)
+        from_gpt2_weights(theirs, TINY, conv1d=True)
 
 
 def test_a_vocabulary_may_be_padded() -> None:
@@ -300,4 +302,4 @@ def test_compiled_and_eager_models_save_the_same_keys(monkeypatch: pytest.Monkey
     eager.load_state_dict(compiled.state_dict())
     # torch.compile(model), as in nanoGPT, changes the names
     wrapped = {f"_orig_mod.{name}": tensor for name, tensor in made().state_dict().items()}
-    assert_equal(made(), TINY, from_theirs(wrapped, TINY, conv1d=False))
+    assert_equal(made(), TINY, from_gpt2_weights(wrapped, TINY, conv1d=False))

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import gptlit as package
 from gptlit.checkpoints import checkpoint
-from gptlit.checkpoints.gpt2_names import to_theirs
+from gptlit.checkpoints.gpt2_names import to_gpt2_weights
 from gptlit.checkpoints.weight_files import write_hugging_face, write_safetensors
 from gptlit.checkpoints.weight_shapes import checked, is_finite, shapes
 from gptlit.messages import UsageError
@@ -205,7 +205,7 @@ def all_formats(run: Run, folder: Path, make: Callable[[torch.Tensor], Any]) -> 
     made_ = {"transformer.wpe.weight": make(torch.ones(6, 8))}
     content = as_nanogpt(made(SMALL))
     torch.save({**content, "model": content["model"] | made_}, folder / "ckpt.pt")
-    weights = to_theirs(made(SMALL).state_dict(), SMALL) | made_
+    weights = to_gpt2_weights(made(SMALL).state_dict(), SMALL) | made_
     (folder / "theirs" / "model.safetensors").unlink()
     torch.save(weights, folder / "theirs" / "pytorch_model.bin")
     return commands

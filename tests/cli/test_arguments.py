@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from gptlit.checkpoints import checkpoint
-from gptlit.cli.arguments import full_names, name_words, option_of_run
+from gptlit.cli.arguments import add_option_names, full_names, option_of_run
 from gptlit.cli.configs import find_config, shipped_configs
 from gptlit.messages import UsageError
 from gptlit.predict.options import parse, parser
@@ -30,7 +30,7 @@ KNOWN = {"model.lr", "model.min_lr", "data.seed", "samples.seed", "seed_everythi
     ],
 )
 def test_words_without_an_option(typed: str, named: str) -> None:
-    words = name_words(typed.split(), lambda word: "--x", {"--switch"}, {"--list"})
+    words = add_option_names(typed.split(), lambda word: "--x", {"--switch"}, {"--list"})
     assert words == named.split()
 
 

@@ -1,4 +1,4 @@
-"""The checks before a run pass a correct model, and each fails on its fault."""
+"""The checks before a run pass a correct model, and each fails on the fault that it looks for."""
 
 import math
 from collections.abc import Callable, Iterator
