@@ -26,6 +26,8 @@ from gptlit.tokenizers.state import from_state
 
 EVAL_TOKENS_AT_ONCE = 8192
 SLICE_TOKENS = 65_536
+# a checkpoint may name an object under this private key of Lightning's, which would call it
+WITHOUT_INSTANTIATOR = {"_instantiator": None}
 
 
 class TextDataModule(L.LightningDataModule):
@@ -69,7 +71,7 @@ class TextDataModule(L.LightningDataModule):
         Raises:
             UsageError: The checkpoint names a folder for texts that is not one of gptlit's.
         """
-        options |= {"weights_only": weights_only, "_instantiator": None}  # it would be called
+        options |= {"weights_only": weights_only, **WITHOUT_INSTANTIATOR}
         module = super().load_from_checkpoint(checkpoint_path, *arguments, **options)
         if "data_dir" not in options:
             token_file.check_data_dir(checkpoint_path, module.folder)

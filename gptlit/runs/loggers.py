@@ -105,8 +105,8 @@ class Curves(TensorBoardLogger):
     """
 
     def __init__(self, root: Path, n_steps: int, **options: Any) -> None:
-        # TensorBoard ignores the first purge mark of a run, so a new run writes one too
-        super().__init__(root, default_hp_metric=False, purge_step=n_steps, **options)
+        super().__init__(root, default_hp_metric=False, **options)
+        self.n_steps = n_steps
         self.unlogged = _Unlogged()
         self._saved_hparams: dict[str, Any] | None = None
 
@@ -120,7 +120,8 @@ class Curves(TensorBoardLogger):
     def experiment(self) -> Any:
         if self._experiment is None:
             Path(self.log_dir).mkdir(parents=True, exist_ok=True)
-            self._experiment = event_files.Writer(log_dir=self.log_dir, **self._kwargs)
+            # TensorBoard ignores the first purge mark of a run, so a new run writes one too
+            self._experiment = event_files.Writer(log_dir=self.log_dir, purge_step=self.n_steps)
         return self._experiment
 
     @rank_zero_only

@@ -16,6 +16,12 @@ from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcess
 from gptlit import plain_data
 from gptlit.messages import UsageError
 
+# by file: Lightning's private names that its classes override or assign, as only a subclass can
+OVERRIDDEN = {
+    "cli/fit.py": {"_parse_ckpt_path"},
+    "runs/loggers.py": {"_check_log_dir_exists", "_experiment", "_rewrite_with_new_header"},
+}
+
 # ---------------------------------------------------------------------- between two batches
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_
 
 from gptlit.checkpoints import checkpoint as checkpoints
-from gptlit.data.datamodule import TextDataModule
+from gptlit.data.datamodule import WITHOUT_INSTANTIATOR, TextDataModule
 from gptlit.data.loaders import IGNORED, Batch
 from gptlit.data.window_order import hashed
 from gptlit.generation.jobs import write_jobs
@@ -313,7 +313,7 @@ class LitGPT(L.LightningModule):
                 could run code.
         """
         checkpoints.read(checkpoint_path)
-        options["_instantiator"] = None  # Lightning would import and call it
+        options |= WITHOUT_INSTANTIATOR
         return super().load_from_checkpoint(checkpoint_path, *args, **options)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from gptlit.messages import opt
+from gptlit.training import loop_state
 
 RISE = 0.1  # nats above the lowest validation loss
 TIMES = 2  # validations in a row
@@ -85,7 +86,7 @@ class Overfitting(Callback):
     @property
     def state_key(self) -> str:
         # names the metric, so that a resume with another validation text starts anew
-        return self._generate_state_key(monitor="val/loss")
+        return loop_state.state_key(self, monitor="val/loss")
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self.history)

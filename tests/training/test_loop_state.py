@@ -1,5 +1,8 @@
 """Each private name of Lightning's that gptlit uses: that it exists, and what it does."""
 
+import ast
+import importlib
+import inspect
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,15 +12,18 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.core import saving
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from gptlit.data.datamodule import WITHOUT_INSTANTIATOR
 from gptlit.training import loop_state
 from gptlit.training.fsdp2 import FSDP2
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's own, and those of its demo
+PACKAGE = Path(loop_state.__file__).parents[1]
 Probe = Callable[[L.Trainer], Any]
 
 
@@ -179,12 +185,52 @@ def test_the_schema_of_a_checkpoints_loops(tmp_path: Path) -> None:
 
 
 def test_no_other_file_uses_private_names_of_lightning() -> None:
-    owner = r"\b(trainer|strategy|launcher|callback|module|fit_loop|loop)\._[a-z]"
+    owner = r"\b(?:trainer|strategy|launcher|callback|module|fit_loop|loop)\._[a-z]"
     names = rf"{owner}|epoch_loop|epoch_progress|batch_progress|_connector\b|_MultiProcessing"
-    package = Path(loop_state.__file__).parents[1]
+    names += r"|\b_generate_state_key|\b_instantiator|super\(\)\._[a-z]"
     found = {
-        path.relative_to(package).as_posix(): used
-        for path in package.rglob("*.py")
+        path.relative_to(PACKAGE).as_posix(): used
+        for path in PACKAGE.rglob("*.py")
         if (used := re.findall(names, path.read_text(encoding="utf-8")))
     }
+    assert found.pop("data/datamodule.py") == [*WITHOUT_INSTANTIATOR]
     assert {*found} == {"training/loop_state.py"}, found
+
+
+def test_lightning_reads_the_instantiator_of_a_checkpoint() -> None:
+    (name,) = WITHOUT_INSTANTIATOR
+    assert f'.pop("{name}"' in inspect.getsource(saving), (
+        f"Lightning has no {name}: adapt TextDataModule"
+    )
+
+
+def test_classes_use_the_listed_private_names_of_their_bases_only() -> None:
+    used: dict[str, set[str]] = {}
+    for path in PACKAGE.rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        if "lightning" in text and path.stem not in ("__main__", "__init__"):
+            name = path.relative_to(PACKAGE).as_posix()
+            module = importlib.import_module(f"gptlit.{name.removesuffix('.py').replace('/', '.')}")
+            for node in ast.parse(text).body:
+                if isinstance(node, ast.ClassDef):
+                    of_bases = private_names(getattr(module, node.name))
+                    used.setdefault(name, set()).update(of_bases & names_in(node))
+    assert {name: names for name, names in used.items() if names} == loop_state.OVERRIDDEN
+
+
+def private_names(owner: type) -> set[str]:
+    """Return the private names of the bases of Lightning's that a class has."""
+    names = {
+        name
+        for base in owner.__mro__
+        if base.__module__.startswith("lightning")
+        for name in [*vars(base), *re.findall(r"\bself\.(_\w+)", inspect.getsource(base))]
+    }
+    return {name for name in names if re.match("_[a-z]", name)}
+
+
+def names_in(node: ast.ClassDef) -> set[str]:
+    """Return the names of a class's methods, and of the attributes that they use."""
+    parts = [*ast.walk(node)]
+    methods = {each.name for each in parts if isinstance(each, ast.FunctionDef)}
+    return methods | {each.attr for each in parts if isinstance(each, ast.Attribute)}
