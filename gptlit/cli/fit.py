@@ -32,7 +32,7 @@ from gptlit.runs.build import Plan, Purpose, Run
 from gptlit.runs.build import build as build_run
 from gptlit.runs.evaluation import evaluate
 from gptlit.runs.run_end import train
-from gptlit.runs.sample_text import SampleText
+from gptlit.runs.sample_text import SampleOptions, SampleText
 from gptlit.training import processes, resuming
 from gptlit.training.divergence import Guard
 from gptlit.training.module import LitGPT
@@ -44,7 +44,7 @@ yaml_keys.check_parsed_yaml()
 OPTION_CLASSES = {
     "model": ModelOptions,
     "data": TextDataModule,
-    "samples": SampleText,
+    "samples": SampleOptions,
     "guard": Guard,
 }
 

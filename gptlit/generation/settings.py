@@ -14,12 +14,23 @@ DRAW_SETTINGS = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 
 
 @dataclass(frozen=True)
-class SamplingSettings:
-    """How tokens are drawn and where a text ends; names and meanings are Hugging Face's.
+class BasicSampling:
+    """The settings that sampling needs most.
 
     Args:
         temperature: Below 1 favours likely tokens, above 1 unlikely ones; 0 takes the likeliest.
         top_k: Draw from this many likeliest tokens; null for all.
+    """
+
+    temperature: float = 0.8
+    top_k: int | None = None
+
+
+@dataclass(frozen=True)
+class SamplingSettings(BasicSampling):
+    """How tokens are drawn and where a text ends; names and meanings are Hugging Face's.
+
+    Args:
         top_p: Draw from the fewest likeliest tokens that together have this probability.
         min_p: Draw from tokens at least this many times as likely as the likeliest one.
         typical_p: Draw from the fewest most typical tokens that together have this probability.
@@ -33,8 +44,6 @@ class SamplingSettings:
         force: Text that the continuation begins with, tokenized on its own; counts as new tokens.
     """
 
-    temperature: float = 0.8
-    top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
     typical_p: float | None = None

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from gptlit.files import write_atomically
 from gptlit.generation.generate import generate
 from gptlit.generation.prompts import warn_dropped
-from gptlit.generation.settings import SamplingSettings
+from gptlit.generation.settings import BasicSampling, SamplingSettings
 from gptlit.messages import UsageError, as_strings
 from gptlit.runs.loggers import SAMPLES, as_markdown
 from gptlit.runs.progress_bar import print_above_bar
@@ -23,51 +24,60 @@ from gptlit.training.loop_state import ends_epoch
 from gptlit.training.module import LitGPT
 
 
-class SampleText(Callback):
-    """Generates sample text after each validation, and after longer epochs, from the same prompts.
-
-    The text goes to samples.txt in the run's folder and to TensorBoard's text tab; its beginning
-    goes to the console.
+@dataclass(frozen=True)
+class SampleOptions(BasicSampling):
+    """When sample text is generated, and how.
 
     Args:
         prompts: Texts to continue; characters outside the vocabulary are left out with a warning.
         max_new_tokens: Length of each sample.
-        temperature: As for `gptlit predict`.
-        top_k: As for `gptlit predict`.
-        seed: As for `gptlit predict`.
+        seed: Seed of each sample.
         min_interval: Least number of steps between two samples; at the end of an epoch at least
             100.
         at_epoch_end: Also sample at the end of each epoch: true, false, or auto, where an epoch is
             at least as long as the interval between validations.
     """
 
-    CONSOLE_LINES = 4
-    EPOCH_STEPS = 100  # the epoch of a small text can be a single step
+    prompts: Sequence[str] = ("",)
+    max_new_tokens: int = 200
+    seed: int = 1337
+    min_interval: int = 0
+    at_epoch_end: bool | Literal["auto"] = "auto"
 
-    def __init__(
-        self,
-        prompts: Sequence[str] = ("",),
-        max_new_tokens: int = 200,
-        temperature: float = SamplingSettings.temperature,
-        top_k: int | None = SamplingSettings.top_k,
-        seed: int = 1337,
-        min_interval: int = 0,
-        at_epoch_end: bool | Literal["auto"] = "auto",
-    ) -> None:
-        self.prompts = as_strings(prompts, "samples.prompts")
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prompts", as_strings(self.prompts, "samples.prompts"))
+        if not 0 <= self.seed < 2**63:
+            raise UsageError("must be 0 or more, and below 2^63", "samples.seed", self.seed)
+        if self.min_interval < 0:
+            raise UsageError("must be 0 or more", "samples.min_interval", self.min_interval)
+
+    def settings(self) -> SamplingSettings:
+        """Return the settings of a sample.
+
+        Raises:
+            UsageError: One of them is invalid.
+        """
         try:
-            self.settings = SamplingSettings(
-                max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k
+            return SamplingSettings(
+                max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_k=self.top_k
             )
         except UsageError as error:
             raise error.within("samples") from error
-        if not 0 <= seed < 2**63:
-            raise UsageError("must be 0 or more, and below 2^63", "samples.seed", seed)
-        if min_interval < 0:
-            raise UsageError("must be 0 or more", "samples.min_interval", min_interval)
-        self.seed = seed
-        self.min_interval = min_interval
-        self.at_epoch_end = at_epoch_end
+
+
+class SampleText(Callback):
+    """Generates sample text after each validation, and after longer epochs, from the same prompts.
+
+    The text goes to samples.txt in the run's folder and to TensorBoard's text tab; its beginning
+    goes to the console.
+    """
+
+    CONSOLE_LINES = 4
+    EPOCH_STEPS = 100  # the epoch of a small text can be a single step
+
+    def __init__(self, **options: Any) -> None:
+        self.options = SampleOptions(**options)
+        self.settings = self.options.settings()
         self.folder: Path | None = None  # the run's folder, set when the run is built
         self._written_at = -1
         self._excerpt = ""  # not printed yet
@@ -83,7 +93,7 @@ class SampleText(Callback):
             return
         assert isinstance(pl_module, LitGPT)
         assert pl_module.tokenizer is not None
-        for prompt in self.prompts:
+        for prompt in self.options.prompts:
             warn_dropped(prompt, "skip", pl_module.tokenizer, "samples.prompts")
         if self.folder is not None and (file := self.folder / SAMPLES).exists():
             self._cut(file, trainer.global_step)
@@ -100,14 +110,14 @@ class SampleText(Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             evaluated = "val/loss" if "val/loss" in trainer.callback_metrics else "train/loss_eval"
-            self._write(trainer, pl_module, evaluated, self.min_interval)
+            self._write(trainer, pl_module, evaluated, self.options.min_interval)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        is_wanted = self.at_epoch_end
+        is_wanted = self.options.at_epoch_end
         if is_wanted == "auto":
             is_wanted = run_length.validates_each_epoch(trainer)
         if is_wanted and ends_epoch(trainer):
-            interval = max(self.min_interval, self.EPOCH_STEPS)
+            interval = max(self.options.min_interval, self.EPOCH_STEPS)
             self._write(trainer, pl_module, "train/loss", interval)
 
     def _write(
@@ -126,8 +136,14 @@ class SampleText(Callback):
             if net is None:
                 return
             assert module.tokenizer is not None
-            options: dict[str, Any] = {"seed": self.seed, "unknown": "skip", **self.settings.used()}
-            texts = [generate(net, module.tokenizer, each, **options) for each in self.prompts]
+            options: dict[str, Any] = {
+                "seed": self.options.seed,
+                "unknown": "skip",
+                **self.settings.used(),
+            }
+            texts = [
+                generate(net, module.tokenizer, each, **options) for each in self.options.prompts
+            ]
         head = f"step {step}, {metric} {trainer.callback_metrics.get(metric, math.nan):.4f}"
         if self.folder is not None:
             file = self.folder / SAMPLES

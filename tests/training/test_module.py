@@ -171,7 +171,7 @@ def test_validation_is_exact(kit: Kit) -> None:
 
 def test_evaluation_does_not_change_training(kit: Kit) -> None:
     often = {"limit_val_batches": 1.0, "val_check_interval": 2, "check_val_every_n_epoch": None}
-    sampling = SampleText(["ROMEO:"], max_new_tokens=10)
+    sampling = SampleText(prompts=["ROMEO:"], max_new_tokens=10)
     model = {"dropout": 0.3}
     watched, _ = kit.fit(model=model, callbacks=[sampling, Throughput()], **often)
     alone, _ = kit.fit(model=model)
@@ -253,7 +253,7 @@ class Weights(L.Callback):
 def test_the_average_is_validated_saved_and_sampled_from(kit: Kit) -> None:
     """Compared with an average computed from the weights after each step."""
     after = Weights()
-    sampling = SampleText(["ROMEO:"], max_new_tokens=40)
+    sampling = SampleText(prompts=["ROMEO:"], max_new_tokens=40)
     sampling.folder = kit.folder
     model = {"ema": 0.6, "lr": 1e-2}
     lit, trainer = kit.fit(
@@ -441,7 +441,7 @@ def test_samples_go_to_console_file_and_tensorboard(
 ) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    sampling = SampleText(["ROMEO:", "JULIET:\n"], max_new_tokens=30)
+    sampling = SampleText(prompts=["ROMEO:", "JULIET:\n"], max_new_tokens=30)
     sampling.folder = kit.folder
     logger = L.pytorch.loggers.TensorBoardLogger(kit.folder, default_hp_metric=False)
     kit.fit(max_steps=4, limit_val_batches=1.0, val_check_interval=2, logger=logger,
