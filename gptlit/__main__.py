@@ -177,7 +177,7 @@ def _run(arguments: list[str]) -> int:
             f"{verb}: unknown verb; choose from {', '.join(VERBS)}."
             + did_you_mean(verb, [*VERBS, *ALIASES])
         )
-    elif (which := help_pages.asked(rest)) is not None:
+    elif (which := help_pages.asked(verb, rest)) is not None:
         print(help_pages.text(verb, VERBS[verb].about, which))
     else:
         _check_environment()

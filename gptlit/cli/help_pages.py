@@ -1,4 +1,4 @@
-"""The pages that `gptlit VERB --help` and `gptlit VERB --help all` print.
+"""The pages that `gptlit VERB --help`, `--help all` and `--help GROUP` print.
 
 Names, types, defaults and texts of the options come from help_options.json, so that a page needs
 neither torch nor Lightning. `make help-pages` writes that file from the parsers themselves.
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gptlit.files import configs_folder
-from gptlit.messages import UsageError
+from gptlit.messages import UsageError, did_you_mean
 from gptlit.terminal import columns, folded, format_value
 
 OPTIONS = "help_options.json"
@@ -182,19 +182,32 @@ PAGES = {
 }
 
 
-def asked(words: Sequence[str]) -> str | None:
-    """Return which page the words of a verb ask for: "all", "" for the short one, None for none.
+def asked(verb: str, words: Sequence[str]) -> str | None:
+    """Return which page the words after a verb ask for.
+
+    Returns:
+        "all", a group of options, "" for the short page, or None for no page.
 
     Raises:
-        UsageError: `--help=` has another value.
+        UsageError: Neither "all" nor a group follows --help.
     """
-    for word, following in zip(words, [*words[1:], ""], strict=False):
+    for index, word in enumerate(words):
         name, equals, value = word.partition("=")
         if name in ("-h", "--help"):
-            if value not in ("", ALL):
-                raise UsageError(f"{word}: must be --help, or --help {ALL} for all options")
-            return ALL if ALL in (value, following if not equals else "") else ""
+            following = itertools.takewhile(lambda each: each[:1] != "-", words[index + 1 :])
+            which = value if equals else " ".join(following)
+            pages = {each.lower(): each for each in ("", *groups_of(verb), ALL)}
+            if which.lower() not in pages:
+                listed = ", ".join(filter(None, pages.values()))
+                advice = did_you_mean(which, pages.values())
+                raise UsageError(f"must be one of {listed}, or nothing.{advice}", "help", which)
+            return pages[which.lower()]
     return None
+
+
+def groups_of(verb: str) -> list[str]:
+    """Return the groups of a verb's options, in their order."""
+    return list(dict.fromkeys(option["group"] for option in options_of(PAGES[verb].of or verb)))
 
 
 def options_of(verb: str) -> list[dict[str, Any]]:
@@ -218,25 +231,26 @@ def text(verb: str, about: str, which: str, width: int | None = None) -> str:
     Args:
         verb: Verb of `PAGES`.
         about: What the verb does.
-        which: "all", or "" for the short page.
+        which: "all", a group of options, or "" for the short page.
         width: Columns of the page; by default those of the terminal, 100 at most.
     """
-    page, width, whole = PAGES[verb], width or min(WIDEST, columns() - 1), which == ALL
+    page, width, is_short = PAGES[verb], width or min(WIDEST, columns() - 1), not which
     options = {option["name"]: option for option in options_of(page.of or verb)}
-    names = options if whole or not page.names else page.names.split()
-    shown = [options[name] for name in names]
+    names = page.names.split() if is_short and page.names else options
+    shown = [options[name] for name in names if which in ("", ALL, options[name]["group"])]
     groups = dict.fromkeys(option["group"] for option in shown)
     parts = [
         f"usage: gptlit {verb} {page.usage}",
         _filled(f"{about[:1].upper()}{about[1:]}.", width),
-        *(_group(name, shown, width, whole) for name in groups),
+        *(_group(name, shown, width, not is_short) for name in groups),
         *(_filled(note.format(studies=_studies()), width) for note in page.notes),
         f"example:\n{folded(f'  {page.example}', width)}",
     ]
-    if whole and "model.lr" in options:
+    if which == ALL and "model.lr" in options:
         parts.append(_filled(NOTE_ON_GROUPS, width))
     elif len(shown) < len(options):
-        parts.append(f"All options: gptlit {verb} --help {ALL}")
+        one_group = f"\nThose of a group: gptlit {verb} --help {next(iter(groups))}"
+        parts.append(f"All options: gptlit {verb} --help {ALL}{one_group if is_short else ''}")
     return "\n\n".join(parts)
 
 

@@ -98,14 +98,64 @@ def test_ways_to_ask(gptlit: Call) -> None:
     assert page.code == whole.code == 0
     assert "--trainer.detect_anomaly" in whole.out
     assert "--trainer.detect_anomaly" not in page.out
-    for words in (("fit", "-h"), ("train", "--help"), ("help", "fit"), ("fit", "x", "--help", "y")):
+    for words in (
+        ("fit", "-h"),
+        ("train", "--help"),
+        ("help", "fit"),
+        ("fit", "x", "--help", "--debug"),
+    ):
         assert gptlit(*words).out == page.out
     for words in (("fit", "--help=all"), ("help", "train", "all"), ("fit", "-h", "all")):
         assert gptlit(*words).out == whole.out
-    refused = gptlit("fit", "--help=model")
-    assert refused.code == 2
-    assert "--help=model: must be --help, or --help all for all options" in refused.err
     assert "sizes" in gptlit("study", "--help").out
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_with_a_group_lists_the_options_of_that_group(gptlit: Call, verb: str) -> None:
+    in_groups = []
+    for group in help_pages.groups_of(verb):
+        page = help_pages.text(verb, VERBS[verb].about, group, 79)
+        assert re.findall(r"^(\w[\w ]*):$", page, re.MULTILINE) == [group, "example"]
+        in_groups += listed(page)
+        for words in ((verb, "--help", group.upper()), (verb, f"--help={group}")):
+            assert gptlit(*words).out.startswith(f"usage: gptlit {verb} ")
+            assert f"\n{group}:\n" in gptlit(*words).out
+    assert in_groups == listed(help_pages.text(verb, VERBS[verb].about, "all", 79))
+
+
+def test_ways_to_ask_for_a_group(gptlit: Call) -> None:
+    page = gptlit("fit", "--help", "model")
+    assert page.code == 0
+    assert "--model.n_layer" in page.out
+    assert "--model.n_kv_head" in page.out  # not on the short page
+    assert "--data.corpus" not in page.out
+    for words in (("fit", "--help=model"), ("help", "train", "Model"), ("fit", "x", "-h", "MODEL")):
+        assert gptlit(*words).out == page.out
+    assert "--top_k" in gptlit("predict", "--help", "choosing", "tokens").out
+    assert "\nThose of a group: gptlit fit --help run\n" in gptlit("fit", "--help").out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("fit", "--help", "modle"),
+            "--help modle: must be one of run, data, model, learning, samples, Trainer, all, or "
+            "nothing. Did you mean model?",
+        ),
+        (
+            ("help", "data", "mine"),
+            "--help mine: must be one of text, tokenizer, splits, cleaning, all, or nothing.",
+        ),
+        (("study", "--help=x"), "--help x: must be one of options, all, or nothing."),
+    ],
+)
+def test_another_word_after_help_is_refused(
+    gptlit: Call, words: tuple[str, ...], message: str
+) -> None:
+    refused = gptlit(*words)
+    assert (refused.code, refused.out) == (2, "")
+    assert refused.err == f"gptlit: error: {message}\n"
 
 
 def test_pages_need_no_torch() -> None:
