@@ -45,7 +45,10 @@ def one_line(key: str, report: str) -> str:
     foreign = "\n".join(entry for entry in entries if entry.startswith("Import path"))
     if bases := dict.fromkeys(re.findall(r"subclass of (\w+)", foreign)):
         return f"--{key} {name}: is not a class derived from {' or '.join(bases)}"
-    return f"--{key} {name}: {_expected(report)}" + _nearest_class(name, report)
+    choices = _literals(report)
+    nearest = "" if name in choices else did_you_mean(name, choices)
+    advice = f".{nearest}" if nearest else _nearest_class(name, report)
+    return f"--{key} {name}: {_expected(report)}{advice}"
 
 
 def class_paths(report: str) -> list[str]:
@@ -106,11 +109,16 @@ def _fault_of_class(key: str, entry: str) -> str:
     return f"--{key} {class_path}: {cause.rstrip('.') if nearest else cause}{nearest}"
 
 
+def _literals(report: str) -> list[str]:
+    """Return the values that a report's Literals allow."""
+    return ", ".join(re.findall(r"Literal\[([^\]]*)\]", report)).replace("'", "").split(", ")
+
+
 def _expected(report: str) -> str:
-    literals = ", ".join(re.findall(r"Literal\[([^\]]*)\]", report)).replace("'", "").split(", ")
     named = re.findall(r"Expected a (?:<class '(?:\w+\.)*(\w+)'>|(dot) import)", report)
     types = ["a class's path" if dot else name for name, dot in named]
-    expected = [name for name in dict.fromkeys(literals + types) if name not in ("", "NoneType")]
+    names = dict.fromkeys(_literals(report) + types)
+    expected = [name for name in names if name not in ("", "NoneType")]
     one_of = "one of " if len(expected) > 1 else ""
     or_null = " or null" if "NoneType" in types else ""
     return f"expected {one_of}{', '.join(expected)}{or_null}"

@@ -11,7 +11,7 @@ from typing import Any, NoReturn, get_args
 from jsonargparse import ArgumentParser, Namespace
 
 from gptlit import parse_errors
-from gptlit.messages import UsageError, closest
+from gptlit.messages import UsageError, closest, did_you_mean
 
 # names of options in other programs
 ELSEWHERE = {
@@ -146,7 +146,9 @@ class OneLineErrors(ArgumentParser):
             if value := re.fullmatch(r"(expected .*)\. Got value: (.*)", reason):
                 if re.fullmatch(r"[-+.]*(nan|inf|infinity)", value[2], re.IGNORECASE):
                     return f"--{match[1]} {value[2]}: must be a finite number"
-                return f"--{match[1]} {value[2]}: {value[1]}"
+                choices = value[1].removeprefix("expected one of ").split(", ")
+                nearest = did_you_mean(value[2], choices) if len(choices) > 1 else ""
+                return f"--{match[1]} {value[2]}: {value[1]}{nearest and '.'}{nearest}"
             return f"--{match[1]}: {reason}"
         return _one_line(message.replace("Problems parsing config: ", "--config: not YAML: "))
 
