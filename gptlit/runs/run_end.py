@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from gptlit import signals
 from gptlit.checkpoints import checkpoint, run_paths
-from gptlit.messages import RunError, UsageError, note, opt
+from gptlit.messages import RunError, UsageError, note
 from gptlit.runs import user_parts
 from gptlit.runs.build import Run
 from gptlit.runs.stopping import NAMES, SIGNAL, Patience, Stopping
@@ -57,16 +57,24 @@ def train(run: Run) -> None:
     with only_shown(), run.undone_if_untrained():
         _fit(run, run.stopping)
         if run.trainer.global_step == first_step:
-            raise NothingToTrain(
-                f"nothing to train: step {first_step} already reaches {opt('trainer.max_steps')} "
-                f"or {opt('trainer.max_epochs')}; give a larger number"
-            )
+            raise _nothing_to_train(run.trainer)
     user_parts.note_profile(run.trainer.profiler)
     if processes.on_rank_zero():
         note(summary(run, time.monotonic() - began))
     processes.leave_together()
     if processes.on_rank_zero() and run.stopping.exit_code:
         raise SystemExit(run.stopping.exit_code)
+
+
+def _nothing_to_train(trainer: L.Trainer) -> NothingToTrain:
+    """Return the error that names the limit which ended a run before its first step."""
+    step, epoch = trainer.global_step, trainer.current_epoch
+    reason = f"nothing to train: step {step} already reaches it; give a larger number"
+    if 0 <= trainer.max_steps <= step:
+        return NothingToTrain(reason, "trainer.max_steps", trainer.max_steps)
+    if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= epoch:
+        return NothingToTrain(reason, "trainer.max_epochs", trainer.max_epochs)
+    return NothingToTrain(f"nothing to train: the run ended at step {step}, where it began")
 
 
 def _fit(run: Run, stopping: Stopping) -> None:

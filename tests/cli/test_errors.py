@@ -98,9 +98,17 @@ def assert_one_line(result: Result, *parts: str) -> None:
         (
             "fit --data.path mid.txt --data.val_fraction 0 --data.batch_size 1 "
             "--trainer.max_steps 0",
-            ["nothing to train"],
+            ["--trainer.max_steps 0: nothing to train: step 0 already reaches it; give a larger"],
+        ),
+        (
+            "fit --data.path mid.txt --data.val_fraction 0 --data.batch_size 1 "
+            "--model.block_size 16 --trainer.max_epochs 0",
+            ["--trainer.max_epochs 0: nothing to train: step 0 already reaches it; give a larger"],
         ),
         ("fit --trainer.precision 7", ["--trainer.precision 7"]),
+        ("fit --trainer.precision bf16-mixd", ["or null. Did you mean bf16-mixed?"]),
+        ("fit --model.optimizer adm", ["one of adamw, adam, sgd, muon. Did you mean adam?"]),
+        ("predict --unknown skp", ["--unknown skp", "error, skip. Did you mean skip?"]),
         ("fit loose", ["loose", "--name value"]),
         ("fit --data.cleaning.drop_lines [", ["--data.cleaning.drop_lines ["]),
         ("fit --data.cleaning.max_words 0", ["--data.cleaning.max_words 0", "1 or more"]),
