@@ -190,6 +190,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def count_of(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural unless the number is 1."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def format_value(value: Any, null: str = "null") -> str:
     """Format an option's value as it is typed: text, true, 3e-05, null."""
     if isinstance(value, float):

@@ -16,7 +16,7 @@ from gptlit.data.loaders import Batch
 from gptlit.model import cost
 from gptlit.model.gpt import GPT
 from gptlit.model.positions import NoPositions
-from gptlit.terminal import align_columns, duration
+from gptlit.terminal import align_columns, count_of, duration
 from gptlit.training import losses, run_length
 from gptlit.training.module import LitGPT
 
@@ -216,7 +216,8 @@ def time_rows(trainer: L.Trainer, module: LitGPT) -> Rows:
     n_windows = text.batch_size * trainer.accumulate_grad_batches  # on this device
     flops = cost.training_flops_per_token(module.net) * n_windows * text.block_size
     name = name_of(device)
-    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    on_cpu = device.type == "cpu"
+    threads = f", {count_of(torch.get_num_threads(), 'thread')}" if on_cpu else ""
     took = f"{step.seconds:.3g} s" if step.seconds >= 1 else f"{step.seconds * 1e3:.3g} ms"
     rows = [
         ("time per step", f"{took:>15}   median of {step.n_steps} on {name}{threads}"),

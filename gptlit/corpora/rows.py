@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from gptlit.messages import UsageError, did_you_mean, opt
+from gptlit.terminal import count_of
 
 RECORD_CHARS = 1 << 25
 MAX_LISTED = 20  # fields or columns that a message names
@@ -116,8 +117,8 @@ def table_rows(
                 yield _clean(row[index])
             elif row:
                 raise UsageError(
-                    f"line {reader.line_num} has {len(row)} columns, and the first row has "
-                    f"{len(header)}"
+                    f"line {reader.line_num} has {count_of(len(row), 'column')}, and the first "
+                    f"row has {len(header)}"
                 )
     except csv.Error as error:
         raise UsageError(f"line {reader.line_num} is not a row of a table ({error})") from error

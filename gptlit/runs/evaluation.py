@@ -29,8 +29,8 @@ def evaluate(run: Run) -> None:
     rows = {
         "checkpoint": start.path,
         "text": f"{tokens.provenance['name']}, {split} split",
-        "tokens": tokens.size(split),
-        "bytes": tokens.n_bytes(split),
+        "tokens": f"{tokens.size(split):,}",
+        "bytes": f"{tokens.n_bytes(split):,}",
         **{name: f"{value:.6f}" for name, value in metrics.items()},
     }
     if reason := tokens.incomparable(split):

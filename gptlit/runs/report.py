@@ -13,7 +13,7 @@ from gptlit.data.loaders import IGNORED
 from gptlit.runs.computing import ThreadChoice
 from gptlit.runs.progress_bar import print_above_bar
 from gptlit.runs.sample_text import SampleText
-from gptlit.terminal import duration
+from gptlit.terminal import count_of, duration
 from gptlit.training.module import LitGPT
 from gptlit.training.overfitting import Overfitting
 
@@ -137,7 +137,7 @@ class Report(Callback):
             "text": f"{text.tokens.provenance['name']}: {text.n_train_tokens:,} training tokens, "
             f"{n_validation:,} validation tokens{'' if n_validation else ' (monitors train/loss)'}",
             "step": f"{text.windows_per_step * text.block_size:,} tokens; "
-            f"{_steps(text.steps_per_epoch)} per epoch",
+            f"{count_of(text.steps_per_epoch, 'step')} per epoch",
             "input": repr(text.tokenizer.decode(inputs[0, :shown].tolist())),
             "target": repr(text.tokenizer.decode(targets[0, :shown].tolist())),
         }
@@ -146,7 +146,7 @@ class Report(Callback):
             rows["compile"] = f"{'yes' if choice.compiles else 'no'} ({choice.reason})"
         if trainer.max_steps > 0:
             epochs = trainer.max_steps / text.steps_per_epoch
-            rows["step"] += f"; {_steps(trainer.max_steps)} in all ({epochs:.2f} epochs)"
+            rows["step"] += f"; {count_of(trainer.max_steps, 'step')} in all ({epochs:.2f} epochs)"
         lines = [*rows.items(), *self.extra_rows]
         return "\n".join(f"  {name:<11}{value}" for name, value in lines)
 
@@ -154,7 +154,3 @@ class Report(Callback):
 def _threads(trainer: L.Trainer) -> str:
     reasons = [each.threads.reason for each in trainer.callbacks if isinstance(each, ThreadChoice)]
     return f"{torch.get_num_threads()}" + "".join(f" ({reason})" for reason in reasons if reason)
-
-
-def _steps(number: int) -> str:
-    return f"{number:,} step{'' if number == 1 else 's'}"

@@ -12,6 +12,7 @@ import numpy as np
 
 from gptlit.messages import UsageError
 from gptlit.plain_data import shown
+from gptlit.terminal import count_of
 from gptlit.tokenizers import published
 from gptlit.tokenizers.base import (
     END_OF_TEXT,
@@ -72,7 +73,7 @@ class BytePairTokenizer(Tokenizer):
         special = dict.fromkeys([END_OF_TEXT, *options.special_tokens])
         size, short = options.vocab_size - len(special), f"bpe:{options.vocab_size}"
         if size < 256:
-            least = f"{256 + len(special)}: 256 bytes and {len(special)} special tokens"
+            least = f"{256 + len(special)}: 256 bytes and {count_of(len(special), 'special token')}"
             raise UsageError(f"must be at least {least}", "data.tokenizer", short)
         if options.vocab_size > LARGEST_VOCABULARY:
             most = f"at most {LARGEST_VOCABULARY}; a few thousand suit a small model"

@@ -61,7 +61,7 @@ def test_the_report(gptlit: Call, text_file: Path) -> None:
         rf"steps per epoch +{(n_train // 8 - 1) // 4:,}$",
         rf"tokens seen +1,600   {50 / ((n_train // 8 - 1) // 4):.2f} epochs$",
         r"tokens per parameter +0\.39   20 would be 81,280 tokens$",
-        r"time per step +\S+ ms   median of 2 on cpu, 1 threads$",
+        r"time per step +\S+ ms   median of 2 on cpu, 1 thread$",
         r"whole run +\d+ s   without start-up and validation$",
     ):
         assert re.search(wanted, result.out, re.MULTILINE), wanted

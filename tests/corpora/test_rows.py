@@ -133,7 +133,7 @@ def test_blank_lines_before_the_names_of_columns_are_skipped(tmp_path: Path) -> 
     path = written(tmp_path, "x.csv", "\n \n\nid;text\n1;the king\n")
     assert read(path) == ["the king"]
     path = written(tmp_path, "x.csv", "\n\nid,text\n1\n")
-    with pytest.raises(UsageError, match="line 4 has 1 columns"):
+    with pytest.raises(UsageError, match="line 4 has 1 column, and the first row has 2"):
         read(path)
     for blank in ("", "\n\n"):
         assert read(written(tmp_path, "x.csv", blank)) == []
@@ -144,7 +144,7 @@ def test_blank_lines_before_the_names_of_columns_are_skipped(tmp_path: Path) -> 
     [
         ("id,body\n1,a\n", None, "no column 'text', but 'id', 'body'; column names the one"),
         ("id,body\n1,a\n", "bodi", "no column 'bodi', but 'id', 'body'.*Did you mean body?"),
-        ("id,text\n1,a\n2\n", None, "line 3 has 1 columns, and the first row has 2"),
+        ("id,text\n1,a\n2\n", None, "line 3 has 1 column, and the first row has 2"),
         ('id,text\n1,"a\n', None, "line 3 is not a row of a table"),
         ('id,text\n1,"a"b\n', None, "line 2 is not a row of a table"),
     ],

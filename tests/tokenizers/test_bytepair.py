@@ -63,7 +63,10 @@ def test_a_copy_of_a_decoder_is_independent(bpe: BytePairTokenizer) -> None:
 
 
 def test_impossible_vocabulary_sizes() -> None:
-    for size, reason in ((256, "at least 257"), (4000, "gives only .* a longer text")):
+    for size, reason in (
+        (256, "at least 257: 256 bytes and 1 special token$"),
+        (4000, "gives only .* a longer text"),
+    ):
         with pytest.raises(UsageError, match=f"^tokenizer bpe:{size}: .*{reason}"):
             BytePairTokenizer.train(
                 CORPUS.splitlines(True), TokenizerOptions(kind="bpe", vocab_size=size)
