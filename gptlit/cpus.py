@@ -8,8 +8,8 @@ from gptlit.messages import UsageError
 
 MOST_THREADS = 1024
 THREADS_HELP = (
-    "Threads of PyTorch on a CPU. 0: OMP_NUM_THREADS if it is set, else one for each CPU that the "
-    "process may use, and in a fit fewer where they are faster."
+    "Threads of PyTorch on a CPU. 0: OMP_NUM_THREADS or MKL_NUM_THREADS if one is set, else one "
+    "for each CPU that the process may use, and in a fit fewer where they are faster."
 )
 
 

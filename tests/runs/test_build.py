@@ -5,6 +5,7 @@ Each works for 10 steps and a resume, or is refused in one line before training.
 
 import importlib
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -21,6 +22,7 @@ from lightning.pytorch.plugins import AsyncCheckpointIO
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from gptlit.checkpoints import checkpoint
+from gptlit.runs import user_parts
 from gptlit.runs.saving import DurableCheckpointIO
 from gptlit.training import logged_metrics
 from tests.conftest import TINY, Result, Run, made_up_text, read_metrics
@@ -187,6 +189,12 @@ def part(kind: str, class_path: str, **init_args: Any) -> str:
     one = {"class_path": class_path, **({"init_args": init_args} if init_args else {})}
     several = kind in ("callbacks", "plugins")
     return f"--trainer.{kind}=" + yaml.safe_dump([one] if several else one)
+
+
+def test_the_refused_callbacks_are_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    listed = page.partition("refused with the alternative: ")[2].partition(". ")[0]
+    assert set(re.findall(r"`(\w+)`", listed)) == {each.__name__ for each in user_parts.REFUSED}
 
 
 def assert_refused(result: Result, *parts: str) -> None:

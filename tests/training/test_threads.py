@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -55,6 +56,19 @@ def test_processes_share_the_cpus(monkeypatch: pytest.MonkeyPatch, variable: str
         assert found.n == expected
         assert os.environ["OMP_NUM_THREADS"] == str(expected)  # of processes that are started
     assert os.environ.get("OMP_NUM_THREADS") == variable
+
+
+def test_every_variable_chooses_the_number_and_is_documented(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "clusters.md").read_text(encoding="utf-8")
+    for variable in threads.VARIABLES:
+        with monkeypatch.context() as patch:
+            patch.setenv(variable, "8")
+            with threads.using() as found:
+                assert found == Threads(8, f"by {variable}", is_given=True)
+        assert variable in cpus.THREADS_HELP
+        assert f"`{variable}`" in page
 
 
 def test_an_error_restores_the_number() -> None:
