@@ -5,7 +5,7 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from typing import IO, TYPE_CHECKING, Self
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 
-_as_flags = ContextVar("_as_flags", default=False)
+_as_flag: ContextVar[Callable[[str], str] | None] = ContextVar("_as_flag", default=None)
 # noncharacters of Unicode that mark an option's name in a message
 _OPEN, _CLOSE = "\ufdd2", "\ufdd3"
 
@@ -29,19 +29,23 @@ def opt(name: str) -> str:
 
 
 @contextlib.contextmanager
-def naming_flags() -> Iterator[None]:
-    """Show options in messages as flags while the block runs."""
-    token = _as_flags.set(True)
+def naming_flags(as_flag: Callable[[str], str] = "--{}".format) -> Iterator[None]:
+    """Show options in messages as flags while the block runs.
+
+    Args:
+        as_flag: Function that returns the flag of an option, given its full name.
+    """
+    token = _as_flag.set(as_flag)
     try:
         yield
     finally:
-        _as_flags.reset(token)
+        _as_flag.reset(token)
 
 
 def with_option_names(message: str) -> str:
     """Return a message with its marked options as flags, or as names of arguments."""
-    shown = r"--\1\2" if _as_flags.get() else r"\2"
-    return re.sub(rf"{_OPEN}([^{_CLOSE}]*\.)?(.*?){_CLOSE}", shown, message)
+    shown = _as_flag.get() or (lambda name: name.rpartition(".")[2])
+    return re.sub(f"{_OPEN}(.*?){_CLOSE}", lambda option: shown(option[1]), message)
 
 
 class UsageError(ValueError):
@@ -64,7 +68,7 @@ class UsageError(ValueError):
     def __str__(self) -> str:
         subject = opt(self.option) if self.option else ""
         if self.value is not ...:
-            is_typed = _as_flags.get() and (self.value is None or isinstance(self.value, bool))
+            is_typed = _as_flag.get() and (self.value is None or isinstance(self.value, bool))
             subject += f" {format_value(self.value) if is_typed else self.value}"
         return with_option_names(f"{subject}: {self.reason}" if subject else self.reason)
 
@@ -73,10 +77,27 @@ class UsageError(ValueError):
         reason = self.reason.replace(opt(name), opt(other))
         return type(self)(reason, other if self.option == name else self.option, self.value)
 
+    def without_remedy(self) -> Self:
+        """Return the same error without what would work, which follows "; " in the reason."""
+        subject, colon, rest = "", "", self.reason
+        if not self.option:  # the subject, such as a path, is a part of the reason
+            subject, colon, rest = self.reason.rpartition(": ")
+        return type(self)(subject + colon + rest.split("; ")[0], self.option, self.value)
+
     def within(self, group: str) -> Self:
         """Return the same error with its options in a group."""
         reason = self.reason.replace(_OPEN, f"{_OPEN}{group}.")
         return type(self)(reason, f"{group}.{self.option}", self.value)
+
+
+@contextlib.contextmanager
+def errors_naming(as_flag: Callable[[str], str]) -> Iterator[None]:
+    """Show options in messages and errors of the block as the flags that a function returns."""
+    with naming_flags(as_flag):
+        try:
+            yield
+        except UsageError as error:
+            raise UsageError(str(error)) from error
 
 
 @contextlib.contextmanager
@@ -89,7 +110,8 @@ def errors_about(subject: str) -> Iterator[None]:
 
 
 MEMORY_ADVICE = (
-    "out of memory: lower --data.batch_size, then --model.block_size, then --model.n_embd"
+    f"out of memory: lower {opt('data.batch_size')}, then {opt('model.block_size')}, then "
+    f"{opt('model.n_embd')}"
 )
 
 

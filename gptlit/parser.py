@@ -60,6 +60,15 @@ class OneLineErrors(ArgumentParser):
                 words[index] = f"{name}=null" if equals else "null"
         return super().parse_args(words, *others, **options)
 
+    def parse_one(self, name: str, value: str, shown: str) -> Namespace:
+        """Parse the value of one option, which errors show by another name than its flag."""
+        try:
+            return self.parse_args([f"--{name}={value}"])
+        except UsageError as error:
+            if not str(error).startswith(f"--{name}"):
+                raise
+            raise UsageError(shown + str(error).removeprefix(f"--{name}")) from error
+
     def _may_be_none(self) -> set[str]:
         """Return the flags of options that may be None but not text."""
         types = {each: get_args(getattr(each, "_typehint", None)) for each in self._actions}

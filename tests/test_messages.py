@@ -10,9 +10,10 @@ import pytest
 import gptlit as library
 from gptlit.data.datamodule import TextDataModule
 from gptlit.generation.settings import SamplingSettings
-from gptlit.messages import RunError, UsageError, naming_flags, note, opt
+from gptlit.messages import RunError, UsageError, errors_naming, naming_flags, note, opt
 from gptlit.model.gpt import GPTConfig
 from gptlit.optim.optimizers import Recipe
+from gptlit.parser import OneLineErrors
 from gptlit.runs.sample_text import SampleText
 from gptlit.tokenizers.base import TokenizerOptions, parse_options
 from gptlit.training.module import LitGPT
@@ -103,3 +104,32 @@ def test_the_command_line_names_flags(gptlit: Callable[..., Any], tmp_path: Path
         result = gptlit(*arguments)
         assert result.code == 2
         assert result.err.startswith(f"gptlit: error: {message}"), result.err
+
+
+def test_a_command_may_name_options_otherwise() -> None:
+    error = UsageError(f"excludes {opt('data.column')}", "data.path", "a --data.path b")
+    with (
+        pytest.raises(UsageError, match=r"^--path a --data\.path b: excludes --column$"),
+        errors_naming(lambda name: f"--{name.removeprefix('data.')}"),
+    ):
+        raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "shorter"),
+    [
+        (UsageError("no such file; give another", "data.path", "a; b"), "path a; b: no such file"),
+        (UsageError("a; b: no such file; give another"), "a; b: no such file"),
+        (UsageError("varies nothing; give seeds"), "varies nothing"),
+    ],
+)
+def test_a_remedy_is_left_out(error: UsageError, shorter: str) -> None:
+    assert str(error.without_remedy()) == shorter
+
+
+def test_a_parser_may_show_another_name() -> None:
+    parser = OneLineErrors()
+    parser.add_argument("--n", type=int, default=1)
+    assert parser.parse_one("n", "2", "/n").n == 2
+    with pytest.raises(UsageError, match="^/n --n: expected int$"):
+        parser.parse_one("n", "--n", "/n")

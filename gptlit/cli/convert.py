@@ -1,5 +1,6 @@
 """`gptlit import` and `gptlit export`: exchange weights with nanoGPT and Hugging Face."""
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,14 @@ from gptlit.checkpoints.init_from import PUBLISHED, Origin, start_from, write_ch
 from gptlit.checkpoints.nanogpt import read_nanogpt
 from gptlit.checkpoints.weight_files import write_hugging_face, write_safetensors
 from gptlit.files import writing
-from gptlit.messages import UsageError, did_you_mean, errors_about, naming_flags, note
+from gptlit.messages import (
+    UsageError,
+    did_you_mean,
+    errors_about,
+    errors_naming,
+    naming_flags,
+    note,
+)
 from gptlit.parser import OneLineErrors, from_environment
 
 SOURCES = ("nanogpt", "hugging_face")
@@ -56,10 +64,8 @@ def import_(argv: Sequence[str]) -> None:
     elif options.meta is not None:
         raise UsageError(f"{options.meta}: only nanogpt has a meta.pkl; leave it out")
     else:
-        try:
+        with _naming("model.init_from", "gptlit import hugging_face"):
             origin = start_from(options.weights, folder)
-        except UsageError as error:
-            raise _of_command("gptlit import hugging_face", "--model.init_from", error) from error
     with writing("--output", output):
         write_checkpoint(origin, output)
     config = origin.config
@@ -75,9 +81,9 @@ def import_(argv: Sequence[str]) -> None:
     )
 
 
-def _of_command(command: str, flag: str, error: UsageError) -> UsageError:
-    """Return an error about a positional argument in place of one about a flag."""
-    return UsageError(str(error).replace(flag, command, 1))
+def _naming(option: str, command: str) -> contextlib.AbstractContextManager[None]:
+    """Name an option in errors by the command whose positional argument it is."""
+    return errors_naming(lambda name: command if name == option else f"--{name}")
 
 
 def export_parser() -> OneLineErrors:
@@ -102,10 +108,8 @@ def export(argv: Sequence[str]) -> None:
         UsageError: An argument or a checkpoint is invalid, or the format can't hold the model.
     """
     options = export_parser().parse_args([*from_environment("export"), *argv])
-    try:
+    with _naming("path", "gptlit export"):
         model, tokenizer = checkpoint.load(options.checkpoint)
-    except UsageError as error:
-        raise _of_command("gptlit export", "--path", error) from error
     folder = Path(options.folder).expanduser()
     with writing("gptlit export:", folder):
         WRITERS[options.format](model, tokenizer, folder)

@@ -18,7 +18,7 @@ from gptlit.corpora.reading import TextOptions
 from gptlit.data import prepare
 from gptlit.data.splits import SPLITS, Splitting
 from gptlit.data.token_file import TokenFile
-from gptlit.messages import UsageError, note, with_option_names
+from gptlit.messages import UsageError, errors_naming, note
 from gptlit.parser import OneLineErrors, from_environment
 from gptlit.terminal import align_columns, columns, visible
 from gptlit.tokenizers.base import Tokenizer, UnknownPieces, parse_options
@@ -148,24 +148,14 @@ def known_corpora(folder: Path) -> str:
     return "\n".join(lines)
 
 
-def _without_group(message: str) -> str:
-    """Return a message with this verb's option names, which are those of fit without "data."."""
-    return with_option_names(message).replace("--data.", "--")
-
-
+# this verb's options are those of fit without their group
+@errors_naming(lambda name: f"--{name.removeprefix('data.')}")
 def main(argv: Sequence[str]) -> None:
     """Run `gptlit data` with these arguments.
 
     Raises:
         UsageError: An argument or the text is invalid.
     """
-    try:
-        _main(argv)
-    except UsageError as error:
-        raise UsageError(_without_group(str(error))) from error
-
-
-def _main(argv: Sequence[str]) -> None:
     options = parser().parse_args([*from_environment("data"), *argv])
     folder = Path(options.data_dir).expanduser()
     if options.text == "list":
@@ -199,7 +189,7 @@ def _main(argv: Sequence[str]) -> None:
                 raise
             failed[name] = str(error)  # of the tokenizers that are compared by default
     for line in next(iter(files.values())).provenance["report"]:
-        note(_without_group(line))
+        note(line)
     if options.tokenize is None:
         print(f"{text.name}\n{table({name: statistics(file) for name, file in files.items()})}")
         return

@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import re
 import sys
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from gptlit import signals
 from gptlit.generation.generate import stream_generate
 from gptlit.generation.prompts import rule_ids
 from gptlit.generation.settings import SamplingSettings
-from gptlit.messages import UsageError, did_you_mean, note
+from gptlit.messages import UsageError, closest, naming_flags, note
 from gptlit.model.gpt import GPT
 from gptlit.parser import OneLineErrors, text_of
 from gptlit.predict import prompts
@@ -81,7 +80,8 @@ def loop(session: Session) -> None:
             if line is None or not _answer(session, line, is_typed):
                 return
         except UsageError as error:
-            note(f"error: {_with_slashes(str(error))}")
+            with naming_flags(_as_command):
+                note(f"error: {error}")
         except KeyboardInterrupt:
             if not is_typed:
                 raise
@@ -126,8 +126,9 @@ def _answer(session: Session, line: str, is_typed: bool) -> bool:
         for setting in SETTINGS:
             print(f"  {setting:<20}{_value(session, setting)}", file=sys.stderr)
     elif name not in SETTINGS:
-        near = did_you_mean(name, [*COMMANDS, *SETTINGS]).replace("mean ", "mean /")
-        raise UsageError(f"/{name}: unknown command or setting; /help lists them.{near}")
+        near = closest(name, [*COMMANDS, *SETTINGS])
+        advice = f" Did you mean /{near}?" if near else ""
+        raise UsageError(f"/{name}: unknown command or setting; /help lists them.{advice}")
     else:
         if value.strip():
             session.options = _changed(session, name, value.strip())
@@ -148,7 +149,7 @@ def _changed(session: Session, name: str, value: str) -> Namespace:
         UsageError: The settings are invalid, or invalid with this model's tokenizer.
     """
     options = session.options.clone()
-    parsed = session.parser.parse_args([f"--{name}={value}"])
+    parsed = session.parser.parse_one(name, value, f"/{name}")
     unescape(parsed)
     if name in LISTS:
         options[name] = [] if value == "none" else [*(options[name] or []), *parsed[name]]
@@ -162,10 +163,9 @@ def _changed(session: Session, name: str, value: str) -> Namespace:
     return options
 
 
-def _with_slashes(message: str) -> str:
-    """Replace the options in a message, such as --top_k, by commands, /top_k."""
-    message = re.sub(rf"--(?=({'|'.join(SETTINGS)})\b)", "/", message)
-    return message.replace("--prompt", "prompt")
+def _as_command(option: str) -> str:
+    """Return the command of an option, such as /top_k."""
+    return f"/{option}" if option in SETTINGS else option if option == "prompt" else f"--{option}"
 
 
 def _write(session: Session, is_typed: bool) -> None:

@@ -9,7 +9,7 @@ from jsonargparse import ActionYesNo, Namespace
 from gptlit import cpus
 from gptlit.cli.arguments import add_option_names, option_of_predict
 from gptlit.generation.settings import BeamSettings
-from gptlit.messages import UsageError
+from gptlit.messages import UsageError, opt
 from gptlit.parser import OneLineErrors, text_of, with_environment
 from gptlit.predict import modes
 from gptlit.predict.modes import Format, Mode
@@ -140,7 +140,7 @@ def sampling_settings(options: Namespace) -> BeamSettings:
     values = {name: options[name] for name in BeamSettings.__dataclass_fields__}
     values |= {name: values[name] or [] for name in ("stop", "ban")}
     for name in ("stop", "ban", "force"):
-        text_of(f"--{name}", "".join(values[name]))
+        text_of(opt(name), "".join(values[name]))
     if options.greedy:
         values["temperature"] = 0.0
     settings = BeamSettings(**values)

@@ -57,12 +57,8 @@ def parse_grid(words: Sequence[str], parser: OneLineErrors) -> dict[str, list[An
             raise UsageError(f"--sweep {name}{equals}{values}: write {name}=VALUE,VALUE,...")
         if name in grid:
             raise UsageError(f"--sweep {name}={values}: {name} is given twice; name it once")
-        arguments = [f"--{name}={value}" for value in values.split(",")]
-        try:
-            parsed = [parser.parse_args([argument])[name] for argument in arguments]
-        except UsageError as error:
-            raise UsageError(str(error).replace("--", "--sweep ", 1)) from error
-        grid[name] = list(dict.fromkeys(parsed))
+        parsed = [parser.parse_one(name, each, f"--sweep {name}") for each in values.split(",")]
+        grid[name] = list(dict.fromkeys(each[name] for each in parsed))
     return grid
 
 

@@ -120,11 +120,11 @@ def as_class(option: str, value: Any) -> Any:
     parser = OneLineErrors()
     parser.add_argument(f"--{option}", type=kind | None)
     try:
-        return parser.parse_args([f"--{option}={value}"])[option]
+        return parser.parse_one(option, value, opt(f"trainer.{option}"))[option]
     except UsageError as error:
-        message, is_no_class, nearest = str(error).partition("expected a class's path or null")
+        _, is_no_class, nearest = str(error).partition("expected a class's path or null")
         if not is_no_class:
-            raise UsageError(f"--trainer.{message.removeprefix('--')}") from error
+            raise
         if name := did_you_mean(value, names):
             nearest = f".{name}"
         # the variants of a strategy, such as ddp_spawn, begin with its name

@@ -21,7 +21,14 @@ from gptlit.cli import saved_options
 from gptlit.cli.fit import build
 from gptlit.cli.lightning_warnings import quiet
 from gptlit.files import write_atomically
-from gptlit.messages import MEMORY_ADVICE, RunError, UsageError, is_out_of_memory, note
+from gptlit.messages import (
+    MEMORY_ADVICE,
+    RunError,
+    UsageError,
+    is_out_of_memory,
+    note,
+    with_option_names,
+)
 from gptlit.runs import metrics_file, run_folder
 from gptlit.runs.run_end import NothingToTrain, train
 from gptlit.study.planning import (
@@ -162,8 +169,10 @@ def _fit(planned: Planned, run: Path, last: Path) -> tuple[int, int]:
 
 def _reason(error: Exception) -> str:
     if is_out_of_memory(error):
-        return MEMORY_ADVICE
-    if isinstance(error, UsageError | RunError):
+        return with_option_names(MEMORY_ADVICE)
+    if isinstance(error, UsageError):
+        return str(error.without_remedy())
+    if isinstance(error, RunError):
         return str(error).split("; ")[0]
     return " ".join(f"{type(error).__name__}: {error}".split())
 

@@ -88,7 +88,7 @@ def reporting_lost_ranks() -> Iterator[None]:
             raise
         raise RunError(
             "another process of the run has ended; its error is printed above. Resume the run by "
-            "gptlit fit --ckpt_path last"
+            f"{opt('ckpt_path')} last"
         ) from error
 
 
