@@ -71,7 +71,7 @@ def test_a_string_is_one_string_and_not_its_letters(model: GPT) -> None:
     assert TokenizerOptions(special_tokens="<PAD>").special_tokens == ["<PAD>"]  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="^dropout_at 'branch': must be a list"):
         GPTConfig(vocab_size=2, dropout_at="branch")  # type: ignore[arg-type]
-    assert SampleText(prompts="ROMEO:").prompts == ["ROMEO:"]
+    assert SampleText(prompts="ROMEO:").options.prompts == ["ROMEO:"]
     with pytest.raises(TypeError, match="^prompts: must be a list of strings, not one string"):
         generate_many(model, TOKENIZER, "ab", [1, 2])
 

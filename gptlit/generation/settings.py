@@ -100,9 +100,10 @@ DEFAULTS = SamplingSettings()
 
 
 def documented(settings: type) -> str:
-    """Return the Args of a settings class's docstring, indented for a function's."""
-    _, _, fields = (inspect.getdoc(settings) or "").partition("Args:\n")
-    return textwrap.indent(textwrap.dedent(fields), " " * 8).strip()
+    """Return the Args in the docstrings of a settings class, indented for a function's."""
+    docs = [inspect.cleandoc(each.__doc__ or "") for each in reversed(settings.__mro__)]
+    fields = [textwrap.dedent(doc.partition("Args:\n")[2]).strip() for doc in docs]
+    return textwrap.indent("\n".join(filter(None, fields)), " " * 8).strip()
 
 
 @dataclass(frozen=True)

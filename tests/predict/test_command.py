@@ -290,7 +290,7 @@ def test_texts_written_until_ctrl_c_are_kept_next_to_the_file(
     Path("out.txt").write_text("from before", encoding="utf-8")
     prompts = ["--prompt=the", "--prompt=king", "--prompt=love"]
     stopped = predict(gptlit, run, *prompts, "--output_file=out.txt")
-    message = "gptlit: out.txt.partial contains the texts that were written until then\n"
+    message = "gptlit: out.txt.partial has the texts written so far\n"
     message += "gptlit: stopped\n"
     assert (stopped.code, stopped.out, after_introduction(stopped.err)) == (130, "", message)
     assert Path("out.txt.partial").read_text(encoding="utf-8").split("\n\n", 1)[1] == whole

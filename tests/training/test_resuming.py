@@ -322,7 +322,7 @@ MISSING = object()
             "combined_loader[0].position None: must be a whole number",
         ),
         (("optimizer_states",), {}, "optimizer_states of type dict: must be a list"),
-        (("optimizer_states",), [], "optimizer_states has 0 of them"),
+        (("optimizer_states",), [], "optimizer_states has 0 entries"),
         ((*ADAM, "exp_avg"), torch.ones(1).expand(10**5, 10**5), "state.0.exp_avg: takes 40,000,"),
         ((*ADAM, "exp_avg"), torch.ones(3), "state.0.exp_avg is of shape (3,), and should be"),
         ((*ADAM, "exp_avg_sq"), "x", "state.0.exp_avg_sq is a str, not a tensor"),
