@@ -69,7 +69,7 @@ class Guard(Callback):
         return {
             "losses": self._losses + [float(step.loss) for step in self._steps],
             "lowest": self._lowest,
-            "told": self._has_warned,
+            "told": self._has_warned,  # the key in checkpoints of 0.1.0
             "skipped": self._skipped,
         }
 

@@ -115,7 +115,7 @@ def test_muon_keeps_its_proportion_within_the_trial() -> None:
     optimizer = Muon(groups)
     seen: list[list[float]] = []
     step = optimizer._step_by_muon
-    optimizer._step_by_muon = lambda group: (  # type: ignore[method-assign]
+    optimizer._step_by_muon = lambda group: (  # type: ignore[method-assign]  # a spy
         seen.append([each["lr"] for each in optimizer.param_groups]),
         step(group),
     )[1]
