@@ -33,9 +33,9 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from gptlit.__main__ import main as gptlit
-from gptlit.accelerators import name_of
+from gptlit.devices.accelerators import name_of
 from gptlit.model import cost
-from gptlit.training.losses import objective
+from gptlit.steps.losses import objective
 from gptlit.training.module import LitGPT
 
 NANOGPT = 1.4697  # its README, on sampled batches of the validation split

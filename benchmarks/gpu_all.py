@@ -52,7 +52,7 @@ import torch.nn.functional as F
 import yaml
 from train_step import random_text, wait_for
 
-from gptlit.accelerators import name_of
+from gptlit.devices.accelerators import name_of
 from gptlit.files import configs_folder
 from gptlit.generation.generate import generate_step
 from gptlit.generation.settings import SamplingSettings

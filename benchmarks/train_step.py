@@ -42,8 +42,8 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from gptlit.__main__ import main as gptlit
-from gptlit.accelerators import name_of
 from gptlit.data.loaders import Batch
+from gptlit.devices.accelerators import name_of
 from gptlit.model.gpt import GPT
 from gptlit.optim import optimizers
 from gptlit.training import run_length

@@ -16,6 +16,7 @@ PACKAGE = Path(gptlit.__file__).parent
 GROUND, ENTRY = "", "__main__"  # the files beside the folders; the entry is above them all
 FOLDERS = [
     GROUND,
+    "devices",
     "tokenizers",
     "optim",
     "model",
@@ -23,6 +24,7 @@ FOLDERS = [
     "checkpoints",
     "data",
     "generation",
+    "steps",
     "training",
     "runs",
     "cli",

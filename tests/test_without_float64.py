@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import gptlit
-from gptlit import accelerators
+from gptlit.devices import accelerators
 from gptlit.generation.beam_search import search
 from gptlit.generation.settings import BeamSettings
 from gptlit.model.config import GPTConfig

@@ -7,7 +7,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from gptlit import cpus
+from gptlit.devices import cpus
 from gptlit.messages import UsageError
 
 TEXT_OPTIONS = tuple(

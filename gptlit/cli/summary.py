@@ -11,13 +11,14 @@ import lightning as L
 import torch
 from torch import nn
 
-from gptlit.accelerators import name_of
 from gptlit.data.loaders import Batch
+from gptlit.devices.accelerators import name_of
 from gptlit.model import cost
 from gptlit.model.gpt import GPT
 from gptlit.model.positions import NoPositions
+from gptlit.steps import losses
 from gptlit.terminal import align_columns, count_of, duration
-from gptlit.training import losses, run_length
+from gptlit.training import run_length
 from gptlit.training.module import LitGPT
 
 HIDDEN = (nn.Identity, NoPositions)

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from gptlit import cpus
 from gptlit.data.tasks import TASK_BYTES, Task
+from gptlit.devices import cpus
 from gptlit.messages import progress
 from gptlit.tokenizers.base import Tokenizer
 from gptlit.tokenizers.words import WordTokenizer, count_words

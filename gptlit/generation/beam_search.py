@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptlit import accelerators
+from gptlit.devices import accelerators
 from gptlit.generation.decoding import Windows
 from gptlit.generation.prompts import encode_prompt, prompt_tensor, rule_ids
 from gptlit.generation.sampling import Rules, entropy

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptlit import accelerators
+from gptlit.devices import accelerators
 from gptlit.generation.settings import SamplingSettings
 from gptlit.messages import UsageError
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from gptlit import accelerators
 from gptlit.checkpoints import checkpoint
+from gptlit.devices import accelerators
 from gptlit.generation.generate import SAMPLES_AT_ONCE, stream_generate
 from gptlit.generation.jobs import write_jobs
 from gptlit.generation.prompts import warn_dropped

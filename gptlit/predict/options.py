@@ -6,8 +6,8 @@ from typing import Any, Literal, get_args
 
 from jsonargparse import ActionYesNo, Namespace
 
-from gptlit import cpus
 from gptlit.cli.arguments import add_option_names, option_of_predict
+from gptlit.devices import cpus
 from gptlit.generation.settings import BeamSettings
 from gptlit.messages import UsageError, opt
 from gptlit.parser import OneLineErrors, text_of, with_environment

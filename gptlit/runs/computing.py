@@ -10,7 +10,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from gptlit.messages import note, opt
-from gptlit.training import losses, threads
+from gptlit.steps import losses
+from gptlit.training import threads
 from gptlit.training.module import LitGPT
 from gptlit.training.threads import Threads
 

@@ -8,8 +8,8 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from gptlit.accelerators import name_of
 from gptlit.data.loaders import IGNORED
+from gptlit.devices.accelerators import name_of
 from gptlit.runs.computing import ThreadChoice
 from gptlit.runs.progress_bar import print_above_bar
 from gptlit.runs.sample_text import SampleText

@@ -35,7 +35,7 @@ from lightning.pytorch.profilers import (
 )
 from lightning.pytorch.strategies import DeepSpeedStrategy, Strategy, StrategyRegistry
 
-from gptlit.accelerators import mps_is_available
+from gptlit.devices.accelerators import mps_is_available
 from gptlit.messages import UsageError, did_you_mean, note, opt
 from gptlit.parser import OneLineErrors
 from gptlit.runs import run_folder

@@ -19,8 +19,9 @@ from gptlit.model import cost
 from gptlit.model.gpt import GPT
 from gptlit.runs import run_folder
 from gptlit.runs.build import Run
+from gptlit.steps import compiling
 from gptlit.study.spec import Setup, Study
-from gptlit.training import compiling, resuming
+from gptlit.training import resuming
 
 RESULT = "result.json"  # in the folder of a complete run
 DECISIVE = {"model", "data", "trainer"}  # groups of options that affect a run's results

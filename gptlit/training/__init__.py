@@ -1,4 +1,4 @@
-"""Training: the LightningModule, losses, checks, compiling and resuming.
+"""Training: the LightningModule, checks, and resuming.
 
 Files, loggers and callbacks of a run are in `gptlit.runs`.
 """

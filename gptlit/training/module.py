@@ -21,11 +21,12 @@ from gptlit.model.gpt import GPT
 from gptlit.optim import muon, optimizers
 from gptlit.optim.ema import Average
 from gptlit.optim.gradients import Gradients
+from gptlit.steps import losses
+from gptlit.steps.losses import TextLoss, text_metrics
 from gptlit.tokenizers.base import Tokenizer
 from gptlit.tokenizers.state import from_state
-from gptlit.training import fsdp2, loop_state, losses, monitors, resuming, run_length, saved_state
-from gptlit.training.compiling import CompiledSteps
-from gptlit.training.losses import TextLoss, text_metrics
+from gptlit.training import fsdp2, loop_state, monitors, resuming, run_length, saved_state
+from gptlit.training.compiled_steps import CompiledSteps
 from gptlit.training.options import ModelOptions
 from gptlit.training.user_batches import as_batch, batches_of, check_user_loaders, text_of
 

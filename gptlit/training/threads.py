@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gptlit import cpus
+from gptlit.devices import cpus
 
 OMP = "OMP_NUM_THREADS"
 VARIABLES = (OMP, "MKL_NUM_THREADS")

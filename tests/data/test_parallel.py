@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiktoken_ext.openai_public import r50k_pat_str
 
-from gptlit import cpus
 from gptlit.corpora import catalog
 from gptlit.data import clean_text, parallel, tasks
 from gptlit.data.clean_text import CleanText
 from gptlit.data.parallel import Encoder, WordCounter, in_order
 from gptlit.data.tasks import cut_into_tasks, last_cut
+from gptlit.devices import cpus
 from gptlit.tokenizers.base import Tokenizer, UnknownPieces, parse_options
 from gptlit.tokenizers.bytepair import BytePairTokenizer
 from gptlit.tokenizers.characters import CharTokenizer

@@ -19,10 +19,10 @@ from gptlit.data import encode_log, parallel, prepare, tasks
 from gptlit.data.splits import Splitting
 from gptlit.data.token_file import TokenFile
 from gptlit.messages import UsageError
+from gptlit.steps.losses import text_metrics
 from gptlit.tokenizers.base import TokenizerOptions, parse_options
 from gptlit.tokenizers.bytepair import BytePairTokenizer
 from gptlit.tokenizers.characters import CharTokenizer
-from gptlit.training.losses import text_metrics
 from tests.conftest import made_up_text
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gptlit import accelerators
+from gptlit.devices import accelerators
 from tests import DEVICE
 from tests.conftest import TINY, Result
 

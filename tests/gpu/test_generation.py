@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gptlit.accelerators import fastest
+from gptlit.devices.accelerators import fastest
 from gptlit.generation.generate import generate_step
 from gptlit.generation.settings import SamplingSettings
 from gptlit.model.config import GPTConfig

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from gptlit.accelerators import name_of
 from gptlit.checkpoints import checkpoint
-from gptlit.training.compiling import has_compiler
+from gptlit.devices.accelerators import name_of
+from gptlit.steps.compiling import has_compiler
 from tests.conftest import TINY, Result, assert_same_run, launched, read_metrics
 
 Fit = Callable[..., Result]

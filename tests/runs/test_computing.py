@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from gptlit import cpus
 from gptlit.checkpoints import checkpoint
 from gptlit.cli import fit as fit_verb
+from gptlit.devices import cpus
 from gptlit.runs import computing
 from gptlit.runs.computing import KEY, ThreadChoice
 from gptlit.training import threads

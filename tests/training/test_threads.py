@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gptlit import cpus
+from gptlit.devices import cpus
 from gptlit.training import threads
 from gptlit.training.threads import Threads
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gptlit.data.loaders import IGNORED
-from gptlit.training.losses import objective
+from gptlit.steps.losses import objective
 
 LOGITS = torch.tensor([[[1.0, 2.0, 0.0], [0.0, 0.0, 3.0], [5.0, 5.0, 5.0]]])
 TARGETS = torch.tensor([[1, 0, IGNORED]])

@@ -15,8 +15,8 @@ import torch
 from jsonargparse import Namespace
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 
-from gptlit import accelerators
 from gptlit.cli.adapting import _n_processes
+from gptlit.devices import accelerators
 from gptlit.generation.int8 import pack_int8
 from gptlit.messages import UsageError
 from gptlit.model.config import GPTConfig
@@ -25,10 +25,11 @@ from gptlit.optim import muon
 from gptlit.predict import command
 from gptlit.runs import report
 from gptlit.runs.user_parts import choose_precision
-from gptlit.training import compiling
+from gptlit.steps import compiling
+from gptlit.training import compiled_steps
 from tests.conftest import TINY, Result, Run
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CUDA = torch.device("cuda", 0)
 
 
@@ -65,7 +66,7 @@ def test_the_suite_sees_no_accelerator() -> None:
 
 
 def test_children_see_no_accelerator() -> None:
-    code = "import torch; from gptlit import accelerators; print(accelerators.fastest())"
+    code = "import torch; from gptlit.devices import accelerators; print(accelerators.fastest())"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
@@ -138,7 +139,7 @@ def test_sums_are_in_float32_on_mps() -> None:
 import os, torch
 del os.environ["DISABLE_MPS"]
 torch.backends.mps.is_available = lambda: True
-from gptlit.training import losses
+from gptlit.steps import losses
 print(losses.SUM_DTYPE, losses.TextLoss().nats.dtype)
 """
     done = subprocess.run(
@@ -182,15 +183,15 @@ def test_compiling_on_other_devices(
     # CUDA needs no C++ compiler
     monkeypatch.setattr(compiling, "has_compiler", lambda: False)
     monkeypatch.setattr(torch, "compile", lambda forward, mode: forward)
-    monkeypatch.setattr(compiling.run_length, "steps_of_run", lambda trainer: n_steps)
-    monkeypatch.setattr(compiling, "batches_of", lambda trainer: SimpleNamespace(batch_size=4))
+    monkeypatch.setattr(compiled_steps.run_length, "steps_of_run", lambda trainer: n_steps)
+    monkeypatch.setattr(compiled_steps, "batches_of", lambda trainer: SimpleNamespace(batch_size=4))
     trainer = SimpleNamespace(
         state=SimpleNamespace(fn="fit"),
         strategy=SimpleNamespace(root_device=torch.device(device)),
         accumulate_grad_batches=1,
     )
     net = GPT(GPTConfig(vocab_size=8, n_layer=1, n_head=1, n_embd=8, block_size=8))
-    steps = compiling.CompiledSteps(option)
+    steps = compiled_steps.CompiledSteps(option)
     steps.choose(trainer, net)  # type: ignore[arg-type]
     assert steps.choice.compiles == compiles
     assert (steps.forward is not None) == compiles

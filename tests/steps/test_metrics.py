@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from gptlit.training.losses import TextLoss, text_metrics
+from gptlit.steps.losses import TextLoss, text_metrics
 
 
 def test_a_uniform_guess_has_the_closed_form() -> None:

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
-from gptlit.accelerators import mps_is_available
 from gptlit.data.loaders import IGNORED
+from gptlit.devices.accelerators import mps_is_available
 
 # Apple's GPUs have no float64, in which a sum over a split is exact to about 1e-12
 SUM_DTYPE = torch.float32 if mps_is_available() else torch.float64

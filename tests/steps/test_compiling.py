@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from gptlit.checkpoints import checkpoint, run_paths
-from gptlit.training import compiling
-from gptlit.training.compiling import choose, or_eager
+from gptlit.steps import compiling
+from gptlit.steps.compiling import choose, or_eager
 from tests.conftest import TINY, Result, assert_same_run
 
 Call = Callable[..., Result]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gptlit import cpus
+from gptlit.devices import cpus
 from gptlit.messages import UsageError
 
 

@@ -1,0 +1,1 @@
+"""The machine: its accelerators, its CPUs, and functions captured as graphs."""

@@ -1,0 +1,1 @@
+"""The computation of one training step: the objective, compiling, the metrics of a split."""
