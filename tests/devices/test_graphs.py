@@ -1,0 +1,298 @@
+"""Captured functions, with a stand-in for CUDA graphs on the CPU."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gptlit.devices import graphs
+from gptlit.devices.graphs import WARM_UP, Captured, CudaGraphs
+from tests.recorded_graphs import NotCapturable, RecordedGraphs
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def on() -> RecordedGraphs:
+    return RecordedGraphs(CPU)
+
+
+def training(rate: Tensor) -> tuple[nn.Module, Tensor, Callable[[], tuple[Tensor, ...]]]:
+    """Return a net, its static input, and a step of SGD with momentum."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.ReLU(), nn.Linear(8, 1))
+    batch, weights = torch.zeros(6, 4), list(net.parameters())
+    momenta = [torch.zeros_like(weight) for weight in weights]
+
+    def step() -> tuple[Tensor, ...]:
+        loss = (net(batch).squeeze(1) - batch.sum(dim=1)).square().mean()
+        gradients = torch.autograd.grad(loss, weights)
+        with torch.no_grad():
+            for weight, momentum, gradient in zip(weights, momenta, gradients, strict=True):
+                momentum.mul_(0.9).add_(gradient)
+                weight -= rate * momentum
+        return (loss,)
+
+    return net, batch, step
+
+
+def losses(step: Callable[[], tuple[Tensor, ...]], batch: Tensor, rate: Tensor) -> list[float]:
+    """Return the losses of 8 steps, each with a batch, a rate and a seed of its own."""
+    found = []
+    for number in range(8):
+        torch.manual_seed(number)
+        batch.copy_(torch.randn(6, 4))
+        rate.fill_(0.02 * (number + 1))
+        found.append(step()[0].item())
+    return found
+
+
+def test_a_captured_function_computes_what_the_function_does(on: RecordedGraphs) -> None:
+    rate = torch.zeros(())
+    net, batch, step = training(rate)
+    expected = losses(step, batch, rate)
+    captured_net, batch, step = training(rate)
+    found = losses(Captured(step, on, "the step"), batch, rate)
+    assert found == expected
+    assert len(set(found)) == 8
+    for ours, theirs in zip(captured_net.parameters(), net.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert (on.warm_ups, on.captures, on.replays) == (WARM_UP, 1, 8 - WARM_UP)
+
+
+def test_a_number_of_python_stays_that_of_the_capture(on: RecordedGraphs) -> None:
+    """As in a CUDA graph, so that tests with the stand-in find such numbers."""
+    rate = torch.zeros(())
+    _, batch, step = training(rate)
+    expected = losses(step, batch, rate)
+    weight, number = torch.zeros(3), iter(range(100))
+    captured = Captured(lambda: (weight.add_(next(number)),), on, "the sum")
+    assert [captured()[0][0].item() for _ in range(6)] == [0, 1, 3, 6, 9, 12]
+
+    net, batch, _ = training(rate)
+
+    def wrong() -> tuple[Tensor, ...]:
+        loss = (net(batch).squeeze(1) - batch.sum(dim=1)).square().mean()
+        loss.backward()
+        optimizer = torch.optim.SGD(net.parameters(), lr=float(rate_now[0]))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
+        return (loss,)
+
+    rate_now = [0.0]
+    captured = Captured(wrong, on, "the step")
+    found = []
+    for step_number in range(8):
+        torch.manual_seed(step_number)
+        batch.copy_(torch.randn(6, 4))
+        rate_now[0] = 0.02 * (step_number + 1)
+        found.append(captured()[0].item())
+    assert found[0] == expected[0]
+    assert found[-1] != pytest.approx(expected[-1], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda x: (x * float(x.sum()),),
+        lambda x: (x[x > 0].sum(),),
+        lambda x: (x.nonzero().sum(),),
+        lambda x: (x + torch.tensor([1.0, 2.0, 3.0]),),
+        lambda x: (x.repeat_interleave(torch.ones(3, dtype=torch.long)),),
+        lambda x: (x * 2 if x.sum() > 0 else x,),
+    ],
+)
+def test_the_stand_in_refuses_what_a_graph_cannot_contain(
+    on: RecordedGraphs, wrong: Callable[[Tensor], tuple[Tensor, ...]]
+) -> None:
+    x = torch.ones(3)
+    with pytest.raises(NotCapturable):
+        on.capture(lambda: (wrong(x), None)[1])
+
+
+def test_a_capture_changes_nothing(on: RecordedGraphs) -> None:
+    x, made = torch.arange(6.0).view(2, 3), []
+    random = torch.get_rng_state()
+
+    def function() -> None:
+        made.append(x[1] * 2)
+        x[:, 1:].add_(torch.rand(2, 2))
+
+    replay = on.capture(function)
+    assert torch.equal(x, torch.arange(6.0).view(2, 3))
+    assert torch.equal(torch.get_rng_state(), random)
+    assert made[0].isnan().all()
+    replay()
+    assert torch.equal(made[0], torch.tensor([6.0, 8.0, 10.0]))
+    assert x[0, 0] == 0
+    assert x[0, 1] > 1
+
+
+def test_results_are_the_same_tensors_in_all_calls(on: RecordedGraphs) -> None:
+    x = torch.zeros(2)
+    captured = Captured(lambda: (x * 2, x.sum()), on, "the function")
+    first = captured()
+    for value in range(1, 7):
+        x.fill_(value)
+        double, total = captured()
+        assert double is first[0]
+        assert total is first[1]
+        assert double.tolist() == [2 * value] * 2
+        assert total.item() == 2 * value
+
+
+def test_results_outlive_replays_of_other_functions(on: RecordedGraphs) -> None:
+    x, kept = torch.ones(1), []
+
+    def function() -> tuple[Tensor, ...]:
+        kept.append(x + 1)  # would lie in the pool that graphs share
+        return (kept[-1],)
+
+    captured = Captured(function, on, "the function")
+    (result,) = [captured() for _ in range(5)][-1]
+    assert all(each is not result for each in kept)
+
+
+@pytest.mark.parametrize("raises", ["before", "after"])
+def test_a_failing_capture_leads_to_eager_calls(
+    on: RecordedGraphs, raises: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    total = torch.zeros(())
+    on.fails = raises == "after"
+    waits = raises == "before"
+
+    def function() -> tuple[Tensor, ...]:
+        total.add_(1)
+        return (total * (total.item() if waits else 1),)
+
+    captured = Captured(function, on, "the step")
+    assert [captured()[0].item() for _ in range(8)] == [
+        number * (number if waits else 1) for number in range(1, 9)
+    ]
+    assert (on.captures, on.replays) == (1, 0)
+    reason = "_local_scalar_dense waits for the device" if waits else "as the test wants it"
+    assert capsys.readouterr().err == (
+        "gptlit: warning: the step was not captured as a CUDA graph "
+        f"(NotCapturable: {reason}); it runs eagerly\n"
+    )
+
+
+def test_the_reason_of_a_failure_is_passed_on(
+    on: RecordedGraphs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on.fails = True
+    reasons: list[str] = []
+    captured = Captured(lambda: (), on, "the step", reasons.append)
+    for _ in range(6):
+        assert captured() == ()
+    assert reasons == ["NotCapturable: as the test wants it"]
+    assert capsys.readouterr().err == ""
+
+
+def test_an_error_of_the_function_itself_is_raised(on: RecordedGraphs) -> None:
+    def function() -> tuple[Tensor, ...]:
+        raise ValueError("a bug")
+
+    with pytest.raises(ValueError, match="a bug"):
+        Captured(function, on, "the step")()
+
+
+def test_only_cuda_captures(monkeypatch: pytest.MonkeyPatch) -> None:
+    for device in ("cpu", "mps"):
+        assert graphs.back_end(torch.device(device)) is None
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: f"a stream of {device}")
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    assert isinstance(graphs.back_end(torch.device("cuda:1")), CudaGraphs)
+
+
+class FakeCuda:
+    """Records the calls of torch.cuda that a capture makes."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, fails: bool = False) -> None:
+        self.calls: list[Any] = []
+        self.current: Any = FakeStream("current", self)
+        fake, cuda = self, torch.cuda
+
+        class Graph:
+            def replay(self) -> None:
+                fake.calls.append("replay")
+
+        class Within:
+            def __init__(self, *args: Any, **options: Any) -> None:
+                fake.calls.append(("graph", *args[1:], options))
+
+            def __enter__(self) -> None:
+                fake.current = fake.side
+
+            def __exit__(self, *error: object) -> None:
+                if fails:  # as torch.cuda.graph does, which then leaves its stream the current one
+                    raise RuntimeError("operation failed due to a previous error during capture")
+                fake.current = fake.first
+
+        class Stream:
+            def __init__(self, stream: Any) -> None:
+                self.stream = stream
+
+            def __enter__(self) -> None:
+                fake.current = self.stream
+
+            def __exit__(self, *error: object) -> None:
+                fake.current = fake.first
+
+        self.first, self.side = self.current, FakeStream("side", self)
+        patch.setattr(cuda, "Stream", lambda device: self.side)
+        patch.setattr(cuda, "graph_pool_handle", lambda: (0, 1))
+        patch.setattr(cuda, "CUDAGraph", Graph)
+        patch.setattr(cuda, "graph", Within)
+        patch.setattr(cuda, "stream", Stream)
+        patch.setattr(cuda, "current_stream", lambda device: self.current)
+        patch.setattr(cuda, "set_stream", lambda stream: setattr(self, "current", stream))
+        generator = FakeGenerator(self)
+        patch.setattr(cuda, "default_generators", (None, generator))
+
+
+class FakeStream:
+    def __init__(self, name: str, fake: FakeCuda) -> None:
+        self.name, self.device, self._fake = name, torch.device("cuda", 1), fake
+
+    def wait_stream(self, other: "FakeStream") -> None:
+        self._fake.calls.append(f"{self.name} waits for {other.name}")
+
+
+class FakeGenerator:
+    def __init__(self, fake: FakeCuda) -> None:
+        self._fake = fake
+
+    def clone_state(self) -> str:
+        return "a new state"
+
+    def graphsafe_set_state(self, state: str) -> None:
+        self._fake.calls.append(state)
+
+
+def test_the_calls_of_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeCuda(monkeypatch)
+    seen: list[str] = []
+    on = CudaGraphs(torch.device("cuda", 1))
+    on.warm_up(lambda: seen.append(fake.current.name))
+    assert fake.calls == ["side waits for current", "current waits for side"]
+    fake.calls.clear()
+    replay = on.capture(lambda: seen.append(fake.current.name))
+    assert fake.calls == [("graph", (0, 1), fake.side, {"capture_error_mode": "thread_local"})]
+    assert seen == ["side", "side"]
+    replay()
+    assert fake.calls[-1] == "replay"
+    assert fake.current is fake.first
+
+
+def test_a_failing_capture_leaves_stream_and_generator_usable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake = FakeCuda(monkeypatch, fails=True)
+    on = CudaGraphs(torch.device("cuda", 1))
+    with pytest.raises(RuntimeError, match="operation failed"):
+        on.capture(lambda: None)
+    assert fake.current is fake.first
+    assert fake.calls[-1] == "a new state"
