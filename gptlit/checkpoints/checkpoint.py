@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gptlit import plain_data
 from gptlit.checkpoints import run_paths, torch_files
-from gptlit.checkpoints.weight_shapes import NotFinite, checked
+from gptlit.checkpoints.weight_shapes import NotFinite, checked, for_writing
 from gptlit.corpora import inputs
 from gptlit.messages import UsageError, errors_about, is_first_process, note, opt
 from gptlit.model.gpt import GPT, GPTConfig
@@ -255,12 +255,12 @@ def introduction(path: Path, content: dict[str, Any]) -> str:
 
 
 def build(content: dict[str, Any]) -> tuple[GPT, Tokenizer]:
-    """Return the model, in eval mode, and the tokenizer of a checkpoint's content.
+    """Return the model, in eval mode and without mask, and the tokenizer of a checkpoint's content.
 
     Raises:
         UsageError: Its parts don't fit together, or its weights aren't finite.
     """
-    config, weights = config_of(content), check_weights(content)
+    config, weights = for_writing(config_of(content), check_weights(content))
     tokenizer = from_state(content[KEY]["tokenizer"], config.vocab_size)
     model = GPT(config)
     model.load_state_dict(weights)

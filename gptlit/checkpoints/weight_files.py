@@ -24,7 +24,7 @@ from gptlit.checkpoints.gpt2_names import (
     to_gpt2_weights,
     to_hugging_face,
 )
-from gptlit.checkpoints.weight_shapes import State, checked
+from gptlit.checkpoints.weight_shapes import State, checked, for_writing
 from gptlit.corpora.inputs import refuse_endless
 from gptlit.files import give_usual_mode
 from gptlit.messages import UsageError, errors_about
@@ -147,15 +147,16 @@ def write_hugging_face(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
     Raises:
         UsageError: GPT-2's class doesn't have an option of the model, or the folder isn't empty.
     """
-    options = to_hugging_face(model.config)
+    config, state = for_writing(model.config, model.state_dict())
+    options = to_hugging_face(config)
     special = tokenizer_files.special_tokens(tokenizer)
     # GPT2Config would take GPT-2's 50256
     ids = {f"{name}_id": special.get(name, (None, None))[1] for name in ("bos_token", "eos_token")}
     with new_folder(folder) as new:
         _write_json(new / "config.json", {**options, **ids})
-        _write_tensors(new / WEIGHTS, to_gpt2_weights(model.state_dict(), model.config))
-        tokenizer_files.write(tokenizer, new, model.config.block_size)
-        _write_own(new, model.config, tokenizer)
+        _write_tensors(new / WEIGHTS, to_gpt2_weights(state, config))
+        tokenizer_files.write(tokenizer, new, config.block_size)
+        _write_own(new, config, tokenizer)
 
 
 def write_safetensors(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
@@ -166,12 +167,13 @@ def write_safetensors(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
     Raises:
         UsageError: The folder isn't empty.
     """
-    state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
-    if model.config.tie_weights:
+    config, state = for_writing(model.config, model.state_dict())
+    state = {name: tensor.detach().contiguous() for name, tensor in state.items()}
+    if config.tie_weights:
         del state["lm_head.weight"]
     with new_folder(folder) as new:
         _write_tensors(new / WEIGHTS, state)
-        _write_own(new, model.config, tokenizer)
+        _write_own(new, config, tokenizer)
 
 
 def _write_own(folder: Path, config: GPTConfig, tokenizer: Tokenizer) -> None:

@@ -4,6 +4,7 @@ Shapes are computed without allocating tensors, so that the sizes in a file's co
 with its tensors before any memory is taken for them.
 """
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ from gptlit.plain_data import in_short
 State = dict[str, Tensor]
 Shape = tuple[int, ...]
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-HEAD, EMBEDDING = "lm_head.weight", "wte.weight"
+HEAD, EMBEDDING, MASK = "lm_head.weight", "wte.weight", "noise.mask"
 
 
 class NotFinite(UsageError):
@@ -37,6 +38,8 @@ def shapes(config: GPTConfig) -> Iterator[tuple[str, Shape]]:
     yield HEAD, (config.vocab_size, C)
     if config.head_bias:
         yield "lm_head.bias", (config.vocab_size,)
+    if config.token_dropout:
+        yield MASK, (1, C)
 
 
 def _of_block(config: GPTConfig) -> Iterator[tuple[str, Shape]]:
@@ -73,6 +76,12 @@ def _of_linear(config: GPTConfig, name: str, n_in: int, n_out: int) -> Iterator[
     yield f"{name}.weight", (n_out, n_in)
     if config.bias:
         yield f"{name}.bias", (n_out,)
+
+
+def for_writing(config: GPTConfig, state: State) -> tuple[GPTConfig, State]:
+    """Return a model's config and weights without the mask, which only training needs."""
+    config = dataclasses.replace(config, token_dropout=0.0)
+    return config, {name: tensor for name, tensor in state.items() if name != MASK}
 
 
 # ---------------------------------------------------------------------- weights from files

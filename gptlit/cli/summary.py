@@ -15,6 +15,7 @@ from gptlit.data.loaders import Batch
 from gptlit.devices.accelerators import name_of
 from gptlit.model import cost
 from gptlit.model.gpt import GPT
+from gptlit.model.input_noise import InputNoise
 from gptlit.model.positions import NoPositions
 from gptlit.steps import losses
 from gptlit.terminal import align_columns, count_of, duration
@@ -114,6 +115,8 @@ def _short(module: nn.Module) -> str:
         return f"{kind}({module.num_embeddings}, {module.embedding_dim})"
     if isinstance(module, nn.LayerNorm | nn.RMSNorm):
         return f"{kind}({', '.join(map(str, module.normalized_shape))})"
+    if isinstance(module, InputNoise):
+        return f"{kind}({module.masked:g}, {module.wrong:g})"
     return f"{kind}({module.p:g})" if isinstance(module, nn.Dropout) else kind
 
 

@@ -70,7 +70,8 @@ class KeptActivations:
         return max(moments)
 
     def _embedding(self) -> int:
-        return 8 * self.n + self._mask("embedding", self.sizes.value)
+        masked = self.n if self.config.token_dropout else 0  # which tokens are
+        return 8 * self.n + masked + self._mask("embedding", self.sizes.value)
 
     def _block(self) -> int:
         parts = [self._norm(self.n, self.config.n_embd), self._mlp()]

@@ -64,6 +64,10 @@ class GPTConfig:
         dropout: Probability of dropping a value.
         dropout_at: Places of dropout: embedding, after it; attention, in its weights; branch, at
             the end of each; block, at the end of each. GPT-2 has the first three.
+        token_dropout: Probability that training hides an input token: its embedding is replaced by
+            a learned mask, which generation and exports don't have (Xie et al. 2017).
+        token_noise: Probability that training replaces an input token by any token, each equally
+            often.
         attention: sdpa, the fastest of PyTorch's fused kernels for device and sizes; flash, only
             FlashAttention; eager, the reference implementation.
     """
@@ -96,6 +100,8 @@ class GPTConfig:
     zero_init: bool = False
     dropout: float = 0.0
     dropout_at: tuple[DropoutPlace, ...] = ("embedding", "attention", "branch")
+    token_dropout: float = 0.0
+    token_noise: float = 0.0
     attention: Back = "sdpa"
 
     @property
@@ -112,6 +118,11 @@ class GPTConfig:
     def hidden(self) -> int:
         """Width of the MLP's hidden layer."""
         return round(self.mlp_ratio * self.n_embd) if self.mlp_hidden is None else self.mlp_hidden
+
+    @property
+    def is_stochastic(self) -> bool:
+        """Whether a training step draws random numbers."""
+        return bool(self.dropout or self.token_dropout or self.token_noise)
 
     def dropped(self, place: DropoutPlace) -> float:
         """Probability of dropping a value at a place."""
@@ -157,7 +168,8 @@ class GPTConfig:
             f"must be at least 0 and below {opt('model.block_size')} {self.block_size}; "
             "configs/best_cpu.yaml has 3",
         )
-        require(0 <= self.dropout < 1, "dropout", "must be at least 0 and below 1")
+        for name in ("dropout", "token_dropout", "token_noise"):
+            require(0 <= getattr(self, name) < 1, name, "must be at least 0 and below 1")
         for name in ("position_base", "norm_eps", "logit_softcap"):
             value = getattr(self, name)
             reason = f"must be above 0, from {SMALLEST} to {LARGEST}"
@@ -189,6 +201,8 @@ class GPTConfig:
             require(self.positions == "learned", "n_positions", reason)
             reason = f"must be at least {opt('model.block_size')} {self.block_size}"
             require(self.n_positions >= self.block_size, "n_positions", reason)
+        reason = f"must be below 1 together with {opt('model.token_noise')} {self.token_noise}"
+        require(self.token_dropout + self.token_noise < 1, "token_dropout", reason)
         if self.mixer == "none":
             reason = f"needs {opt('model.mixer')} attention, not none"
             require(self.positions != "rotary", "positions", reason)

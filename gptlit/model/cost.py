@@ -26,7 +26,7 @@ def component(name: str) -> str:
     parts = name.split(".")
     if any(part.startswith("ln_") or part in ("q_norm", "k_norm") for part in parts):
         return "norms"
-    if parts[0] in ("wte", "wpe"):
+    if parts[0] in ("wte", "wpe", "noise"):
         return "embedding"
     if parts[0] == "lm_head":
         return "head"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gptlit.model import attention
 from gptlit.model.activations import ACTIVATIONS, Softcap
 from gptlit.model.config import GPTConfig
+from gptlit.model.input_noise import InputNoise
 from gptlit.model.positions import Rotary, added_positions
 
 __all__ = ["GPT", "GPTConfig", "KVCache"]
@@ -202,6 +203,7 @@ class GPT(nn.Module):
         self.cap = Softcap(config.logit_softcap) if config.logit_softcap else nn.Identity()
         if config.tie_weights:
             self.lm_head.weight = self.wte.weight
+        self.noise = InputNoise(config) if config.token_dropout or config.token_noise else None
         self.init_weights()
 
     @torch.no_grad()
@@ -210,7 +212,7 @@ class GPT(nn.Module):
 
         | parameter         | gpt2                  | unit                    | torch            |
         | ----------------- | --------------------- | ----------------------- | ---------------- |
-        | wte, wpe          | n(0.02)               | n(1)                    | n(1)             |
+        | wte, wpe, mask    | n(0.02)               | n(1)                    | n(1)             |
         | linear layers     | n(0.02)               | n(1 / sqrt(inputs))     | PyTorch's own    |
         | c_proj            | n(0.02 / sqrt(2 L))   | n(1 / sqrt(inputs 2 L)) | PyTorch's own    |
         | lm_head, not tied | n(0.02)               | n(1 / sqrt(inputs))     | PyTorch's own    |
@@ -228,10 +230,10 @@ class GPT(nn.Module):
             is_output = name.endswith("c_proj.weight")
             if self.config.zero_init and (is_output or name == "lm_head.weight"):
                 parameter.zero_()
-            elif self.config.init == "torch" or parameter.dim() < 2:
+            elif parameter.dim() < 2 or (self.config.init == "torch" and name != "noise.mask"):
                 continue
-            elif name.startswith(("wte", "wpe")):
-                parameter.normal_(0, 1 if unit else 0.02)
+            elif name.startswith(("wte", "wpe", "noise")):
+                parameter.normal_(0, 0.02 if self.config.init == "gpt2" else 1)
             else:
                 scale = 1 / math.sqrt(parameter.size(1)) if unit else 0.02
                 parameter.normal_(0, scale / depth if is_output else scale)
@@ -270,7 +272,8 @@ class GPT(nn.Module):
             idx = idx.long()
         if past + T > self.config.block_size:
             raise ValueError(f"{past + T} positions exceed block_size {self.config.block_size}")
-        x = self.drop(self.wpe(self.wte(idx), past))  # (B, T, C)
+        x = self.wte(idx) if self.noise is None else self.noise(idx, self.wte)  # (B, T, C)
+        x = self.drop(self.wpe(x, past))
         for block in self.h:
             x = block(x, cache)
         if cache is not None:

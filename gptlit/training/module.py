@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_
 
 from gptlit.checkpoints import checkpoint as checkpoints
+from gptlit.checkpoints.weight_shapes import MASK
 from gptlit.data.datamodule import WITHOUT_INSTANTIATOR, TextDataModule
 from gptlit.data.loaders import IGNORED, Batch
 from gptlit.data.window_order import hashed
@@ -88,7 +89,9 @@ class LitGPT(L.LightningModule):
         elif self.tokenizer is None:
             self.use_tokenizer(text.tokenizer)
             if self.first_weights is not None:
-                self.net.load_state_dict(self.first_weights)
+                # which have no mask, since the model that they are from could write
+                own = {name: w for name, w in self.net.state_dict().items() if name == MASK}
+                self.net.load_state_dict(own | self.first_weights)
                 self.first_weights, self.has_begun = None, True
             fsdp2.check(self.trainer.strategy)
             self.compiled.choose(self.trainer, self.net)
@@ -130,7 +133,7 @@ class LitGPT(L.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         loop_state.log_under_global_step(self.trainer)
-        if self.config.dropout:
+        if self.config.is_stochastic:
             # a function of (seed, step, batch, rank): there is no random state to save or lose
             place = (self.seed, self.global_step, batch_idx, self.global_rank)
             torch.manual_seed(hashed(*place) % 2**63)

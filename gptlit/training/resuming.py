@@ -20,7 +20,10 @@ from gptlit.training.saved_state import AVERAGED
 
 MISSING = object()
 # options that a checkpoint's weights don't depend on, so that a resumed run may change them
-NOT_IN_WEIGHTS = ("vocab_size", "dropout", "dropout_at", "attention", "init", "zero_init")
+NOT_IN_WEIGHTS = (
+    *("vocab_size", "dropout", "dropout_at", "token_dropout", "token_noise"),
+    *("attention", "init", "zero_init"),
+)
 
 # ---------------------------------------------------------------------- options
 
@@ -94,6 +97,9 @@ def check_config(saved: Mapping[str, Any], config: GPTConfig) -> None:
     for name, value in saved.items():
         if name not in NOT_IN_WEIGHTS and (now := getattr(config, name, None)) != value:
             raise _other_model(f"model.{name}", value, now)
+    before, after = saved.get("token_dropout", 0.0), config.token_dropout
+    if bool(before) != bool(after):  # one of them has a mask
+        raise _other_model("model.token_dropout", before, after)
 
 
 def check_same_tokenizer(described: Mapping[str, Any], tokenizer: Tokenizer) -> None:

@@ -173,6 +173,8 @@ def test_modules_that_compute_are_shown() -> None:
     lines = "\n".join(tree(dropout=0.1, positions="rotary", qk_norm=True, norm="rms"))
     for shown in ("Dropout(0.1)", "Rotary", "RMSNorm(4)"):
         assert shown in lines
+    *_, noise = tree(token_dropout=0.1, token_noise=0.05)
+    assert noise.split() == ["noise", "InputNoise(0.1,", "0.05)", "8"]
     assert "Identity" not in lines
     assert "wpe" not in lines
 

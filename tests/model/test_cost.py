@@ -162,6 +162,7 @@ def peak(model: GPT, inputs: Tensor, targets: Tensor, precision: str, folder: Pa
 MEASURED = [
     ({}, "32-true"),
     ({"dropout": 0.1}, "32-true"),
+    ({"token_dropout": 0.1, "token_noise": 0.1}, "32-true"),
     ({"attention": "eager", "dropout": 0.1}, "32-true"),
     (LLAMA, "32-true"),
     ({**LLAMA, "n_kv_head": 1, "qk_norm": True}, "32-true"),
