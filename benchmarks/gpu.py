@@ -35,7 +35,6 @@ from lightning.pytorch.callbacks import Callback
 from gptlit.__main__ import main as gptlit
 from gptlit.devices.accelerators import name_of
 from gptlit.model import cost
-from gptlit.steps.losses import objective
 from gptlit.training.module import LitGPT
 
 NANOGPT = 1.4697  # its README, on sampled batches of the validation split
@@ -131,7 +130,7 @@ class Clock(Callback):
         inputs, targets = (x.to(self._device) for x in next(iter(module.text.train_dataloader())))
         for _ in range(3):
             with context():
-                objective(module(inputs), targets)[0].backward()
+                module.compiled.objective(module.net, inputs, targets)[0].backward()
             module.zero_grad(set_to_none=True)
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:

@@ -17,7 +17,6 @@ from gptlit.model import cost
 from gptlit.model.gpt import GPT
 from gptlit.model.input_noise import InputNoise
 from gptlit.model.positions import NoPositions
-from gptlit.steps import losses
 from gptlit.terminal import align_columns, count_of, duration
 from gptlit.training import run_length
 from gptlit.training.module import LitGPT
@@ -273,10 +272,7 @@ def measure(
         for _ in range(n_batches):
             inputs, targets = (part[:n_windows].to(device) for part in next(loader))
             with precision.forward_context():
-                logits = module(inputs)
-                loss, _ = losses.objective(
-                    logits, targets, module.options.label_smoothing, module.options.z_loss
-                )
+                loss, _ = module.compiled.objective(module.net, inputs, targets)
             loss.backward()
 
     def update() -> None:

@@ -261,6 +261,15 @@ class GPT(nn.Module):
             ValueError: More positions than block_size, or a shape other than (B, T).
             TypeError: The ids are not integers.
         """
+        x = self.hidden(idx, cache)  # (B, T, C)
+        return self.logits(x[:, -1:] if last else x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the (..., V) logits of (..., C) hidden states."""
+        return self.cap(self.lm_head(hidden))
+
+    def hidden(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Return the normed output of the last block, (B, T, C), for `forward`'s arguments."""
         if idx.dim() != 2:
             raise ValueError(f"idx: must have the shape (B, T), not {tuple(idx.shape)}")
         T = idx.size(1)
@@ -278,9 +287,7 @@ class GPT(nn.Module):
             x = block(x, cache)
         if cache is not None:
             cache.length += T
-        if last:
-            x = x[:, -1:]  # (B, 1, C)
-        return self.cap(self.lm_head(self.ln_f(x)))  # (B, T or 1, V)
+        return self.ln_f(x)
 
     @torch.no_grad()
     def attention_weights(self, idx: Tensor) -> Tensor:

@@ -91,7 +91,7 @@ def stand_in(
     def forward_backward(part: torch.Tensor) -> None:
         with torch.random.fork_rng(devices=[]):
             with trainer.precision_plugin.forward_context():
-                loss, _ = losses.objective(net(part), part)
+                loss, _ = losses.of_batch(net, part, part)
             torch.autograd.grad(loss, parameters, allow_unused=True)
 
     first = idx[:1, :FIRST_TOKENS]

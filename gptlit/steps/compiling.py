@@ -16,7 +16,8 @@ CPU_FLOPS = 65e9  # FLOPs per second of an eager training step
 CPU_GAIN = 0.03  # fraction of a step's time that compiling saves
 CPU_SECONDS = 60.0  # time that compiling takes
 CUDA_STEPS = 5000
-Forward = Callable[[Tensor], Tensor]
+# the objective and the plain loss of (B, T) inputs and targets
+Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def choose(
     return Choice(pays, f"compiling pays off after about {least:,} steps; the run has {n_steps:,}")
 
 
-def or_eager(compiled: Forward, eager: Forward, failed: Callable[[], None]) -> Forward:
+def or_eager(compiled: Objective, eager: Objective, failed: Callable[[], None]) -> Objective:
     """Return a function that calls `compiled`, or `eager` if compiling fails at the first call.
 
     Args:
@@ -93,18 +94,18 @@ def or_eager(compiled: Forward, eager: Forward, failed: Callable[[], None]) -> F
     """
     works: bool | None = None
 
-    def forward(idx: Tensor) -> Tensor:
+    def objective(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         nonlocal works
         if works is None:
             try:
-                logits, works = compiled(idx), True
-                return logits
+                losses, works = compiled(inputs, targets), True
+                return losses
             except Exception as error:  # a broken compiler can raise anything
                 works = False
                 reason, *_ = str(error).strip().splitlines() or [""]
                 kind = type(error).__name__
                 note(f"warning: torch.compile failed ({kind}: {reason}); not compiled")
                 failed()
-        return compiled(idx) if works else eager(idx)
+        return compiled(inputs, targets) if works else eager(inputs, targets)
 
-    return forward
+    return objective

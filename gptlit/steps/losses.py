@@ -5,13 +5,48 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torchmetrics import Metric
 
 from gptlit.data.loaders import IGNORED
 from gptlit.devices.accelerators import mps_is_available
+from gptlit.model.gpt import GPT
+from gptlit.steps import chunked_loss
+from gptlit.steps.chunked_loss import Terms
 
 # Apple's GPUs have no float64, in which a sum over a split is exact to about 1e-12
 SUM_DTYPE = torch.float32 if mps_is_available() else torch.float64
+
+
+def of_batch(
+    net: GPT, inputs: Tensor, targets: Tensor, label_smoothing: float = 0.0, z_loss: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """The training objective and the plain cross-entropy of a batch, as by `objective`.
+
+    Where the logits are large, they are computed in chunks.
+
+    Args:
+        net: Net in training mode.
+        inputs: (B, T) token ids.
+        targets: (B, T) token ids, or IGNORED.
+        label_smoothing: As in `objective`.
+        z_loss: As in `objective`.
+    """
+    if (rows := rows_at_once(net, inputs)) is None:
+        return objective(net(inputs), targets, label_smoothing, z_loss)
+    terms = Terms(label_smoothing, z_loss, net.config.logit_softcap)
+    targets = targets.flatten()
+    sums = chunked_loss.sums(net.hidden(inputs).flatten(0, 1), net.lm_head, targets, terms, rows)
+    n_scored = (targets != IGNORED).sum()
+    loss = sums[1] / n_scored
+    return sums[0] / n_scored if terms.adds else loss, loss
+
+
+def rows_at_once(net: GPT, inputs: Tensor) -> int | None:
+    """Return the rows of logits in a chunk for a (B, T) batch, or None to compute all at once."""
+    if isinstance(net, FSDPModule):
+        return None  # its own forward pass gathers the head
+    return chunked_loss.rows_at_once(inputs.numel(), net.config.vocab_size, inputs.device.type)
 
 
 def objective(
@@ -39,25 +74,36 @@ def objective(
     minimised = F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
     if z_loss:
         scored = targets != IGNORED
-        squares = logits.float().logsumexp(dim=-1).square() * scored  # (B T)
+        squares = _in_float32_at_least(logits).logsumexp(dim=-1).square() * scored  # (B T)
         minimised = minimised + z_loss * squares.sum() / scored.sum()
     with torch.no_grad():
         return minimised, F.cross_entropy(logits, targets)
 
 
-def summed(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def _in_float32_at_least(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+@torch.no_grad()
+def summed(net: GPT, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """The sum of the cross-entropies of all targets that are not IGNORED, and their number.
 
     Args:
-        logits: (B, T, V).
+        net: Net in evaluation mode.
+        inputs: (B, T) token ids.
         targets: (B, T) token ids, or IGNORED.
 
     Returns:
         Nats in SUM_DTYPE, and tokens; scalars.
     """
-    losses = F.cross_entropy(
-        logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="none"
-    )  # (B T)
+    targets = targets.flatten()
+    if (rows := rows_at_once(net, inputs)) is None:
+        logits = _in_float32_at_least(net(inputs).flatten(0, 1))  # (B T, V)
+        losses = F.cross_entropy(logits, targets, reduction="none")  # (B T)
+    else:
+        terms = Terms(softcap=net.config.logit_softcap)
+        hidden = net.hidden(inputs).flatten(0, 1)  # (B T, C)
+        losses = chunked_loss.losses(hidden, net.lm_head, targets, terms, rows)
     return losses.sum(dtype=SUM_DTYPE), (targets != IGNORED).sum()
 
 

@@ -56,7 +56,9 @@ class LitGPT(L.LightningModule):
         self.tokenizer: Tokenizer | None = None
         self.first_weights: dict[str, Tensor] | None = None  # of the option init_from
         self.has_begun = self.options.init_from is None  # whether the weights are set
-        self.compiled = CompiledSteps(self.options.compile)
+        self.compiled = CompiledSteps(
+            self.options.compile, self.options.label_smoothing, self.options.z_loss
+        )
         self.gradients = Gradients()
         self.average: Average | None = None  # moving average of the weights, in a fit
         self.saved_average: tuple[dict[str, Tensor], int] | None = None  # of the checkpoint
@@ -109,8 +111,7 @@ class LitGPT(L.LightningModule):
 
     def forward(self, idx: Tensor) -> Tensor:
         """Compute the logits, (B, T, V), of (B, T) token ids."""
-        compiled = self.compiled.forward if self.training else None
-        return self.net(idx) if compiled is None else compiled(idx)
+        return self.net(idx)
 
     # ------------------------------------------------------------------ training
 
@@ -140,10 +141,7 @@ class LitGPT(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         inputs, targets = as_batch(batch)  # (B, T), (B, T)
-        logits = self(inputs)  # (B, T, V)
-        minimised, loss = losses.objective(
-            logits, targets, self.options.label_smoothing, self.options.z_loss
-        )
+        minimised, loss = self.compiled.objective(self.net, inputs, targets)
         # a step that is skipped for a non-finite loss does not count in the epoch's mean
         counts = loss.detach().isfinite()
         n_tokens = (targets != IGNORED).sum() * counts
@@ -264,11 +262,11 @@ class LitGPT(L.LightningModule):
             dataloader_idx == 0 or text_of(self.trainer) is None
         )
         metric = self.val_loss if on_validation_split else self.slice_loss
-        metric.update(*losses.summed(self(inputs), targets))
+        metric.update(*losses.summed(self.net, inputs, targets))
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         inputs, targets = as_batch(batch)  # (B, T), (B, T)
-        self.val_loss.update(*losses.summed(self(inputs), targets))
+        self.val_loss.update(*losses.summed(self.net, inputs, targets))
 
     def on_validation_epoch_end(self) -> None:
         metrics: dict[str, Tensor] = {}

@@ -6,14 +6,17 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from gptlit.checkpoints import checkpoint, run_paths
 from gptlit.steps import compiling
-from gptlit.steps.compiling import choose, or_eager
+from gptlit.steps.compiling import Objective, choose, or_eager
 from tests.conftest import TINY, Result, assert_same_run
 
 Call = Callable[..., Result]
+Pair = tuple[Tensor, Tensor]
 G = 1e9
+ONE, TWO = torch.tensor(1), torch.tensor(2)
 
 
 @pytest.mark.parametrize(
@@ -73,13 +76,13 @@ def test_the_compiler_is_found_as_pytorch_finds_it(
 def test_a_failure_at_the_first_call_leads_to_eager(capsys: pytest.CaptureFixture[str]) -> None:
     calls: list[str] = []
 
-    def broken(idx: torch.Tensor) -> torch.Tensor:
+    def broken(inputs: Tensor, targets: Tensor) -> Pair:
         calls.append("compiled")
         raise RuntimeError("no such tool\nand a long dump")
 
-    forward = or_eager(broken, lambda idx: idx + 1, lambda: calls.append("failed"))
+    objective = or_eager(broken, lambda *batch: batch, lambda: calls.append("failed"))
     for _ in range(2):
-        assert forward(torch.tensor(1)) == 2
+        assert objective(ONE, TWO) == (ONE, TWO)
     assert calls == ["compiled", "failed"]
     output = capsys.readouterr().err
     assert "torch.compile failed (RuntimeError: no such tool); not compiled" in output
@@ -87,15 +90,15 @@ def test_a_failure_at_the_first_call_leads_to_eager(capsys: pytest.CaptureFixtur
 
 
 def test_a_failure_of_a_later_call_is_raised() -> None:
-    def once(idx: torch.Tensor) -> torch.Tensor:
-        if idx > 1:
+    def once(inputs: Tensor, targets: Tensor) -> Pair:
+        if inputs > 1:
             raise RuntimeError("out of memory")
-        return idx
+        return inputs, targets
 
-    forward = or_eager(once, lambda idx: idx + 1, lambda: None)
-    assert forward(torch.tensor(1)) == 1
+    objective = or_eager(once, lambda *batch: (TWO, TWO), lambda: None)
+    assert objective(ONE, TWO) == (ONE, TWO)
     with pytest.raises(RuntimeError, match="out of memory"):
-        forward(torch.tensor(2))
+        objective(TWO, TWO)
 
 
 def options(text: Path, steps: int, *more: str) -> list[str]:
@@ -131,10 +134,10 @@ def test_only_training_steps_are_compiled(
     """Their batches have one shape; those of validations and samples have many."""
     shapes: list[tuple[int, ...]] = []
 
-    def compile_(run: Callable[[torch.Tensor], torch.Tensor], **_: Any) -> Any:
-        def recorded(idx: torch.Tensor) -> torch.Tensor:
-            shapes.append(tuple(idx.shape))
-            return run(idx)
+    def compile_(run: Objective, **_: Any) -> Any:
+        def recorded(inputs: Tensor, targets: Tensor) -> Pair:
+            shapes.append(tuple(inputs.shape))
+            return run(inputs, targets)
 
         return recorded
 
@@ -151,7 +154,7 @@ def test_a_run_continues_without_compiling_after_a_failure(
     gptlit: Call, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def compile_(run: Any, **_: Any) -> Any:
-        def fails(idx: torch.Tensor) -> torch.Tensor:
+        def fails(inputs: Tensor, targets: Tensor) -> Pair:
             raise RuntimeError("no tool")
 
         return fails
