@@ -29,7 +29,7 @@ HALF_SCALE = 2.0**16  # of a gradient scaler at first
 
 @dataclass(frozen=True)
 class Terms:
-    """What a loss adds to the cross-entropy, as in `losses.objective`, and the logits' softcap."""
+    """Additions to the cross-entropy, as in `losses.objective`, and the softcap of the logits."""
 
     label_smoothing: float = 0.0
     z_loss: float = 0.0
