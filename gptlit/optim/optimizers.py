@@ -14,6 +14,7 @@ from gptlit.optim.muon import Muon
 Optimizer = Literal["adamw", "adam", "sgd", "muon"]
 Schedule = Literal["cosine", "linear", "wsd", "constant"]
 MOMENTUM = {"sgd": 0.9, "muon": 0.95}
+OF_TOKENS = {"wte", "lm_head", "noise"}  # modules whose rows belong to single tokens
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Recipe:
             run that is resumed with more steps takes the rates of a run planned for as many.
         weight_decay: Weight decay of all matrices with adamw and sgd, and of the blocks' matrices
             with muon; adam has none.
+        embedding_weight_decay: Weight decay of the embedding and of a head that isn't tied to it;
+            null for weight_decay with adamw and sgd, and none with muon.
         betas: Betas of adamw and adam, and of the AdamW part of muon.
         optimizer: adamw; adam, without weight decay; sgd, with Nesterov momentum; muon, which
             makes the directions of a matrix's update equally large (Jordan et al. 2024), for the
@@ -46,6 +49,7 @@ class Recipe:
     warmup_steps: int = 100
     decay_steps: int | None = None
     weight_decay: float = 0.1
+    embedding_weight_decay: float | None = None
     betas: tuple[float, float] = (0.9, 0.95)
     optimizer: Optimizer = "adamw"
     muon_lr: float = 0.012
@@ -56,6 +60,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         steps, lr = self.decay_steps, opt("model.lr")
+        of_tokens = self.embedding_weight_decay or 0
         checks = {
             "lr": (0 < self.lr < math.inf, "must be above 0; 1e-3 is usual for a small model"),
             "muon_lr": (0 < self.muon_lr < math.inf, "must be above 0; 0.012 is usual"),
@@ -64,6 +69,10 @@ class Recipe:
             "decay_steps": (steps is None or steps >= 1, "must be 1 or more, or left out"),
             "decay_fraction": (0 < self.decay_fraction <= 1, "must be above 0 and at most 1"),
             "weight_decay": (0 <= self.weight_decay < math.inf, "must be 0 or more; 0.1 is usual"),
+            "embedding_weight_decay": (
+                0 <= of_tokens < math.inf,
+                "must be 0 or more; 0.5 is usual",
+            ),
             "betas": (all(0 <= b < 1 for b in self.betas), "each must be at least 0 and below 1"),
             "muon_beta2": (0 <= (self.muon_beta2 or 0) < 1, "must be at least 0 and below 1"),
             "momentum": (0 <= (self.momentum or 0) < 1, "must be at least 0 and below 1"),
@@ -77,15 +86,22 @@ class Recipe:
             remedy = f"for {self.optimizer} give the first of {opt('model.betas')}"
             reason = f"applies to {opt('model.optimizer')} sgd and muon; {remedy}"
             raise UsageError(reason, "model.momentum", self.momentum)
+        if of_tokens and self.optimizer == "adam":
+            reason = (
+                f"{opt('model.optimizer')} adam has no weight decay; use adamw, or leave it out"
+            )
+            raise UsageError(reason, "model.embedding_weight_decay", of_tokens)
 
 
 # ---------------------------------------------------------------------- parameter groups
 
 
 def split_parameters(
-    named: Iterable[tuple[str, nn.Parameter]], optimizer: Optimizer
-) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    named: Iterable[tuple[str, nn.Parameter]], recipe: Recipe
+) -> list[list[nn.Parameter]]:
     """Split the trainable parameters into those with weight decay (Muon's own) and the others.
+
+    With a weight decay of their own, embedding and head are a part between the two.
 
     With AdamW and SGD all matrices decay, embeddings included, as in GPT-2 and nanoGPT, where a
     tied embedding is also the head's matrix. Biases, norms and token shifts don't decay: they are
@@ -96,15 +112,23 @@ def split_parameters(
     single tokens, and that of a rare token would shrink at each step and grow at few.
     """
     matrices: list[nn.Parameter] = []
+    of_tokens: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
+    has_own = recipe.embedding_weight_decay is not None
     for name, parameter in named:
-        if parameter.requires_grad:
-            in_block = "h" in name.split(".") or optimizer != "muon"
-            (matrices if parameter.dim() >= 2 and in_block else others).append(parameter)
-    return matrices, others
+        modules = set(name.split("."))
+        if not parameter.requires_grad:
+            continue
+        if parameter.dim() < 2:
+            others.append(parameter)
+        elif has_own and modules & OF_TOKENS:
+            of_tokens.append(parameter)
+        else:
+            (matrices if "h" in modules or recipe.optimizer != "muon" else others).append(parameter)
+    return [matrices, of_tokens, others] if has_own else [matrices, others]
 
 
-def group_options(recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
+def group_options(recipe: Recipe) -> list[dict[str, Any]]:
     """Return an optimizer's options for each part of `split_parameters`, at the peak rate."""
     momentum = MOMENTUM.get(recipe.optimizer) if recipe.momentum is None else recipe.momentum
     adam: dict[str, Any] = {"lr": recipe.lr, "betas": recipe.betas}
@@ -114,18 +138,20 @@ def group_options(recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
     second = sgd if recipe.optimizer == "sgd" else adam
     # Adam would add the decay to the gradients and then scale it away with them
     decay = 0.0 if recipe.optimizer == "adam" else recipe.weight_decay
-    return first | {"weight_decay": decay}, second | {"weight_decay": 0.0}
+    decays = [recipe.embedding_weight_decay, 0.0]
+    options = [second | {"weight_decay": each} for each in decays if each is not None]
+    return [first | {"weight_decay": decay}, *options]
 
 
 def groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     """Return an optimizer's parameter groups: the parts of `split_parameters`, with options."""
-    parts = split_parameters(model.named_parameters(), recipe.optimizer)
+    parts = split_parameters(model.named_parameters(), recipe)
     pairs = zip(parts, group_options(recipe), strict=True)
     return [{"params": part, **options} for part, options in pairs]
 
 
 def build(model: nn.Module, recipe: Recipe, *, fused: bool = False) -> torch.optim.Optimizer:
-    """Make the optimizer of a recipe, with the two parameter groups of `split_parameters`.
+    """Make the optimizer of a recipe, with the parameter groups of `split_parameters`.
 
     Args:
         model: Model to train.

@@ -351,7 +351,7 @@ class LitGPT(L.LightningModule):
         self.average = None
         is_fit = self.trainer.state.fn == "fit"
         if is_fit:
-            resuming.check_optimizer(checkpoint, self.options.optimizer)
+            resuming.check_optimizer(checkpoint, self.options)
         saved_state.check(checkpoint, self.trainer, self.config, self._new_optimizer)
         if is_fit:
             self._resume(checkpoint)

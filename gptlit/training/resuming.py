@@ -120,20 +120,25 @@ def check_same_tokenizer(described: Mapping[str, Any], tokenizer: Tokenizer) -> 
         )
 
 
-def check_optimizer(content: Mapping[str, Any], optimizer: str) -> None:
-    """Refuse a checkpoint of a run with another optimizer.
+def check_optimizer(content: Mapping[str, Any], recipe: optimizers.Recipe) -> None:
+    """Refuse a checkpoint of a run with another optimizer, or other parameter groups.
 
     Raises:
-        UsageError: The message names both optimizers.
+        UsageError: The message names the option, and what the run was trained with.
     """
-    before = content.get("hyper_parameters", {}).get("optimizer", "adamw")
-    if before != optimizer:
-        raise UsageError(
-            f"the run was trained by {in_short(str(before))}, which has another state; leave the "
-            f"option out, or begin a new run from its weights by {opt('model.init_from')}",
-            "model.optimizer",
-            optimizer,
-        )
+    before = content.get("hyper_parameters", {})
+    optimizer, decay = before.get("optimizer", "adamw"), before.get("embedding_weight_decay")
+    remedy = (
+        "which has another state; leave the option out, or begin a new run from its weights by "
+        f"{opt('model.init_from')}"
+    )
+    if optimizer != recipe.optimizer:
+        reason = f"the run was trained by {in_short(str(optimizer))}, {remedy}"
+        raise UsageError(reason, "model.optimizer", recipe.optimizer)
+    if (decay is None) != (recipe.embedding_weight_decay is None):
+        value = "null" if decay is None else in_short(str(decay))
+        reason = f"the run was trained with {value}, {remedy}"
+        raise UsageError(reason, "model.embedding_weight_decay", recipe.embedding_weight_decay)
 
 
 def take_recipe(

@@ -136,17 +136,19 @@ def test_flags_win_over_the_checkpoints_options(gptlit: Call, text_file: Path) -
 
 
 def test_flags_win_over_the_checkpoints_muon(gptlit: Call, text_file: Path) -> None:
-    fit(gptlit, text_file, "--model.optimizer=muon", "--model.schedule=wsd")
+    decays = "--model.embedding_weight_decay="
+    fit(gptlit, text_file, "--model.optimizer=muon", "--model.schedule=wsd", f"{decays}0.5")
     changed = ["--model.muon_lr=0.02", "--model.lr=2e-3", "--model.min_lr=0.001"]
     changed += ["--model.momentum=0.9", "--model.weight_decay=0.3", "--trainer.max_steps=6"]
-    changed += ["--model.warmup_steps=2", "--model.schedule=linear"]
+    changed += ["--model.warmup_steps=2", "--model.schedule=linear", f"{decays}0.7"]
     result = gptlit("fit", "--ckpt_path=last", *changed)
     assert result.code == 0, result.err
     content = checkpoint.read("lightning_logs/version_0/checkpoints/last.ckpt")
-    muon, adamw = content["optimizer_states"][0]["param_groups"]
+    muon, embedding, adamw = content["optimizer_states"][0]["param_groups"]
     assert (muon["lr"], adamw["lr"]) == pytest.approx((0.01, 0.001))  # half of the peak, at the end
     assert (muon["momentum"], muon["weight_decay"], adamw["weight_decay"]) == (0.9, 0.3, 0)
-    assert content["lr_schedulers"][0]["base_lrs"] == [0.02, 2e-3]
+    assert (embedding["lr"], embedding["weight_decay"]) == (adamw["lr"], 0.7)
+    assert content["lr_schedulers"][0]["base_lrs"] == [0.02, 2e-3, 2e-3]
 
 
 def test_another_optimizer_is_refused_and_leaves_the_run(gptlit: Call, text_file: Path) -> None:

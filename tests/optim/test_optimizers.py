@@ -41,13 +41,49 @@ def test_only_matrices_decay(optimizer: Any) -> None:
 
 def test_muon_has_the_matrices_of_blocks() -> None:
     model = gpt(tie_weights=False, token_shift=2)
-    first, second = split_parameters(model.named_parameters(), "muon")
+    first, second = split_parameters(model.named_parameters(), Recipe(optimizer="muon"))
     kinds = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
     assert names(model, first) == {f"h.{n}.{kind}.weight" for n in (0, 1) for kind in kinds}
     assert {"wte.weight", "wpe.weight", "lm_head.weight"} <= names(model, second)
     muon, adamw = group_options(Recipe(optimizer="muon", lr=0.003, weight_decay=0.2))
     assert muon == {"lr": 0.012, "momentum": 0.95, "beta2": 0.95, "weight_decay": 0.2}
     assert adamw == {"lr": 0.003, "betas": (0.9, 0.95), "weight_decay": 0}
+
+
+TOKENS = {"wte.weight", "lm_head.weight", "noise.mask"}
+
+
+@pytest.mark.parametrize(("optimizer", "positions_decay"), [("adamw", 0.2), ("muon", 0.0)])
+@pytest.mark.parametrize("tied", [True, False])
+def test_embedding_and_head_decay_by_an_option_of_their_own(
+    tied: bool, optimizer: Any, positions_decay: float
+) -> None:
+    """One step by AdamW from zero moments: w - lr (decay w + sign of the gradient)."""
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"head_bias": True, "token_dropout": 0.1, "qk_norm": True}
+    model = gpt(tie_weights=tied, token_shift=1, **options)
+    for parameter in model.parameters():
+        parameter.data.normal_()
+        parameter.grad = torch.randn_like(parameter)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    recipe = Recipe(
+        lr=0.01, min_lr=0, weight_decay=0.2, embedding_weight_decay=0.7, optimizer=optimizer
+    )
+    built = build(model, recipe)
+    _, own, others = built.param_groups
+    assert names(model, own["params"]) == TOKENS - ({"lm_head.weight"} if tied else set())
+    assert {p.dim() for p in others["params"]} == ({1} if optimizer == "adamw" else {1, 2})
+    assert [group["weight_decay"] for group in built.param_groups] == [0.2, 0.7, 0.0]
+    built.step()
+    for name, parameter in model.named_parameters():
+        if name.startswith("h.") and parameter.dim() == 2 and optimizer == "muon":
+            continue
+        decay = {**dict.fromkeys(TOKENS, 0.7), "wpe.weight": positions_decay}.get(name, 0.0)
+        if name.startswith("h.") and parameter.dim() == 2:
+            decay = 0.2
+        assert parameter.grad is not None
+        wanted = before[name] * (1 - 0.01 * decay) - 0.01 * parameter.grad.sign()
+        torch.testing.assert_close(parameter.detach(), wanted, atol=1e-5, rtol=0, msg=name)
 
 
 def test_adam_does_not_decay() -> None:
@@ -92,6 +128,11 @@ def test_steps_by_hand(fused: bool) -> None:
         ({"decay_fraction": 1.5}, "^decay_fraction 1.5"),
         ({"lr": math.inf}, "^lr inf"),
         ({"momentum": 1.0, "optimizer": "muon"}, "^momentum 1.0"),
+        ({"embedding_weight_decay": -0.1}, "^embedding_weight_decay -0.1"),
+        (
+            {"embedding_weight_decay": 0.1, "optimizer": "adam"},
+            "^embedding_weight_decay 0.1: optimizer adam has no weight decay",
+        ),
         ({"momentum": 0.9}, "^momentum 0.9: applies to optimizer sgd and muon"),
     ],
 )

@@ -207,7 +207,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
 
 
 RECIPES: list[dict[str, Any]] = [
-    {"optimizer": "muon", "schedule": "wsd", "min_lr": 0.0, "ema": 0.8},
+    {
+        **{"optimizer": "muon", "schedule": "wsd", "min_lr": 0.0, "ema": 0.8},
+        "embedding_weight_decay": 0.5,
+    },
     {"optimizer": "sgd", "lr": 0.1, "schedule": "linear", "label_smoothing": 0.1, "z_loss": 1e-3},
     {"optimizer": "adam", "schedule": "constant", "ema": 0.9},
 ]
@@ -353,11 +356,17 @@ def test_sharded_weights_are_refused(options: dict[str, Any], message: str) -> N
         lit.configure_optimizers()
 
 
-def test_a_resume_with_another_optimizer_is_refused(kit: Kit) -> None:
+@pytest.mark.parametrize(
+    ("option", "value", "before"),
+    [("optimizer", "muon", "by adamw"), ("embedding_weight_decay", 0.5, "with null")],
+)
+def test_a_resume_with_another_optimizer_is_refused(
+    kit: Kit, option: str, value: object, before: str
+) -> None:
     _, trainer = kit.fit(max_steps=2)
     trainer.save_checkpoint(kit.folder / "a.ckpt")
-    other = LitGPT(**SIZES, optimizer="muon")
-    with pytest.raises(UsageError, match="^optimizer muon: the run was trained by adamw"):
+    other = LitGPT(**SIZES, **{option: value})
+    with pytest.raises(UsageError, match=f"^{option} {value}: the run was trained {before}, "):
         kit.trainer().fit(other, datamodule=kit.data(), ckpt_path=str(kit.folder / "a.ckpt"))
 
 
