@@ -60,6 +60,7 @@ class _Described(TypedDict):
     seed: int
     evaluated: NotRequired[dict[str, float]]
     compiled: NotRequired[bool]
+    teachers: NotRequired[list[str]]
     epoch_loss: NotRequired[_EpochLoss]
 
 

@@ -33,6 +33,7 @@ from gptlit.runs.build import build as build_run
 from gptlit.runs.evaluation import evaluate
 from gptlit.runs.run_end import train
 from gptlit.runs.sample_text import SampleOptions, SampleText
+from gptlit.steps.distillation import located
 from gptlit.training import processes, resuming
 from gptlit.training.divergence import Guard
 from gptlit.training.module import LitGPT
@@ -158,6 +159,11 @@ class GptlitCLI(LightningCLI):
                 # a resume reads the copy of a pipe, since the pipe is empty then
                 options.data[name] = inputs.path_or_copy(path, f"--data.{name}", folder)
         self._take_origin()
+        if self.verb == "fit":
+            # a study plans runs whose teachers are still to be trained
+            teachers = options.model.teachers
+            names = [teachers] if isinstance(teachers, str) else teachers
+            options.model.teachers = [located(name, must_exist=self.trains) for name in names]
         if self.verb == "fit" and self.start is None:
             self._adapt_to_text()
         # before the choices below, which a resume makes again

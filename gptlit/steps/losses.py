@@ -13,17 +13,24 @@ from gptlit.devices.accelerators import mps_is_available
 from gptlit.model.gpt import GPT
 from gptlit.steps import chunked_loss
 from gptlit.steps.chunked_loss import Terms
+from gptlit.steps.distillation import Teachers
 
 # Apple's GPUs have no float64, in which a sum over a split is exact to about 1e-12
 SUM_DTYPE = torch.float32 if mps_is_available() else torch.float64
 
 
 def of_batch(
-    net: GPT, inputs: Tensor, targets: Tensor, label_smoothing: float = 0.0, z_loss: float = 0.0
+    net: GPT,
+    inputs: Tensor,
+    targets: Tensor,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    teachers: Teachers | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The training objective and the plain cross-entropy of a batch, as by `objective`.
 
-    Where the logits are large, they are computed in chunks.
+    Where the logits are large, they are computed in chunks, unless teachers predict as many
+    probabilities.
 
     Args:
         net: Net in training mode.
@@ -31,7 +38,12 @@ def of_batch(
         targets: (B, T) token ids, or IGNORED.
         label_smoothing: As in `objective`.
         z_loss: As in `objective`.
+        teachers: Nets to learn from, if any.
     """
+    if teachers is not None:
+        logits = net(inputs)
+        distilled = teachers.divergence(logits, inputs, targets)
+        return objective(logits, targets, label_smoothing, z_loss, distilled, teachers.weight)
     if (rows := rows_at_once(net, inputs)) is None:
         return objective(net(inputs), targets, label_smoothing, z_loss)
     terms = Terms(label_smoothing, z_loss, net.config.logit_softcap)
@@ -50,11 +62,17 @@ def rows_at_once(net: GPT, inputs: Tensor) -> int | None:
 
 
 def objective(
-    logits: Tensor, targets: Tensor, label_smoothing: float = 0.0, z_loss: float = 0.0
+    logits: Tensor,
+    targets: Tensor,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    distilled: Tensor | None = None,
+    distill_weight: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """The training objective and the plain cross-entropy, in nats per token.
 
-    Both are means over the targets that are not IGNORED.
+    Both are means over the targets that are not IGNORED. Label smoothing is a part of the
+    cross-entropy that distillation replaces by its weight; the z-loss is added to both.
 
     Args:
         logits: (B, T, V).
@@ -63,15 +81,19 @@ def objective(
             (Szegedy et al. 2016).
         z_loss: Weight of log(Z)^2, where Z is the sum of the logits' exponentials (Chowdhery et
             al. 2022, PaLM: 1e-4); keeps logits from drifting.
+        distilled: Divergence from the teachers' probabilities, a scalar (`distillation`).
+        distill_weight: Weight of `distilled`; the cross-entropy has the rest of 1.
 
     Returns:
         Two scalars; the same tensor if nothing is added, otherwise the second has no gradient.
     """
     logits, targets = logits.flatten(0, 1), targets.flatten()  # (B T, V), (B T)
-    if not label_smoothing and not z_loss:
+    if not label_smoothing and not z_loss and distilled is None:
         loss = F.cross_entropy(logits, targets)
         return loss, loss
     minimised = F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+    if distilled is not None:
+        minimised = (1 - distill_weight) * minimised + distill_weight * distilled
     if z_loss:
         scored = targets != IGNORED
         squares = _in_float32_at_least(logits).logsumexp(dim=-1).square() * scored  # (B T)

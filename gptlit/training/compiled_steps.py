@@ -10,6 +10,7 @@ from torch import Tensor
 from gptlit.model import cost
 from gptlit.model.gpt import GPT
 from gptlit.steps import compiling, losses
+from gptlit.steps.distillation import Teachers
 from gptlit.training import run_length
 from gptlit.training.user_batches import batches_of
 
@@ -34,6 +35,10 @@ class CompiledSteps:
             losses.of_batch, label_smoothing=label_smoothing, z_loss=z_loss
         )
         self._compiled: compiling.Objective | None = None  # compiles when first called
+
+    def learn_from(self, teachers: Teachers) -> None:
+        """Add the divergence from teachers to the objective; to be called before `choose`."""
+        self._of_batch = functools.partial(self._of_batch, teachers=teachers)
 
     def objective(self, net: GPT, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return the objective and the plain loss of a batch, as `losses.of_batch` does."""

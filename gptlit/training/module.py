@@ -3,6 +3,7 @@
 import contextlib
 import math
 import time
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -14,6 +15,7 @@ from gptlit.checkpoints import checkpoint as checkpoints
 from gptlit.checkpoints.weight_shapes import MASK
 from gptlit.data.datamodule import WITHOUT_INSTANTIATOR, TextDataModule
 from gptlit.data.loaders import IGNORED, Batch
+from gptlit.data.token_file import DATA_DIR
 from gptlit.data.window_order import hashed
 from gptlit.generation.jobs import write_jobs
 from gptlit.generation.text_stream import GeneratedText
@@ -22,7 +24,8 @@ from gptlit.model.gpt import GPT
 from gptlit.optim import muon, optimizers
 from gptlit.optim.ema import Average
 from gptlit.optim.gradients import Gradients
-from gptlit.steps import losses
+from gptlit.steps import distillation, losses
+from gptlit.steps.distillation import Teachers
 from gptlit.steps.losses import TextLoss, text_metrics
 from gptlit.tokenizers.base import Tokenizer
 from gptlit.tokenizers.state import from_state
@@ -59,6 +62,7 @@ class LitGPT(L.LightningModule):
         self.compiled = CompiledSteps(
             self.options.compile, self.options.label_smoothing, self.options.z_loss
         )
+        self.teachers: Teachers | None = None  # in a fit with the option teachers
         self.gradients = Gradients()
         self.average: Average | None = None  # moving average of the weights, in a fit
         self.saved_average: tuple[dict[str, Tensor], int] | None = None  # of the checkpoint
@@ -87,6 +91,7 @@ class LitGPT(L.LightningModule):
         if (text := text_of(self.trainer)) is None:
             if self.trainer.state.fn != "predict":
                 check_user_loaders(self.trainer, self.tokenizer)
+                self._read_teachers(Path(DATA_DIR))
                 self.compiled.choose(self.trainer, self.net)
         elif self.tokenizer is None:
             self.use_tokenizer(text.tokenizer)
@@ -96,9 +101,24 @@ class LitGPT(L.LightningModule):
                 self.net.load_state_dict(own | self.first_weights)
                 self.first_weights, self.has_begun = None, True
             fsdp2.check(self.trainer.strategy)
+            self._read_teachers(text.folder)
             self.compiled.choose(self.trainer, self.net)
             if self.device_mesh is not None:
                 fsdp2.shard(self.net, self.device_mesh["data_parallel"])
+
+    def _read_teachers(self, folder: Path) -> None:
+        """Read the teachers of a fit, or of one that is only inspected."""
+        assert self.tokenizer is not None
+        if self.options.teachers and self.trainer.state.fn in ("fit", None):
+            options = self.options
+            self.teachers = Teachers.read(
+                options.teachers,
+                self.tokenizer,
+                folder,
+                weight=options.distill_weight,
+                temperature=options.distill_temperature,
+            )
+            self.compiled.learn_from(self.teachers)
 
     @property
     def text(self) -> TextDataModule:
@@ -131,6 +151,9 @@ class LitGPT(L.LightningModule):
         n_steps = run_length.steps_of_run(self.trainer)
         monitors.check_in_time(self.trainer, steps_of_epoch, n_steps)
         self.seed = self.seed or torch.initial_seed() % 2**63
+        if self.teachers is not None:
+            convert = self.trainer.precision_plugin.convert_module
+            self.teachers.place(self.trainer.strategy.root_device, convert)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         loop_state.log_under_global_step(self.trainer)
@@ -152,6 +175,8 @@ class LitGPT(L.LightningModule):
             # to show a value, the bar waits for the device
             with_bar = self.trainer.progress_bar_callback is not None
             self.log("train/loss", loss, prog_bar=with_bar, sync_dist=several)
+            if self.teachers is not None:
+                self.log("train/distill_loss", self.teachers.loss.clone(), sync_dist=several)
         return minimised
 
     def _is_loss_read(self) -> bool:
@@ -326,6 +351,8 @@ class LitGPT(L.LightningModule):
             self.config, self.tokenizer, text, self.run_config, self.seed, self.evaluated
         )
         described["compiled"] = self.compiled.choice.compiles
+        if self.teachers is not None:
+            described["teachers"] = self.teachers.hashes
         # the sums of all ranks, so that a resumed epoch's mean is that of the whole epoch
         described["epoch_loss"] = {
             name: self.trainer.strategy.reduce(part.clone(), reduce_op="sum")
@@ -359,6 +386,8 @@ class LitGPT(L.LightningModule):
     def _resume(self, checkpoint: dict[str, Any]) -> None:
         """Restore a run's state, and adapt the rest of it in the checkpoint to changed options."""
         saved, trainer = checkpoint[checkpoints.KEY], self.trainer
+        if self.teachers is not None:
+            distillation.check_same(saved.get("teachers", []), self.teachers.hashes)
         self.compiled.choose(trainer, self.net, saved.get("compiled"))
         self.saved_average = resuming.take_raw_weights(checkpoint)
         if trainer.is_global_zero and (sums := saved.get("epoch_loss")):

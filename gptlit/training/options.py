@@ -21,6 +21,13 @@ class ModelOptions(Recipe, GPTConfig):
             vocabulary.
         z_loss: Weight of the squared log of the softmax's denominator, in training only; 1e-4 is
             usual (PaLM). Logged losses include neither it nor label smoothing.
+        teachers: Checkpoints of trained models with the same tokenizer, such as [a.ckpt, b.ckpt],
+            the mean of whose probabilities is learned beside the text (distillation). Resuming the
+            run needs them again; other commands don't.
+        distill_weight: Weight of the teachers' probabilities in the training target, from 0 to 1;
+            the text has the rest.
+        distill_temperature: Divisor of the teachers' and the model's logits in that comparison,
+            whose loss it multiplies by its square; 4 makes small probabilities count more.
         init_from: Weights to begin from, with their sizes and tokenizer: gpt2, gpt2-medium,
             gpt2-large, gpt2-xl, a folder in Hugging Face's format, or a checkpoint of gptlit.
         compile: Compile training steps with torch.compile; checkpoints stay the same. On a CPU
@@ -30,6 +37,9 @@ class ModelOptions(Recipe, GPTConfig):
     ema: float = 0.0
     label_smoothing: float = 0.0
     z_loss: float = 0.0
+    teachers: tuple[str, ...] | str = ()
+    distill_weight: float = 0.5
+    distill_temperature: float = 1.0
     init_from: str | None = None
     compile: bool | Literal["auto"] = False
 
@@ -44,6 +54,14 @@ class ModelOptions(Recipe, GPTConfig):
             raise UsageError(reason, "model.label_smoothing", self.label_smoothing)
         if not 0 <= self.z_loss < math.inf:
             raise UsageError("must be 0 or more; 1e-4 is usual", "model.z_loss", self.z_loss)
+        names = (self.teachers,) if isinstance(self.teachers, str) else tuple(self.teachers)
+        object.__setattr__(self, "teachers", names)
+        if not 0 <= self.distill_weight <= 1:
+            reason = "must be from 0, the text alone, to 1, the teachers alone"
+            raise UsageError(reason, "model.distill_weight", self.distill_weight)
+        if not 0 < self.distill_temperature < math.inf:
+            reason = "must be above 0; 1 leaves the probabilities as they are"
+            raise UsageError(reason, "model.distill_temperature", self.distill_temperature)
 
     def config(self, vocab_size: int) -> GPTConfig:
         """Return the net's config for a vocabulary."""
