@@ -6,16 +6,19 @@ STEP_METRICS = ("optim/lr", "optim/grad_norm", "speed/step_ms", "speed/tokens_pe
 VALIDATION_METRICS = ("val/loss", "val/bits_per_byte", "val/perplexity", "val/gap")
 
 
-def logged(trainer: Any, has_validation: bool) -> list[str]:
+def logged(trainer: Any, has_validation: bool, has_teachers: bool = False) -> list[str]:
     """Name the metrics that a fit logs if it is long enough.
 
     Args:
         trainer: Lightning's Trainer, or a namespace of its options.
         has_validation: Whether the text has a validation split.
+        has_teachers: Whether the run learns from teachers.
     """
     if trainer.barebones:
         return []
     names = ["train/loss", "train/loss_epoch"]
+    if has_teachers:
+        names.append("train/distill_loss")
     if trainer.log_every_n_steps:
         names += STEP_METRICS
     if trainer.limit_val_batches != 0 or trainer.overfit_batches:

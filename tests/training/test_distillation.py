@@ -28,6 +28,7 @@ RUNS = Path("lightning_logs")
 LAST = "checkpoints/last.ckpt"
 RICH = [
     "--model.dropout=0.1",
+    "--model.token_dropout=0.1",
     "--model.ema=0.9",
     "--model.label_smoothing=0.1",
     "--model.z_loss=1e-4",
@@ -107,7 +108,9 @@ def test_a_copy_of_its_teacher_has_nothing_to_learn(fit: Call, teachers: list[st
 
 
 def test_only_training_needs_the_teachers(fit: Call, gptlit: Call, teachers: list[str]) -> None:
-    assert fit(*STEPS, option(teachers)).code == 0
+    monitor = ["--trainer.callbacks+=EarlyStopping"]
+    monitor.append("--trainer.callbacks.monitor=train/distill_loss")
+    assert fit(*STEPS, option(teachers), *monitor).code == 0
     moved = [shutil.move(name, f"moved-{name}") for name in teachers]
     for command in (
         ["validate"],
