@@ -77,16 +77,13 @@ class Teachers:
         self.loss = torch.zeros(())  # the last divergence, written in place so that graphs can
 
     @classmethod
-    def read(
-        cls, names: Sequence[str], tokenizer: Tokenizer, folder: Path, **options: float
-    ) -> "Teachers":
+    def read(cls, names: Sequence[str], tokenizer: Tokenizer, folder: Path) -> "Teachers":
         """Read teachers; draws no random numbers, so that a student begins as without them.
 
         Args:
             names: Checkpoints, or what else `init_from.start_from` reads.
             tokenizer: The student's tokenizer.
             folder: Folder of fetched files.
-            **options: `weight` and `temperature`.
 
         Raises:
             UsageError: A teacher can't be read, or has another tokenizer.
@@ -105,7 +102,7 @@ class Teachers:
                 net.load_state_dict(origin.state)
                 nets.append(net)
                 hashes.append(hash_of(origin.state))
-        return cls(nets, hashes, **options)
+        return cls(nets, hashes)
 
     def place(self, device: torch.device, convert: Callable[[nn.Module], nn.Module]) -> None:
         """Move the nets to a device, in the precision that a function converts them to."""

@@ -109,15 +109,11 @@ class LitGPT(L.LightningModule):
     def _read_teachers(self, folder: Path) -> None:
         """Read the teachers of a fit, or of one that is only inspected."""
         assert self.tokenizer is not None
-        if self.options.teachers and self.trainer.state.fn in ("fit", None):
-            options = self.options
-            self.teachers = Teachers.read(
-                options.teachers,
-                self.tokenizer,
-                folder,
-                weight=options.distill_weight,
-                temperature=options.distill_temperature,
-            )
+        options = self.options
+        if options.teachers and self.trainer.state.fn in ("fit", None):
+            self.teachers = Teachers.read(options.teachers, self.tokenizer, folder)
+            self.teachers.weight = options.distill_weight
+            self.teachers.temperature = options.distill_temperature
             self.compiled.learn_from(self.teachers)
 
     @property
