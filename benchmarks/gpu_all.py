@@ -54,7 +54,7 @@ from train_step import random_text, wait_for
 
 from gptlit.devices.accelerators import name_of
 from gptlit.files import configs_folder
-from gptlit.generation.generate import generate_step
+from gptlit.generation.generate import generate_chunks
 from gptlit.generation.settings import SamplingSettings
 from gptlit.model import cost
 from gptlit.model.config import GPTConfig
@@ -278,7 +278,7 @@ def bare_rows(sizes: Sizes, name: str, optimizer: Literal["adamw", "muon"]) -> I
 
 
 def generation_rows(sizes: Sizes) -> Iterator[Row]:
-    """Write with random weights."""
+    """Write with random weights, by captured steps on CUDA."""
     device = torch.device(sizes.device)
     shape, _, _ = shape_of(sizes.small)
     model = GPT(GPTConfig(vocab_size=65, **shape)).to(device).eval()
@@ -291,7 +291,7 @@ def generation_rows(sizes: Sizes) -> Iterator[Row]:
                 settings = SamplingSettings(max_new_tokens=n_tokens)
                 wait_for(device)
                 began = time.perf_counter()
-                for _ in generate_step(model, prompts, settings, range(batch)):
+                for _ in generate_chunks(model, prompts, settings, range(batch)):
                     pass
                 wait_for(device)
                 seconds.append(time.perf_counter() - began)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptlit.model.gpt import GPT, MLP, Attention, Block, KVCache, TokenShift
+from gptlit.model.positions import Rotary, rotated
 
 Function = Callable[[Tensor], Tensor]
 FEW_ROWS = 4
@@ -50,32 +51,43 @@ class Windows:
         model: Model in eval mode; its weights are not copied.
         prompts: B times (T,) ids, T >= 1; the last block_size are used.
         use_cache: Keep keys and values instead of reading the whole window for every token.
+        decoder: Decoder of B rows to use for that; a new one if left out.
     """
 
     def __init__(
-        self, model: GPT, prompts: Sequence[Tensor] | Tensor, use_cache: bool = True
+        self,
+        model: GPT,
+        prompts: Sequence[Tensor] | Tensor,
+        use_cache: bool = True,
+        decoder: "Decoder | None" = None,
     ) -> None:
         device = model.wte.weight.device
         self._model = model
-        self._block_size = model.config.block_size
-        self._kept = kept_tokens(self._block_size)
-        self._ids = torch.zeros(len(prompts), self._block_size, dtype=torch.long, device=device)
-        self._lengths = [min(len(prompt), self._block_size) for prompt in prompts]
-        for row, prompt in enumerate(prompts):
-            self._ids[row, : self._lengths[row]] = prompt[-self._block_size :]
+        self.block_size = model.config.block_size
+        self._kept = kept_tokens(self.block_size)
+        self._ids = torch.zeros(len(prompts), self.block_size, dtype=torch.long, device=device)
+        self.lengths = [min(len(prompt), self.block_size) for prompt in prompts]
+        if len(set(self.lengths)) == 1:
+            ends = [prompt[-self.block_size :] for prompt in prompts]
+            self._ids[:, : self.lengths[0]] = torch.stack(ends)
+        else:
+            for row, prompt in enumerate(prompts):
+                self._ids[row, : self.lengths[row]] = prompt[-self.block_size :]
         self._newest = self._ids[:, 0]  # (B,)
         self._to_read = list(range(len(prompts)))  # rows that aren't in the cache
-        self._decoder = Decoder(model, len(prompts)) if use_cache else None
+        if use_cache and decoder is None:
+            decoder = Decoder(model, len(prompts))
+        self._decoder = decoder
 
     def logits(self) -> Tensor:
         """Return (B, V) logits of the next tokens; call it once before each `append`."""
-        decoder, n_rows = self._decoder, len(self._lengths)
+        decoder, n_rows = self._decoder, len(self.lengths)
         to_read = list(range(n_rows)) if decoder is None else self._to_read
         logits = None
         if decoder is not None and len(to_read) < n_rows:
-            logits = decoder.step(self._newest, [length - 1 for length in self._lengths])
-        for length in sorted({self._lengths[row] for row in to_read}):
-            rows = [row for row in to_read if self._lengths[row] == length]
+            logits = decoder.step(self._newest, [length - 1 for length in self.lengths])
+        for length in sorted({self.lengths[row] for row in to_read}):
+            rows = [row for row in to_read if self.lengths[row] == length]
             if len(rows) == n_rows:
                 logits = self._read(self._ids[:, :length], rows)
             else:
@@ -88,26 +100,38 @@ class Windows:
 
     def append(self, ids: Tensor) -> None:
         """Append (B,) ids, one to each row."""
-        full = [row for row, length in enumerate(self._lengths) if length == self._block_size]
+        full = [row for row, length in enumerate(self.lengths) if length == self.block_size]
         if full:
             # the new ids count among those kept
-            kept = self._ids[full, self._block_size - self._kept + 1 :]
+            kept = self._ids[full, self.block_size - self._kept + 1 :]
             self._ids[full, : self._kept - 1] = kept
             for row in full:
-                self._lengths[row] = self._kept - 1
-        if len(set(self._lengths)) == 1:
-            self._ids[:, self._lengths[0]] = ids
+                self.lengths[row] = self._kept - 1
+        if len(set(self.lengths)) == 1:
+            self._ids[:, self.lengths[0]] = ids
         else:
-            places = torch.tensor(self._lengths, device=ids.device)[:, None]
+            places = torch.tensor(self.lengths, device=ids.device)[:, None]
             self._ids.scatter_(1, places, ids[:, None])
-        self._lengths = [length + 1 for length in self._lengths]
+        self.lengths = [length + 1 for length in self.lengths]
         self._newest, self._to_read = ids, full
+
+    def extend(self, ids: Tensor) -> None:
+        """Append (n, B) ids, n to each row; no row may be full before the last of them."""
+        n = len(ids) - 1
+        if n and len(set(self.lengths)) == 1:
+            self._ids[:, self.lengths[0] : self.lengths[0] + n] = ids[:-1].T
+        elif n:
+            first = torch.tensor(self.lengths, device=ids.device)[:, None]
+            places = first + torch.arange(n, device=ids.device)  # (B, n)
+            self._ids.scatter_(1, places, ids[:-1].T)
+        self.lengths = [length + n for length in self.lengths]
+        self.append(ids[-1])
 
     def reorder(self, rows: Sequence[int]) -> None:
         """Make row i a copy of row `rows[i]`; call it between `logits` and `append`."""
         rows = list(rows)
         self._ids = self._ids[rows]
-        self._lengths = [self._lengths[row] for row in rows]
+        self.lengths = [self.lengths[row] for row in rows]
         if self._decoder is not None:
             self._decoder.reorder(rows)
 
@@ -130,12 +154,14 @@ class Decoder:
         self._cache = KVCache(model.config, n_rows, model.wte.weight)
         self._rows = torch.arange(n_rows, device=model.wte.weight.device)
         self._blocks = [self._block(block) for block in model.h]
+        self._rotary = next((each for each in model.modules() if isinstance(each, Rotary)), None)
         self._norm, self._head = plain_function(model.ln_f), plain_function(model.lm_head)
         # of the current step: positions of the tokens, places in the cache, number of keys, mask
         self._position: int | Tensor = 0
         self._place: tuple[Any, ...] = ()
         self._n_keys = 0
         self._mask: Tensor | None = None
+        self._turn: tuple[Tensor, ...] = ()  # cosines and sines, (1 or B, 1, head_size / 2)
 
     def read(self, ids: Tensor, rows: Sequence[int]) -> Tensor:
         """Start some rows over with (n, T) ids, 1 <= T <= block_size.
@@ -173,12 +199,20 @@ class Decoder:
             self._place = (self._rows, slice(None), self._position)
             seen = torch.arange(self._n_keys, device=ids.device) <= self._position[:, None]
             self._mask = seen[:, None, None]  # (B, 1, 1, n_keys)
+        return self._logits(ids)
+
+    def _logits(self, ids: Tensor) -> Tensor:
+        """Return (B, V) logits after (B,) ids at the positions, places and mask that are set."""
         # above 0, so that token shifts use the inputs of the positions before
         self._cache.length = self._n_keys
         x = F.embedding(ids, self._model.wte.weight)  # (B, C)
         table = getattr(self._model.wpe, "weight", None)
         if table is not None:
             x = x + table[self._position]
+        if self._rotary is not None:
+            at = self._position
+            places = slice(at, at + 1) if isinstance(at, int) else at[:, None]
+            self._turn = (self._rotary.cos[places], self._rotary.sin[places])
         for block in self._blocks:
             x = block(x)
         return self._model.cap(self._head(self._norm(x)))
@@ -215,7 +249,7 @@ class Decoder:
             plain_function(mlp.c_proj),
         )
         is_gelu = type(mlp.act) is nn.GELU and mlp.act.approximate == "none"
-        if is_gelu and len(self._rows) <= FEW_ROWS:
+        if is_gelu and len(self._rows) <= FEW_ROWS and self._rows.device.type == "cpu":
             act = gelu_of_few_rows
         return self._after(mlp.shift, lambda x: narrow(act(widen(x))))
 
@@ -223,23 +257,24 @@ class Decoder:
         into, out = plain_function(attn.c_attn), plain_function(attn.c_proj)
         n_head, n_kv_head, _ = attn.heads
         shape = (-1, n_head + 2 * n_kv_head, attn.head_size)
+        # heads that share keys become queries of one head: with one position they see the same
+        grouped = (-1, n_kv_head, n_head // n_kv_head, attn.head_size)
         stored = self._cache.layers[attn.layer]  # (B, 2 kv_heads, block_size, head_size)
         keys, values = stored.chunk(2, dim=1)
-        is_plain = attn.turn is None and attn.q_norm is None
-        attend = partial(F.scaled_dot_product_attention, enable_gqa=n_head != n_kv_head)
+        norm, is_turned = _norm_of_heads(attn), attn.turn is not None
 
         def forward(x: Tensor) -> Tensor:
             heads = into(x).view(shape)  # (B, heads, head_size)
-            q, kv = heads[:, :n_head, None], heads[:, n_head:]  # q: (B, n_head, 1, head_size)
-            if not is_plain:
-                at = self._position
-                k, v = kv.chunk(2, dim=1)
-                places = slice(at, at + 1) if isinstance(at, int) else at[:, None, None]
-                q, k = attn.prepare(q, k[:, :, None], places)
-                kv = torch.cat([k[:, :, 0], v], dim=1)
+            q, kv = heads[:, :n_head], heads[:, n_head:]
+            if norm is not None or is_turned:
+                qk, v = heads[:, :-n_kv_head], heads[:, -n_kv_head:]
+                qk = qk if norm is None else norm(qk)
+                qk = rotated(qk, *self._turn) if is_turned else qk
+                q, kv = qk[:, :n_head], torch.cat([qk[:, n_head:], v], dim=1)
             stored[self._place] = kv
             k, v = keys.narrow(2, 0, self._n_keys), values.narrow(2, 0, self._n_keys)
-            return out(attend(q, k, v, attn_mask=self._mask).reshape(x.shape))
+            y = F.scaled_dot_product_attention(q.reshape(grouped), k, v, attn_mask=self._mask)
+            return out(y.reshape(x.shape))
 
         return self._after(attn.shift, forward)
 
@@ -248,6 +283,16 @@ class Decoder:
         if shift is None:
             return forward
         return lambda x: forward(shift(x[:, None], self._cache)[:, 0])
+
+
+def _norm_of_heads(attn: Attention) -> Function | None:
+    """Return the norms of (B, n_head + n_kv_head, head_size) queries and keys, if there are any."""
+    if attn.q_norm is None or attn.k_norm is None:
+        return None
+    of_queries, of_keys, n_head = attn.q_norm, attn.k_norm, attn.heads[0]
+    if not [*of_queries.parameters()]:
+        return of_queries.forward
+    return lambda x: torch.cat([of_queries(x[:, :n_head]), of_keys(x[:, n_head:])], dim=1)
 
 
 def gelu_of_few_rows(x: Tensor) -> Tensor:

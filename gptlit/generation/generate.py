@@ -1,29 +1,44 @@
-"""Generation in three layers: `generate_step` yields ids, `stream_generate` text, and `generate`
+"""Generation in three layers: `generate_chunks` yields ids, `stream_generate` text, and `generate`
 returns the whole.
 
 Each sample draws from its own stream of random numbers, so that its text depends neither on the
 batch around it nor on the cache (float32; exact ties aside).
 """
 
+import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from gptlit.generation import captured
+from gptlit.generation.captured import CHUNK, Chunk
 from gptlit.generation.decoding import Windows
 from gptlit.generation.prompts import encode_prompt, prompt_tensor, rule_ids
-from gptlit.generation.sampling import Rules, Streams, entropy, next_token
+from gptlit.generation.sampling import Rules, Streams, next_token, scores
 from gptlit.generation.settings import DEFAULTS, SamplingSettings, documented
 from gptlit.generation.text_stream import Draft, GeneratedText
 from gptlit.model.gpt import GPT
 from gptlit.tokenizers.base import Tokenizer, Unknown
 
+STREAMED = 8  # tokens of a streamed text that are shown at once
 SAMPLES_AT_ONCE = 64  # in a batch, which has to fit into memory
 Prompt = TypeVar("Prompt", str, list[str])
+
+
+@contextlib.contextmanager
+def in_eval_mode(model: GPT) -> Iterator[None]:
+    """Put a model into eval mode, and back into its own mode at the end."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 @torch.inference_mode()
@@ -58,31 +73,59 @@ def generate_step(
     vocab_size = model.config.vocab_size
     rules = Rules(settings, prompts, vocab_size, banned=banned, forced=forced, eos_id=eos_id)
     steps = itertools.count() if settings.max_new_tokens is None else range(settings.max_new_tokens)
-    was_training = model.training
-    model.eval()
-    try:
+    with in_eval_mode(model):
         for _ in steps:
             logits = windows.logits()
             ids = next_token(rules.apply(logits), streams.next(), settings)  # (B,)
             rules.add(ids)
             windows.append(ids)
             yield ids, logits
-    finally:
-        model.train(was_training)
 
 
-def _steps(
+@torch.inference_mode()
+def generate_chunks(
+    model: GPT,
+    prompts: Sequence[Tensor] | Tensor,
+    settings: SamplingSettings,
+    seeds: Sequence[int],
+    use_cache: bool = True,
+    *,
+    scored: bool = False,
+    most: int = CHUNK,
+    **rules: Any,
+) -> Iterator[Chunk]:
+    """Yield the ids of `generate_step` in chunks: captured steps on a GPU, single tokens elsewhere.
+
+    Other arguments are those of `generate_step`.
+
+    Args:
+        scored: Also record each token's log probability and entropy.
+        most: Most tokens of a chunk, up to CHUNK.
+    """
+    if use_cache and captured.is_used_on(model.wte.weight.device):
+        state = Rules(settings, prompts, model.config.vocab_size, **rules)
+        streams = Streams(seeds, prompts[0].device)
+        with in_eval_mode(model):
+            how: dict[str, Any] = {"scored": scored, "most": most}
+            yield from captured.chunks(model, prompts, state, streams, settings, **how)
+        return
+    for ids, logits in generate_step(model, prompts, settings, seeds, use_cache, **rules):
+        yield Chunk(ids[None].cpu(), scores(logits, ids)[None].cpu() if scored else None)
+
+
+def _chunks(
     model: GPT,
     tokenizer: Tokenizer,
     prompts: Sequence[np.ndarray],
     settings: SamplingSettings,
     seeds: Sequence[int],
     use_cache: bool,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """`generate_step` for B times (T,) ids of prompts."""
+    **how: Any,
+) -> Iterator[Chunk]:
+    """`generate_chunks` for B times (T,) ids of prompts."""
     batch = [prompt_tensor(model, tokenizer, prompt) for prompt in prompts]
-    ids = rule_ids(tokenizer, settings)
-    return generate_step(model, batch, settings, seeds, use_cache, **ids)
+    how |= rule_ids(tokenizer, settings)
+    return generate_chunks(model, batch, settings, seeds, use_cache, **how)
 
 
 def stream_generate(
@@ -105,12 +148,13 @@ def stream_generate(
     ids = encode_prompt(tokenizer, prompt, unknown)
     text = Draft(tokenizer, ids.tolist(), settings.stop)
     # settings that don't work are refused before the prompt is yielded
-    steps = _steps(model, tokenizer, [ids], settings, [seed], use_cache)
+    chunks = _chunks(model, tokenizer, [ids], settings, [seed], use_cache, most=STREAMED)
     yield text.prompt
-    for step, _ in steps:
-        yield text.add(int(step))
-        if text.ended:
-            return
+    for chunk in chunks:
+        for id_ in chunk.ids[:, 0].tolist():
+            yield text.add(id_)
+            if text.ended:
+                return
     if held := text.finish():
         yield held
 
@@ -208,18 +252,15 @@ def generate_many(
     encoded = {prompt: encode_prompt(tokenizer, prompt, unknown) for prompt in set(prompts)}
     rows = [encoded[prompt] for prompt in prompts]
     texts = [Draft(tokenizer, row.tolist(), settings.stop) for row in rows]
-    for step, logits in _steps(model, tokenizer, rows, settings, seeds, use_cache):
-        scores = _scores(logits, step) if scored else itertools.repeat(None)
-        for text, id_, score in zip(texts, step.tolist(), scores, strict=False):
-            text.add(id_, score)
+    for chunk in _chunks(model, tokenizer, rows, settings, seeds, use_cache, scored=scored):
+        recorded: Iterable[Iterable[Any]] = itertools.repeat(itertools.repeat(None))
+        if chunk.scores is not None:
+            recorded = chunk.scores.transpose(0, 1).tolist()
+        for text, ids, its_scores in zip(texts, chunk.ids.T.tolist(), recorded, strict=False):
+            for id_, score in zip(ids, its_scores, strict=False):
+                text.add(id_, score)
         if all(text.ended for text in texts):
             break
     for text in texts:
         text.finish()
     return [text.written for text in texts]
-
-
-def _scores(logits: Tensor, ids: Tensor) -> list[tuple[float, float]]:
-    """Return each id's log probability and each row's entropy, of (B,) ids and (B, V) logits."""
-    logs = logits.float().log_softmax(dim=-1).gather(1, ids[:, None])[:, 0]
-    return list(zip(logs.tolist(), entropy(logits.float()).tolist(), strict=True))

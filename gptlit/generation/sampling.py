@@ -7,7 +7,7 @@ keep at least one token of a row.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -119,6 +119,14 @@ def entropy(logits: Tensor) -> Tensor:
     return -(logs.exp() * logs.masked_fill(logs == -math.inf, 0)).sum(dim=-1)
 
 
+def scores(logits: Tensor, ids: Tensor) -> Tensor:
+    """Return (B, 2): the log probability of each of (B,) ids by (B, V) logits, and the entropy of
+    their distribution, in nats."""
+    logs = logits.float().log_softmax(dim=-1).gather(1, ids[:, None])[:, 0]
+    entropies = entropy(logits.float())
+    return torch.stack([logs.to(entropies.dtype), entropies], dim=1)
+
+
 def draw(logits: Tensor, u: Tensor) -> Tensor:
     """Draw tokens by the inverse CDF: the first whose cumulative probability is above u.
 
@@ -192,34 +200,54 @@ class Rules:
         self._counts_tokens = self._penalties != (1, 0, 0)
         self._forced = forced
         self._min_new_tokens = 0 if eos_id is None else settings.min_new_tokens
+        # all that `apply` depends on but the ids of the texts
+        self.key = (self._penalties, (*banned,), (*forced,), self._min_new_tokens, eos_id)
         device = prompts[0].device
         if len(set(banned)) >= vocab_size:
             raise UsageError("no token is left to write; ban fewer", "ban")
         self._banned = torch.tensor(banned, dtype=torch.long, device=device)
         self._end = torch.tensor([eos_id or 0], device=device)
-        self._n_written = 0
+        self.n_written = 0
         if self._counts_tokens:
             counts = [torch.bincount(prompt, minlength=vocab_size).float() for prompt in prompts]
             self._seen = torch.stack(counts)  # (B, V), in prompts and continuations
             self._written = torch.zeros_like(self._seen)  # in continuations alone
 
+    def restart(self, other: "Rules") -> None:
+        """Take over the state of other rules with the same `key`, in the same tensors."""
+        self.n_written = other.n_written
+        if self._counts_tokens:
+            self._seen.copy_(other._seen)
+            self._written.copy_(other._written)
+
     def apply(self, logits: Tensor) -> Tensor:
         """Return (B, V) logits, or log probabilities, of the next tokens after all rules."""
         if len(self._banned):
             logits = ban(logits, self._banned)
-        if self._n_written < self._min_new_tokens:
+        if self.n_written < self._min_new_tokens:
             logits = ban(logits, self._end)
         if self._counts_tokens:
             repetition, frequency, presence = self._penalties
             logits = apply_repetition_penalty(logits, self._seen, repetition)
             logits = apply_count_penalties(logits, self._written, frequency, presence)
-        if self._n_written < len(self._forced):
-            logits = force(logits, self._forced[self._n_written])
+        if self.n_written < len(self._forced):
+            logits = force(logits, self._forced[self.n_written])
         return logits
+
+    def phase(self) -> Hashable:
+        """Return a value that stays the same while `apply` is the same function; None for a token
+        that is forced."""
+        if self.n_written < len(self._forced):
+            return None
+        return self.n_written < self._min_new_tokens
 
     def add(self, ids: Tensor) -> None:
         """Record (B,) ids that were written."""
-        self._n_written += 1
+        self.n_written += 1
+        self.count(ids)
+
+    def count(self, ids: Tensor) -> None:
+        """Count (B,) ids for the penalties, on the device alone."""
         if self._counts_tokens:
             ones = torch.ones_like(ids[:, None]).float()
             self._seen.scatter_add_(1, ids[:, None], ones)
@@ -243,18 +271,20 @@ class Streams:
     def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self._device = torch.device(device)
-        self._dtype = accelerators.widest_float(self._device)
-        self._n_used = DRAWS_AT_ONCE
-        self._block = torch.empty(0)
+        self.dtype = accelerators.widest_float(self._device)
+        self._left = torch.empty(0, len(seeds), dtype=self.dtype, device=self._device)
 
     def next(self) -> Tensor:
         """Return (B,) numbers from 0 to 1, one from each stream, in the device's widest float."""
-        if self._n_used == DRAWS_AT_ONCE:
-            n, dtype = DRAWS_AT_ONCE, torch.float64
-            drawn = [torch.rand(n, generator=each, dtype=dtype) for each in self._generators]
-            self._block = torch.stack(drawn, dim=1).to(
-                self._device, self._dtype
-            )  # (DRAWS_AT_ONCE, B)
-            self._n_used = 0
-        self._n_used += 1
-        return self._block[self._n_used - 1]
+        return self.take(1)[0]
+
+    def take(self, n: int) -> Tensor:
+        """Return the next n numbers of each stream, (n, B), n <= DRAWS_AT_ONCE."""
+        if n > len(self._left):
+            many: dict[str, Any] = {"size": (DRAWS_AT_ONCE,), "dtype": torch.float64}
+            drawn = [torch.rand(generator=each, **many) for each in self._generators]
+            block = torch.stack(drawn, dim=1)  # (DRAWS_AT_ONCE, B)
+            block = block.to(self._device, self.dtype, non_blocking=True)
+            self._left = torch.cat([self._left, block])
+        taken, self._left = self._left[:n], self._left[n:]
+        return taken

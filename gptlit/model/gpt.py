@@ -77,9 +77,10 @@ class TokenShift(nn.Module):
 
     def forward(self, x: Tensor, cache: KVCache | None) -> Tensor:
         n, T = len(self.shares), x.size(1)
-        before = x.new_zeros(x.size(0), n, x.size(2))
         if cache is not None and cache.length:
             before = cache.inputs[self]
+        else:
+            before = x.new_zeros(x.size(0), n, x.size(2))
         seen = torch.cat([before, x], dim=1)  # (B, n + T, C)
         if cache is not None:
             cache.inputs[self] = seen[:, -n:]

@@ -65,10 +65,14 @@ class Rotary(nn.Module):
 
     def forward(self, x: Tensor, at: slice | Tensor) -> Tensor:
         """Rotate (..., T, head_size) by their positions, T or (..., T) of them."""
-        cos, sin = self.cos[at], self.sin[at]
-        left, right = x.float().chunk(2, dim=-1)  # (..., T, head_size / 2)
-        turned = torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1)
-        return turned.to(x.dtype)  # (..., T, head_size)
+        return rotated(x, self.cos[at], self.sin[at])
+
+
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate (..., head_size) by angles with (..., head_size / 2) cosines and sines."""
+    left, right = x.float().chunk(2, dim=-1)  # (..., head_size / 2)
+    turned = torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1)
+    return turned.to(x.dtype)  # (..., head_size)
 
 
 def _angles(n_positions: int, n_channels: int, base: float) -> Tensor:

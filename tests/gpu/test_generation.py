@@ -2,18 +2,20 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from gptlit.devices.accelerators import fastest
-from gptlit.generation.generate import generate_step
+from gptlit.generation.generate import generate_chunks, generate_step
 from gptlit.generation.settings import SamplingSettings
 from gptlit.model.config import GPTConfig
 from gptlit.model.gpt import GPT
 from tests.conftest import Result
 
 Call = Callable[..., Result]
+PENALTIES = {"repetition_penalty": 1.3, "frequency_penalty": 0.2, "min_new_tokens": 3}
 
 
 def written(model: GPT, batch: int, n_tokens: int = 24, use_cache: bool = True) -> torch.Tensor:
@@ -44,6 +46,33 @@ def test_cached_and_uncached(model: GPT, device: str, batch: int) -> None:
     model = model.to(device)
     cached, uncached = written(model, batch), written(model, batch, use_cache=False)
     assert torch.equal(cached, uncached)
+
+
+@pytest.mark.parametrize("lengths", [(1,), (3, 3, 3), (1, 9, 20)])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"temperature": 0},
+        {"top_k": 5, "top_p": 0.9, "min_p": 0.05, "typical_p": 0.9},
+        PENALTIES,
+    ],
+)
+def test_captured_steps_write_the_texts_of_plain_steps(
+    model: GPT, device: str, lengths: tuple[int, ...], values: dict[str, Any]
+) -> None:
+    """In float32, past the block; a second time with the graphs of the first, and once again."""
+    model = model.to(device)
+    prompts = [torch.arange(length, device=device) for length in lengths]
+    seeds = range(len(lengths))
+    for n_tokens in (70, 70, 3):
+        settings = SamplingSettings(max_new_tokens=n_tokens, **values)
+        rules: dict[str, Any] = {"banned": [7], "forced": [1, 2], "eos_id": 0}
+        plain = [ids.cpu() for ids, _ in generate_step(model, prompts, settings, seeds, **rules)]
+        chunks = [each.ids for each in generate_chunks(model, prompts, settings, seeds, **rules)]
+        assert torch.equal(torch.cat(chunks), torch.stack(plain))
+    if device == "cuda":
+        assert len(chunks) < n_tokens
 
 
 def test_bfloat16_weights(model: GPT, device: str) -> None:
