@@ -7,6 +7,7 @@ model's config, the tokenizer, the provenance of the text and the run's config a
 import contextlib
 import dataclasses
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -23,7 +24,7 @@ from gptlit.model.gpt import GPT, GPTConfig
 from gptlit.plain_data import in_short
 from gptlit.terminal import printable
 from gptlit.tokenizers.base import Tokenizer
-from gptlit.tokenizers.state import from_state
+from gptlit.tokenizers.state import difference, from_state
 
 KEY = "gptlit"
 NET_PREFIX = "net."
@@ -281,3 +282,26 @@ def load(path: str | Path = "best") -> tuple[GPT, Tokenizer]:
         return build(read_named(str(path))[1])
     except UsageError as error:
         raise error.renamed("ckpt_path", "path") from error
+
+
+def build_ensemble(
+    paths: Sequence[Path], contents: Sequence[dict[str, Any]]
+) -> tuple[list[GPT], Tokenizer]:
+    """Return the models of several checkpoints, in eval mode, and their tokenizer.
+
+    Args:
+        paths: Their files, for messages.
+        contents: Their contents.
+
+    Raises:
+        UsageError: Fewer than two, tokenizers that differ, or as `build`.
+    """
+    if len(paths) < 2:
+        given = " ".join(map(str, paths))
+        raise UsageError("an ensemble needs two checkpoints or more", "ensemble", given)
+    nets, tokenizers = zip(*map(build, contents), strict=True)
+    for path, tokenizer in zip(paths, tokenizers, strict=True):
+        if found := difference(tokenizer, tokenizers[0], str(paths[0])):
+            reason = f"has another tokenizer than {paths[0]}: {found}"
+            raise UsageError(reason, "ensemble", path)
+    return list(nets), tokenizers[0]

@@ -28,6 +28,7 @@ from gptlit.devices.graphs import Captured
 from gptlit.generation.decoding import Decoder, Windows
 from gptlit.generation.sampling import Rules, Streams, next_token, scores
 from gptlit.generation.settings import DRAW_SETTINGS, SamplingSettings
+from gptlit.model.ensemble import Ensemble
 from gptlit.model.gpt import GPT, TokenShift
 
 CHUNK = 16  # tokens of a text that the host reads at once
@@ -239,9 +240,9 @@ def _draws_for(
     return kept
 
 
-def is_used_on(device: torch.device) -> bool:
-    """Whether steps are captured on a device."""
-    return device.type in graphs.BACK_ENDS
+def is_used_for(model: GPT) -> bool:
+    """Whether the steps of a model are captured: on a GPU, but not those of an ensemble."""
+    return model.wte.weight.device.type in graphs.BACK_ENDS and not isinstance(model, Ensemble)
 
 
 def chunks(
@@ -259,7 +260,7 @@ def chunks(
     A chunk is yielded when the next one has been launched.
 
     Args:
-        model: Model in eval mode, on a device for which `is_used_on` is true.
+        model: Model in eval mode, for which `is_used_for` is true.
         prompts: B times (T,) ids, T >= 1.
         rules: Rules of the prompts.
         streams: Random numbers of the B texts.

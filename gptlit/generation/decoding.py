@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gptlit.model.ensemble import Ensemble, log_mean
 from gptlit.model.gpt import GPT, MLP, Attention, Block, KVCache, TokenShift
 from gptlit.model.positions import Rotary, rotated
 
@@ -76,7 +77,11 @@ class Windows:
         self._newest = self._ids[:, 0]  # (B,)
         self._to_read = list(range(len(prompts)))  # rows that aren't in the cache
         if use_cache and decoder is None:
-            decoder = Decoder(model, len(prompts))
+            n_rows = len(prompts)
+            if isinstance(model, Ensemble):
+                decoder = Decoders(model, n_rows)
+            else:
+                decoder = Decoder(model, n_rows)
         self._decoder = decoder
 
     def logits(self) -> Tensor:
@@ -283,6 +288,28 @@ class Decoder:
         if shift is None:
             return forward
         return lambda x: forward(shift(x[:, None], self._cache)[:, 0])
+
+
+class Decoders(Decoder):
+    """The decoders of an ensemble's nets, as one.
+
+    Args:
+        model: Ensemble in eval mode.
+        n_rows: B
+    """
+
+    def __init__(self, model: Ensemble, n_rows: int) -> None:
+        self._all = [Decoder(net, n_rows) for net in model.nets if isinstance(net, GPT)]
+
+    def read(self, ids: Tensor, rows: Sequence[int]) -> Tensor:
+        return log_mean([each.read(ids, rows) for each in self._all])
+
+    def step(self, ids: Tensor, positions: Sequence[int]) -> Tensor:
+        return log_mean([each.step(ids, positions) for each in self._all])
+
+    def reorder(self, rows: Sequence[int]) -> None:
+        for each in self._all:
+            each.reorder(rows)
 
 
 def _norm_of_heads(attn: Attention) -> Function | None:

@@ -102,7 +102,7 @@ def generate_chunks(
         scored: Also record each token's log probability and entropy.
         most: Most tokens of a chunk, up to CHUNK.
     """
-    if use_cache and captured.is_used_on(model.wte.weight.device):
+    if use_cache and captured.is_used_for(model):
         state = Rules(settings, prompts, model.config.vocab_size, **rules)
         streams = Streams(seeds, prompts[0].device)
         with in_eval_mode(model):

@@ -16,8 +16,8 @@ from gptlit.checkpoints import init_from, run_paths
 from gptlit.data.loaders import IGNORED
 from gptlit.messages import UsageError
 from gptlit.model.gpt import GPT
-from gptlit.plain_data import shown
 from gptlit.tokenizers.base import Tokenizer
+from gptlit.tokenizers.state import difference
 
 OPTION = "model.teachers"
 
@@ -95,8 +95,8 @@ class Teachers:
                     origin = init_from.start_from(name, folder)
                 except UsageError as error:
                     raise error.renamed("model.init_from", OPTION) from error
-                if difference := _difference(origin.tokenizer, tokenizer):
-                    reason = f"has another tokenizer than the student: {difference}"
+                if found := difference(origin.tokenizer, tokenizer, "the student"):
+                    reason = f"has another tokenizer than the student: {found}"
                     raise UsageError(reason, OPTION, name)
                 net = GPT(origin.config)
                 net.load_state_dict(origin.state)
@@ -141,22 +141,6 @@ def hash_of(state: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
         digest.update(weight.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _difference(theirs: Tokenizer, ours: Tokenizer) -> str:
-    """Describe how a teacher's tokenizer differs from the student's; "" for the same tokens."""
-    one, other = ({**each.state(), "eos": None} for each in (theirs, ours))
-    if one == other:
-        return ""
-    sizes = [f"{each.kind} of {each.vocab_size:,} tokens" for each in (theirs, ours)]
-    if sizes[0] != sizes[1]:
-        return f"{sizes[0]}, and the student's {sizes[1]}"
-    for id_ in range(ours.vocab_size):
-        pieces = [each.piece(id_).decode(errors="replace") for each in (theirs, ours)]
-        if pieces[0] != pieces[1]:
-            return f"its token {id_} is {shown(pieces[0])}, and the student's {shown(pieces[1])}"
-    names = [name for name in one.keys() | other.keys() if one.get(name) != other.get(name)]
-    return f"they differ in {', '.join(sorted(names))}"
 
 
 def located(name: str, must_exist: bool) -> str:

@@ -10,6 +10,7 @@ from torchmetrics import Metric
 
 from gptlit.data.loaders import IGNORED
 from gptlit.devices.accelerators import mps_is_available
+from gptlit.model.ensemble import Ensemble
 from gptlit.model.gpt import GPT
 from gptlit.steps import chunked_loss
 from gptlit.steps.chunked_loss import Terms
@@ -56,8 +57,8 @@ def of_batch(
 
 def rows_at_once(net: GPT, inputs: Tensor) -> int | None:
     """Return the rows of logits in a chunk for a (B, T) batch, or None to compute all at once."""
-    if isinstance(net, FSDPModule):
-        return None  # its own forward pass gathers the head
+    if isinstance(net, FSDPModule | Ensemble):
+        return None  # its own forward pass gathers the head, or has several
     return chunked_loss.rows_at_once(inputs.numel(), net.config.vocab_size, inputs.device.type)
 
 

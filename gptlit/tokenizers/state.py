@@ -85,3 +85,25 @@ def _from_state(state: Any) -> Tokenizer:
         raise UsageError("its pieces aren't spelled byte by byte") from error
     check_byte_pairs(state["pattern"], pieces, special)
     return BytePairTokenizer(kind, state["name"], state["pattern"], pieces, special, eos)
+
+
+def difference(theirs: Tokenizer, ours: Tokenizer, owner: str) -> str:
+    """Describe how another tokenizer differs from ours; "" for the same tokens.
+
+    Args:
+        theirs: The other tokenizer.
+        ours: Our tokenizer.
+        owner: Subject of sentences about ours, such as "the student".
+    """
+    one, other = ({**each.state(), "eos": None} for each in (theirs, ours))
+    if one == other:
+        return ""
+    sizes = [f"{each.kind} of {each.vocab_size:,} tokens" for each in (theirs, ours)]
+    if sizes[0] != sizes[1]:
+        return f"{sizes[0]}, and {owner}'s {sizes[1]}"
+    for id_ in range(ours.vocab_size):
+        pieces = [each.piece(id_).decode(errors="replace") for each in (theirs, ours)]
+        if pieces[0] != pieces[1]:
+            return f"its token {id_} is {shown(pieces[0])}, and {owner}'s {shown(pieces[1])}"
+    names = [name for name in one.keys() | other.keys() if one.get(name) != other.get(name)]
+    return f"they differ in {', '.join(sorted(names))}"
