@@ -40,11 +40,20 @@ class KeptActivations:
         batch_size: B
         sizes: Bytes of a value.
         device: cpu or cuda.
+        rows: Rows of logits in a chunk of the loss; None if all logits are computed at once.
     """
 
-    def __init__(self, config: GPTConfig, batch_size: int, sizes: Precision, device: str) -> None:
+    def __init__(
+        self,
+        config: GPTConfig,
+        batch_size: int,
+        sizes: Precision,
+        device: str,
+        rows: int | None = None,
+    ) -> None:
         self.config = config
         self.sizes = sizes
+        self.rows = rows
         self.on_gpu = device == "cuda"
         self.batch_size = batch_size
         self.n = batch_size * config.block_size  # tokens
@@ -52,18 +61,26 @@ class KeptActivations:
 
     def total(self) -> int:
         """Return bytes after the forward pass and the loss."""
-        return self._embedding() + self.config.n_layer * self._block() + self._head()
+        of_block = self._block()
+        if self.config.activation_checkpointing:
+            of_block = self.wide * self.sizes.value  # its input
+        return self._embedding() + self.config.n_layer * of_block + self._head()
 
     def peak(self) -> int:
         """Return the most bytes at any time, including the gradients of the backward pass.
 
-        The peak is at the beginning of the backward pass, with gradients of log probabilities and
-        logits, or, after the loss is released, at the widest tensors of the last block.
+        The peak is at the loss, with gradients of log probabilities and logits, or, after the loss
+        is released, at the widest tensors of the last block.
         """
         config, sizes, total = self.config, self.sizes, self.total()
-        moments = [total + 2 * self.n * config.vocab_size * sizes.value]
+        if self.rows is None:
+            moments = [total + 2 * self.n * config.vocab_size * sizes.value]
+        else:
+            moments = [total + self._chunk(self.rows), total + self._chunked_gradients()]
         if config.n_layer:
             in_block = total - self._head() + self.wide * sizes.value
+            if config.activation_checkpointing:
+                in_block += self._block() - self.wide * sizes.value
             moments.append(in_block + self._mlp_gradients())
             if config.mixer == "attention":
                 moments.append(in_block - self._mlp() + self._attention_gradients())
@@ -80,10 +97,33 @@ class KeptActivations:
         return sum(parts) + self._mask("block", self.sizes.value)
 
     def _head(self) -> int:
+        if self.rows is not None:
+            return self._norm(self.n, self.config.n_embd) + self._chunked_gradients()
         logits = self.n * self.config.vocab_size
         softcap = logits * self.sizes.product if self.config.logit_softcap else 0
         ln_f = self._norm(self.n, self.config.n_embd) + self.wide * self.sizes.product
         return ln_f + softcap + logits * self.sizes.value + 8 * self.n
+
+    def _chunked_gradients(self) -> int:
+        """Return bytes of the gradients that a loss in chunks keeps: of hidden states and head."""
+        head = self.config.vocab_size * (self.config.n_embd + self.config.head_bias)
+        return self.wide * self.sizes.value + head * max(4, self.sizes.value)
+
+    def _chunk(self, rows: int) -> int:
+        """Return bytes of a chunk: hidden states, the head as multiplied, and the logits."""
+        product, wide = self.sizes.product, max(4, self.sizes.value)
+        head = self.config.vocab_size * self.config.n_embd
+        lower = product < wide  # the head has a copy, and its gradient is summed from products
+        logits = product + wide
+        if lower and not self.on_gpu:
+            logits += wide  # a copy, where softmax doesn't convert
+        elif lower and self.config.logit_softcap:
+            logits += product
+        return (
+            self.wide * self.sizes.value
+            + 2 * head * product * lower
+            + min(rows, self.n) * self.config.vocab_size * logits
+        )
 
     def _norm(self, rows: int, size: int) -> int:
         """Return bytes of a norm: its input, and the scale and, in LayerNorm, mean of each row."""

@@ -70,6 +70,8 @@ class GPTConfig:
             often.
         attention: sdpa, the fastest of PyTorch's fused kernels for device and sizes; flash, only
             FlashAttention; eager, the reference implementation.
+        activation_checkpointing: Keep only the input of each block for the backward pass, which
+            computes the block again: less memory, about a third more operations (Chen et al. 2016).
     """
 
     vocab_size: int
@@ -103,6 +105,7 @@ class GPTConfig:
     token_dropout: float = 0.0
     token_noise: float = 0.0
     attention: Back = "sdpa"
+    activation_checkpointing: bool = False
 
     @property
     def head_size(self) -> int:

@@ -68,7 +68,7 @@ def optimizer_values(model: GPT, recipe: Recipe = ADAMW) -> int:
     return values
 
 
-def matmul_parameters(model: GPT) -> int:
+def matmul_parameters(model: nn.Module) -> int:
     """Return the number of weights that multiply each token, in linear layers and the head."""
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     return sum(layer.weight.numel() for layer in linear)
@@ -132,6 +132,7 @@ def memory(
     device: str = "cpu",
     recipe: Recipe = ADAMW,
     averaged: bool = False,
+    rows: int | None = None,
 ) -> Memory:
     """Return the memory that training takes on one device.
 
@@ -141,12 +142,14 @@ def memory(
         device: cpu or cuda, whose kernels keep different tensors.
         recipe: Recipe with the optimizer; AdamW by default.
         averaged: Whether a moving average of the weights is kept, in float32 at least.
+        rows: Rows of logits in a chunk of the loss; None if all logits are computed at once.
     """
     sizes = bytes_of(precision)
-    kept = KeptActivations(model.config, batch_size, sizes, device)
+    kept = KeptActivations(model.config, batch_size, sizes, device, rows)
     copies = 0
     if sizes.product < sizes.value:  # autocast keeps half-precision copies for the backward pass
-        copies = matmul_parameters(model) * sizes.product
+        in_chunks = 0 if rows is None else model.lm_head.weight.numel()
+        copies = (matmul_parameters(model) - in_chunks) * sizes.product
     n_trainable = trainable(model)
     return Memory(
         weights=model.num_parameters() * sizes.value,

@@ -9,6 +9,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gptlit.model import attention
 from gptlit.model.activations import ACTIVATIONS, Softcap
@@ -284,11 +285,17 @@ class GPT(nn.Module):
             raise ValueError(f"{past + T} positions exceed block_size {self.config.block_size}")
         x = self.wte(idx) if self.noise is None else self.noise(idx, self.wte)  # (B, T, C)
         x = self.drop(self.wpe(x, past))
+        recomputes = self.config.activation_checkpointing and self.training and cache is None
         for block in self.h:
-            x = block(x, cache)
+            x = self._recomputed(block, x) if recomputes else block(x, cache)
         if cache is not None:
             cache.length += T
         return self.ln_f(x)
+
+    def _recomputed(self, block: nn.Module, x: Tensor) -> Tensor:
+        """Return a block's output; the backward pass computes the block again, dropping alike."""
+        has_dropout = bool(self.config.dropout)
+        return checkpoint(block, x, use_reentrant=False, preserve_rng_state=has_dropout)
 
     @torch.no_grad()
     def attention_weights(self, idx: Tensor) -> Tensor:

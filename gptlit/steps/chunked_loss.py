@@ -139,14 +139,20 @@ class _Walk:
         if terms.z_loss:
             log_z = logits.gather(1, targets)[:, 0] + plain
             minimised = minimised + terms.z_loss * log_z.square()
+        cap = (logits, terms.softcap) if terms.softcap else None
+        del logits  # or its memory would be in use with that of the gradient
         if self.has_gradients:
-            self._add_gradients(at, inputs, self._gradient(logits, log_p, targets, log_z))
+            self._add_gradients(at, inputs, self._gradient(log_p, targets, log_z, cap))
         return torch.where(scored, minimised, 0), torch.where(scored, plain, 0)
 
     def _gradient(
-        self, logits: Tensor, log_p: Tensor, targets: Tensor, log_z: Tensor | None
+        self,
+        log_p: Tensor,
+        targets: Tensor,
+        log_z: Tensor | None,
+        cap: tuple[Tensor, float] | None,
     ) -> Tensor:
-        """Return the gradient of the rows' losses at the uncapped logits; overwrites `log_p`."""
+        """Return the gradient at the uncapped logits; overwrites `log_p` and the capped logits."""
         terms = self.terms
         gradient = log_p.exp_()
         if log_z is not None:
@@ -155,8 +161,9 @@ class _Walk:
             gradient -= terms.label_smoothing / gradient.size(1)
         row = torch.arange(len(targets), device=targets.device)
         gradient[row, targets[:, 0]] -= 1 - terms.label_smoothing
-        if terms.softcap:
-            gradient *= 1 - (logits / terms.softcap).square()
+        if cap is not None:
+            capped, most = cap
+            gradient *= capped.div_(most).square_().neg_().add_(1)
         if self.scale != 1:
             gradient *= self.scale
         return gradient.to(self.dtype)

@@ -22,7 +22,7 @@ MISSING = object()
 # options that a checkpoint's weights don't depend on, so that a resumed run may change them
 NOT_IN_WEIGHTS = (
     *("vocab_size", "dropout", "dropout_at", "token_dropout", "token_noise"),
-    *("attention", "init", "zero_init"),
+    *("attention", "activation_checkpointing", "init", "zero_init"),
 )
 
 # ---------------------------------------------------------------------- options
