@@ -41,12 +41,15 @@ def report(trainer: L.Trainer, module: LitGPT, precision_reason: str) -> str:
     """
     net, text, options = module.net, module.text, module.options
     precision, device = str(trainer.precision), trainer.strategy.root_device
-    memory = cost.memory(net, text.batch_size, precision, device.type, options, bool(options.ema))
+    at_once = module.logits_at_once
+    memory = cost.memory(
+        net, text.batch_size, precision, device.type, options, bool(options.ema), at_once
+    )
     memory = replace(memory, text=text.bytes_on(device))
     batch = f"{text.batch_size} windows of {text.block_size} tokens, {precision}"
     sections = {
         "parameters": parameter_rows(module),
-        f"memory on each device ({batch})": memory_rows(memory, options.optimizer),
+        f"memory on each device ({batch})": memory_rows(memory, options.optimizer, at_once),
         "operations": flops_rows(module),
         "training": training_rows(module),
         "time": time_rows(trainer, module),
@@ -149,15 +152,22 @@ def size(n_bytes: int) -> str:
     return f"{n_bytes / 1e6:.{1 if n_bytes >= 1e7 else 2}f} MB"
 
 
-def memory_rows(memory: cost.Memory, optimizer: str) -> Rows:
-    """Return the memory of each use."""
+def memory_rows(memory: cost.Memory, optimizer: str, at_once: int | None = None) -> Rows:
+    """Return the memory of each use.
+
+    Args:
+        memory: Bytes.
+        optimizer: The option `model.optimizer`.
+        at_once: Number of tokens whose logits are computed at once; None for all of a batch.
+    """
+    in_chunks = "" if at_once is None else f", logits of {at_once:,} tokens at once"
     parts = {
         "weights": memory.weights,
         "gradients": memory.gradients,
         f"optimizer ({OPTIMIZERS[optimizer]})": memory.optimizer,
         **({"moving average": memory.average} if memory.average else {}),
         **({"token ids": memory.text} if memory.text else {}),
-        "activations at peak": memory.activations,
+        f"activations at peak{in_chunks}": memory.activations,
         "total, at most": memory.total,
     }
     return [(name, f"{size(n_bytes):>12}") for name, n_bytes in parts.items()]

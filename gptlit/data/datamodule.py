@@ -242,6 +242,11 @@ class TextDataModule(L.LightningDataModule):
             self._placement = Placement(self.tokens.ids, device, self.options.on_device)
         return self._placement
 
+    @property
+    def origin_of_batches(self) -> str:
+        """Where batches are cut, and when they are copied to the device, in words."""
+        return str(self._place())
+
     def bytes_on(self, device: torch.device) -> int:
         """Return the bytes of token ids that training would keep in a GPU's memory."""
         is_kept = device.type != "cpu" and keeps(

@@ -178,6 +178,14 @@ class Placement:
         copies_ahead = on_device == "auto" and not is_kept and device.type == "cuda"
         self._begin = SideStream(device).begin if copies_ahead else None
 
+    def __str__(self) -> str:
+        if not isinstance(self.cutter, HostCutter):
+            return "cut on the device, which holds the text"
+        if self.device.type == "cpu":
+            return "cut from the token file"
+        when = "while the one before is computed" if self._begin else "when it is used"
+        return f"cut on the host; each is copied {when}"
+
     def train(self, loader: TrainLoader) -> TrainLoader | TrainAhead:
         return TrainAhead(loader, self._begin) if self._begin else loader
 

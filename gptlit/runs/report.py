@@ -138,9 +138,13 @@ class Report(Callback):
             f"{n_validation:,} validation tokens{'' if n_validation else ' (monitors train/loss)'}",
             "step": f"{text.windows_per_step * text.block_size:,} tokens; "
             f"{count_of(text.steps_per_epoch, 'step')} per epoch",
+            "batches": text.origin_of_batches,
             "input": repr(text.tokenizer.decode(inputs[0, :shown].tolist())),
             "target": repr(text.tokenizer.decode(targets[0, :shown].tolist())),
         }
+        if at_once := module.logits_at_once:
+            of_batch = text.batch_size * text.block_size
+            rows["loss"] = f"from logits of {at_once:,} tokens at once, of a batch's {of_batch:,}"
         if module.options.compile:
             choice = module.compiled.choice
             rows["compile"] = f"{'yes' if choice.compiles else 'no'} ({choice.reason})"

@@ -45,7 +45,7 @@ def of_batch(
         logits = net(inputs)
         distilled = teachers.divergence(logits, inputs, targets)
         return objective(logits, targets, label_smoothing, z_loss, distilled, teachers.weight)
-    if (rows := rows_at_once(net, inputs)) is None:
+    if (rows := rows_at_once(net, inputs.numel(), inputs.device)) is None:
         return objective(net(inputs), targets, label_smoothing, z_loss)
     terms = Terms(label_smoothing, z_loss, net.config.logit_softcap)
     targets = targets.flatten()
@@ -55,11 +55,18 @@ def of_batch(
     return sums[0] / n_scored if terms.adds else loss, loss
 
 
-def rows_at_once(net: GPT, inputs: Tensor) -> int | None:
-    """Return the rows of logits in a chunk for a (B, T) batch, or None to compute all at once."""
+def rows_at_once(net: GPT, n_rows: int, device: torch.device) -> int | None:
+    """Return the rows of logits in a chunk, or None if all are computed at once.
+
+    Args:
+        net: Net; only the forward pass of a sharded net gathers the head, and an ensemble has
+            several.
+        n_rows: B T of a forward pass.
+        device: Device of the net.
+    """
     if isinstance(net, FSDPModule | Ensemble):
-        return None  # its own forward pass gathers the head, or has several
-    return chunked_loss.rows_at_once(inputs.numel(), net.config.vocab_size, inputs.device.type)
+        return None
+    return chunked_loss.rows_at_once(n_rows, net.config.vocab_size, device.type)
 
 
 def objective(
@@ -120,7 +127,7 @@ def summed(net: GPT, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         Nats in SUM_DTYPE, and tokens; scalars.
     """
     targets = targets.flatten()
-    if (rows := rows_at_once(net, inputs)) is None:
+    if (rows := rows_at_once(net, inputs.numel(), inputs.device)) is None:
         logits = _in_float32_at_least(net(inputs).flatten(0, 1))  # (B T, V)
         losses = F.cross_entropy(logits, targets, reduction="none")  # (B T)
     else:

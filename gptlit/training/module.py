@@ -125,6 +125,14 @@ class LitGPT(L.LightningModule):
             )
         return text
 
+    @property
+    def logits_at_once(self) -> int | None:
+        """Number of tokens whose logits a training step computes at once; None for a batch."""
+        if self.teachers is not None:
+            return None
+        n_tokens = self.text.batch_size * self.text.block_size
+        return losses.rows_at_once(self.net, n_tokens, self.trainer.strategy.root_device)
+
     def forward(self, idx: Tensor) -> Tensor:
         """Compute the logits, (B, T, V), of (B, T) token ids."""
         return self.net(idx)

@@ -296,6 +296,15 @@ def test_where_windows_are_cut(
     assert isinstance(place.train(train_loader()), TrainAhead) == (expected == "ahead")
     evaluation = mock.Mock(spec=EvalLoader)
     assert isinstance(place.evaluate(evaluation), EvalAhead) == (expected == "ahead")
+    described = {
+        "device": "cut on the device, which holds the text",
+        "ahead": "cut on the host; each is copied while the one before is computed",
+        "host": "cut on the host; each is copied when it is used",
+    }
+    if device == "cpu" and expected == "host":
+        assert str(place) == "cut from the token file"
+    else:
+        assert str(place) == described[expected]
 
 
 def test_the_summary_counts_ids_that_a_gpu_would_keep(monkeypatch: pytest.MonkeyPatch) -> None:
