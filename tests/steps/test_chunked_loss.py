@@ -255,3 +255,16 @@ def test_a_run_has_the_same_losses(
     at_once, chunked = found
     assert len(chunked) >= 6
     assert chunked == pytest.approx(at_once, rel=1e-5)
+
+
+def test_the_start_block_and_the_summary_say_so(
+    gptlit: Callable[..., Result], text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = [*TINY, f"--data.path={text_file}", "--trainer.max_steps=1", "--data.batch_size=2"]
+    assert "  loss  " not in gptlit("fit", *run).out
+    assert "at once" not in gptlit("summary", *run).out
+    use_chunks(monkeypatch, ROWS)
+    assert (
+        "  loss       from logits of 5 tokens at once, of a batch's 16" in gptlit("fit", *run).out
+    )
+    assert "activations at peak, logits of 5 tokens at once" in gptlit("summary", *run).out
