@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +24,7 @@ class Average:
     def __init__(self, net: nn.Module, decay: float) -> None:
         self.decay = decay
         self.updates = 0
+        self.is_kept = True  # whether it replaces the weights in samples and checkpoints
         self._net = net
         self._parameters = dict(net.named_parameters())
         self._values = {name: _copied(tensor) for name, tensor in self._parameters.items()}
@@ -54,9 +54,13 @@ class Average:
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """Use the average as the net's weights within the block, also if it is in use already."""
+        """Use the average as the net's weights within the block, if it is kept.
+
+        It may be in use already.
+        """
         was_in_use = self._raw is not None
-        self.begin()
+        if self.is_kept:
+            self.begin()
         try:
             yield
         finally:
@@ -74,17 +78,17 @@ class Average:
         """Return the averages, under all names of the parameters in the net's state dict."""
         return self._by_every_name(self._values)
 
-    def state(self) -> dict[str, Any]:
-        """Return the state to save with `averaged`: the weights, and the number of updates."""
-        raw = {name: parameter.detach() for name, parameter in self._parameters.items()}
-        return {"updates": self.updates, "weights": self._by_every_name(self._raw or raw)}
+    def raw(self) -> dict[str, Tensor]:
+        """Return the trained weights, under the same names."""
+        weights = {name: parameter.detach() for name, parameter in self._parameters.items()}
+        return self._by_every_name(self._raw or weights)
 
     @torch.no_grad()
-    def load(self, averaged: dict[str, Tensor], updates: int) -> None:
-        """Restore averages and the number of updates; not the weights of the net."""
+    def load(self, averaged: dict[str, Tensor], updates: int, is_kept: bool = True) -> None:
+        """Restore averages, the number of updates and `is_kept`; not the weights of the net."""
         for name, value in self._values.items():
             value.copy_(averaged[name])
-        self.updates = updates
+        self.updates, self.is_kept = updates, is_kept
 
     def _by_every_name(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         first = {id(parameter): name for name, parameter in self._parameters.items()}

@@ -210,8 +210,7 @@ def _build_fit(
 ) -> Run:
     options, trainer_options = plan.options, plan.options.trainer
     user_callbacks = processes.as_list(trainer_options.callbacks)
-    has_teachers = bool(model.options.teachers)
-    metrics = logged_metrics.logged(trainer_options, data.has_validation, has_teachers)
+    metrics = logged_metrics.logged(trainer_options, model.options, data.has_validation)
     monitors.check_monitored(user_callbacks, metrics)
     stopping = processes.refusing(Stopping, trainer_options.max_time)
     settings["max_time"] = None  # Lightning's Timer stops between two batches of a step

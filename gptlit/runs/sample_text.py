@@ -131,7 +131,7 @@ class SampleText(Callback):
             return
         self._written_at = step
         assert isinstance(module, LitGPT)
-        with module.averaged_weights():
+        with module.kept_weights():
             net = fsdp2.whole(module.net)
             if net is None:
                 return

@@ -4,23 +4,26 @@ from typing import Any
 
 STEP_METRICS = ("optim/lr", "optim/grad_norm", "speed/step_ms", "speed/tokens_per_s")
 VALIDATION_METRICS = ("val/loss", "val/bits_per_byte", "val/perplexity", "val/gap")
+COMPARED_METRICS = ("val/loss_average", "val/loss_raw")
 
 
-def logged(trainer: Any, has_validation: bool, has_teachers: bool = False) -> list[str]:
+def logged(trainer: Any, model: Any, has_validation: bool) -> list[str]:
     """Name the metrics that a fit logs if it is long enough.
 
     Args:
         trainer: Lightning's Trainer, or a namespace of its options.
+        model: Options of the model.
         has_validation: Whether the text has a validation split.
-        has_teachers: Whether the run learns from teachers.
     """
     if trainer.barebones:
         return []
     names = ["train/loss", "train/loss_epoch"]
-    if has_teachers:
+    if model.teachers:
         names.append("train/distill_loss")
     if trainer.log_every_n_steps:
         names += STEP_METRICS
     if trainer.limit_val_batches != 0 or trainer.overfit_batches:
         names += ["train/loss_eval", *(VALIDATION_METRICS if has_validation else ())]
+        if has_validation and model.ema_keep == "better":
+            names += COMPARED_METRICS
     return names

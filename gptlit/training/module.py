@@ -65,7 +65,7 @@ class LitGPT(L.LightningModule):
         self.teachers: Teachers | None = None  # in a fit with the option teachers
         self.gradients = Gradients()
         self.average: Average | None = None  # moving average of the weights, in a fit
-        self.saved_average: tuple[dict[str, Tensor], int] | None = None  # of the checkpoint
+        self.saved_average: tuple[dict[str, Tensor], int, bool] | None = None  # of the checkpoint
         self.run_config = ""  # the run's options as YAML, saved in its checkpoints
         self.predict_jobs: list[tuple[str, int]] = []  # prompt and seed of each text
         self.predict_options: dict[str, Any] = {}
@@ -76,6 +76,8 @@ class LitGPT(L.LightningModule):
         self.train_loss = TextLoss()
         self.val_loss = TextLoss()
         self.slice_loss = TextLoss()  # of a slice of the training split
+        self.raw_val_loss = TextLoss()  # of the weights that an average is compared with
+        self.raw_slice_loss = TextLoss()
 
     # ------------------------------------------------------------------ the net
 
@@ -219,6 +221,7 @@ class LitGPT(L.LightningModule):
             self.average = Average(self.net, options.ema)
             if self.saved_average is not None:
                 self.average.load(*self.saved_average)
+                self.average.is_kept |= options.ema_keep == "average"
                 self.saved_average = None
             # in the step itself, so that all hooks after it see the updated average
             optimizer.register_step_post_hook(self.average.update)
@@ -271,8 +274,8 @@ class LitGPT(L.LightningModule):
 
     # ------------------------------------------------------------------ evaluation
 
-    def averaged_weights(self) -> contextlib.AbstractContextManager[None]:
-        """The net with the moving average of its weights, if there is one."""
+    def kept_weights(self) -> contextlib.AbstractContextManager[None]:
+        """The net with the moving average of its weights, if there is one and it is kept."""
         return self.average.applied() if self.average else contextlib.nullcontext()
 
     def on_validation_start(self) -> None:
@@ -292,6 +295,11 @@ class LitGPT(L.LightningModule):
         )
         metric = self.val_loss if on_validation_split else self.slice_loss
         metric.update(*losses.summed(self.net, inputs, targets))
+        if self.average is not None and self.options.ema_keep == "better":
+            metric = self.raw_val_loss if on_validation_split else self.raw_slice_loss
+            self.average.end()
+            metric.update(*losses.summed(self.net, inputs, targets))
+            self.average.begin()
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         inputs, targets = as_batch(batch)  # (B, T), (B, T)
@@ -299,10 +307,18 @@ class LitGPT(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         metrics: dict[str, Tensor] = {}
-        if self.slice_loss.update_called:
-            metrics["train/loss_eval"] = self.slice_loss.compute()
-        if self.val_loss.update_called:
-            metrics |= self._split_metrics("val")
+        of_slice, of_split = self.slice_loss, self.val_loss
+        if self.average is not None and self.raw_val_loss.update_called:
+            average, raw = self.val_loss.compute(), self.raw_val_loss.compute()
+            metrics |= {"val/loss_average": average, "val/loss_raw": raw}
+            self.average.is_kept = not bool(raw < average)
+            if not self.average.is_kept:
+                self.average.end()
+                of_slice, of_split = self.raw_slice_loss, self.raw_val_loss
+        if of_slice.update_called:
+            metrics["train/loss_eval"] = of_slice.compute()
+        if of_split.update_called:
+            metrics |= self._split_metrics("val", of_split)
         if "train/loss_eval" in metrics and "val/loss" in metrics:
             metrics["val/gap"] = metrics["val/loss"] - metrics["train/loss_eval"]
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
@@ -311,18 +327,18 @@ class LitGPT(L.LightningModule):
         self._log_evaluation(metrics)
 
     def on_test_epoch_end(self) -> None:
-        self._log_evaluation(self._split_metrics("test"))
+        self._log_evaluation(self._split_metrics("test", self.val_loss))
 
-    def _split_metrics(self, split: str) -> dict[str, Tensor]:
+    def _split_metrics(self, split: str, loss: TextLoss) -> dict[str, Tensor]:
         text = text_of(self.trainer)
         per_token = text.tokens.bytes_per_token(split) if text else None
-        return text_metrics(split, self.val_loss.compute(), per_token)
+        return text_metrics(split, loss.compute(), per_token)
 
     def _log_evaluation(self, metrics: dict[str, Tensor]) -> None:
         # already summed over all ranks
         self.log_dict({name: value.float() for name, value in metrics.items()})
-        self.val_loss.reset()
-        self.slice_loss.reset()
+        for loss in (self.val_loss, self.slice_loss, self.raw_val_loss, self.raw_slice_loss):
+            loss.reset()
 
     def predict_step(self, batch: Tensor, batch_idx: int) -> list[list[GeneratedText]]:
         """Write the texts of a batch of jobs: (B,) indices into `predict_jobs`."""

@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from gptlit.messages import UsageError
+from gptlit.messages import UsageError, opt
 from gptlit.model.config import GPTConfig
 from gptlit.optim.optimizers import Recipe
 
@@ -17,6 +17,8 @@ class ModelOptions(Recipe, GPTConfig):
     Args:
         ema: Decay of a moving average of the weights, such as 0.999 (about the last 1,000 steps);
             the averages are validated, sampled from and saved in place of the weights. 0 for none.
+        ema_keep: average; or better, which validates the trained weights as well, and until the
+            next validation samples from and saves those with the lower val/loss.
         label_smoothing: Fraction of the training target that is spread evenly over the
             vocabulary.
         z_loss: Weight of the squared log of the softmax's denominator, in training only; 1e-4 is
@@ -35,6 +37,7 @@ class ModelOptions(Recipe, GPTConfig):
     """
 
     ema: float = 0.0
+    ema_keep: Literal["average", "better"] = "average"
     label_smoothing: float = 0.0
     z_loss: float = 0.0
     teachers: tuple[str, ...] | str = ()
@@ -49,6 +52,9 @@ class ModelOptions(Recipe, GPTConfig):
         if not 0 <= self.ema < 1:
             reason = "must be below 1, such as 0.999, or 0 for none"
             raise UsageError(reason, "model.ema", self.ema)
+        if self.ema_keep != "average" and not self.ema:
+            reason = f"needs an average; give its decay by {opt('model.ema')}, such as 0.999"
+            raise UsageError(reason, "model.ema_keep", self.ema_keep)
         if not 0 <= self.label_smoothing < 1:
             reason = "must be at least 0 and below 1; 0.1 is usual"
             raise UsageError(reason, "model.label_smoothing", self.label_smoothing)

@@ -197,27 +197,34 @@ def was_trained_on(split: str, trained: Mapping[str, Any], now: Mapping[str, Any
 def add_average(content: dict[str, Any], average: Average) -> None:
     """Replace a checkpoint's weights by their averages, and put the raw weights next to them.
 
-    Writing and evaluating use the averages; a resume needs both.
+    Writing and evaluating use the averages; a resume needs both. If the raw weights are kept
+    instead, they change places.
     """
-    averaged = average.averaged().items()
-    prefixed = {checkpoint.NET_PREFIX + name: value for name, value in averaged}
+    kept, other = average.averaged(), average.raw()
+    saved: dict[str, Any] = {"updates": average.updates}
+    if not average.is_kept:
+        kept, other = other, kept
+        saved["is_kept"] = False
+    prefixed = {checkpoint.NET_PREFIX + name: value for name, value in kept.items()}
     content["state_dict"] = {**content["state_dict"], **prefixed}
-    content[AVERAGED] = average.state()
+    content[AVERAGED] = {**saved, "weights": other}
 
 
-def take_raw_weights(content: dict[str, Any]) -> tuple[dict[str, Tensor], int] | None:
+def take_raw_weights(content: dict[str, Any]) -> tuple[dict[str, Tensor], int, bool] | None:
     """Replace a checkpoint's averaged weights by the raw ones, which are trained.
 
     Returns:
-        The averages and their number of updates; None if the checkpoint has no averages.
+        The averages, their number of updates and whether they are kept; None if the checkpoint
+        has no averages.
     """
     if (saved := content.get(AVERAGED)) is None:
         return None
+    other, is_kept = saved["weights"], saved.get("is_kept", True)
     prefix, state = checkpoint.NET_PREFIX, content["state_dict"]
-    averaged = {name: state[prefix + name] for name in saved["weights"]}
-    raw = {prefix + name: value for name, value in saved["weights"].items()}
-    content["state_dict"] = {**state, **raw}
-    return averaged, saved["updates"]
+    kept = {name: state[prefix + name] for name in other}
+    averaged, raw = (kept, other) if is_kept else (other, kept)
+    content["state_dict"] = {**state, **{prefix + name: value for name, value in raw.items()}}
+    return averaged, saved["updates"], is_kept
 
 
 def restore_position(content: dict[str, Any], trainer: L.Trainer, text: TextDataModule) -> None:

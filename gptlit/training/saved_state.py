@@ -56,6 +56,7 @@ class _Training(TypedDict):
 class _Average(TypedDict):
     updates: int
     weights: dict[str, Any]
+    is_kept: NotRequired[bool]  # False: these are the averages, and the checkpoint's own are raw
 
 
 def check(

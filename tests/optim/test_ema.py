@@ -44,7 +44,7 @@ def test_the_average_replaces_the_weights_and_is_removed() -> None:
         with average.applied():  # a sample within a validation
             assert net.weight.item() == inside
         assert net.weight.item() == inside
-        assert average.state()["weights"]["weight"].item() == 2.0
+        assert average.raw()["weight"].item() == 2.0
     assert inside == pytest.approx(0.1 * 1.0 + 0.9 * 2.0)
     assert net.weight is kept
     assert net.weight.item() == 2.0
@@ -93,9 +93,8 @@ def test_resuming_is_exact_and_state_has_all_names() -> None:
 
     train(3)
     averaged = {name: value.clone() for name, value in average.averaged().items()}
-    state = average.state()
-    assert set(averaged) == set(state["weights"]) == set(net.state_dict())
-    weights = {name: value.clone() for name, value in state["weights"].items()}
+    weights = {name: value.clone() for name, value in average.raw().items()}
+    assert set(averaged) == set(weights) == set(net.state_dict())
     train(2)
     whole = average.averaged()["wte.weight"].clone()
     net.load_state_dict(weights)

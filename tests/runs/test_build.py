@@ -466,6 +466,7 @@ def test_evaluations_refuse_barebones(gptlit: Call, run: Run, verb: str) -> None
         ["--data.val_fraction=0"],
         ["--trainer.limit_val_batches=0"],
         ["--trainer.log_every_n_steps=0"],
+        ["--model.ema=0.9", "--model.ema_keep=better"],
     ],
 )
 def test_the_stated_metrics_are_those_that_a_run_logs(

@@ -213,6 +213,7 @@ RECIPES: list[dict[str, Any]] = [
     },
     {"optimizer": "sgd", "lr": 0.1, "schedule": "linear", "label_smoothing": 0.1, "z_loss": 1e-3},
     {"optimizer": "adam", "schedule": "constant", "ema": 0.9},
+    {"optimizer": "adamw", "ema": 0.9, "ema_keep": "better"},
 ]
 
 
@@ -285,6 +286,57 @@ def test_the_average_is_validated_saved_and_sampled_from(kit: Kit) -> None:
     assert evaluated[0]["val/loss"] == pytest.approx(loss.item(), abs=1e-7)
     text = generate(net, tokenizer, "ROMEO:", seed=1337, **sampling.settings.used())
     assert text in (kit.folder / "samples.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("lr", "kept"), [(1e-3, "raw"), (1e-1, "average")])
+def test_the_better_of_average_and_weights_is_kept(kit: Kit, lr: float, kept: str) -> None:
+    """Weights that still improve are better than their average; those that jump are worse."""
+    sampling = SampleText(prompts=["ROMEO:"], max_new_tokens=40)
+    sampling.folder = kit.folder
+    model = {"ema": 0.9, "ema_keep": "better", "lr": lr, "schedule": "constant"}
+    often = {"limit_val_batches": 1.0, "val_check_interval": 5, "check_val_every_n_epoch": None}
+    callbacks = [sampling, RunCheckpoint(kit.folder)]
+    lit, trainer = kit.fit(model=model, callbacks=callbacks, enable_checkpointing=True, **often)
+    metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    both = {name: metrics[f"val/loss_{name}"] for name in ("raw", "average")}
+    assert min(both, key=lambda name: both[name]) == kept
+    assert metrics["val/loss"] == both[kept]
+
+    assert lit.average is not None
+    weights_of = {"raw": lit.average.raw(), "average": lit.average.averaged()}
+    content = checkpoint.read(kit.folder / "last.ckpt")
+    other = "average" if kept == "raw" else "raw"
+    for name in weights_of[kept]:
+        assert torch.equal(content["state_dict"][f"net.{name}"], weights_of[kept][name])
+        assert torch.equal(content["averaged"]["weights"][name], weights_of[other][name])
+
+    again = LitGPT.load_from_checkpoint(kit.folder / "last.ckpt", map_location="cpu")
+    (found,) = kit.trainer(limit_val_batches=1.0).validate(again, kit.data(), verbose=False)
+    assert found["val/loss"] == pytest.approx(both[kept], abs=1e-6)
+    net, tokenizer = checkpoint.load(kit.folder / "last.ckpt")
+    data = kit.data()
+    data.setup("fit")
+    x, y = next(iter(data.train_slice()))
+    with torch.no_grad():
+        on_slice = F.cross_entropy(net(x).flatten(0, 1), y.flatten(), ignore_index=IGNORED).item()
+    assert metrics["val/gap"] == pytest.approx(both[kept] - on_slice, abs=1e-5)
+    text = generate(net, tokenizer, "ROMEO:", seed=1337, **sampling.settings.used())
+    assert text in (kit.folder / "samples.txt").read_text(encoding="utf-8")
+
+    # scoring both and keeping one don't change what is trained
+    plain, _ = kit.fit(model={**model, "ema": 0.0, "ema_keep": "average"})
+    assert torch.equal(weights(lit), weights(plain))
+
+    # a resumed run keeps the same until its next validation, and trains the raw weights
+    for option in ("better", "average"):
+        resumed = LitGPT(**{"warmup_steps": 2, **SIZES, **model, "ema_keep": option})
+        trainer = kit.trainer(max_steps=11)
+        trainer.fit(resumed, datamodule=kit.data(), ckpt_path=kit.folder / "last.ckpt")
+        trainer.save_checkpoint(kit.folder / "after.ckpt")
+        longer, _ = kit.fit(model=model, max_steps=11)
+        assert torch.equal(weights(resumed), weights(longer))
+        saved = checkpoint.read(kit.folder / "after.ckpt")["averaged"]
+        assert saved.get("is_kept", True) == (kept == "average" or option == "average")
 
 
 def kit_tokenizer(kit: Kit) -> Tokenizer:
