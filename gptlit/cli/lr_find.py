@@ -40,6 +40,7 @@ TRIAL = (
     "--trainer.check_val_every_n_epoch=null",
     "--trainer.enable_progress_bar=false",
     "--model.decay_steps=null",
+    "--model.compile=false",  # too short for it
 )
 
 

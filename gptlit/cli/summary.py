@@ -60,6 +60,8 @@ def report(trainer: L.Trainer, module: LitGPT, precision_reason: str) -> str:
         parts.append("\n  ".join([name, *lines]))
     if precision_reason:
         parts.append(textwrap.fill(f"{precision}: {precision_reason}", COLUMNS))
+    if options.compile:
+        parts.append(textwrap.fill(f"compile: {module.compiled.decide(module)}", COLUMNS))
     return "\n\n".join(parts)
 
 
@@ -231,9 +233,11 @@ def time_rows(trainer: L.Trainer, module: LitGPT) -> Rows:
     name = name_of(device)
     on_cpu = device.type == "cpu"
     threads = f", {count_of(torch.get_num_threads(), 'thread')}" if on_cpu else ""
+    choice = module.compiled.decide(module)
+    eagerly = ", run eagerly" if choice.compiles or choice.captures else ""
     took = f"{step.seconds:.3g} s" if step.seconds >= 1 else f"{step.seconds * 1e3:.3g} ms"
     rows = [
-        ("time per step", f"{took:>15}   median of {step.n_steps} on {name}{threads}"),
+        ("time per step", f"{took:>15}   median of {step.n_steps} on {name}{threads}{eagerly}"),
         ("speed", f"{operations(flops / step.seconds) + 'FLOP/s':>15}   per device"),
     ]
     if step.n_windows < n_windows:

@@ -30,15 +30,28 @@ class Average:
         self._values = {name: _copied(tensor) for name, tensor in self._parameters.items()}
         self._raw: dict[str, Tensor] | None = None  # the weights, while the average is in use
 
-    @torch.no_grad()
     def update(self, *_: object) -> None:
         """Update the average after a step; the arguments of an optimizer's hook are ignored."""
+        self.blend(self.advance())
+
+    def advance(self) -> float:
+        """Count an update, and return its share of the current weights, 1 - d."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
+        return 1 - decay
+
+    @torch.no_grad()
+    def blend(self, share: float | Tensor) -> None:
+        """Move the average towards the weights by a share of their difference.
+
+        Args:
+            share: Number, or a float32 scalar on the weights' device.
+        """
         values = list(self._values.values())
         pairs = zip(values, self._parameters.values(), strict=True)
         weights = [parameter.to(value.dtype) for value, parameter in pairs]
-        torch._foreach_lerp_(values, weights, 1 - decay)
+        shares = [share] * len(values) if isinstance(share, Tensor) else share
+        torch._foreach_lerp_(values, weights, shares)
 
     def begin(self) -> None:
         """Replace the net's weights by the average."""

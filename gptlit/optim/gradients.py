@@ -23,6 +23,10 @@ class Gradients:
             self._norm = optimizers.total_norm(grads)
         return self._norm
 
+    def give_norm(self, norm: Tensor) -> None:
+        """Set the norm of the current step, where the step itself computes it."""
+        self._norm = norm
+
     def drop(self, optimizer: torch.optim.Optimizer) -> None:
         """Skip the current step: an optimizer leaves parameters without a gradient as they are."""
         optimizer.zero_grad(set_to_none=True)

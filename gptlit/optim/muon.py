@@ -116,7 +116,7 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         groups: Parameter groups with "params", "lr", "weight_decay", and either "momentum" and
-            optionally "beta2", or "betas".
+            optionally "beta2", or "betas". A rate "lr" may be a scalar on the weights' device.
         eps: Epsilon of AdamW.
 
     Source: Jordan et al. 2024, with the decoupled weight decay of Liu et al. 2025 ("Muon is
@@ -158,7 +158,10 @@ class Muon(torch.optim.Optimizer):
                 updates = even_rows(updates, squares, group["beta2"])
             torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
             scale = math.sqrt(max(1.0, shape[0] / shape[1]))
-            torch._foreach_add_(weights, updates.unbind(), alpha=-group["lr"] * scale)
+            rate = -group["lr"] * scale
+            if isinstance(rate, Tensor):  # a factor within the sum has to be a number
+                updates, rate = updates * rate, 1.0
+            torch._foreach_add_(weights, updates.unbind(), alpha=rate)
 
     def _step_by_adamw(self, group: dict[str, Any]) -> None:
         weights = [weight for weight in group["params"] if weight.grad is not None]

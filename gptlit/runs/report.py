@@ -146,8 +146,7 @@ class Report(Callback):
             of_batch = text.batch_size * text.block_size
             rows["loss"] = f"from logits of {at_once:,} tokens at once, of a batch's {of_batch:,}"
         if module.options.compile:
-            choice = module.compiled.choice
-            rows["compile"] = f"{'yes' if choice.compiles else 'no'} ({choice.reason})"
+            rows["compile"] = str(module.compiled.choice)
         if trainer.max_steps > 0:
             epochs = trainer.max_steps / text.steps_per_epoch
             rows["step"] += f"; {count_of(trainer.max_steps, 'step')} in all ({epochs:.2f} epochs)"

@@ -22,10 +22,18 @@ Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Choice:
-    """Whether to compile, and why."""
+    """Whether to compile the net, why, and whether to capture whole steps as CUDA graphs."""
 
     compiles: bool
     reason: str
+    captures: bool = False
+
+    def __str__(self) -> str:
+        """The choice and its reason, as in the start block of a run."""
+        kind = "yes" if self.compiles else "no"
+        if self.captures:
+            kind = "graph, compiled" if self.compiles else "graph"
+        return f"{kind} ({self.reason})"
 
 
 def has_compiler() -> bool:

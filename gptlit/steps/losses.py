@@ -137,6 +137,32 @@ def summed(net: GPT, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return losses.sum(dtype=SUM_DTYPE), (targets != IGNORED).sum()
 
 
+class RunningLoss:
+    """The sums of which the mean loss of an epoch's training steps is the quotient, on one process.
+
+    Nothing waits for the device, and the sums are added in place, so that a captured step can.
+    """
+
+    def __init__(self) -> None:
+        self.nats = torch.zeros((), dtype=SUM_DTYPE)
+        self.tokens = torch.zeros((), dtype=torch.int64)
+
+    def to(self, device: torch.device) -> None:
+        self.nats, self.tokens = self.nats.to(device), self.tokens.to(device)
+
+    @torch.no_grad()
+    def add(self, loss: Tensor, targets: Tensor) -> None:
+        """Add the mean loss of a batch, unless it is not finite: such a step is skipped."""
+        counts = loss.isfinite()
+        n_tokens = (targets != IGNORED).sum() * counts
+        self.nats += (torch.where(counts, loss, 0) * n_tokens).to(SUM_DTYPE)
+        self.tokens += n_tokens
+
+    def reset(self) -> None:
+        self.nats.zero_()
+        self.tokens.zero_()
+
+
 class TextLoss(Metric):
     """The mean loss in nats per token, over all tokens seen on all ranks."""
 

@@ -1,12 +1,12 @@
 """LitGPT: a GPT with its loss, its optimizer and its metrics, as a LightningModule."""
 
 import contextlib
+import functools
 import math
 import time
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_
@@ -14,7 +14,7 @@ from torch.nn.utils import clip_grads_with_norm_
 from gptlit.checkpoints import checkpoint as checkpoints
 from gptlit.checkpoints.weight_shapes import MASK
 from gptlit.data.datamodule import WITHOUT_INSTANTIATOR, TextDataModule
-from gptlit.data.loaders import IGNORED, Batch
+from gptlit.data.loaders import Batch
 from gptlit.data.token_file import DATA_DIR
 from gptlit.data.window_order import hashed
 from gptlit.generation.jobs import write_jobs
@@ -25,8 +25,10 @@ from gptlit.optim import muon, optimizers
 from gptlit.optim.ema import Average
 from gptlit.optim.gradients import Gradients
 from gptlit.steps import distillation, losses
+from gptlit.steps.captured_step import CapturedStep
 from gptlit.steps.distillation import Teachers
-from gptlit.steps.losses import TextLoss, text_metrics
+from gptlit.steps.losses import RunningLoss, TextLoss, text_metrics
+from gptlit.steps.step_hooks import CapturedHooks
 from gptlit.tokenizers.base import Tokenizer
 from gptlit.tokenizers.state import from_state
 from gptlit.training import fsdp2, loop_state, monitors, resuming, run_length, saved_state
@@ -38,7 +40,7 @@ VOCABULARY_COMES_LATER = 0
 LOG_AFTER_SECONDS = 1.0
 
 
-class LitGPT(L.LightningModule):
+class LitGPT(CapturedHooks):
     """Trains a GPT on the windows of a `TextDataModule`.
 
     Takes the options of `ModelOptions` as keyword arguments, and has them as `options`.
@@ -73,7 +75,7 @@ class LitGPT(L.LightningModule):
         self.evaluated: dict[str, float] = {}  # metrics of the last validation, and its step
         self.logs_every_batch = True  # whether callbacks may read train/loss after each batch
         self._logged_at = -math.inf  # when train/loss was logged last
-        self.train_loss = TextLoss()
+        self.train_loss = RunningLoss()  # of the epoch
         self.val_loss = TextLoss()
         self.slice_loss = TextLoss()  # of a slice of the training split
         self.raw_val_loss = TextLoss()  # of the weights that an average is compared with
@@ -94,7 +96,7 @@ class LitGPT(L.LightningModule):
             if self.trainer.state.fn != "predict":
                 check_user_loaders(self.trainer, self.tokenizer)
                 self._read_teachers(Path(DATA_DIR))
-                self.compiled.choose(self.trainer, self.net)
+                self.compiled.choose(self)
         elif self.tokenizer is None:
             self.use_tokenizer(text.tokenizer)
             if self.first_weights is not None:
@@ -104,7 +106,7 @@ class LitGPT(L.LightningModule):
                 self.first_weights, self.has_begun = None, True
             fsdp2.check(self.trainer.strategy)
             self._read_teachers(text.folder)
-            self.compiled.choose(self.trainer, self.net)
+            self.compiled.choose(self)
             if self.device_mesh is not None:
                 fsdp2.shard(self.net, self.device_mesh["data_parallel"])
 
@@ -157,6 +159,7 @@ class LitGPT(L.LightningModule):
         n_steps = run_length.steps_of_run(self.trainer)
         monitors.check_in_time(self.trainer, steps_of_epoch, n_steps)
         self.seed = self.seed or torch.initial_seed() % 2**63
+        self.train_loss.to(self.device)
         if self.teachers is not None:
             convert = self.trainer.precision_plugin.convert_module
             self.teachers.place(self.trainer.strategy.root_device, convert)
@@ -170,11 +173,16 @@ class LitGPT(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         inputs, targets = as_batch(batch)  # (B, T), (B, T)
-        minimised, loss = self.compiled.objective(self.net, inputs, targets)
-        # a step that is skipped for a non-finite loss does not count in the epoch's mean
-        counts = loss.detach().isfinite()
-        n_tokens = (targets != IGNORED).sum() * counts
-        self.train_loss.update(torch.where(counts, loss.detach(), 0) * n_tokens, n_tokens)
+        if self.captured is None:
+            minimised, loss = self._losses(inputs, targets)
+        else:
+            n, is_last = self.trainer.accumulate_grad_batches, loop_state.has_stepped(self.trainer)
+            is_first = batch_idx % n == 0
+            minimised, loss = self.captured.accumulate(
+                inputs, targets, n, is_first=is_first, is_last=is_last
+            )
+            if is_last:  # a copy, since the next step overwrites it
+                self.gradients.give_norm(self.captured.norm.clone())
         several = self.trainer.world_size > 1
         # either all processes log it or none, and their clocks differ
         if several or self._is_loss_read():
@@ -184,6 +192,12 @@ class LitGPT(L.LightningModule):
             if self.teachers is not None:
                 self.log("train/distill_loss", self.teachers.loss.clone(), sync_dist=several)
         return minimised
+
+    def _losses(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the minimised loss and the plain one, which is added to the epoch's."""
+        minimised, loss = self.compiled.objective(self.net, inputs, targets)
+        self.train_loss.add(loss.detach(), targets)
+        return minimised, loss
 
     def _is_loss_read(self) -> bool:
         """Whether this batch's loss is read; logging it costs more than computing it.
@@ -208,8 +222,15 @@ class LitGPT(L.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         if loop_state.ends_epoch(self.trainer):  # not where a run ends within an epoch
-            self.log("train/loss_epoch", self.train_loss.compute())
+            sums = self._epoch_sums()
+            self.log("train/loss_epoch", sums["nats"] / sums["tokens"])
             self.train_loss.reset()
+
+    def _epoch_sums(self) -> dict[str, Tensor]:
+        """Return the epoch's loss in nats and its tokens, so far and of all ranks."""
+        parts = {"nats": self.train_loss.nats, "tokens": self.train_loss.tokens}
+        reduce = self.trainer.strategy.reduce
+        return {name: reduce(part.clone(), reduce_op="sum") for name, part in parts.items()}
 
     # ------------------------------------------------------------------ optimizer
 
@@ -223,6 +244,11 @@ class LitGPT(L.LightningModule):
                 self.average.load(*self.saved_average)
                 self.average.is_kept |= options.ema_keep == "average"
                 self.saved_average = None
+        self.captured = None
+        if self.compiled.choice.captures:
+            failed = functools.partial(self.compiled.capturing_failed, trainer)
+            self.captured = CapturedStep(self._losses, optimizer, self.average, failed)
+        elif self.average is not None:
             # in the step itself, so that all hooks after it see the updated average
             optimizer.register_step_post_hook(self.average.update)
         factor = run_length.schedule(options, trainer)
@@ -233,9 +259,9 @@ class LitGPT(L.LightningModule):
         }
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
-        return optimizers.build(self, self.options, fused=self._can_fuse())
+        return optimizers.build(self, self.options, fused=self.can_fuse())
 
-    def _can_fuse(self) -> bool:
+    def can_fuse(self) -> bool:
         """Whether the optimizer may compute a whole step in one kernel.
 
         In 16-mixed it may not: it would unscale the gradients after they are clipped. In bf16-mixed
@@ -264,7 +290,9 @@ class LitGPT(L.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         by_norm = gradient_clip_algorithm in (None, "norm")
-        if not by_norm or isinstance(self.trainer.strategy, fsdp2.SHARDING):
+        if self.captured is not None:
+            self.captured.clip = gradient_clip_val
+        elif not by_norm or isinstance(self.trainer.strategy, fsdp2.SHARDING):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val and gradient_clip_val > 0:
             # as Lightning does, but also for a fused step, and without computing the norm again
@@ -373,11 +401,8 @@ class LitGPT(L.LightningModule):
         described["compiled"] = self.compiled.choice.compiles
         if self.teachers is not None:
             described["teachers"] = self.teachers.hashes
-        # the sums of all ranks, so that a resumed epoch's mean is that of the whole epoch
-        described["epoch_loss"] = {
-            name: self.trainer.strategy.reduce(part.clone(), reduce_op="sum")
-            for name, part in (("nats", self.train_loss.nats), ("tokens", self.train_loss.tokens))
-        }
+        # so that a resumed epoch's mean is that of the whole epoch
+        described["epoch_loss"] = self._epoch_sums()
         checkpoint[checkpoints.KEY] = described
         if self.average is not None:
             resuming.add_average(checkpoint, self.average)
@@ -408,7 +433,7 @@ class LitGPT(L.LightningModule):
         saved, trainer = checkpoint[checkpoints.KEY], self.trainer
         if self.teachers is not None:
             distillation.check_same(saved.get("teachers", []), self.teachers.hashes)
-        self.compiled.choose(trainer, self.net, saved.get("compiled"))
+        self.compiled.choose(self, saved.get("compiled"))
         self.saved_average = resuming.take_raw_weights(checkpoint)
         if trainer.is_global_zero and (sums := saved.get("epoch_loss")):
             self.train_loss.nats.copy_(sums["nats"])

@@ -32,8 +32,10 @@ class ModelOptions(Recipe, GPTConfig):
             whose loss it multiplies by its square; 4 makes small probabilities count more.
         init_from: Weights to begin from, with their sizes and tokenizer: gpt2, gpt2-medium,
             gpt2-large, gpt2-xl, a folder in Hugging Face's format, or a checkpoint of gptlit.
-        compile: Compile training steps with torch.compile; checkpoints stay the same. On a CPU
-            this needs a C++ compiler. auto compiles where it pays off, by device, size and steps.
+        compile: How training steps run; checkpoints stay the same. graph: each step is replayed as
+            CUDA graphs, with the net compiled by torch.compile. true: the net is compiled, which on
+            a CPU needs a C++ compiler. false: neither. auto: graphs on CUDA, and compiling where
+            the run is long enough, by device and size.
     """
 
     ema: float = 0.0
@@ -44,7 +46,7 @@ class ModelOptions(Recipe, GPTConfig):
     distill_weight: float = 0.5
     distill_temperature: float = 1.0
     init_from: str | None = None
-    compile: bool | Literal["auto"] = False
+    compile: bool | Literal["auto", "graph"] = "auto"
 
     def __post_init__(self) -> None:
         GPTConfig(**self._values_of(GPTConfig))  # checks its options

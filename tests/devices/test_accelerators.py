@@ -188,11 +188,13 @@ def test_compiling_on_other_devices(
     trainer = SimpleNamespace(
         state=SimpleNamespace(fn="fit"),
         strategy=SimpleNamespace(root_device=torch.device(device)),
+        precision_plugin=None,
         accumulate_grad_batches=1,
+        is_global_zero=False,
     )
     net = GPT(GPTConfig(vocab_size=8, n_layer=1, n_head=1, n_embd=8, block_size=8))
     steps = compiled_steps.CompiledSteps(option)
-    steps.choose(trainer, net)  # type: ignore[arg-type]
+    steps.choose(SimpleNamespace(trainer=trainer, net=net))
     assert steps.choice.compiles == compiles
     assert (steps.forward is not None) == compiles
 

@@ -19,6 +19,7 @@ from gptlit.checkpoints import checkpoint
 from gptlit.runs.report import Throughput
 from gptlit.training.module import LitGPT
 from tests.conftest import TINY, Result, read_metrics
+from tests.recorded_graphs import RecordedGraphs
 
 Call = Callable[..., Result]
 LAST = Path("lightning_logs/version_0/checkpoints/last.ckpt")
@@ -244,9 +245,16 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize(("skip", "waits"), [(0, 0), (1, 1)])
+@pytest.mark.parametrize(
+    ("skip", "waits", "how"), [(0, 0, "false"), (1, 1, "false"), (0, 0, "graph")]
+)
 def test_no_step_waits_for_its_loss_and_norm(
-    gptlit: Call, text_file: Path, skip: int, waits: int
+    gptlit: Call,
+    text_file: Path,
+    skip: int,
+    waits: int,
+    how: str,
+    recorded_graphs: list[RecordedGraphs],
 ) -> None:
     counted: list[int] = []
     mode = Waits()
@@ -257,6 +265,8 @@ def test_no_step_waits_for_its_loss_and_norm(
     with pytest.MonkeyPatch.context() as patch, mode:
         patch.setattr(LitGPT, "on_train_batch_start", count)
         fit(gptlit, text_file, "--trainer.log_every_n_steps=50", f"--guard.skip_nonfinite={skip}",
-            "--trainer.val_check_interval=12")  # fmt: skip
+            "--trainer.val_check_interval=12", f"--model.compile={how}",
+            "--samples.prompts=[]")  # fmt: skip
+    assert len(recorded_graphs) == (how == "graph")
     steps = [after - before for before, after in itertools.pairwise(counted[2:])]
     assert steps == [waits] * len(steps)

@@ -56,7 +56,7 @@ def test_a_fused_step_equals_the_others(
     """Steps at which the norm is logged, and steps at which only clipping needs it."""
     fused = fit(tmp_path, precision=precision, gradient_clip_val=clip)
     assert is_fused(fused)
-    monkeypatch.setattr(LitGPT, "_can_fuse", lambda self: False)
+    monkeypatch.setattr(LitGPT, "can_fuse", lambda self: False)
     # Lightning's own clipping, at every step
     monkeypatch.setattr(LitGPT, "configure_gradient_clipping", LitGPT.clip_gradients)
     plain = fit(tmp_path, precision=precision, gradient_clip_val=clip)
@@ -103,4 +103,4 @@ def test_choice(
     )
     model = LitGPT(**SIZES)
     monkeypatch.setattr(LitGPT, "trainer", trainer)
-    assert model._can_fuse() is expected
+    assert model.can_fuse() is expected
