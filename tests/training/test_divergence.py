@@ -16,7 +16,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gptlit.checkpoints import checkpoint
+from gptlit.model.gpt import GPT
 from gptlit.runs.report import Throughput
+from gptlit.training.compiled_steps import CompiledSteps
 from gptlit.training.module import LitGPT
 from tests.conftest import TINY, Result, read_metrics
 from tests.recorded_graphs import RecordedGraphs
@@ -34,22 +36,30 @@ def fit(gptlit: Call, text: Path, *options: object) -> Result:
 @contextlib.contextmanager
 def broken(what: str, *steps: int, number: float = math.nan) -> Iterator[None]:
     """Make the loss or one gradient of these steps, counted from 1, non-finite in this block."""
-    original = LitGPT.forward
+    current: list[LitGPT] = []
+    step_of_module, objective_of_batch = LitGPT.training_step, CompiledSteps.objective
 
-    def forward(self: LitGPT, idx: Tensor) -> Tensor:
-        logits = original(self, idx)
-        if self.global_step + 1 not in steps or not self.training:
-            return logits
+    def training_step(self: LitGPT, batch: Any, batch_idx: int) -> Tensor:
+        current[:] = [self]
+        return step_of_module(self, batch, batch_idx)
+
+    def objective(
+        self: CompiledSteps, net: GPT, inputs: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        minimised, loss = objective_of_batch(self, net, inputs, targets)
+        if current[0].global_step + 1 not in steps:
+            return minimised, loss
         if what == "loss":
-            return logits * number
-        weight = self.net.h[0].mlp.c_fc.weight
+            return minimised * number, loss * number
+        weight = net.h[0].mlp.c_fc.weight
         spoil = torch.zeros_like(weight)
         spoil[0, 0] = number
         handle = weight.register_hook(lambda grad: handle.remove() or grad + spoil)
-        return logits
+        return minimised, loss
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LitGPT, "forward", forward)
+        patch.setattr(LitGPT, "training_step", training_step)
+        patch.setattr(CompiledSteps, "objective", objective)
         yield
 
 
