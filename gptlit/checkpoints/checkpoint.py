@@ -19,6 +19,7 @@ from gptlit import plain_data
 from gptlit.checkpoints import run_paths, torch_files
 from gptlit.checkpoints.weight_shapes import NotFinite, checked, for_writing
 from gptlit.corpora import inputs
+from gptlit.devices import accelerators, choice
 from gptlit.messages import UsageError, errors_about, is_first_process, note, opt
 from gptlit.model.gpt import GPT, GPTConfig
 from gptlit.plain_data import in_short
@@ -269,22 +270,25 @@ def build(content: dict[str, Any]) -> tuple[GPT, Tokenizer]:
     return model.eval(), tokenizer
 
 
-def load(path: str | Path = "best") -> tuple[GPT, Tokenizer]:
-    """Load the model, in eval mode on the CPU, and the tokenizer of a checkpoint.
+def load(path: str | Path = "best", device: str = "cpu") -> tuple[GPT, Tokenizer]:
+    """Load the model, in eval mode, and the tokenizer of a checkpoint.
 
     Args:
         path: Path of a checkpoint, or "best" or "last" for the newest run's in lightning_logs.
+        device: Device of the model: cpu, cuda, cuda:N, mps, or auto for the machine's fastest.
 
     Raises:
-        UsageError: Missing, damaged, or not a checkpoint of gptlit.
+        UsageError: Missing, damaged, or not a checkpoint of gptlit; or a device that isn't there.
     """
+    place = choice.named(device)
     try:
-        return build(read_named(str(path))[1])
+        model, tokenizer = build(read_named(str(path))[1])
     except UsageError as error:
         raise error.renamed("ckpt_path", "path") from error
+    return model.to(place or accelerators.fastest()), tokenizer
 
 
-def build_ensemble(
+def build_several(
     paths: Sequence[Path], contents: Sequence[dict[str, Any]]
 ) -> tuple[list[GPT], Tokenizer]:
     """Return the models of several checkpoints, in eval mode, and their tokenizer.

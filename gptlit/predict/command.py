@@ -5,28 +5,33 @@ import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
+import torch
 from jsonargparse import Namespace
 
 from gptlit.checkpoints import checkpoint
-from gptlit.devices import accelerators
+from gptlit.devices import choice
+from gptlit.devices.accelerators import name_of
 from gptlit.generation.generate import SAMPLES_AT_ONCE, stream_generate
 from gptlit.generation.jobs import write_jobs
 from gptlit.generation.prompts import warn_dropped
 from gptlit.generation.settings import BeamSettings
 from gptlit.generation.text_stream import GeneratedText
 from gptlit.messages import UsageError, note
+from gptlit.model.ensemble import Ensemble
 from gptlit.model.gpt import GPT
 from gptlit.parser import OneLineErrors
 from gptlit.predict import output, prompts
 from gptlit.predict.modes import Mode
-from gptlit.predict.options import NO_LIMIT, Weights, parse, parser, sampling_settings
+from gptlit.predict.options import NO_LIMIT, parse, parser, sampling_settings
 from gptlit.terminal import SEPARATOR, in_colour, write_stream
 from gptlit.tokenizers.base import Tokenizer, Unknown
 from gptlit.training import threads
 
 MOST_STREAMED = 8  # texts
+# guesses, for the choice of a device
+WITHOUT_LIMIT = 10_000  # tokens of a text without a limit
+TEXTS_OF_A_SESSION = 10
 
 
 def main(argv: Sequence[str]) -> None:
@@ -46,11 +51,21 @@ def _run(option_parser: OneLineErrors, options: Namespace, mode: Mode) -> None:
     if mode == "sweep":
         _sweep(options, settings, option_parser)
         return
-    path, content = checkpoint.read_named(options.ckpt_path[0])
-    model, tokenizer = load(content, options.weights)
-    options.ckpt_path = [str(path)]
+    names = options.ensemble or options.ckpt_path
+    found = [checkpoint.read_named(name) for name in names]
+    paths, contents = zip(*found, strict=True)
+    if options.ensemble:
+        nets, tokenizer = checkpoint.build_several(paths, contents)
+    else:
+        net, tokenizer = checkpoint.build(contents[0])
+        nets = [net]
     texts = [] if mode == "interactive" else prompts.read(options)
-    note(checkpoint.introduction(path, content))
+    model = place(nets, options, work(options, mode, texts))
+    options.ckpt_path = [", ".join(map(str, paths))]
+    *others, last = [checkpoint.introduction(path, content) for path, content in found]
+    for other in others:
+        note(other)
+    note(f"{last}, device: {name_of(model.wte.weight.device)}")
     if mode == "interactive":
         from gptlit.predict import interactive
 
@@ -61,19 +76,39 @@ def _run(option_parser: OneLineErrors, options: Namespace, mode: Mode) -> None:
         _write(options, settings, texts, model, tokenizer)
 
 
-def load(content: dict[str, Any], weights: Weights) -> tuple[GPT, Tokenizer]:
-    """Build the model of a checkpoint's content, on the fastest device, and its tokenizer.
+def work(options: Namespace, mode: Mode, texts: Sequence[str]) -> tuple[int, int]:
+    """Return the number of texts that are written, and of tokens in each, to choose a device."""
+    n_tokens = options.max_new_tokens or WITHOUT_LIMIT
+    if mode == "interactive":
+        return 1, TEXTS_OF_A_SESSION * n_tokens
+    if mode == "explain":
+        return sum(map(len, texts)), 1  # its tokens are read at once
+    return len(texts) * max(options.num_samples, options.num_beams or 1), n_tokens
+
+
+def place(nets: Sequence[GPT], options: Namespace, n: tuple[int, int]) -> GPT:
+    """Return the model of one or more nets, on the device of the options and with their weights.
+
+    Args:
+        nets: The model, or the nets of an ensemble; changed in place.
+        options: Options of `gptlit predict`.
+        n: Number of texts, and of tokens in each.
 
     Raises:
-        UsageError: The weights are int8 and the device is not a CPU.
+        UsageError: The device isn't there, or the weights are int8 and it is not a CPU.
     """
-    model, tokenizer = checkpoint.build(content)
-    model = model.to(accelerators.fastest())
-    if weights == "int8":
-        from gptlit.generation.int8 import pack_int8
+    device = choice.named(options.device)
+    if device is None:
+        n_parameters = sum(net.num_parameters() for net in nets)
+        is_for_cpu = options.weights == "int8"
+        device = torch.device("cpu" if is_for_cpu else choice.soonest(n_parameters, *n))
+    for net in nets:
+        net.to(device)
+        if options.weights == "int8":
+            from gptlit.generation.int8 import pack_int8
 
-        pack_int8(model)
-    return model, tokenizer
+            pack_int8(net)
+    return nets[0] if len(nets) == 1 else Ensemble(nets).eval()
 
 
 def in_batches(
@@ -94,10 +129,13 @@ def in_batches(
 def _sweep(options: Namespace, settings: BeamSettings, option_parser: OneLineErrors) -> None:
     from gptlit.predict import sweep, sweep_tables
 
-    plan = sweep.plan(options, settings, prompts.read(options), option_parser)
+    texts = prompts.read(options)
+    plan = sweep.plan(options, settings, texts, option_parser)
+    n_texts, n_tokens = work(options, "sweep", texts)
 
     def writer(path: Path) -> sweep.Writer:
-        model, tokenizer = load(checkpoint.read(path), options.weights)
+        net, tokenizer = checkpoint.build(checkpoint.read(path))
+        model = place([net], options, (n_texts * len(plan.combinations), n_tokens))
         if path == plan.checkpoints[0].path:
             size = model.config.block_size
             prompts.warn_about(plan.prompts, options.unknown, tokenizer, size)

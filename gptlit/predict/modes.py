@@ -6,6 +6,7 @@ from typing import Literal, get_args
 from jsonargparse import Namespace
 
 from gptlit.checkpoints import run_paths
+from gptlit.devices import choice
 from gptlit.messages import UsageError, opt
 from gptlit.parser import OneLineErrors
 
@@ -50,6 +51,8 @@ def choose(options: Namespace, parser: OneLineErrors) -> Mode:
         for name, instead in NOT_INTERACTIVE.items():
             if options[name] != parser.get_default(name):
                 raise UsageError(f"does not apply to {opt(mode)}, where {instead}", name)
+    if options.ensemble and mode == "sweep":
+        raise UsageError(f"does not apply to {opt(mode)}; leave one out", "ensemble")
     if options.format not in FORMATS[mode]:
         reason = f"only for {opt('sweep')} and several checkpoints"
         if mode != "write":
@@ -68,6 +71,11 @@ def refuse_on_devices(options: Namespace, mode: Mode) -> None:
     needs = "needs one device, without --trainer options"
     if options.weights != "float32":
         raise UsageError(needs, "weights", options.weights)
+    if options.device != choice.AUTO:
+        reason = f"{needs}; use {opt('trainer.accelerator')} and {opt('trainer.devices')}"
+        raise UsageError(reason, "device", options.device)
+    if options.ensemble:
+        raise UsageError(needs, "ensemble")
     if mode == "sweep" and not options.sweep:
         reason = f"is one of several checkpoints, whose comparison {needs}"
         raise UsageError(reason, "ckpt_path", options.ckpt_path[-1])

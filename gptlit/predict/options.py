@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 from jsonargparse import ActionYesNo, Namespace
 
 from gptlit.cli.arguments import add_option_names, option_of_predict
-from gptlit.devices import cpus
+from gptlit.devices import choice, cpus
 from gptlit.generation.settings import BeamSettings
 from gptlit.messages import UsageError, opt
 from gptlit.parser import OneLineErrors, text_of, with_environment
@@ -41,6 +41,12 @@ def parser() -> OneLineErrors:
         "A checkpoint, or best (the default) or last of the newest run. Given several times, or as "
         "a run's folder, for a table that compares the checkpoints.",
         action="append",
+    )
+    add(
+        "--ensemble",
+        "Several checkpoints with the same tokenizer that write together, instead of --ckpt_path: "
+        "the mean of their probabilities.",
+        nargs="+",
     )
     add(
         "--prompt",
@@ -85,6 +91,13 @@ def parser() -> OneLineErrors:
         Weights,
         "float32",
     )
+    add(
+        "--device",
+        f"{choice.NAMES}. auto: a GPU where it is sooner, by an estimate from the sizes of model "
+        "and texts, since starting one takes seconds; else the CPU.",
+        str,
+        choice.AUTO,
+    )
     add("--threads", cpus.THREADS_HELP, int, 0)
     add("--output_file", "File to write to; begins with the settings.")
     add(
@@ -113,6 +126,8 @@ def parse(option_parser: OneLineErrors, argv: Sequence[str]) -> tuple[Namespace,
     options = option_parser.parse_args(with_environment("predict", words))
     unescape(options)
     cpus.check_threads(options.threads)
+    if options.ckpt_path and options.ensemble:
+        raise UsageError(f"excludes {opt('ckpt_path')}; leave one out", "ensemble")
     options.ckpt_path = options.ckpt_path or ["best"]
     mode = modes.choose(options, option_parser)
     if options.output_file is not None:

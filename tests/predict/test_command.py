@@ -42,7 +42,9 @@ def test_predict_prints_the_text_alone(gptlit: Call, run: Run) -> None:
     assert result.out == (text if text.endswith("\n") else text + "\n")
     losses = r"val/loss \d\.\d{4}, val/gap [+-]\d\.\d{4}"
     path = re.escape(str(run.folder / "checkpoints" / "last.ckpt"))
-    which = rf"gptlit: model {path}: step 40, {losses}, text: {re.escape(run.text.name)}\n"
+    which = (
+        rf"gptlit: model {path}: step 40, {losses}, text: {re.escape(run.text.name)}, device: cpu\n"
+    )
     assert re.fullmatch(which, result.err)
     assert result.code == 0
 
