@@ -11,8 +11,9 @@ class Average:
     """The exponential moving average (EMA) of a net's parameters.
 
     Update n = 0, 1, ... computes average <- d average + (1 - d) weights, where d is `decay`, at
-    most (1 + n) / (10 + n), so that the average soon forgets the random first weights. Averages are
-    in float32 at least, since half precision loses updates of a thousandth.
+    most (1 + n) / (10 + n): the average is over at most a tenth of the updates and soon forgets
+    the random first weights. Averages are in float32 at least, since half precision loses updates
+    of a thousandth.
 
     Args:
         net: Network whose current parameters are the first average.

@@ -15,8 +15,9 @@ class ModelOptions(Recipe, GPTConfig):
     """The architecture of the net, the optimizer with its schedule, and how both are used.
 
     Args:
-        ema: Decay of a moving average of the weights, such as 0.999 (about the last 1,000 steps);
-            the averages are validated, sampled from and saved in place of the weights. 0 for none.
+        ema: Decay of a moving average of the weights, such as 0.999: over about the last 1,000
+            steps, but at most a tenth of those so far. The averages are validated, sampled from and
+            saved in place of the weights. 0 for none.
         ema_keep: average; or better, which validates the trained weights as well, and until the
             next validation samples from and saves those with the lower val/loss.
         label_smoothing: Fraction of the training target that is spread evenly over the
