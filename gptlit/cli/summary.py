@@ -6,6 +6,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import lightning as L
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 from gptlit.data.loaders import Batch
 from gptlit.devices.accelerators import name_of
 from gptlit.model import cost
+from gptlit.model.activation_memory import bytes_of
 from gptlit.model.gpt import GPT
 from gptlit.model.input_noise import InputNoise
 from gptlit.model.positions import NoPositions
@@ -46,6 +48,10 @@ def report(trainer: L.Trainer, module: LitGPT, precision_reason: str) -> str:
         net, text.batch_size, precision, device.type, options, bool(options.ema), at_once
     )
     memory = replace(memory, text=text.bytes_on(device))
+    if module.teachers:
+        n_tokens = text.batch_size * text.block_size
+        n_bytes = module.teachers.n_bytes(n_tokens, bytes_of(precision).value)
+        memory = replace(memory, teachers=n_bytes)
     batch = f"{text.batch_size} windows of {text.block_size} tokens, {precision}"
     sections = {
         "parameters": parameter_rows(module),
@@ -169,6 +175,7 @@ def memory_rows(memory: cost.Memory, optimizer: str, at_once: int | None = None)
         f"optimizer ({OPTIMIZERS[optimizer]})": memory.optimizer,
         **({"moving average": memory.average} if memory.average else {}),
         **({"token ids": memory.text} if memory.text else {}),
+        **({"teachers": memory.teachers} if memory.teachers else {}),
         f"activations at peak{in_chunks}": memory.activations,
         "total, at most": memory.total,
     }
@@ -185,18 +192,27 @@ def operations(count: float) -> str:
 
 def flops_rows(module: LitGPT) -> Rows:
     """Return FLOPs per token and step, with and without the masked half of attention."""
-    net = module.net
+    net, teachers = module.net, module.teachers
     per_step = module.text.windows_per_step * module.text.block_size
+    counts: dict[str, tuple[int, Callable[..., int]]] = {
+        "per token, forward": (1, partial(cost.flops_per_token, net)),
+        "per token, training": (1, partial(cost.training_flops_per_token, net)),
+        "per step": (per_step, partial(_step_flops_per_token, module)),
+    }
+    if teachers:
+        counts["teachers' part of it"] = (per_step, teachers.flops_per_token)
     rows = []
-    for name, n_tokens, count in (
-        ("per token, forward", 1, cost.flops_per_token),
-        ("per token, training", 1, cost.training_flops_per_token),
-        ("per step", per_step, cost.training_flops_per_token),
-    ):
-        full, half = (operations(count(net, causal=causal) * n_tokens) for causal in (False, True))
+    for name, (n_tokens, count) in counts.items():
+        full, half = (operations(count(causal=causal) * n_tokens) for causal in (False, True))
         without_mask = f"   ({half}FLOP without masked scores)" if full != half else ""
         rows.append((name, f"{full + 'FLOP':>12}{without_mask}"))
     return rows
+
+
+def _step_flops_per_token(module: LitGPT, *, causal: bool = False) -> int:
+    """Return FLOPs of training for a token, with the teachers' forward passes."""
+    own = cost.training_flops_per_token(module.net, causal=causal)
+    return own + (module.teachers.flops_per_token(causal=causal) if module.teachers else 0)
 
 
 def training_rows(module: LitGPT) -> Rows:
@@ -229,7 +245,7 @@ def time_rows(trainer: L.Trainer, module: LitGPT) -> Rows:
     device, text = trainer.strategy.root_device, module.text
     step = measure(trainer, module)
     n_windows = text.batch_size * trainer.accumulate_grad_batches  # on this device
-    flops = cost.training_flops_per_token(module.net) * n_windows * text.block_size
+    flops = _step_flops_per_token(module) * n_windows * text.block_size
     name = name_of(device)
     on_cpu = device.type == "cpu"
     threads = f", {count_of(torch.get_num_threads(), 'thread')}" if on_cpu else ""
@@ -279,6 +295,8 @@ def measure(
     device, precision = trainer.strategy.root_device, trainer.precision_plugin
     precision.convert_module(module)
     module.to(device).train()
+    if module.teachers:
+        module.teachers.place(device, precision.convert_module)
     optimizer = module.configure_optimizers()["optimizer"]
     loader = iter(_endless(module))
 

@@ -118,6 +118,7 @@ class Memory:
     activations: int
     average: int = 0  # moving average of the weights
     text: int = 0  # token ids that are kept on the device
+    teachers: int = 0  # nets to learn from, and the probabilities that they predict
 
     @property
     def total(self) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gptlit.checkpoints import init_from, run_paths
 from gptlit.data.loaders import IGNORED
 from gptlit.messages import UsageError
+from gptlit.model import cost
 from gptlit.model.gpt import GPT
 from gptlit.tokenizers.base import Tokenizer
 from gptlit.tokenizers.state import difference
@@ -131,6 +132,23 @@ class Teachers:
             total = predicted if total is None else total.add_(predicted)
         assert total is not None, "there are no teachers"
         return total.div_(len(self.nets))
+
+    def n_bytes(self, n_tokens: int, per_value: int) -> int:
+        """Memory of the weights, and of probabilities and gradients beyond those of other runs.
+
+        The latter are five float32 values for each entry of the vocabulary: the target, the
+        student's log-probabilities at the temperature, and the gradients of KL and its logits.
+
+        Args:
+            n_tokens: B T, of one forward pass.
+            per_value: Bytes of a weight.
+        """
+        weights = sum(net.num_parameters() for net in self.nets) * per_value
+        return weights + 5 * 4 * n_tokens * self.nets[0].config.vocab_size
+
+    def flops_per_token(self, *, causal: bool = False) -> int:
+        """Floating point operations of all forward passes for one token, as in `cost`."""
+        return sum(cost.flops_per_token(net, causal=causal) for net in self.nets)
 
 
 def hash_of(state: Mapping[str, Tensor]) -> str:

@@ -12,6 +12,7 @@ import gptlit as library
 from gptlit.checkpoints import checkpoint, init_from
 from gptlit.cli.lightning_warnings import quiet
 from gptlit.data.datamodule import TextDataModule
+from gptlit.model import cost
 from gptlit.steps.distillation import hash_of
 from gptlit.training.module import LitGPT
 from tests.conftest import (
@@ -191,6 +192,33 @@ def test_a_strangers_checkpoint_names_no_files_to_read(
 
     monkeypatch.setattr(init_from, "start_from", fail)
     assert gptlit(verb, "--ckpt_path=last").code == 0
+
+
+def test_the_summary_counts_the_teachers(
+    gptlit: Call, text_file: Path, teachers: list[str]
+) -> None:
+    command = ["summary", *TINY, f"--data.path={text_file}"]
+    alone, taught = (gptlit(*command, *more).out for more in ([], [option(teachers)]))
+
+    def flops(page: str, name: str) -> float:
+        found = re.search(rf"^  {name} +([\d.]+) ([kM])FLOP", page, re.MULTILINE)
+        assert found
+        return float(found[1]) * {"k": 1e3, "M": 1e6}[found[2]]
+
+    n_tokens = 4 * 8
+    nets = [library.load(name)[0] for name in teachers]
+    part = n_tokens * sum(cost.flops_per_token(net) for net in nets)
+    assert flops(taught, "teachers' part of it") == pytest.approx(part, rel=1e-2)
+    both = flops(alone, "per step") + part
+    assert flops(taught, "per step") == pytest.approx(both, rel=1e-2)
+    n_bytes = 4 * (sum(net.num_parameters() for net in nets) + 5 * n_tokens * 39)
+    shown = re.search(r"^  teachers +([\d.]+) MB", taught, re.MULTILINE)
+    assert shown
+    assert float(shown[1]) == pytest.approx(n_bytes / 1e6, abs=0.006)
+    assert "teachers" not in alone
+    count = re.search(r"total +[\d,]+  ", alone)
+    assert count
+    assert count[0] in taught
 
 
 def test_from_python(text_file: Path, fit: Call, teachers: list[str]) -> None:
