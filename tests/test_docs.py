@@ -51,6 +51,7 @@ NOT_RUN = {
         "starts the tests' process a second time; tests/predict/test_command.py"
     ),
     "gptlit study learning_rates.yaml": "nine runs",
+    "gptlit study distill.yaml": "six runs",
     "gptlit fit --data.path <(": "a shell's process substitution; tests/corpora/test_inputs.py",
 }
 NAMED = ("git", "make", "pip", "pre-commit", "tensorboard", "torchrun", "srun", ".venv/bin/python")
@@ -147,6 +148,8 @@ def start(tmp_path_factory: pytest.TempPathFactory, corpora: None) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert main(["fit", "tiny", *TINY, "--trainer.max_steps=2", "--snapshot_every=1"]) == 0
+        for name in ("a.ckpt", "b.ckpt"):
+            shutil.copy("lightning_logs/version_0/checkpoints/last.ckpt", name)
     return folder
 
 

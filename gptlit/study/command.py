@@ -44,13 +44,13 @@ def main(argv: Sequence[str]) -> None:
         )
     names, words = take(with_environment("study", argv[1:]), "--name")
     path = find_study(argv[0])
-    study = study_file.read(path, [word for word in words if word not in FLAGS])
+    folder = _folder(names[-1] if names else path.stem)
+    study = study_file.read(path, [word for word in words if word not in FLAGS], folder)
     if study.search and study.search.by == "optuna" and not importlib.util.find_spec("optuna"):
         raise UsageError(
             f"{path}: random: by: optuna: is not installed; pip install 'gptlit[optuna]', or give "
             "by: random"
         )
-    folder = _folder(names[-1] if names else path.stem)
     # planning several runs on the same text repeats its messages
     with contextlib.redirect_stderr(_DistinctLines(sys.stderr)):
         planned = plan_all(study, study.setups())

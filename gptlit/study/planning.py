@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,9 @@ from gptlit.model.gpt import GPT
 from gptlit.runs import run_folder
 from gptlit.runs.build import Run
 from gptlit.steps import compiling
-from gptlit.study.spec import Setup, Study
+from gptlit.study.spec import TEACHER, Setup, Study
+from gptlit.tokenizers.base import Tokenizer
+from gptlit.tokenizers.state import difference
 from gptlit.training import resuming
 
 RESULT = "result.json"  # in the folder of a complete run
@@ -39,6 +41,7 @@ class Planned:
         flops_per_token: FLOPs of training per token, forward and backward.
         text: Identity of the validation text, in JSON.
         texts: Identity of all texts that the run reads, in JSON.
+        tokenizer: Tokenizer of the text.
     """
 
     setup: Setup
@@ -48,6 +51,7 @@ class Planned:
     flops_per_token: float
     text: str
     texts: str
+    tokenizer: Tokenizer
 
 
 def plan_all(study: Study, setups: Sequence[Setup]) -> list[Planned]:
@@ -65,7 +69,19 @@ def plan_all(study: Study, setups: Sequence[Setup]) -> list[Planned]:
         first = by_arguments[arguments]
         seed = {} if setup.seed is None else {"seed_everything": setup.seed}
         planned.append(dataclasses.replace(first, setup=setup, options=first.options | seed))
+    _check_tokenizers(planned)
     return planned
+
+
+def _check_tokenizers(planned: Sequence[Planned]) -> None:
+    """Check that the study's teachers have the tokenizer of each run that learns from them."""
+    teachers = [each for each in planned if each.setup.settings.get("setting") == TEACHER]
+    for each in planned if teachers else ():
+        theirs = teachers[0].tokenizer
+        if not each.options["model"]["teachers"]:
+            continue
+        if found := difference(theirs, each.tokenizer, "the student"):
+            raise UsageError(f"{each.setup.name}: has another tokenizer than its teachers: {found}")
 
 
 def plan(study: Study, setup: Setup) -> Planned:
@@ -91,6 +107,7 @@ def plan(study: Study, setup: Setup) -> Planned:
             cost.training_flops_per_token(net),
             json.dumps(val_text[1] if val_text else [described["sha256"], size]),
             _all_texts(described),
+            data.tokenizer,
         )
 
 
@@ -153,8 +170,15 @@ def clear_changed(planned: Sequence[Planned], folder: Path, remake: bool) -> Non
             f"{run}{others}: made with other options: {difference}; --remake replaces runs that "
             "differ, --name OTHER keeps both"
         )
-    for run in changed:
-        shutil.rmtree(run)
+    for run, each in runs.items():
+        if run in changed or (_learned_from(each, changed) and run.is_dir()):
+            shutil.rmtree(run)
+
+
+def _learned_from(planned: Planned, runs: Collection[Path]) -> bool:
+    """Whether one of these runs is a teacher of a planned one."""
+    paths = [Path(name) for name in planned.options["model"]["teachers"]]
+    return any(path.is_relative_to(run.absolute()) for path in paths for run in runs)
 
 
 def _difference(planned: Planned, run: Path) -> str:

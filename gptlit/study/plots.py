@@ -8,7 +8,7 @@ from typing import Any
 from gptlit import charts
 from gptlit.charts import Axis, Point, Series
 from gptlit.study.power_law import PowerLaw
-from gptlit.study.spec import COSTS, Study, setting_label, short_names
+from gptlit.study.spec import COSTS, TEACHER, Study, setting_label, short_names
 from gptlit.study.tables import Outcome, Row, fitted_law, grouped
 from gptlit.terminal import format_value
 
@@ -28,7 +28,11 @@ def draw(study: Study, outcomes: Sequence[Outcome]) -> dict[str, str]:
         for name, short_name in short_names(study.search.over).items():
             drawn[f"plot_{short_name}.svg"] = _over(study, rows, name)
         return drawn
-    return drawn | {"plot.svg": _over(study, rows, x or _plotted_option(rows))}
+    students = [row for row in rows if row.settings.get("setting") != TEACHER] or rows
+    x = x or _plotted_option(students)
+    if x not in (*COSTS, "setting"):
+        rows = students  # teachers don't have the options that vary
+    return drawn | {"plot.svg": _over(study, rows, x)}
 
 
 def _plotted_option(rows: Sequence[Row]) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from gptlit.checkpoints import run_paths
 from gptlit.messages import UsageError
 from gptlit.terminal import format_value
 from gptlit.training.logged_metrics import VALIDATION_METRICS
@@ -22,6 +23,7 @@ COSTS = ("parameters", "tokens", "flops")  # of a run
 MAX_DRAWS = 1000  # for each random run, until it differs from all others
 LONGEST_NAME = 150
 HASH_CHARS = 8
+TEACHER, STUDENT = "teacher", "student"  # settings of a study with teachers
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,10 @@ class Study:
         grid: Values of each option; all combinations are made.
         search: Random or proposed settings; None for none.
         seeds: Seeds of each setting's runs; [None] where the file has none.
+        teachers: Options of the runs that are made first, from whose checkpoints the others learn;
+            None where there are none.
+        teacher_seeds: Seeds of these runs.
+        folder: Folder of the runs.
         metric: The metric to compare, one of METRICS; for all of them less is better.
         at: Compare the last validation of each run (end), or the one with the best metric.
         x: Option or cost along the plot's axis; None to choose one.
@@ -128,6 +134,9 @@ class Study:
     grid: Mapping[str, list[Any]] = field(default_factory=dict)
     search: Search | None = None
     seeds: Sequence[int | None] = (None,)
+    teachers: Settings | None = None
+    teacher_seeds: Sequence[int | None] = (None,)
+    folder: Path = Path()
     metric: str = "val/loss"
     at: At = "end"
     x: str | None = None
@@ -142,9 +151,10 @@ class Study:
         if self.search and self.search.by == "optuna":
             return []
         drawn = self.search.drawn() if self.search else [{}]
-        setups: dict[str, Setup] = {}
+        setups = {setup.name: setup for setup in self.teacher_setups()}
+        default = None if self.teachers is None else STUDENT
         for setting, values, draws in itertools.product(
-            self.named or [None], itertools.product(*self.grid.values()), drawn
+            self.named or [default], itertools.product(*self.grid.values()), drawn
         ):
             combination = dict(zip(self.grid, values, strict=True))
             for setup in self.setups_of(combination | draws, setting):
@@ -153,13 +163,32 @@ class Study:
                 setups[setup.name] = setup
         return list(setups.values())
 
+    def teacher_setups(self) -> list[Setup]:
+        """List the runs that the others learn from."""
+        if self.teachers is None:
+            return []
+        return self._setups({"setting": TEACHER}, self.teachers, self.teacher_seeds)
+
     def setups_of(self, values: Settings, setting: str | None = None) -> list[Setup]:
         """List the runs of one setting, one for each seed."""
         settings = ({} if setting is None else {"setting": setting}) | values
         options = {name: v for name, v in self.values(settings).items() if name != "setting"}
+        if self.teachers is not None:
+            # the checkpoints of which the study compares the metric
+            name = "best" if self.at == "best" else "last"
+            paths = [
+                str(self.folder / setup.name / run_paths.CHECKPOINTS / f"{name}.ckpt")
+                for setup in self.teacher_setups()
+            ]
+            options = {"model.teachers": paths, **options}
+        return self._setups(settings, options, self.seeds)
+
+    def _setups(
+        self, settings: Settings, options: Settings, seeds: Sequence[int | None]
+    ) -> list[Setup]:
         arguments = [*self.common, *as_arguments(options)]
         setups = []
-        for seed in self.seeds:
+        for seed in seeds:
             name_parts = settings if seed is None else {**settings, "seed": seed}
             seed_argument = [] if seed is None else [f"--seed_everything={seed}"]
             setups.append(
@@ -169,7 +198,8 @@ class Study:
 
     def values(self, settings: Settings) -> Settings:
         """Return all options of a setting, with those of the entry of `settings` that it names."""
-        return {**self.named.get(settings.get("setting", ""), {}), **settings}
+        named = self.named if self.teachers is None else {**self.named, TEACHER: self.teachers}
+        return {**named.get(settings.get("setting", ""), {}), **settings}
 
 
 def _folder_name(shown: Settings) -> str:

@@ -7,6 +7,7 @@ settings:                                      # sets of options by name, and ..
 grid: {model.lr: [1e-4, 3e-4]}                 # ... all combinations of values, and ...
 random: {runs: 20, seed: 0, over: {model.lr: {from: 1e-4, to: 1e-2, log: true}}}
 seeds: [1, 2]                                  # ... each with each seed
+teachers: {seeds: [1, 2], model.n_layer: 4}    # runs made first, from which the others learn
 metric: val/loss                               # the metric to compare
 at: end                                        # of the last validation, or of the best
 x: model.lr                                    # option along the plot's axis
@@ -15,7 +16,7 @@ power_law: parameters                          # fit loss = E + A / parameters ^
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -27,6 +28,7 @@ from gptlit.parser import GROUPS
 from gptlit.study.spec import (
     COSTS,
     METRICS,
+    TEACHER,
     At,
     Choices,
     Range,
@@ -38,7 +40,7 @@ from gptlit.study.spec import (
 from gptlit.terminal import format_value
 from gptlit.yaml_keys import refuse_duplicates
 
-VARYING = ("settings", "grid", "random", "seeds")
+VARYING = ("settings", "grid", "random", "seeds", "teachers")
 COMPARING = ("metric", "at", "x", "power_law")
 KEYS = ("config", "options", *VARYING, *COMPARING)
 LARGEST_SEED = 2**32 - 1  # of NumPy's generators
@@ -65,18 +67,19 @@ _Loader.add_implicit_resolver(
 )
 
 
-def read(path: Path, words: Sequence[str]) -> Study:
+def read(path: Path, words: Sequence[str], folder: Path = Path()) -> Study:
     """Read a study file.
 
     Args:
         path: Path of the file.
         words: Options of `gptlit fit` for all runs, which override the file's common options.
+        folder: Folder of the runs.
 
     Raises:
         UsageError: The file is not a valid study; names the file, the key, and what would work.
     """
     with errors_about(str(path)):
-        return _study(path, _content(path), words)
+        return _study(path, _content(path), words, folder)
 
 
 def _content(path: Path) -> dict[str, Any]:
@@ -89,7 +92,7 @@ def _content(path: Path) -> dict[str, Any]:
         raise UsageError(f"not YAML: {' '.join(str(error).split())}") from error
     refuse_duplicates(text)
     if not isinstance(content, dict):
-        raise UsageError("not a study; give a grid, settings, random or seeds")
+        raise UsageError("not a study; give a grid, settings, random, seeds or teachers")
     for key in content:
         if key not in KEYS:
             hint = did_you_mean(str(key), KEYS)
@@ -97,11 +100,11 @@ def _content(path: Path) -> dict[str, Any]:
                 hint = f" Options common to all runs belong under options: {{{key}: ...}}"
             raise UsageError(f"{key}: not a key of a study; choose from {', '.join(KEYS)}.{hint}")
     if not any(content.get(key) for key in VARYING):
-        raise UsageError("varies nothing; give a grid, settings, random or seeds")
+        raise UsageError("varies nothing; give a grid, settings, random, seeds or teachers")
     return {key: value for key, value in content.items() if value is not None}
 
 
-def _study(path: Path, content: dict[str, Any], words: Sequence[str]) -> Study:
+def _study(path: Path, content: dict[str, Any], words: Sequence[str], folder: Path) -> Study:
     configs = content.get("config", [])
     configs = [configs] if isinstance(configs, str) else configs
     options = _flat("options", content.get("options", {}))
@@ -109,20 +112,32 @@ def _study(path: Path, content: dict[str, Any], words: Sequence[str]) -> Study:
     grid = _grid(content.get("grid", {}))
     search = _search(content["random"]) if "random" in content else None
     seeds = _seeds(content["seeds"]) if "seeds" in content else [None]
+    teachers, teacher_seeds = _teachers(content.get("teachers"))
     varied = {*grid, *(search.over if search else {})}
     setting_options = list(itertools.chain(*named.values()))
     command_line_options = [word.removeprefix("--").partition("=")[0] for word in words]
-    for name in (*options, *varied, *setting_options, *command_line_options):
+    for name in (*options, *varied, *setting_options, *(teachers or ()), *command_line_options):
         if name in REFUSED:
             raise UsageError(f"{name}: does not apply to a study; {REFUSED[name]}")
+    if teachers is not None:
+        _check_teachers([*options, *teachers, *command_line_options], named, search)
+    has_seeds = [*seeds, *teacher_seeds] != [None, None]
     for name in command_line_options:
-        if name in varied or (name == "seed_everything" and seeds != [None]):
+        if name in varied or (name == "seed_everything" and has_seeds):
             raise UsageError(f"--{name}: is varied by the study; change it in the file")
     for name, choices in {"metric": METRICS, "at": get_args(At), "power_law": COSTS}.items():
         if name in content and content[name] not in choices:
             hint = did_you_mean(str(content[name]), choices)
             raise UsageError(f"{name}: {content[name]}: choose from {', '.join(choices)}.{hint}")
-    x, axes = content.get("x"), [*varied, *(["setting"] if named else []), *setting_options, *COSTS]
+    x, axes = (
+        content.get("x"),
+        [
+            *varied,
+            *(["setting"] if named or teachers is not None else []),
+            *setting_options,
+            *COSTS,
+        ],
+    )
     if x is not None and x not in axes:
         raise UsageError(f"x: {x}: choose from {', '.join(dict.fromkeys(axes))}")
     if search and search.by == "optuna" and (named or grid):
@@ -131,7 +146,33 @@ def _study(path: Path, content: dict[str, Any], words: Sequence[str]) -> Study:
     # also on a machine with several GPUs: runs are made one after another, in one process
     common += ["--trainer.devices=1", *as_arguments(options), *words]
     comparison = {key: content[key] for key in COMPARING if key in content}
-    return Study(path, common, named, grid, search, seeds, **comparison)
+    chain = (teachers, teacher_seeds, folder)
+    return Study(path, common, named, grid, search, seeds, *chain, **comparison)
+
+
+def _teachers(content: Any) -> tuple[Settings | None, Sequence[int | None]]:
+    """Return the options and seeds of the runs that the others learn from."""
+    if content is None:
+        return None, [None]
+    options = _flat("teachers", content)
+    return options, _seeds(options.pop("seeds")) if "seeds" in options else [None]
+
+
+def _check_teachers(
+    options: Sequence[str], named: Mapping[str, Settings], search: Search | None
+) -> None:
+    if "model.teachers" in options:
+        raise UsageError(
+            "model.teachers: the study's teachers set it; leave one of both out, or give "
+            "model.teachers: [] in a setting that is to learn without them"
+        )
+    if TEACHER in named:
+        raise UsageError(f"settings: {TEACHER}: is the name of the teachers; choose another")
+    if search and search.by == "optuna":
+        raise UsageError(
+            "random: by: optuna: excludes teachers; make them by a study of their own, and give "
+            "their checkpoints as options: {model.teachers: [...]}"
+        )
 
 
 def _seeds(seeds: Any) -> list[int]:

@@ -93,7 +93,7 @@ def _cells(study: Study, row: Row) -> dict[str, str]:
     short = short_names(row.settings)
     cells = {short[name]: format_value(value) for name, value in row.settings.items()}
     cells[study.metric] = f"{row.mean(study.metric):.4f}"
-    if len(study.seeds) > 1:
+    if max(len(study.seeds), len(study.teacher_seeds)) > 1:
         is_one = len(row.outcomes) == 1
         cells["± sd"] = "-" if is_one else f"{row.spread(study.metric):.4f}"
         cells["n"] = str(len(row.outcomes))
@@ -136,7 +136,7 @@ def as_csv(study: Study, outcomes: Sequence[Outcome]) -> str:
     """Format results.csv: a row for each run, with its settings and results, or why it failed."""
     options = list(dict.fromkeys(itertools.chain(*(each.setup.settings for each in outcomes))))
     names = [*METRICS, "step", *COSTS, "seconds"]
-    seed = ["seed"] if study.seeds != [None] else []
+    seed = ["seed"] if any(each.setup.seed is not None for each in outcomes) else []
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["run", *options, *seed, *names, "failed"])

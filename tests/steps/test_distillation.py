@@ -1,6 +1,7 @@
 """The distillation loss, compared with hand-written sums, and the teachers that it learns from."""
 
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from gptlit.checkpoints.init_from import Origin
 from gptlit.data.loaders import IGNORED
 from gptlit.messages import UsageError
 from gptlit.model.gpt import GPT, GPTConfig
-from gptlit.steps import distillation
+from gptlit.steps import distillation, losses
 from gptlit.steps.distillation import Teachers, divergence, hash_of
 from gptlit.steps.losses import objective
 from gptlit.tokenizers.base import Tokenizer, TokenizerOptions
@@ -129,6 +130,28 @@ def test_half_precision_is_computed_in_float32() -> None:
     assert one.dtype == torch.float32
     assert one.item() == other.item()
     assert teachers(gpt(0).bfloat16()).probabilities(inputs).dtype == torch.float32
+
+
+@pytest.mark.parametrize("compiles", [False, True])
+def test_the_objective_of_a_batch(compiles: bool) -> None:
+    """It is that of `objective`, compiled or not, and leaves the divergence in `loss`."""
+    student, taught = gpt(5), teachers(gpt(0), gpt(1), temperature=2.0)
+    taught.weight = 0.3
+    inputs = torch.tensor([[0, 1, 4], [2, 0, 2]])
+    student.eval()
+    logits = student(inputs)
+    distilled = divergence(logits, taught.probabilities(inputs), TARGETS, 2.0)
+    wanted = objective(logits, TARGETS, 0.1, 0.01, distilled, 0.3)
+    of_batch = partial(losses.of_batch, student, label_smoothing=0.1, z_loss=0.01, teachers=taught)
+    if compiles:
+        of_batch = torch.compile(of_batch, backend="aot_eager")
+    for _ in range(2):
+        taught.loss.zero_()
+        found = of_batch(inputs, TARGETS)
+        torch.testing.assert_close(found, wanted)
+        torch.testing.assert_close(taught.loss, distilled.detach())
+    gradients = [torch.autograd.grad(each[0], student.wte.weight)[0] for each in (found, wanted)]
+    torch.testing.assert_close(*gradients)
 
 
 # ---------------------------------------------------------------------- teachers

@@ -103,6 +103,29 @@ def test_two_processes_are_one(gptlit: Call, alone: Run, tmp_path: Path, strateg
     assert gptlit("predict", "--ckpt_path", LAST, "--max_new_tokens=5").code == 0
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes_learn_from_the_same_teacher(
+    gptlit: Call, alone: Run, tmp_path: Path, strategy: str
+) -> None:
+    """Each has all of it, also where the student is sharded."""
+    taught = [f"--model.teachers={alone.cwd / LAST}", "--trainer.max_steps=4"]
+    (tmp_path / "both").mkdir()
+    done = ranks(tmp_path / "both", *fit(alone.text, 6, *taught, f"--trainer.strategy={strategy}"))
+    assert [each.code for each in done] == [0, 0], done
+    assert gptlit(*fit(alone.text, 12, *taught)).code == 0
+    rows = [
+        read_metrics(folder / "lightning_logs/version_0")
+        for folder in (tmp_path / "both", tmp_path)
+    ]
+    logged = [[row["train/distill_loss"] for row in each if row["train/loss"]] for each in rows]
+    assert len(logged[0]) == 4
+    assert [*map(float, logged[0])] == pytest.approx([*map(float, logged[1])], abs=1e-5)
+    one, other = (checkpoint.read(folder / LAST) for folder in (tmp_path / "both", tmp_path))
+    assert one[checkpoint.KEY]["teachers"] == other[checkpoint.KEY]["teachers"]
+    for name, tensor in one["state_dict"].items():
+        torch.testing.assert_close(tensor, other["state_dict"][name], atol=1e-5, rtol=1e-6)
+
+
 def test_two_nodes_are_one(alone: Run, tmp_path: Path) -> None:
     """Each node has a process; benchmarks/two_nodes.py uses torchrun."""
     both = f"--trainer.max_steps={STEPS // 2}"
