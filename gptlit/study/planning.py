@@ -20,7 +20,7 @@ from gptlit.model.gpt import GPT
 from gptlit.runs import run_folder
 from gptlit.runs.build import Run
 from gptlit.steps import compiling
-from gptlit.study.spec import TEACHER, Setup, Study
+from gptlit.study.spec import Setup, Study
 from gptlit.tokenizers.base import Tokenizer
 from gptlit.tokenizers.state import difference
 from gptlit.training import resuming
@@ -69,18 +69,17 @@ def plan_all(study: Study, setups: Sequence[Setup]) -> list[Planned]:
         first = by_arguments[arguments]
         seed = {} if setup.seed is None else {"seed_everything": setup.seed}
         planned.append(dataclasses.replace(first, setup=setup, options=first.options | seed))
-    _check_tokenizers(planned)
+    if study.teachers is not None:
+        _check_tokenizers(planned)
     return planned
 
 
 def _check_tokenizers(planned: Sequence[Planned]) -> None:
-    """Check that the study's teachers have the tokenizer of each run that learns from them."""
-    teachers = [each for each in planned if each.setup.settings.get("setting") == TEACHER]
-    for each in planned if teachers else ():
-        theirs = teachers[0].tokenizer
-        if not each.options["model"]["teachers"]:
-            continue
-        if found := difference(theirs, each.tokenizer, "the student"):
+    """Check that all runs that learn from the first one have its tokenizer."""
+    theirs = planned[0].tokenizer
+    for each in planned:
+        learns = each.options["model"]["teachers"]
+        if learns and (found := difference(theirs, each.tokenizer, "the student")):
             raise UsageError(f"{each.setup.name}: has another tokenizer than its teachers: {found}")
 
 

@@ -28,10 +28,10 @@ def draw(study: Study, outcomes: Sequence[Outcome]) -> dict[str, str]:
         for name, short_name in short_names(study.search.over).items():
             drawn[f"plot_{short_name}.svg"] = _over(study, rows, name)
         return drawn
-    students = [row for row in rows if row.settings.get("setting") != TEACHER] or rows
-    x = x or _plotted_option(students)
-    if x not in (*COSTS, "setting"):
-        rows = students  # teachers don't have the options that vary
+    others = [row for row in rows if row.settings.get("setting") != TEACHER] or rows
+    x = x or _plotted_option(others)
+    if study.teachers is not None and x not in (*COSTS, "setting"):
+        rows = others  # teachers don't have the options that vary
     return drawn | {"plot.svg": _over(study, rows, x)}
 
 
