@@ -1,11 +1,12 @@
 """The scripts that time training run, and report correct numbers."""
 
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu, train_step
+from benchmarks import gpu, host, train_step
 from gptlit.runs.sample_text import SampleText
 from tests.conftest import TINY, made_up_text
 
@@ -53,6 +54,24 @@ def test_each_loop_can_have_a_process_of_its_own(
     assert "cpu, 32-true" in head
     assert trainer.startswith("Trainer")
     assert bare.startswith("bare")
+
+
+def test_the_hosts_part_of_a_step_launches_and_reads_nothing() -> None:
+    """Where nothing is logged, no hook and no metric launches a kernel or waits for the device."""
+    steps = host.launches([])
+    # Lightning divides and copies the loss, of which a copy is kept; a batch is cut on the device
+    assert steps[:9] == [Counter(div=1, clone=2, add=1, index=1, _to_copy=1)] * 9
+    assert steps[10:19] == steps[:9]
+    assert steps[9] == steps[19]
+    assert steps[9].total() < 45
+    assert steps[9]["_local_scalar_dense"] == 6  # of which each waits
+
+
+def test_the_hosts_microseconds_by_part(capsys: pytest.CaptureFixture[str]) -> None:
+    host.main(["--steps=10", "--rounds=1", "--parts"])
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.startswith("host: ")
+    assert any("lightning/pytorch/trainer/call.py" in line for line in lines)
 
 
 @pytest.mark.parametrize(

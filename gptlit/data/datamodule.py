@@ -168,6 +168,11 @@ class TextDataModule(L.LightningDataModule):
     def _by_document(self) -> bool:
         return self.options.windows == "documents"
 
+    @property
+    def scores_all_targets(self) -> bool:
+        """Whether training windows are whole, so that no target is IGNORED."""
+        return not self._by_document
+
     def _inputs_before(self, positions: np.ndarray) -> np.ndarray:
         return self.tokens.inputs_before(positions, self._by_document)
 

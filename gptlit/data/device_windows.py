@@ -33,15 +33,16 @@ class DeviceCutter:
         for part in (slice(first, first + TOKENS_AT_ONCE) for first in parts):
             # a copy, because torch warns about read-only arrays
             self._ids[part] = torch.from_numpy(np.array(ids[part]).view(signed))
-        self._mask = 2 ** (8 * ids.itemsize) - 1
+        # where an id uses the sign bit
+        self._mask = 2 ** (8 * ids.itemsize) - 1 if bool((self._ids < 0).any()) else None
         self._offsets_of: dict[int, Tensor] = {}  # by block size
 
-    def windows(self, starts: np.ndarray, block_size: int) -> Batch:
-        inputs, targets = self._tokens(self._copied(starts)[:, None] + self._offsets(block_size))
+    def windows(self, starts: Tensor, block_size: int) -> Batch:
+        inputs, targets = self._tokens(starts[:, None] + self._offsets(block_size))
         return inputs, targets
 
     def cut(self, bounds: np.ndarray, before: np.ndarray, block_size: int) -> Batch:
-        first, end, preceding = self._copied(np.column_stack([bounds, before]).T)[..., None]
+        first, end, preceding = self.placed(np.column_stack([bounds, before]).T)[..., None]
         at = first + self._offsets(block_size)[0]  # (B, T)
         outside = at >= end
         targets = self._tokens(at.masked_fill(outside, 0))
@@ -49,7 +50,8 @@ class DeviceCutter:
         return inputs, targets.masked_fill(outside, IGNORED)
 
     def _tokens(self, at: Tensor) -> Tensor:
-        return self._ids[at].long() & self._mask
+        ids = self._ids[at].long()
+        return ids if self._mask is None else ids & self._mask
 
     def _offsets(self, block_size: int) -> Tensor:
         """Return (2, 1, T) offsets of inputs and targets from a window's start."""
@@ -58,7 +60,7 @@ class DeviceCutter:
             self._offsets_of[block_size] = torch.stack([offsets, offsets + 1])[:, None]
         return self._offsets_of[block_size]
 
-    def _copied(self, values: np.ndarray) -> Tensor:
+    def placed(self, values: np.ndarray) -> Tensor:
         """Return int64 values on the device, without waiting for the copy on CUDA."""
         tensor = torch.from_numpy(np.ascontiguousarray(values))
         if self._device.type == "cuda":

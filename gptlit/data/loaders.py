@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,11 +18,14 @@ Batch = tuple[Tensor, Tensor]
 class Cutter(Protocol):
     """Cuts windows of a text into inputs and targets, (B, T) int64 each."""
 
-    def windows(self, starts: np.ndarray, block_size: int) -> Batch:
+    def placed(self, values: np.ndarray) -> Any:
+        """Return int64 values where windows are cut, as an array or a tensor."""
+
+    def windows(self, starts: Any, block_size: int) -> Batch:
         """Cut whole windows.
 
         Args:
-            starts: (B,) first input of each window.
+            starts: (B,) first input of each window, from `placed`.
             block_size: T
         """
 
@@ -47,6 +50,9 @@ class HostCutter:
 
     def __init__(self, ids: np.ndarray) -> None:
         self._ids = np.asarray(ids)  # still memory-mapped, and faster to index
+
+    def placed(self, values: np.ndarray) -> np.ndarray:
+        return values
 
     def windows(self, starts: np.ndarray, block_size: int) -> Batch:
         windows = self._ids[starts[:, None] + np.arange(block_size + 1)].astype(np.int64)
@@ -96,7 +102,7 @@ class TrainLoader:
     def __post_init__(self) -> None:
         self.epoch = 0
         self.position = 0  # windows of this epoch that all ranks together have read
-        self._ahead: dict[tuple[int, int], np.ndarray] = {}  # starts by epoch and first position
+        self._ahead: dict[tuple[int, int], Any] = {}  # starts by epoch and first position
 
     @property
     def sampler(self) -> "TrainLoader":
@@ -130,17 +136,19 @@ class TrainLoader:
         starts = self._starts(epoch, int(positions[0]))
         return self.cutter.windows(starts, self.order.block_size)
 
-    def _starts(self, epoch: int, first: int) -> np.ndarray:
-        """Return (B,) starts of the windows from position `first`.
+    def _starts(self, epoch: int, first: int) -> Any:
+        """Return (B,) starts of the windows from position `first`, where they are cut.
 
-        They are computed for BATCHES_AT_ONCE batches at once, which takes about as long as for one.
+        They are computed for BATCHES_AT_ONCE batches at once, which takes about as long as for one,
+        and copied to the cutter's device at once.
         """
         if (epoch, first) not in self._ahead:
             stride = self.batch_size * self.n_ranks
             n_left = (self.n_batches * stride - first + stride - 1) // stride
             firsts = first + stride * np.arange(min(BATCHES_AT_ONCE, n_left))
             starts = self.order.starts(epoch, firsts[:, None] + np.arange(self.batch_size))
-            self._ahead = {(epoch, int(at)): row for at, row in zip(firsts, starts, strict=True)}
+            rows = iter(self.cutter.placed(starts))
+            self._ahead = {(epoch, int(at)): row for at, row in zip(firsts, rows, strict=True)}
         return self._ahead[epoch, first]
 
     def state_dict(self) -> dict[str, int]:

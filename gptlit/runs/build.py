@@ -219,7 +219,9 @@ def _build_fit(
         settings["callbacks"] = [*user_callbacks, stopping]
         trainer = processes.new_trainer(**settings)
         return Run(trainer, model, data, plan, precision_reason, None, stopping, held)
-    model.logs_every_batch = bool(user_callbacks)  # gptlit's own callbacks don't need that
+    # gptlit's own callbacks need neither
+    model.logs_every_batch = bool(user_callbacks)
+    model.logs_to_bar = user_parts.own_bar(user_callbacks) is not None
     overfitting = Overfitting()
     report = Report(precision_reason, options.samples, overfitting, plan.rows)
     callbacks = [*user_callbacks, report, overfitting, Throughput()]

@@ -16,6 +16,7 @@ from gptlit.training import run_length
 from gptlit.training.module import LitGPT
 
 REDRAW_SECONDS = 0.1  # small models make more steps per second than are worth drawing
+LOSS_SECONDS = 1.0  # between two readings of the loss, which wait for the device
 EVALUATION_AFTER_SECONDS = 1.0  # a bar for a shorter evaluation would only flicker
 MIN_BAR_COLUMNS = 4
 # the first one that fits the terminal is drawn
@@ -53,6 +54,8 @@ class RunBar(ProgressBar):
         self._run: tqdm | None = None
         self._evaluation: tqdm | None = None
         self._drawn_at = -math.inf
+        self._loss: dict[str, float] = {}
+        self._read_at = -math.inf
 
     @property
     def is_enabled(self) -> bool:
@@ -93,6 +96,16 @@ class RunBar(ProgressBar):
         if self._run is not None:
             self._run.n = trainer.global_step
             self._draw(self._run, "step", self.get_metrics(trainer, module))
+
+    def get_metrics(
+        self, trainer: L.Trainer, pl_module: L.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        """Add the loss, which is not logged for the bar; see `LitGPT.logs_to_bar`."""
+        now, loss = time.perf_counter(), trainer.callback_metrics.get("train/loss")
+        is_due = now - self._read_at >= LOSS_SECONDS or not trainer.training
+        if is_due and loss is not None:
+            self._loss, self._read_at = {"train/loss": loss.item()}, now
+        return {**super().get_metrics(trainer, pl_module), **self._loss}
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         self.on_train_end(trainer, pl_module)  # so that the error message has a line of its own

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -140,23 +141,56 @@ def summed(net: GPT, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 class RunningLoss:
     """The sums of which the mean loss of an epoch's training steps is the quotient, on one process.
 
-    Nothing waits for the device, and the sums are added in place, so that a captured step can.
+    A captured step adds its loss at once and in place. Losses of eager steps stay on the device
+    until `fetch`, so that a step neither launches anything for them nor waits. A loss that is not
+    finite, whose step is skipped, does not count.
     """
+
+    AT_ONCE = 500  # losses that are fetched at the latest
 
     def __init__(self) -> None:
         self.nats = torch.zeros((), dtype=SUM_DTYPE)
         self.tokens = torch.zeros((), dtype=torch.int64)
+        self._losses: list[Tensor] = []
+        self._counts: list[Tensor | int] = []
 
     def to(self, device: torch.device) -> None:
         self.nats, self.tokens = self.nats.to(device), self.tokens.to(device)
 
     @torch.no_grad()
     def add(self, loss: Tensor, targets: Tensor) -> None:
-        """Add the mean loss of a batch, unless it is not finite: such a step is skipped."""
+        """Add the mean loss of a batch to the sums."""
         counts = loss.isfinite()
         n_tokens = (targets != IGNORED).sum() * counts
         self.nats += (torch.where(counts, loss, 0) * n_tokens).to(SUM_DTYPE)
         self.tokens += n_tokens
+
+    def add_later(self, loss: Tensor, n_tokens: Tensor | int) -> None:
+        """Add the mean loss of a batch at the next `fetch`.
+
+        Args:
+            loss: Scalar that is not changed in place until then.
+            n_tokens: Number of the batch's tokens.
+        """
+        self._losses.append(loss)
+        self._counts.append(n_tokens)
+        if len(self._losses) >= self.AT_ONCE:
+            self.fetch()
+
+    def fetch(self) -> None:
+        """Add the losses since the last call to the sums, in order: the sums don't depend on when
+        this is called."""
+        if not self._losses:
+            return
+        losses = torch.stack(self._losses).cpu()  # (n,)
+        counts = torch.tensor([int(each) for each in self._counts])  # (n,)
+        self._losses, self._counts = [], []
+        are_finite = losses.isfinite()
+        nats = (torch.where(are_finite, losses, 0) * counts).to(SUM_DTYPE)  # (n,)
+        # one by one, unlike sum()
+        sums = np.add.accumulate(torch.cat([self.nats.cpu()[None], nats]).numpy())
+        self.nats.fill_(float(sums[-1]))
+        self.tokens += int((counts * are_finite).sum())
 
     def reset(self) -> None:
         self.nats.zero_()
@@ -178,7 +212,8 @@ class TextLoss(Metric):
 
     def update(self, nats: Tensor, tokens: Tensor | int) -> None:
         """Add a batch: the sum of its losses in nats, and its tokens."""
-        self.nats += nats.to(SUM_DTYPE)
+        # Module.to has converted the sum of a run in bf16-true
+        self.nats = self.nats.to(SUM_DTYPE) + nats.to(SUM_DTYPE)
         self.tokens += tokens
 
     def compute(self) -> Tensor:

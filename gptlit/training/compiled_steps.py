@@ -173,7 +173,8 @@ def _obstacle_of(callback: Callback) -> str | None:
     if is_from(callback, "gptlit"):
         return None
     for name in CALLBACK_HOOKS:
-        # an attribute of a LambdaCallback is a function, not a method
-        if getattr(getattr(callback, name), "__func__", None) is not getattr(Callback, name):
+        # an attribute of a LambdaCallback is a function, not a method; an idle hook was left out
+        hook = getattr(callback, name)
+        if hook and getattr(hook, "__func__", None) is not getattr(Callback, name):
             return f"the callback {kind} has a method {name}"
     return None

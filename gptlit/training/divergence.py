@@ -108,8 +108,9 @@ class Guard(Callback):
         if not has_stepped(trainer):
             return
         if self._norm is not None:
-            # the loss of the step's last batch, which Lightning has divided
-            loss = outputs["loss"] * trainer.accumulate_grad_batches
+            loss = outputs["loss"]  # of the step's last batch
+            if (n_batches := trainer.accumulate_grad_batches) > 1:
+                loss = loss * n_batches  # Lightning has divided it
             self._steps.append(Step(trainer.global_step, self._lr, self._norm, loss))
         if trainer.global_step % (trainer.log_every_n_steps or CHECK_EVERY) == 0:
             self._check(trainer)
@@ -148,6 +149,8 @@ class Guard(Callback):
             return
         norms = torch.stack([step.norm for step in steps]).tolist()
         losses = torch.stack([step.loss for step in steps]).tolist()
+        assert isinstance(trainer.lightning_module, LitGPT)
+        trainer.lightning_module.train_loss.fetch()  # now, since the device has been waited for
         checked = zip(losses, losses if _has_scaler(trainer) else norms, strict=True)
         are_finite = [all(map(math.isfinite, pair)) for pair in checked]
         stops = not all(are_finite)

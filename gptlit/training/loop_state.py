@@ -58,6 +58,29 @@ def log_under_global_step(trainer: L.Trainer) -> None:
     trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
 
+SET_AT_EACH_HOOK = {"_current_fx_name"}  # attributes of a module
+HOOKS_OF_A_STEP = (
+    "on_train_batch_start",
+    "on_before_zero_grad",
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+    "on_train_batch_end",
+)
+
+
+def leave_out_idle_hooks(owner: Callback | L.LightningModule) -> None:
+    """Remove a callback's or module's hooks of a step that do nothing.
+
+    Lightning calls each hook of each callback at each step, but leaves out what is not callable.
+    """
+    base = Callback if isinstance(owner, Callback) else L.LightningModule
+    for name in HOOKS_OF_A_STEP:
+        # of the instance, where a LambdaCallback has its hooks
+        if getattr(getattr(owner, name), "__func__", None) is getattr(base, name):
+            setattr(owner, name, None)
+
+
 def mark_validation_as_begun(trainer: L.Trainer) -> None:
     """Mark a validation as only begun, so that a resume from a checkpoint runs it from its start.
 

@@ -14,7 +14,7 @@ from torch.nn.utils import clip_grads_with_norm_
 from gptlit.checkpoints import checkpoint as checkpoints
 from gptlit.checkpoints.weight_shapes import MASK
 from gptlit.data.datamodule import WITHOUT_INSTANTIATOR, TextDataModule
-from gptlit.data.loaders import Batch
+from gptlit.data.loaders import IGNORED, Batch
 from gptlit.data.token_file import DATA_DIR
 from gptlit.data.window_order import hashed
 from gptlit.generation.jobs import write_jobs
@@ -74,6 +74,7 @@ class LitGPT(CapturedHooks):
         self.seed = 0
         self.evaluated: dict[str, float] = {}  # metrics of the last validation, and its step
         self.logs_every_batch = True  # whether callbacks may read train/loss after each batch
+        self.logs_to_bar = True  # whether a progress bar shows train/loss only if logged for it
         self._logged_at = -math.inf  # when train/loss was logged last
         self.train_loss = RunningLoss()  # of the epoch
         self.val_loss = TextLoss()
@@ -163,6 +164,16 @@ class LitGPT(CapturedHooks):
         if self.teachers is not None:
             convert = self.trainer.precision_plugin.convert_module
             self.teachers.place(self.trainer.strategy.root_device, convert)
+        for owner in (self, *self.trainer.callbacks):
+            # a user's code could call the hooks of the user's callbacks
+            if owner is self or monitors.is_from(owner, "gptlit", "lightning"):
+                loop_state.leave_out_idle_hooks(owner)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in loop_state.SET_AT_EACH_HOOK:
+            self.__dict__[name] = value  # without the search for parameters and modules
+        else:
+            super().__setattr__(name, value)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         loop_state.log_under_global_step(self.trainer)
@@ -174,7 +185,11 @@ class LitGPT(CapturedHooks):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         inputs, targets = as_batch(batch)  # (B, T), (B, T)
         if self.captured is None:
-            minimised, loss = self._losses(inputs, targets)
+            minimised, loss = self.compiled.objective(self.net, inputs, targets)
+            scores_all = batches_of(self.trainer).scores_all_targets
+            n_tokens = targets.numel() if scores_all else (targets != IGNORED).sum()
+            # a copy, since a CUDA graph of torch.compile overwrites its results
+            self.train_loss.add_later(loss.detach().clone(), n_tokens)
         else:
             n, is_last = self.trainer.accumulate_grad_batches, loop_state.has_stepped(self.trainer)
             is_first = batch_idx % n == 0
@@ -186,15 +201,15 @@ class LitGPT(CapturedHooks):
         several = self.trainer.world_size > 1
         # either all processes log it or none, and their clocks differ
         if several or self._is_loss_read():
-            # to show a value, the bar waits for the device
-            with_bar = self.trainer.progress_bar_callback is not None
+            # Lightning reads such a value at each later step as well, and waits for the device
+            with_bar = self.logs_to_bar and self.trainer.progress_bar_callback is not None
             self.log("train/loss", loss, prog_bar=with_bar, sync_dist=several)
             if self.teachers is not None:
                 self.log("train/distill_loss", self.teachers.loss.clone(), sync_dist=several)
         return minimised
 
-    def _losses(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the minimised loss and the plain one, which is added to the epoch's."""
+    def _captured_losses(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the minimised loss and the plain one, which is added to the epoch's at once."""
         minimised, loss = self.compiled.objective(self.net, inputs, targets)
         self.train_loss.add(loss.detach(), targets)
         return minimised, loss
@@ -228,6 +243,7 @@ class LitGPT(CapturedHooks):
 
     def _epoch_sums(self) -> dict[str, Tensor]:
         """Return the epoch's loss in nats and its tokens, so far and of all ranks."""
+        self.train_loss.fetch()
         parts = {"nats": self.train_loss.nats, "tokens": self.train_loss.tokens}
         reduce = self.trainer.strategy.reduce
         return {name: reduce(part.clone(), reduce_op="sum") for name, part in parts.items()}
@@ -247,7 +263,7 @@ class LitGPT(CapturedHooks):
         self.captured = None
         if self.compiled.choice.captures:
             failed = functools.partial(self.compiled.capturing_failed, trainer)
-            self.captured = CapturedStep(self._losses, optimizer, self.average, failed)
+            self.captured = CapturedStep(self._captured_losses, optimizer, self.average, failed)
         elif self.average is not None:
             # in the step itself, so that all hooks after it see the updated average
             optimizer.register_step_post_hook(self.average.update)

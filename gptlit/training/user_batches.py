@@ -78,6 +78,7 @@ def _about(part: Any) -> str:
 class UserBatches:
     """Replaces the data module where batches come from the user's own loaders."""
 
+    scores_all_targets = False  # not known
     batch_size = 1  # not known; model.compile auto then assumes short steps
 
     def __init__(self, trainer: L.Trainer) -> None:

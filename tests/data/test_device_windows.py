@@ -126,9 +126,8 @@ def test_a_text_is_copied_in_parts_and_without_changing_its_ids(
     cutter = DeviceCutter(ids, CPU)
     for size in (4, 2):
         starts = np.arange(len(ids) - size)
-        assert_same(
-            [cutter.windows(starts, size)], [HostCutter(np.array(ids)).windows(starts, size)]
-        )
+        found = cutter.windows(cutter.placed(starts), size)
+        assert_same([found], [HostCutter(np.array(ids)).windows(starts, size)])
     assert cutter._ids.dtype.itemsize == ids.itemsize
 
 
@@ -148,12 +147,25 @@ def test_positions_are_pinned_and_not_waited_for_on_cuda(
 
     cutter = DeviceCutter(IDS, CPU)
     starts = np.array([3, 500, 17])
-    _ = cutter.windows(starts, 8)  # the offsets are made once
     cutter._device = torch.device(device)
     monkeypatch.setattr(Tensor, "to", copied)
     monkeypatch.setattr(Tensor, "pin_memory", pinned)
-    assert_same([cutter.windows(starts, 8)], [HostCutter(IDS).windows(starts, 8)])
+    assert torch.equal(cutter.placed(starts), torch.from_numpy(starts))
     assert calls == expected
+
+
+def test_positions_are_copied_for_many_batches_at_once() -> None:
+    cutter = DeviceCutter(IDS, CPU)
+    order = WindowOrder(np.array([[0, len(IDS)]]), 8, seed=1)
+    copies: list[np.ndarray] = []
+
+    def placed(values: np.ndarray) -> Tensor:
+        copies.append(values)
+        return torch.from_numpy(values)
+
+    cutter.placed = placed  # type: ignore[method-assign]
+    list(TrainLoader(cutter, order, 1, n_batches=100))
+    assert [len(each) for each in copies] == [64, 36]
 
 
 # ---------------------------------------------------------------------- a batch ahead

@@ -7,11 +7,12 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.callbacks import Callback, EarlyStopping, LambdaCallback
 from lightning.pytorch.core import saving
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.plugins.environments import LightningEnvironment
@@ -112,6 +113,46 @@ def test_metrics_are_logged_under_the_global_step(fitted: Any) -> None:
         return trainer.fit_loop.epoch_loop._batches_that_stepped
 
     assert fitted(changed, max_steps=2) == [[1], [2]]
+
+
+def test_hooks_that_do_nothing_are_left_out(tmp_path: Path) -> None:
+    calls: list[str] = []
+
+    class Counting(Small):
+        def on_train_batch_end(self, *_: Any) -> None:
+            calls.append("module")
+
+    lambdas = LambdaCallback(on_before_zero_grad=lambda *_: calls.append("lambda"))
+    record, module = Record(lambda _: None), Counting()
+    for owner in (record, lambdas, module):
+        loop_state.leave_out_idle_hooks(owner)
+    made = trainer(tmp_path, record, lambdas, max_steps=2)
+    with mock.patch.object(type(made.profiler), "profile", wraps=made.profiler.profile) as profiled:
+        made.fit(module)
+    assert calls == ["lambda", "module"] * 2
+    assert len(record.seen) == 2
+    names = [name for (name,), _ in profiled.call_args_list if not name.startswith("[Strategy]")]
+    called = {name for name in names if name.rpartition(".")[2] in loop_state.HOOKS_OF_A_STEP}
+    assert called == {
+        f"[Callback]{record.state_key}.on_train_batch_end",
+        f"[Callback]{lambdas.state_key}.on_before_zero_grad",
+        "[LightningModule]Counting.on_train_batch_end",
+    }
+
+
+def test_attributes_that_lightning_sets_at_each_hook(tmp_path: Path) -> None:
+    names: set[str] = set()
+
+    class Watched(Small):
+        def __setattr__(self, name: str, value: Any) -> None:
+            names.add(name)
+            super().__setattr__(name, value)
+
+    module = Watched()
+    names.clear()
+    trainer(tmp_path, max_steps=2).fit(module)
+    assert names >= loop_state.SET_AT_EACH_HOOK
+    assert {*vars(module)} >= loop_state.SET_AT_EACH_HOOK  # not parameters, modules or properties
 
 
 def test_a_validation_marked_as_begun(tmp_path: Path) -> None:
