@@ -94,7 +94,7 @@ class Clock(Callback):
         mode: One of MODES.
     """
 
-    WARMUP = 3  # untimed steps, in which --mode fit compiles
+    WARMUP = 5  # untimed steps, in which --mode fit compiles and captures
 
     def __init__(self, mode: str) -> None:
         self.mode = mode
@@ -135,7 +135,7 @@ class Clock(Callback):
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         if trainer.global_step == self.WARMUP and self.mode == "fit":
-            # compilation takes place in the first steps
+            # compilation and captures take place in the first steps
             RUN.compiling = self._now() - self._start
             self._start = self._now()
         if trainer.global_step >= self.WARMUP:

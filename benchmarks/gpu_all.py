@@ -9,10 +9,11 @@ is a row that says so. gptlit need not be installed. --dry uses tiny sizes on th
 script itself: its figures mean nothing. --parts chooses some of the parts.
 
 - tests: tests/gpu, with a summary of the results.
-- fit: `gptlit fit` with medium.yaml and best_gpu.yaml, --model.compile false and true; medians over
-  the steps without validations and samples, timed as in gpu.py.
+- fit: `gptlit fit` with medium.yaml and best_gpu.yaml, --model.compile false, true and graph;
+  medians over the steps without validations and samples, timed as in gpu.py. After graph, the same
+  net is timed in a bare loop, compiled and with the whole step captured, in the same process.
 - bare: the same nets and batches in a bare loop, with the batch cut on the device: eager, with the
-  whole step captured as a CUDA graph (AdamW only), and compiled with reduce-overhead (AdamW, Muon).
+  whole step captured as a CUDA graph, and compiled with reduce-overhead.
 - generation: tokens per second of 10.7M parameters with random weights at batches of 1 to 512.
 - gpt2: a step of GPT-2 124M, 16 windows of 1,024 tokens, eager and compiled, with its MFU.
 - nanogpt: nanoGPT's train.py on the same text, if --nanogpt names its folder.
@@ -136,7 +137,7 @@ def config_of(name: str, sizes: Sizes, vocab_size: int = 65) -> tuple[GPTConfig,
     return GPTConfig(**parts), Recipe(**recipe)
 
 
-def fit_rows(sizes: Sizes, config: str, compiled: bool) -> Iterator[Row]:
+def fit_rows(sizes: Sizes, config: str, how: str) -> Iterator[Row]:
     """Train by `gptlit fit` in the current folder."""
     Path("text.txt").write_text(random_text(sizes.n_characters), encoding="utf-8")
     # logs, validates and samples as the configs do, and compiling is the only choice
@@ -146,7 +147,7 @@ def fit_rows(sizes: Sizes, config: str, compiled: bool) -> Iterator[Row]:
             "fit",
             f"--config={config}",
             "--data.path=text.txt",
-            f"--model.compile={str(compiled).lower()}",
+            f"--model.compile={how}",
             f"--trainer.accelerator={sizes.device}",
             f"--trainer.max_steps={sizes.fit_steps}",
             f"--trainer.val_check_interval={sizes.fit_steps // 2}",
@@ -160,11 +161,24 @@ def fit_rows(sizes: Sizes, config: str, compiled: bool) -> Iterator[Row]:
         raise RuntimeError(f"gptlit fit exited with {code}")
     run = gpu.RUN
     median, mean = statistics.median(run.steps), statistics.fmean(run.steps)
-    what = f"`gptlit fit --config {config} --model.compile {str(compiled).lower()}`"
+    what = f"`gptlit fit --config {config} --model.compile {how}`"
     rest = run.in_all - run.training(run.n_steps - gpu.Clock.WARMUP)
-    remarks = f"{run.precision}; mean {mean * 1e3:.2f} ms; first 3 steps {run.compiling:.1f} s; "
+    remarks = f"{run.precision}; mean {mean * 1e3:.2f} ms; "
+    remarks += f"first {gpu.Clock.WARMUP} steps {run.compiling:.1f} s; "
     remarks += f"validations, samples and saving {max(rest, 0):.1f} s of {run.in_all:.1f} s"
     yield step_row(what, median, run.tokens_per_step, remarks)
+
+
+def graph_rows(sizes: Sizes, config: str, optimizer: Literal["adamw", "muon"]) -> Iterator[Row]:
+    """Train by `gptlit fit` with captured steps, then time the net in a bare captured loop."""
+    yield from fit_rows(sizes, config, "graph")
+    median = statistics.median(gpu.RUN.steps)
+    loop = Bare(sizes, config, optimizer)
+    step = loop.captured("default") if sizes.device == "cuda" else loop.made().step
+    seconds = median_of(step, sizes.bare_steps, loop.device)
+    ratio = f"`gptlit fit` takes {median / seconds:.2f} times as long"
+    what = f"bare loop, {config}'s net, {optimizer}, compiled and captured, in the same process"
+    yield step_row(what, seconds, loop.tokens, ratio)
 
 
 def step_row(what: str, seconds: float, n_tokens: int, remarks: str = "") -> Row:
@@ -245,34 +259,47 @@ def random_ids(n_ids: int, vocab_size: int, device: torch.device) -> torch.Tenso
     return torch.randint(vocab_size, (n_ids,), generator=generator).to(device)
 
 
+class Bare:
+    """Makes bare loops of a config's net.
+
+    Args:
+        sizes: Sizes of the net and its batches.
+        name: Name of the config.
+        optimizer: Optimizer, with the config's options.
+    """
+
+    def __init__(self, sizes: Sizes, name: str, optimizer: Literal["adamw", "muon"]) -> None:
+        self.device = torch.device(sizes.device)
+        self._config, recipe = config_of(name, sizes)
+        self._recipe = replace(recipe, optimizer=optimizer)
+        self._ids = random_ids(sizes.n_characters, 65, self.device)
+        self._batch = sizes.small[-1]
+        self.tokens = self._batch * self._config.block_size  # of a step
+
+    def made(self, mode: str | None = None) -> Loop:
+        net = GPT(self._config).to(self.device).train()
+        optimizer = optimizers.build(net, self._recipe, fused=True)
+        for group in optimizer.param_groups:
+            if "capturable" in group:
+                group["capturable"] = True  # AdamW refuses to be captured without it
+        return Loop(net, optimizer, self._ids, self._batch, mode)
+
+    def captured(self, mode: str | None = None) -> Callable[[], None]:
+        return captured(self.made(mode).step)
+
+
 def bare_rows(sizes: Sizes, name: str, optimizer: Literal["adamw", "muon"]) -> Iterator[Row]:
     """Time the nets of `fit` in a bare loop: eager, captured, and compiled."""
-    device = torch.device(sizes.device)
-    config, recipe = config_of(name, sizes)
-    recipe = replace(recipe, optimizer=optimizer)
-    ids = random_ids(sizes.n_characters, 65, device)
-    batch = sizes.small[-1]
-
-    def loop(mode: str | None = None, capturable: bool = False) -> Loop:
-        net = GPT(config).to(device).train()
-        if capturable:
-            made: torch.optim.Optimizer = torch.optim.AdamW(
-                net.parameters(), lr=1e-3, fused=True, capturable=True
-            )
-        else:
-            made = optimizers.build(net, recipe, fused=True)
-        return Loop(net, made, ids, batch, mode)
-
-    ways: dict[str, Callable[[], Callable[[], None]]] = {"eager": lambda: loop().step}
-    if device.type == "cuda":
-        if optimizer == "adamw":
-            ways["whole step captured"] = lambda: captured(loop(capturable=True).step)
-        ways["reduce-overhead"] = lambda: loop("reduce-overhead").step
+    loop = Bare(sizes, name, optimizer)
+    ways: dict[str, Callable[[], Callable[[], object]]] = {"eager": lambda: loop.made().step}
+    if loop.device.type == "cuda":
+        ways["whole step captured"] = loop.captured
+        ways["reduce-overhead"] = lambda: loop.made("reduce-overhead").step
     for way, make in ways.items():
         what = f"bare loop, {name}'s net, {optimizer}, {way}"
         try:
-            seconds = median_of(make(), sizes.bare_steps, device)
-            yield step_row(what, seconds, batch * config.block_size)
+            seconds = median_of(make(), sizes.bare_steps, loop.device)
+            yield step_row(what, seconds, loop.tokens)
         except Exception as error:  # the other ways are still measured
             yield failed_row(what, error)
 
@@ -381,14 +408,16 @@ def parts_of(sizes: Sizes, nanogpt: Path | None) -> dict[str, Callable[[], Itera
     """Return the parts in the order in which they run, the most important first."""
     part = functools.partial
     parts: dict[str, Callable[[], Iterator[Row]]] = {
-        "fit medium": part(fit_rows, sizes, "medium.yaml", False),
+        "fit medium graph": part(graph_rows, sizes, "medium.yaml", "adamw"),
+        "fit best_gpu graph": part(graph_rows, sizes, "best_gpu.yaml", "muon"),
         "bare medium": part(bare_rows, sizes, "medium.yaml", "adamw"),
-        "fit best_gpu compiled": part(fit_rows, sizes, "best_gpu.yaml", True),
         "generation": part(generation_rows, sizes),
         "gpt2": part(gpt2_rows, sizes),
-        "fit medium compiled": part(fit_rows, sizes, "medium.yaml", True),
+        "fit medium": part(fit_rows, sizes, "medium.yaml", "false"),
+        "fit medium compiled": part(fit_rows, sizes, "medium.yaml", "true"),
         "bare best_gpu": part(bare_rows, sizes, "best_gpu.yaml", "muon"),
-        "fit best_gpu": part(fit_rows, sizes, "best_gpu.yaml", False),
+        "fit best_gpu compiled": part(fit_rows, sizes, "best_gpu.yaml", "true"),
+        "fit best_gpu": part(fit_rows, sizes, "best_gpu.yaml", "false"),
     }
     if nanogpt is not None:
         parts["nanogpt"] = part(nanogpt_rows, sizes, nanogpt)

@@ -113,14 +113,14 @@ def test_a_gpus_run_can_be_tried_on_a_cpu(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("text.txt").write_text(made_up_text(), encoding="utf-8")
-    options = ["--data.path=text.txt", "--trainer.max_steps=6", "--trainer.val_check_interval=3"]
+    options = ["--data.path=text.txt", "--trainer.max_steps=12", "--trainer.val_check_interval=6"]
     gpu.main([*TINY, *options, "--mode=eager", "--trainer.accelerator=cpu"])
-    assert gpu.RUN.n_steps == 6
+    assert gpu.RUN.n_steps == 12
     assert gpu.RUN.tokens_per_step == 4 * 8
-    assert [step for step, *_ in gpu.RUN.losses] == [3, 6]
-    # the last step before each validation is not timed, nor are the three of the warmup
-    assert len(gpu.RUN.steps) == 2
-    assert 0 < gpu.RUN.training(6) < gpu.RUN.in_all
+    assert [step for step, *_ in gpu.RUN.losses] == [6, 12]
+    # the last step before each validation is not timed, nor are the five of the warmup
+    assert len(gpu.RUN.steps) == 5
+    assert 0 < gpu.RUN.training(12) < gpu.RUN.in_all
     assert "MFU" not in capsys.readouterr().out
 
 
@@ -142,7 +142,7 @@ def test_a_gpus_steps_are_timed_without_samples_and_validations(
     options += ["--trainer.limit_train_batches=12", "--trainer.val_check_interval=6"]
     gpu.main([*TINY, *options, "--mode=fit", "--trainer.max_steps=-1", "--trainer.accelerator=cpu"])
     assert gpu.RUN.n_steps == 36
-    # stretches of 6 steps, of which the last is not timed; 3 of the first are the warmup
-    assert len(gpu.RUN.steps) == 5 * 5 + 2
+    # stretches of 6 steps, of which the last is not timed; 5 of the first are the warmup
+    assert len(gpu.RUN.steps) == 5 * 5
     assert max(gpu.RUN.steps) < slow
     assert gpu.RUN.in_all > 6 * slow

@@ -123,6 +123,14 @@ def test_gptlit_fit_at_tiny_sizes(gpu_all: ModuleType) -> None:
     assert row.remarks.startswith("32-true; mean ")
 
 
+def test_captured_steps_beside_a_bare_loop(gpu_all: ModuleType) -> None:
+    fit, bare = gpu_all.parts_of(gpu_all.DRY, None)["fit best_gpu graph"]()
+    assert fit.what == "`gptlit fit --config best_gpu.yaml --model.compile graph`"
+    assert "best_gpu.yaml's net, muon, compiled and captured" in bare.what
+    assert "ms a step" in bare.result
+    assert bare.remarks.startswith("`gptlit fit` takes ")
+
+
 def test_nanogpts_script(gpu_all: ModuleType, tmp_path: Path) -> None:
     folder = tmp_path / "clone"
     folder.mkdir()
@@ -136,7 +144,7 @@ def test_nanogpts_script(gpu_all: ModuleType, tmp_path: Path) -> None:
 def test_no_gpu_is_one_sentence(gpu_all: ModuleType) -> None:
     with pytest.raises(SystemExit, match="no GPU"):
         gpu_all.main([])
-    with pytest.raises(SystemExit, match="--parts cake: choose from tests, fit medium"):
+    with pytest.raises(SystemExit, match="--parts cake: choose from tests, fit medium graph"):
         gpu_all.main(["--dry", "--parts", "cake"])
 
 

@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor
 
@@ -16,6 +17,7 @@ CPU_FLOPS = 65e9  # FLOPs per second of an eager training step
 CPU_GAIN = 0.03  # fraction of a step's time that compiling saves
 CPU_SECONDS = 60.0  # time that compiling takes
 CUDA_STEPS = 5000
+CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 # the objective and the plain loss of (B, T) inputs and targets
 Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -43,6 +45,18 @@ def has_compiler() -> bool:
 
 def _compiler() -> str:
     return os.environ.get("CXX") or COMPILERS.get(sys.platform, "g++")
+
+
+def keep_compiled_code() -> None:
+    """Keep compiled code in the user's cache folder, unless TORCHINDUCTOR_CACHE_DIR names another.
+
+    PyTorch's default is a temporary folder, which a reboot empties, so that all is compiled again.
+    """
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = Path(caches, "gptlit", "torchinductor")
+    existing = next(each for each in (folder, *folder.parents) if each.exists())
+    if folder.is_absolute() and os.access(existing, os.W_OK):
+        os.environ.setdefault(CACHE_VARIABLE, str(folder))
 
 
 def check(option: bool | str, device: str) -> None:

@@ -113,6 +113,7 @@ class CompiledSteps:
 
     def compile(self, net: GPT, mode: str | None = None) -> None:
         """Compile a net at the first training step, in a mode of torch.compile."""
+        compiling.keep_compiled_code()
         # a function that calls the net: a compiled module would rename the weights
         eager = functools.partial(self._of_batch, net)
         self._compiled = torch.compile(eager, mode=mode)
@@ -157,6 +158,8 @@ def obstacle(module: Any) -> str | None:
         return "gradients are clipped by value"
     if not module.can_fuse():
         return f"the precision is {trainer.precision}"
+    if module.config.activation_checkpointing and module.config.dropout:
+        return "activation checkpointing sets the random state of dropout on the host"
     own = next(kind for kind in type(module).__mro__ if kind.__module__.startswith("gptlit."))
     for name in MODULE_HOOKS:
         if getattr(type(module), name) is not getattr(own, name):

@@ -1,5 +1,6 @@
 """torch.compile: the choice of a run, and its fallback."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,27 @@ def test_the_compiler_is_found_as_pytorch_finds_it(
     assert compiling.has_compiler()
     monkeypatch.setenv("CXX", "my-compiler")
     assert not compiling.has_compiler()
+
+
+def test_compiled_code_is_kept_in_the_users_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def kept() -> str | None:
+        compiling.keep_compiled_code()
+        return os.environ.get(compiling.CACHE_VARIABLE)
+
+    monkeypatch.delenv(compiling.CACHE_VARIABLE, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert kept() is None
+    monkeypatch.undo()
+    monkeypatch.delenv(compiling.CACHE_VARIABLE, raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert kept() == str(tmp_path / ".cache" / "gptlit" / "torchinductor")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setenv(compiling.CACHE_VARIABLE, "elsewhere")
+    assert kept() == "elsewhere"
 
 
 def test_a_failure_at_the_first_call_leads_to_eager(capsys: pytest.CaptureFixture[str]) -> None:

@@ -123,6 +123,17 @@ def test_what_prevents_a_capture(
     ) == reason
 
 
+def test_recomputed_dropout_is_not_captured(
+    gptlit: Call, text_file: Path, recorded_graphs: Graphs
+) -> None:
+    options = ["--model.activation_checkpointing=true", "--model.compile=graph"]
+    result = fit(gptlit, text_file, *options, "--model.dropout=0.1")
+    assert "activation checkpointing sets the random state of dropout on the host" in result.err
+    assert not recorded_graphs
+    fit(gptlit, text_file, *options, "--model.dropout=0")
+    assert recorded_graphs[0].captures == 2
+
+
 def test_gradients_are_there_after_a_step(
     gptlit: Call, text_file: Path, recorded_graphs: Graphs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
