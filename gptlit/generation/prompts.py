@@ -88,7 +88,7 @@ def forced_tokens(tokenizer: Tokenizer, settings: SamplingSettings) -> list[int]
 def prompt_tensor(model: GPT, tokenizer: Tokenizer, ids: np.ndarray) -> Tensor:
     """Return the (T,) ids of a prompt on the model's device; `start_id` for an empty prompt."""
     ids = ids if len(ids) else np.array([tokenizer.start_id])
-    return torch.as_tensor(ids.astype(np.int64), device=model.lm_head.weight.device)
+    return torch.as_tensor(ids.astype(np.int64), device=model.wte.weight.device)
 
 
 def rule_ids(tokenizer: Tokenizer, settings: SamplingSettings) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from jsonargparse import Namespace
 from gptlit.checkpoints import checkpoint
 from gptlit.devices import choice
 from gptlit.devices.accelerators import name_of
+from gptlit.generation import int8
 from gptlit.generation.generate import SAMPLES_AT_ONCE, stream_generate
 from gptlit.generation.jobs import write_jobs
 from gptlit.generation.prompts import warn_dropped
@@ -32,6 +33,10 @@ MOST_STREAMED = 8  # texts
 # guesses, for the choice of a device
 WITHOUT_LIMIT = 10_000  # tokens of a text without a limit
 TEXTS_OF_A_SESSION = 10
+WEIGHTS = {
+    "float32": "float32",
+    "int8": "int8 (--weights float32 writes training's samples exactly)",
+}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -65,7 +70,8 @@ def _run(option_parser: OneLineErrors, options: Namespace, mode: Mode) -> None:
     *others, last = [checkpoint.introduction(path, content) for path, content in found]
     for other in others:
         note(other)
-    note(f"{last}, device: {name_of(model.wte.weight.device)}")
+    device = name_of(model.wte.weight.device)
+    note(f"{last}, device: {device}, weights: {WEIGHTS[options.weights]}")
     if mode == "interactive":
         from gptlit.predict import interactive
 
@@ -89,6 +95,8 @@ def work(options: Namespace, mode: Mode, texts: Sequence[str]) -> tuple[int, int
 def place(nets: Sequence[GPT], options: Namespace, n: tuple[int, int]) -> GPT:
     """Return the model of one or more nets, on the device of the options and with their weights.
 
+    Where these are auto, the options get the ones that are chosen.
+
     Args:
         nets: The model, or the nets of an ensemble; changed in place.
         options: Options of `gptlit predict`.
@@ -104,10 +112,11 @@ def place(nets: Sequence[GPT], options: Namespace, n: tuple[int, int]) -> GPT:
         device = torch.device("cpu" if is_for_cpu else choice.soonest(n_parameters, *n))
     for net in nets:
         net.to(device)
-        if options.weights == "int8":
-            from gptlit.generation.int8 import pack_int8
-
-            pack_int8(net)
+    if options.weights == "auto":
+        options.weights = "int8" if all(map(int8.pays, nets)) else "float32"
+    if options.weights == "int8":
+        for net in nets:
+            int8.pack_int8(net)
     return nets[0] if len(nets) == 1 else Ensemble(nets).eval()
 
 

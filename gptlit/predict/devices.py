@@ -59,6 +59,7 @@ def main(arguments: Sequence[str]) -> None:
     option_parser.add_class_arguments(L.Trainer, "trainer", instantiate=False)
     options, mode = parse(option_parser, arguments)
     modes.refuse_on_devices(options, mode)
+    options.weights = "float32"
     settings = sampling_settings(options)
     texts = inputs.in_all_processes("prompts", lambda: prompts.read(options))
     if settings.max_new_tokens is None:

@@ -125,7 +125,7 @@ def _scored(model: GPT, tokenizer: Tokenizer, ids: list[int]) -> Iterator[Scored
     """Score all ids but the first."""
     size = model.config.block_size
     for start, predicted in window_starts(len(ids), size):
-        window = torch.tensor(ids[start : start + size], device=model.lm_head.weight.device)
+        window = torch.tensor(ids[start : start + size], device=model.wte.weight.device)
         following = ids[predicted : start + size + 1]
         logits = model(window[None])[0, predicted - start - 1 :][: len(following)]  # (n, V)
         logs = logits.float().log_softmax(dim=-1)

@@ -69,7 +69,7 @@ def refuse_on_devices(options: Namespace, mode: Mode) -> None:
         UsageError: Names the option.
     """
     needs = "needs one device, without --trainer options"
-    if options.weights != "float32":
+    if options.weights == "int8":
         raise UsageError(needs, "weights", options.weights)
     if options.device != choice.AUTO:
         reason = f"{needs}; use {opt('trainer.accelerator')} and {opt('trainer.devices')}"

@@ -386,7 +386,7 @@ REFUSED: list[tuple[str, list[str]]] = [
     ("predict --lines", ["--lines: needs --prompt_file"]),
     ("predict --prompt_file empty.txt --lines", ["--prompt_file empty.txt: has no lines"]),
     ("predict --explain --prompt=", ["--explain: there is no text"]),
-    ("predict --weights int4", ["--weights int4: expected one of float32, int8"]),
+    ("predict --weights int4", ["--weights int4: expected one of auto, float32, int8"]),
     ("predict --interactive --lines", ["--lines", "--interactive"]),
     ("predict --sweep weights=int8", ["--sweep weights", "temperature"]),
     ("predict --sweep temperature=1 temperature=2", ["temperature=2", "twice"]),

@@ -211,7 +211,7 @@ def test_predict_moves_the_model_to_the_gpu(cuda: pytest.MonkeyPatch, run: Run) 
     moved = []
     cuda.setattr(GPT, "to", lambda self, device: moved.append(device) or self)
     _, content = command.checkpoint.read_named(run.folder / "checkpoints" / "last.ckpt")
-    command.load(content, "float32")
+    command.load(content)
     assert moved == ["cuda"]
 
 

@@ -16,6 +16,7 @@ import torch
 
 import gptlit as package
 from gptlit.__main__ import main
+from gptlit.generation import int8
 from gptlit.generation.text_stream import GeneratedText
 from gptlit.messages import naming_flags
 from gptlit.predict import command, prompts
@@ -42,9 +43,8 @@ def test_predict_prints_the_text_alone(gptlit: Call, run: Run) -> None:
     assert result.out == (text if text.endswith("\n") else text + "\n")
     losses = r"val/loss \d\.\d{4}, val/gap [+-]\d\.\d{4}"
     path = re.escape(str(run.folder / "checkpoints" / "last.ckpt"))
-    which = (
-        rf"gptlit: model {path}: step 40, {losses}, text: {re.escape(run.text.name)}, device: cpu\n"
-    )
+    rest = f"text: {re.escape(run.text.name)}, device: cpu, weights: float32"
+    which = rf"gptlit: model {path}: step 40, {losses}, {rest}\n"
     assert re.fullmatch(which, result.err)
     assert result.code == 0
 
@@ -417,3 +417,45 @@ def test_a_sweep_over_beams_has_several_texts_of_each(gptlit: Call, run: Run) ->
     assert "error: --num_samples 2: must be from 1 to --num_beams" in refused.err
     penalties = predict(gptlit, run, "--num_beams=2", "--sweep", "length_penalty=0,1")
     assert penalties.code == 0, penalties.err
+
+
+def test_auto_takes_8_bit_weights_where_they_pay(
+    gptlit: Call, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first line and the header say which; tables and --explain have float32 weights."""
+    small = predict(gptlit, run)
+    monkeypatch.setattr(int8, "pays", lambda model: True)
+    chosen, given = predict(gptlit, run), predict(gptlit, run, "--weights=int8")
+    assert chosen.out == given.out
+    line = chosen.err.splitlines()[0]
+    assert line.endswith(", weights: int8 (--weights float32 writes training's samples exactly)")
+    exact = predict(gptlit, run, "--weights=float32")
+    assert (exact.out, exact.err) == (small.out, small.err)
+    assert predict(gptlit, run, "--output_file=out.txt").code == 0
+    assert "# weights: 'int8'\n" in Path("out.txt").read_text(encoding="utf-8")
+    for options in (["--explain", "--prompt=the king"], ["--sweep=top_k=3", "--format=jsonl"]):
+        plain = predict(gptlit, run, *options, "--weights=float32")
+        assert (predict(gptlit, run, *options).out, plain.code) == (plain.out, 0)
+        rounded = predict(gptlit, run, *options, "--weights=int8")
+        assert rounded.code == 0
+        assert rounded.out != plain.out
+
+
+def test_float32_weights_write_the_samples_of_training(
+    gptlit: Call, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(int8, "pays", lambda model: True)
+    samples = (run.folder / "samples.txt").read_text(encoding="utf-8").split("=== step 40")[1]
+    options = ["--prompt", "", "--max_new_tokens", 12]
+    assert predict(gptlit, run, *options, "--weights=float32").out in samples
+
+
+def test_auto_is_float32_through_the_trainer(
+    gptlit: Call, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(int8, "pays", lambda model: True)
+    options = ["--trainer.accelerator=cpu", "--output_file=out.txt"]
+    assert predict(gptlit, run, *options).code == 0
+    assert "# weights: 'float32'\n" in Path("out.txt").read_text(encoding="utf-8")
+    refused = predict(gptlit, run, "--trainer.accelerator=cpu", "--weights=int8")
+    assert "--weights int8: needs one device" in refused.err
