@@ -14,6 +14,7 @@ from gptlit.devices.graphs import WARM_UP
 from gptlit.optim import optimizers
 from gptlit.optim.ema import Average
 from gptlit.optim.optimizers import Recipe
+from gptlit.steps import chunked_loss
 from gptlit.steps.captured_step import MOST_SHAPES, CapturedStep
 from tests.conftest import TINY, Result, timeless
 from tests.recorded_graphs import RecordedGraphs
@@ -56,6 +57,7 @@ OPTIONS = {
     ],
     "objective": ["--model.label_smoothing=0.1", "--model.z_loss=1e-3", "--model.norm=rms"],
     "bf16": ["--trainer.precision=bf16-mixed", "--model.dropout=0.1"],
+    "noise": ["--model.token_dropout=0.1", "--model.token_noise=0.05"],
     "unclipped": ["--trainer.gradient_clip_val=null", "--model.schedule=wsd"],
 }
 
@@ -124,6 +126,32 @@ def test_captured_steps_equal_eager_ones(
     assert_alike(RUNS / "version_0", RUNS / "version_1", 1e-2 if name == "bf16" else 2e-4)
     rates = [row["optim/lr"] for row in numbers(RUNS / "version_1") if "optim/lr" in row]
     assert len(set(rates)) > STEPS // 2
+
+
+@pytest.mark.parametrize("kind", ["teachers", "chunks", "checkpointing"])
+def test_other_objectives_are_captured_too(
+    gptlit: Call,
+    text_file: Path,
+    recorded_graphs: Graphs,
+    kind: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options: list[str] = []
+    if kind == "teachers":
+        fit(gptlit, text_file, "false")
+        teacher = RUNS / "version_0" / "checkpoints" / "last.ckpt"
+        options = [f"--model.teachers=[{teacher}]", "--model.distill_temperature=2"]
+    if kind == "chunks":
+        monkeypatch.setattr(chunked_loss, "rows_at_once", lambda *_: 8)
+        options = ["--model.label_smoothing=0.1", "--model.logit_softcap=20"]
+    if kind == "checkpointing":
+        options = ["--model.activation_checkpointing=true"]
+    start = len(list(RUNS.glob("*")))
+    fit(gptlit, text_file, "false", *options)
+    result = fit(gptlit, text_file, "graph", *options)
+    assert "not captured" not in result.err
+    assert recorded_graphs[0].captures == 2
+    assert_alike(RUNS / f"version_{start}", RUNS / f"version_{start + 1}")
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,18 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import BackboneFinetuning, Callback, LambdaCallback, ModelPruning
+from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    Callback,
+    LambdaCallback,
+    LearningRateMonitor,
+    ModelPruning,
+)
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 
-from gptlit.training import compiled_steps
+from gptlit.training import compiled_steps, loop_state
 from gptlit.training.divergence import Guard
 from gptlit.training.module import LitGPT
 from tests.conftest import TINY, Result
@@ -121,6 +128,17 @@ def test_what_prevents_a_capture(
     assert (
         found and found.replace(compiled_steps.opt("guard.skip_nonfinite"), "skip_nonfinite")
     ) == reason
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's advice
+def test_a_second_fit_with_the_same_callbacks_is_captured(recorded_graphs: Graphs) -> None:
+    """A fit leaves out hooks that do nothing, which are then no methods any more."""
+    model = LitGPT(n_layer=1, n_head=1, n_embd=8, block_size=8)
+    callback = LearningRateMonitor()
+    loop_state.leave_out_idle_hooks(callback)
+    quiet = {"logger": CSVLogger("."), "enable_checkpointing": False, "enable_progress_bar": False}
+    model.trainer = L.Trainer(accelerator="cpu", devices=1, **quiet, callbacks=[callback])
+    assert compiled_steps.obstacle(model) is None
 
 
 def test_recomputed_dropout_is_not_captured(
