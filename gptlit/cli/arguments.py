@@ -1,5 +1,6 @@
 """Prepares a command line for parsing: expands short forms, configs and a checkpoint's options."""
 
+import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from gptlit.checkpoints.checkpoint import LoadedCheckpoint
 from gptlit.cli import run_options, saved_options
 from gptlit.cli.configs import find_config, shipped_configs
 from gptlit.corpora.catalog import CORPORA
-from gptlit.messages import UsageError, did_you_mean, is_first_process, note
+from gptlit.messages import UsageError, did_you_mean, is_first_process, note, opt
 from gptlit.parser import from_environment
 
 DEFAULT_CONFIG = "small.yaml"
@@ -45,6 +46,16 @@ def take(words: Sequence[str], *names: str) -> tuple[list[str], list[str]]:
         else:
             others.append(word)  # the parser reports the missing value
     return values, others
+
+
+def take_list(words: Sequence[str], name: str) -> tuple[list[str], list[str]]:
+    """Return the values between an option and the next one, and the other words."""
+    if name not in words:
+        return [], [*words]
+    first = words.index(name) + 1
+    ends = [at for at in range(first, len(words)) if words[at].startswith("--")]
+    end = min(ends, default=len(words))
+    return [*words[first:end]], [*words[: first - 1], *words[end:]]
 
 
 def prints_config(words: Sequence[str]) -> bool:
@@ -229,10 +240,19 @@ def expand(
     Raises:
         UsageError: A config or checkpoint doesn't exist or can't be used.
     """
-    words = add_option_names(arguments, option_of_run, run_options.SWITCHES, one_of=SINGLE_VALUED)
+    together, words = take_list(arguments, "--ensemble")
+    words = add_option_names(words, option_of_run, run_options.SWITCHES, one_of=SINGLE_VALUED)
     words = [*from_environment(verb), *full_names(words, known)]
     names, words = take(words, "--config", "-c")
     paths, words = take(words, "--ckpt_path")
+    if together and verb == "fit":
+        raise UsageError("is an option of validate and test only", "ensemble", " ".join(together))
+    if together and paths:
+        raise UsageError(f"excludes {opt('ckpt_path')}; leave one out", "ensemble")
+    if together:
+        # the first one's options are those of the evaluation
+        paths = together[:1]
+        words.append(f"--ensemble={json.dumps(together)}")
     files = [find_config(name) for name in names]
     if not paths and verb != "fit" and not prints_config(words):
         paths = ["best"]

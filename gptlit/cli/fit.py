@@ -149,6 +149,8 @@ class GptlitCLI(LightningCLI):
             trainer[name] = user_parts.as_class(name, trainer[name])
         if processes.are_plain(trainer):
             processes.check(trainer)  # before a text is read
+        if options.stride and self.verb == "fit":
+            raise UsageError("is an option of validate and test only", "stride", options.stride)
         if options.preflight and self.verb != "fit":
             raise UsageError("--preflight true: is an option of fit only")
         if options.lr_find:

@@ -30,6 +30,22 @@ NUMBERS = {
     "val/loss; 0: never.",
     "--threads": cpus.THREADS_HELP,
 }
+# options of validate and test alone
+OF_EVALUATION = {
+    "--ensemble": (
+        list[str],
+        [],
+        "Evaluate several checkpoints with the same tokenizer together, instead of --ckpt_path: "
+        "the mean of their probabilities, in windows of the smallest block. Of validate and test.",
+    ),
+    "--stride": (
+        int,
+        0,
+        "Slide windows by so many tokens, so that each token but those of a text's first window is "
+        "predicted from at least block_size - stride tokens; metrics are named val/loss_stride_N. "
+        "0: windows side by side. Of validate and test.",
+    ),
+}
 TRAINER_DEFAULTS = {
     "max_epochs": -1,
     "max_steps": 1000,
@@ -47,6 +63,7 @@ TRAINER_DEFAULTS = {
 # smallest allowed values; smaller ones would fail only during the run, or do something else
 LEAST = {
     **{name.removeprefix("--"): 0 for name in NUMBERS},
+    "stride": 0,
     "trainer.accumulate_grad_batches": 1,
     "trainer.check_val_every_n_epoch": 1,
     "trainer.log_every_n_steps": 0,
@@ -58,6 +75,8 @@ def add_to(parser: ArgumentParser) -> None:
     """Add the options of a run to a parser."""
     for name, text in NUMBERS.items():
         parser.add_argument(name, type=int, default=0, help=text)
+    for name, (type_, default, text) in OF_EVALUATION.items():
+        parser.add_argument(name, type=type_, default=default, help=text)
     for name, text in SWITCHES.items():
         switch: dict[str, Any] = {"type": bool, "nargs": "?", "const": True, "default": False}
         parser.add_argument(name, help=text, **switch)

@@ -13,11 +13,14 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from gptlit.cli.run_options import TEXT_PATHS
+from gptlit.cli.run_options import OF_EVALUATION, TEXT_PATHS
 
 Parse = Callable[[Any], Any]
 # options of one command, which a resume does not repeat
-ONE_COMMAND = ("config", "ckpt_path", "preflight", "lr_find", "trust_checkpoint")
+ONE_COMMAND = (
+    *("config", "ckpt_path", "preflight", "lr_find", "trust_checkpoint"),
+    *(name.removeprefix("--") for name in OF_EVALUATION),
+)
 # the default of a class's argument can be an Enum's member, as `interval` of Lightning's Timer
 yaml.SafeDumper.add_multi_representer(
     enum.Enum, lambda dumper, each: dumper.represent_data(each.value)

@@ -19,7 +19,7 @@ from gptlit.data.loaders import EvalLoader, TrainLoader
 from gptlit.data.options import DataOptions
 from gptlit.data.splits import SPLITS
 from gptlit.data.token_file import TokenFile
-from gptlit.data.window_order import SideBySide, WindowOrder
+from gptlit.data.window_order import SideBySide, Sliding, WindowOrder
 from gptlit.messages import UsageError, note, opt
 from gptlit.tokenizers.base import Tokenizer, TokenizerOptions, parse_options
 from gptlit.tokenizers.state import from_state
@@ -51,6 +51,7 @@ class TextDataModule(L.LightningDataModule):
         )
         self.batch_size = self.options.batch_size
         self.block_size = self.options.block_size
+        self.stride = 0  # of the windows that validate and test slide; 0 for side by side
         self.seed = self.options.seed or 0
         self.folder = Path(self.options.data_dir).expanduser()
         # hashes of texts that must not have changed, by "" for the main one, "val" and "test"
@@ -280,7 +281,7 @@ class TextDataModule(L.LightningDataModule):
         )
         return place.train(loader)
 
-    def _eval_loader(self, windows: SideBySide | np.ndarray) -> EvalLoader | EvalAhead:
+    def _eval_loader(self, windows: SideBySide | Sliding | np.ndarray) -> EvalLoader | EvalAhead:
         batch_size = max(1, min(len(windows), EVAL_TOKENS_AT_ONCE // self.block_size))
         place = self._place()
         loader = EvalLoader(
@@ -294,7 +295,10 @@ class TextDataModule(L.LightningDataModule):
         return place.evaluate(loader)
 
     def _whole_split(self, split: str) -> EvalLoader | EvalAhead:
-        return self._eval_loader(SideBySide(self._pieces(split), self.block_size))
+        pieces = self._pieces(split)
+        if self.stride:
+            return self._eval_loader(Sliding(pieces, self.block_size, self.stride))
+        return self._eval_loader(SideBySide(pieces, self.block_size))
 
     def train_slice(self) -> EvalLoader | EvalAhead:
         """Return a fixed, evenly spaced sample of the training split's windows: as many as the

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gptlit.data.window_order import SideBySide, WindowOrder
+from gptlit.data.window_order import SideBySide, Sliding, WindowOrder
 
 BATCHES_AT_ONCE = 64  # batches whose windows are computed at once
 IGNORED = -100  # target of a position that is not scored, as in cross_entropy
@@ -164,7 +164,8 @@ class EvalLoader:
 
     Args:
         cutter: Cutter of the text's windows.
-        windows: (n, 2) first and last-plus-one target of each window.
+        windows: (n, 2) first and last-plus-one target of each window, or (n, 3) with the first that
+            is scored; those before it are IGNORED.
         before: Function of (B,) positions that returns the (B,) inputs before those tokens.
         block_size: T
         batch_size: B, windows in a batch.
@@ -173,7 +174,7 @@ class EvalLoader:
     """
 
     cutter: Cutter
-    windows: SideBySide | np.ndarray
+    windows: SideBySide | Sliding | np.ndarray
     before: Callable[[np.ndarray], np.ndarray]
     block_size: int
     batch_size: int
@@ -191,6 +192,12 @@ class EvalLoader:
             before = self.before(bounds[:, 0])
             if self.n_ranks > 1:
                 missing = self.batch_size - len(bounds)
-                bounds = np.concatenate([bounds, np.zeros((missing, 2), dtype=np.int64)])
+                nothing = np.zeros((missing, bounds.shape[1]), dtype=np.int64)
+                bounds = np.concatenate([bounds, nothing])
                 before = np.concatenate([before, np.zeros(missing, dtype=np.int64)])
-            yield self.cutter.cut(bounds, before, self.block_size)
+            inputs, targets = self.cutter.cut(bounds[:, :2], before, self.block_size)
+            if bounds.shape[1] > 2:
+                n_context = torch.from_numpy(bounds[:, 2:] - bounds[:, :1]).to(targets.device)
+                places = torch.arange(self.block_size, device=targets.device)
+                targets = targets.masked_fill(places < n_context, IGNORED)  # (B, T)
+            yield inputs, targets

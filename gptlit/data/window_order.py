@@ -103,6 +103,44 @@ class SideBySide:
         return np.stack([starts, ends], axis=1)
 
 
+class Sliding:
+    """Windows of up to block_size tokens, of which all but a piece's first score the last ones.
+
+    Each window begins `stride` tokens after the one before, and scores those of its tokens that no
+    window before it has. So each token is scored once, and in all but the first window it is
+    predicted from at least block_size - stride tokens, and from at most block_size. With a stride
+    of block_size they are `SideBySide`'s.
+
+    An array or a slice as the index gives (n, 3) int64, first and last-plus-one token of each
+    window, and the first that is scored.
+
+    Args:
+        pieces: (m, 2) first and last-plus-one token of each piece.
+        block_size: T
+        stride: From 1 to T.
+    """
+
+    def __init__(self, pieces: np.ndarray, block_size: int, stride: int) -> None:
+        self._pieces = pieces
+        self._sizes = block_size, stride
+        lengths = pieces[:, 1] - pieces[:, 0]
+        more = -(-np.maximum(0, lengths - block_size) // stride)
+        self._places = Places((lengths > 0) + more)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: np.ndarray | slice) -> np.ndarray:
+        if isinstance(index, slice):
+            index = np.arange(*index.indices(len(self)))
+        block_size, stride = self._sizes
+        piece, nth = self._places.find(index)
+        starts = self._pieces[piece, 0] + nth * stride
+        ends = np.minimum(starts + block_size, self._pieces[piece, 1])
+        scored = starts + np.where(nth > 0, block_size - stride, 0)
+        return np.stack([starts, ends, scored], axis=1)
+
+
 class WindowOrder:
     """The order of training windows. A window has block_size tokens and the next one.
 

@@ -376,7 +376,10 @@ class LitGPT(CapturedHooks):
     def _split_metrics(self, split: str, loss: TextLoss) -> dict[str, Tensor]:
         text = text_of(self.trainer)
         per_token = text.tokens.bytes_per_token(split) if text else None
-        return text_metrics(split, loss.compute(), per_token)
+        metrics = text_metrics(split, loss.compute(), per_token)
+        # sliding windows give each token more context, and so another figure
+        suffix = f"_stride_{text.stride}" if text and text.stride else ""
+        return {f"{name}{suffix}": value for name, value in metrics.items()}
 
     def _log_evaluation(self, metrics: dict[str, Tensor]) -> None:
         # already summed over all ranks
