@@ -25,3 +25,18 @@ def fastest() -> str:
 def widest_float(device: torch.device) -> torch.dtype:
     """Return float64, or float32 on Apple's GPUs, which have no wider one."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed the generators of the CPU and of a device, as `torch.manual_seed` does.
+
+    That takes some 0.3 ms longer, as measured on a CPU: it formats a stack trace for each kind of
+    device that is not in use.
+    """
+    seed_device = {"cpu": None, "cuda": torch.cuda.manual_seed, "mps": torch.mps.manual_seed}
+    if device.type not in seed_device:
+        torch.manual_seed(seed)
+        return
+    torch.default_generator.manual_seed(seed)
+    if (of_device := seed_device[device.type]) is not None:
+        of_device(seed)

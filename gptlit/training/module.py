@@ -17,6 +17,7 @@ from gptlit.data.datamodule import WITHOUT_INSTANTIATOR, TextDataModule
 from gptlit.data.loaders import IGNORED, Batch
 from gptlit.data.token_file import DATA_DIR
 from gptlit.data.window_order import hashed
+from gptlit.devices.accelerators import seed_generators
 from gptlit.generation.jobs import write_jobs
 from gptlit.generation.text_stream import GeneratedText
 from gptlit.messages import UsageError, note
@@ -180,7 +181,7 @@ class LitGPT(CapturedHooks):
         if self.config.is_stochastic:
             # a function of (seed, step, batch, rank): there is no random state to save or lose
             place = (self.seed, self.global_step, batch_idx, self.global_rank)
-            torch.manual_seed(hashed(*place) % 2**63)
+            seed_generators(hashed(*place) % 2**63, self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         inputs, targets = as_batch(batch)  # (B, T), (B, T)

@@ -239,3 +239,17 @@ print(find_config("tiny"), bool(shipped_studies()))
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout == f"{ROOT / 'configs' / 'tiny.yaml'} True\n"
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "mps", "xpu"])
+def test_generators_are_seeded_as_by_torch(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    seeded: list[str] = []
+    seed = 2**63 - 1
+    torch.manual_seed(seed)
+    expected = torch.rand(4)
+    for name in ("cuda", "mps"):
+        monkeypatch.setattr(getattr(torch, name), "manual_seed", lambda _, n=name: seeded.append(n))
+    accelerators.seed_generators(seed, torch.device(device))
+    assert torch.equal(torch.rand(4), expected)
+    if device != "xpu":  # where torch itself seeds them all
+        assert seeded == [device] * (device != "cpu")
