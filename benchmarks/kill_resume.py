@@ -25,12 +25,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))  # tests, which are not installed
 
 from gptlit.__main__ import main as gptlit
-from tests.conftest import assert_same_run, made_up_text, some_time_passes
+from tests.conftest import GPT2_TINY, assert_same_run, made_up_text, some_time_passes
 
 RUN = Path("lightning_logs", "version_0")
 N_STEPS = 60
 OPTIONS = [
-    "--config=tiny.yaml",
+    f"--config={GPT2_TINY}",
     f"--trainer.max_steps={N_STEPS}",
     "--trainer.val_check_interval=7",
     "--trainer.log_every_n_steps=3",

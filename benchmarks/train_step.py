@@ -1,6 +1,6 @@
 """Time of a training step: through the Trainer, in a bare loop, and in a plain loop.
 
-    python benchmarks/train_step.py [--rounds 30] [--steps 20] [--config small.yaml] [--loops all]
+    python benchmarks/train_step.py [--rounds 30] [--steps 20] [--config FILE] [--loops all]
     python benchmarks/train_step.py --apart --rounds 6 --steps 250
 
 `gptlit fit` trains with everything enabled: progress bar, logging, guard, TensorBoard, and a
@@ -347,7 +347,7 @@ def main(arguments: list[str] | None = None) -> None:
         default=20,
         help="Steps of a stretch; multiples of 10 are logged evenly.",
     )
-    parser.add_argument("--config", default="small.yaml")
+    parser.add_argument("--config", default="gpt2_small.yaml")
     parser.add_argument("--loops", default="all", choices=list(CHOICES))
     parser.add_argument(
         "--clock",

@@ -27,7 +27,10 @@ LIMIT = 120  # seconds for each command
 def options(batch_size: int, text: Path) -> list[str]:
     """Options of a tiny model without dropout, with a schedule for all steps."""
     return [
-        "--config=tiny.yaml",
+        "--config=gpt2_small.yaml",
+        "--model.n_layer=2",
+        "--model.n_head=2",
+        "--model.n_embd=64",
         "--model.block_size=16",
         "--model.lr=1e-3",
         f"--model.decay_steps={STEPS}",

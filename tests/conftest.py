@@ -34,8 +34,9 @@ torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
 
 WORDS = ["the", "king", "and", "thy", "love", "shall", "speak", "of", "night", "or", "day"]
+GPT2_TINY = Path(__file__).parent / "fixtures" / "gpt2_tiny.yaml"
 TINY = [
-    "--config=tiny.yaml",
+    f"--config={GPT2_TINY}",
     "--model.n_layer=1",
     "--model.n_head=2",
     "--model.n_embd=16",

@@ -26,7 +26,7 @@ def test_the_bare_loop_makes_the_trainers_steps(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train_step, "MEASURED", {})
-    arguments = ["--config=tiny.yaml", "--rounds=2", "--steps=3", "--loops=eager"]
+    arguments = ["--config=gpt2_small.yaml", "--rounds=2", "--steps=3", "--loops=eager"]
     train_step.main([*arguments, *TINY[1:], "--model.warmup_steps=2", "--trainer.accelerator=cpu"])
     names = ["Trainer", "bare", *train_step.CHOICES["eager"]]
     assert {name: len(seconds) for name, seconds in train_step.MEASURED.items()} == dict.fromkeys(
@@ -42,7 +42,7 @@ def test_each_loop_can_have_a_process_of_its_own(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train_step, "MEASURED", {})
-    arguments = ["--apart", "--config=tiny.yaml", "--rounds=1", "--steps=3", *TINY[1:]]
+    arguments = ["--apart", "--config=gpt2_small.yaml", "--rounds=1", "--steps=3", *TINY[1:]]
     train_step.main([*arguments, "--trainer.accelerator=cpu"])
     assert {name: len(seconds) for name, seconds in train_step.MEASURED.items()} == {
         "Trainer": 2,
@@ -50,7 +50,7 @@ def test_each_loop_can_have_a_process_of_its_own(
     }
     assert min(min(seconds) for seconds in train_step.MEASURED.values()) > 0
     head, _, trainer, bare = capsys.readouterr().out.splitlines()
-    assert head.startswith("tiny.yaml: 1 rounds of 3 steps")
+    assert head.startswith("gpt2_small.yaml: 1 rounds of 3 steps")
     assert "cpu, 32-true" in head
     assert trainer.startswith("Trainer")
     assert bare.startswith("bare")

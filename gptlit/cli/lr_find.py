@@ -57,7 +57,7 @@ class Trial:
 
         The slope is over the logarithm of the rate, on which steps are evenly spaced. Lightning's
         own suggestion uses the slope over the rate itself, which is steepest among the smallest
-        rates: for small.yaml it suggests 7e-5 and this 1.8e-3, while 4e-3 was best in many runs.
+        rates: for gpt2_small.yaml it suggests 7e-5 and this 1.8e-3; 4e-3 was best in many runs.
         """
         slopes = [
             (later - before, rate)

@@ -71,7 +71,8 @@ def schedule(recipe: Recipe, trainer: L.Trainer) -> Callable[[int], float]:
     """
     if recipe.schedule == "constant":
         return schedules.lr_factor(recipe, sys.maxsize)
-    end = steps_of_run(trainer) if recipe.decay_steps is None else recipe.decay_steps
+    steps = steps_of_run(trainer)
+    end = steps if recipe.decay_steps is None else recipe.decay_steps
     if end is None:
         raise UsageError(
             "the run has no length to spread the schedule over; give "
@@ -79,7 +80,7 @@ def schedule(recipe: Recipe, trainer: L.Trainer) -> Callable[[int], float]:
             f"{opt('model.decay_steps')}",
             "model.decay_steps",
         )
-    if not recipe.min_lr and end < (steps_of_run(trainer) or sys.maxsize):
+    if not recipe.min_lr and end < (sys.maxsize if steps is None else steps):
         raise UsageError(
             f"the run is longer, and would continue at learning rate {opt('model.min_lr')} 0 "
             "without learning anything; give a min_lr above 0, or leave decay_steps out",

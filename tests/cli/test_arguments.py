@@ -151,7 +151,7 @@ def test_the_block_size_of_weights_wins_over_a_shipped_config(gptlit: Call, run:
     path = run.folder / "checkpoints" / "last.ckpt"
     begin = ["fit", f"--data.path={run.text}", f"--model.init_from={path}"]
     begin += ["--trainer.max_steps=1", "--samples.max_new_tokens=1", "--data.val_fraction=0.1"]
-    result = gptlit(*begin)  # small.yaml has 64
+    result = gptlit(*begin)  # small.yaml has 256
     assert result.code == 0, result.err
     assert "block_size 8" in result.err
     saved = yaml.safe_load(Path("lightning_logs/version_0/config.yaml").read_text())

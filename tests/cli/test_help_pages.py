@@ -89,7 +89,7 @@ def test_groups_of_fit() -> None:
     assert groups == ["run", "data", "model", "learning", "samples", "Trainer", "example"]
     learning = page.partition("\nlearning:\n")[2].partition("\n\n")[0]
     assert "--model.lr FLOAT" in learning
-    assert "[default: 0.001, small.yaml: 0.004]" in learning
+    assert "[default: 0.001, small.yaml: 0.006]" in learning
     assert "--model.n_layer" not in learning
 
 

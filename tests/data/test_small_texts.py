@@ -117,11 +117,11 @@ def options_of(version: int = 0) -> dict[str, dict[str, object]]:
     return yaml.safe_load(Path(f"lightning_logs/version_{version}/config.yaml").read_text())
 
 
-def test_a_small_text_trains_with_the_default_config(gptlit: Call) -> None:
+def test_a_small_text_trains_with_a_shipped_config(gptlit: Call) -> None:
     """It resumes on the same windows; the characters and all that is saved are the text's."""
     text = "a quiet sea, a grey sky; " * 16  # 400 characters, no capital among them
     Path("my.txt").write_text(text)
-    result = gptlit("fit", "--data.path=my.txt", *SMALLER, "--trainer.max_steps=24")
+    result = gptlit("fit", "gpt2_small", "my.txt", *SMALLER, "--trainer.max_steps=24")
     assert result.code == 0, result.err
     for line in (
         "adapted *data.val_fraction 0.02 -> 0.1",
@@ -151,8 +151,8 @@ def test_epochs_end_a_run_as_well(gptlit: Call, max_steps: int) -> None:
     Path("my.txt").write_text("a quiet sea, a grey sky; " * 16)
     ends = ("--trainer.max_epochs=400", f"--trainer.max_steps={max_steps}")
     result = gptlit("summary", "my.txt", *SMALLER, *ends)
-    assert "trainer.val_check_interval 850 -> 10" in result.err
-    assert "samples.min_interval 0 -> 40" in result.err
+    assert "trainer.val_check_interval 500 -> 30" in result.err
+    assert "samples.min_interval 0 -> 120" in result.err
 
 
 @pytest.mark.parametrize("n_chars", [80, 1_000, 3_000])

@@ -27,7 +27,7 @@ ONE, TWO = torch.tensor(1), torch.tensor(2)
         ("cpu", 260_000, 1 * G, True, None, True),
         ("cpu", 259_999, 1 * G, True, None, False),
         ("cpu", 2_600, 100 * G, True, None, True),
-        ("cpu", 3_400, 3.7 * G, True, None, False),  # small.yaml
+        ("cpu", 2_800, 3.7 * G, True, None, False),  # small.yaml
         ("cpu", 10**9, 1 * G, False, None, False),
         ("cpu", None, 1000 * G, True, None, False),
         ("cuda", 5_000, 1 * G, False, None, True),

@@ -96,7 +96,7 @@ def test_a_run_ends_before_non_finite_values_are_saved(
     assert failed.code == 1
     assert trained[-1] == noticed
     (line,) = [line for line in failed.err.splitlines() if "error" in line]
-    rate = 3e-3 * (step - 1) / 20  # of tiny.yaml, warming up
+    rate = 3e-3 * (step - 1) / 20  # of gpt2_tiny.yaml, warming up
     assert re.match(
         rf"gptlit: error: step {step}: the (loss|gradient) is not finite \(loss \S+, gradient norm "
         rf"(nan|inf) after \d\.\d+, learning rate {rate:.3g}\); try a lower --model.lr or ",

@@ -15,7 +15,7 @@ from gptlit.checkpoints import checkpoint
 from gptlit.messages import UsageError
 from gptlit.training import fsdp2, processes
 from gptlit.training.module import LitGPT
-from tests.conftest import Result, Run, made_up_text, read_metrics
+from tests.conftest import GPT2_TINY, Result, Run, made_up_text, read_metrics
 from tests.ranks import LIMIT, ranks
 
 Call = Callable[..., Result]
@@ -24,7 +24,7 @@ STEPS = 50
 EPOCH = 28
 # 20 windows in each of validation, test and slice, which make a batch: that of rank 1 is padding
 OPTIONS = [
-    "--config=tiny.yaml",
+    f"--config={GPT2_TINY}",
     "--model.n_layer=2",
     "--model.n_head=2",
     "--model.n_embd=16",
