@@ -1,6 +1,6 @@
 """Speed of generation, compared with transformers, bare matrix products, and memory bandwidth.
 
-    python benchmarks/generate.py [--rounds 5] [--sizes 10.7M 0.8M] [--batches 1 8 64]
+    python benchmarks/generate.py [--rounds 5] [--sizes 10.7M 0.8M] [--batches 1 4 8 16 64]
 
 transformers is included if it is installed, as in the environment of `make parity`:
 `.venv-parity/bin/python benchmarks/generate.py`. Weights are random, the same for all, in float32
@@ -28,7 +28,7 @@ import torch.nn.functional as F
 import gptlit
 from gptlit.checkpoints.weight_files import write_hugging_face
 from gptlit.generation.generate import generate_step
-from gptlit.generation.int8 import pack_int8
+from gptlit.generation.int8 import pack_int8, pays
 from gptlit.generation.settings import SamplingSettings
 from gptlit.model.gpt import GPT, GPTConfig
 from gptlit.tokenizers.characters import CharTokenizer
@@ -144,7 +144,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sizes", nargs="*", default=list(SIZES), choices=list(SIZES))
-    parser.add_argument("--batches", nargs="*", type=int, default=[1, 8, 64])
+    parser.add_argument("--batches", nargs="*", type=int, default=[1, 4, 8, 16, 64])
     parser.add_argument(
         "--ckpt_path", help="Print this checkpoint's loss on --text in float32 and int8."
     )
@@ -154,6 +154,7 @@ def main() -> None:
         cost_of_int8(options.ckpt_path, options.text)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, tokens per second")
     for size in options.sizes:
+        auto = "int8" if pays(build(size)) else "float32"
         for batch in options.batches:
             runs = {name: run for name, run in contenders(size, batch).items() if run}
             seen: dict[str, list[float]] = {name: [] for name in runs}
@@ -164,7 +165,7 @@ def main() -> None:
                     seen[name].append(n_tokens / (time.perf_counter() - began))
             medians = {name: statistics.median(rates[1:]) for name, rates in seen.items()}
             ours = medians["gptlit, within"]
-            print(f"\n{size}, batch {batch}")
+            print(f"\n{size}, batch {batch}, --weights auto: {auto}")
             for name, median in medians.items():
                 low, high = min(seen[name][1:]), max(seen[name][1:])
                 share = ours / median if median else math.nan
