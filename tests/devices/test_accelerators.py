@@ -211,8 +211,9 @@ def test_predict_moves_the_model_to_the_gpu(cuda: pytest.MonkeyPatch, run: Run) 
     moved = []
     cuda.setattr(GPT, "to", lambda self, device: moved.append(device) or self)
     _, content = command.checkpoint.read_named(run.folder / "checkpoints" / "last.ckpt")
-    command.load(content)
-    assert moved == ["cuda"]
+    net, _ = command.checkpoint.build(content)
+    command.place([net], Namespace(device="cuda", weights="auto"), (1, 1))
+    assert [torch.device(device).type for device in moved] == ["cuda"]
 
 
 def test_int8_weights_are_refused_on_a_gpu() -> None:
