@@ -15,7 +15,8 @@ script itself: its figures mean nothing. --parts chooses some of the parts.
 - bare: the same nets and batches in a bare loop, with the batch cut on the device: eager, with the
   whole step captured as a CUDA graph, and compiled with reduce-overhead.
 - generation: tokens per second of 10.7M parameters with random weights at batches of 1 to 512.
-- gpt2: a step of GPT-2 124M, 16 windows of 1,024 tokens, eager and compiled, with its MFU.
+- gpt2: a step of GPT-2 124M, 16 windows of 1,024 tokens, with its MFU and peak memory: eager with
+  all logits at once, with the loss in chunks, with activation checkpointing as well, and compiled.
 - nanogpt: nanoGPT's train.py on the same text, if --nanogpt names its folder.
 
 The text is random, since speed does not depend on it: 1,115,394 characters of 65 kinds, as many as
@@ -49,7 +50,6 @@ from typing import Any, Literal
 import gpu
 import numpy as np
 import torch
-import torch.nn.functional as F
 import yaml
 from train_step import random_text, wait_for
 
@@ -62,11 +62,13 @@ from gptlit.model.config import GPTConfig
 from gptlit.model.gpt import GPT
 from gptlit.optim import optimizers
 from gptlit.optim.optimizers import Recipe
+from gptlit.steps.losses import objective, of_batch, rows_at_once
 
 SCRIPT = Path(__file__).resolve()
 ROOT = SCRIPT.parent.parent
 N_CHARACTERS = 1_115_394
 STOPPED = 124  # exit code of a process that is stopped at its limit
+LossOf = Callable[[GPT, torch.Tensor, torch.Tensor], torch.Tensor]
 NANOGPT_LINE = re.compile(r"iter (\d+): loss [\d.]+, time ([\d.]+)ms")
 
 
@@ -107,8 +109,8 @@ DRY = Sizes(
     ),
     bare_steps=4,
     small=(1, 2, 16, 8, 4),
-    gpt2=(1, 2, 16, 16, 2),
-    gpt2_vocab=64,
+    gpt2=(1, 2, 16, 64, 64),
+    gpt2_vocab=600,
     gpt2_steps=3,
     batches=(1, 8),
     n_tokens=6,
@@ -200,6 +202,16 @@ def median_of(step: Callable[[], object], n_steps: int, device: torch.device) ->
     return statistics.median(seconds)
 
 
+def at_once(net: GPT, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the mean loss of (B, T) inputs and targets, from all logits at once."""
+    return objective(net(inputs), targets)[0]
+
+
+def in_chunks(net: GPT, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the same as gptlit computes it: in chunks, where the logits are large."""
+    return of_batch(net, inputs, targets)[0]
+
+
 class Loop:
     """A bare training loop: batch, forward, backward, clipping and optimizer.
 
@@ -208,18 +220,20 @@ class Loop:
         optimizer: Its optimizer.
         ids: Token ids on the device, from which a step cuts its batch.
         batch: Number of windows.
-        mode: Mode of torch.compile for the net, or None for eager steps.
+        mode: Mode of torch.compile for the net with its loss, or None for eager steps.
+        loss_of: Function that computes the loss.
     """
 
     def __init__(
         self, net: GPT, optimizer: torch.optim.Optimizer, ids: torch.Tensor, batch: int,
-        mode: str | None = None,
+        mode: str | None = None, loss_of: LossOf = at_once,
     ) -> None:  # fmt: skip
         self.net = net
         self.optimizer = optimizer
         self.ids = ids
         self.batch = batch
-        self.forward = net if mode is None else torch.compile(net, mode=mode)
+        loss = functools.partial(loss_of, net)
+        self.loss = loss if mode is None else torch.compile(loss, mode=mode)
         self.offsets = torch.arange(net.config.block_size, device=ids.device)
 
     def step(self) -> None:
@@ -231,8 +245,7 @@ class Loop:
         on_gpu = device.type == "cuda"
         # a cache of cast weights would outlive the captured step
         with torch.autocast(device.type, torch.bfloat16, enabled=on_gpu, cache_enabled=False):
-            logits = self.forward(self.ids[at])
-            loss = F.cross_entropy(logits.flatten(0, 1), self.ids[at + 1].flatten())
+            loss = self.loss(self.ids[at], self.ids[at + 1])
         loss.backward()
         parameters = list(self.net.parameters())
         torch.nn.utils.clip_grad_norm_(parameters, 1.0, error_if_nonfinite=False)
@@ -335,24 +348,36 @@ def gpt2_rows(sizes: Sizes) -> Iterator[Row]:
     config = GPTConfig(vocab_size=sizes.gpt2_vocab, dropout=0.0, activation="gelu_tanh", **shape)
     ids = random_ids(max(100_000, 2 * block), sizes.gpt2_vocab, device)
     peak = gpu.peak_tflops(name_of(device))
-    for mode in (None, "default") if device.type == "cuda" else (None,):
-        what = f"GPT-2 124M, {batch} x {block:,}, {'eager' if mode is None else 'torch.compile'}"
-        net = GPT(config).to(device).train()
+    ways: list[tuple[str, str | None, LossOf, bool]] = [
+        ("eager, all logits at once", None, at_once, False),
+        ("eager", None, in_chunks, False),
+        ("eager, activation checkpointing", None, in_chunks, True),
+    ]
+    if device.type == "cuda":
+        ways.append(("torch.compile", "default", in_chunks, False))
+    for way, mode, loss_of, checkpointing in ways:
+        what = f"GPT-2 124M, {batch} x {block:,}, {way}"
+        net = GPT(replace(config, activation_checkpointing=checkpointing)).to(device).train()
         adamw = optimizers.build(net, Recipe(), fused=True)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         try:
-            seconds = median_of(Loop(net, adamw, ids, batch, mode).step, sizes.gpt2_steps, device)
+            step = Loop(net, adamw, ids, batch, mode, loss_of).step
+            seconds = median_of(step, sizes.gpt2_steps, device)
         except Exception as error:
             yield failed_row(what, error)
             continue
         rate = batch * block / seconds
-        remarks = []
+        rows = rows_at_once(net, batch * block, device) if loss_of is in_chunks else None
+        precision = "bf16-mixed" if device.type == "cuda" else "32-true"
+        estimate = cost.memory(net, batch, precision, device.type, rows=rows).total
+        remarks = [] if rows is None else [f"logits of {rows:,} tokens at once"]
         if peak is not None:
             share = rate * cost.training_flops_per_token(net, causal=False) / (peak * 1e12)
             remarks.append(f"MFU {share:.1%} of {peak:g} TFLOP/s")
         if device.type == "cuda":
-            remarks.append(f"peak memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
+            remarks.append(f"peak memory {torch.cuda.max_memory_allocated() / 1e9:.1f} GB")
+        remarks.append(f"estimated memory {estimate / 1e9:.1f} GB")
         yield step_row(what, seconds, batch * block, "; ".join(remarks))
 
 
