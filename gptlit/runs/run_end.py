@@ -142,7 +142,7 @@ def summary(run: Run, seconds: float) -> str:
         rows["write"] = _command("predict", saved[0])
     for callback in run.trainer.callbacks:
         if isinstance(callback, Overfitting) and (finding := callback.history.finding):
-            rows["note"] = f"{finding}; {overfitting.ADVICE}"
+            rows["note"] = f"{finding}; {overfitting.advice(run.model.options)}"
     rows["time"] = duration(seconds)
     return "\n".join([head, *(f"  {name:<8}{value}" for name, value in rows.items())])
 

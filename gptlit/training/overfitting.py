@@ -1,4 +1,4 @@
-"""Warns of overfitting: val/loss rises, or is far above the loss on the training text."""
+"""Warns of overfitting: val/loss rises or doesn't improve, or is far above the training loss."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -9,14 +9,24 @@ from lightning.pytorch.callbacks import Callback
 
 from gptlit.messages import opt
 from gptlit.training import loop_state
+from gptlit.training.module import LitGPT
+from gptlit.training.options import ModelOptions
 
 RISE = 0.1  # nats above the lowest validation loss
 TIMES = 2  # validations in a row
 GAP = 1.0  # nats between val/loss and the loss on the training text
-ADVICE = (
-    f"try more text, {opt('model.dropout')} 0.2, a smaller model or "
-    f"{opt('early_stopping.patience')} 3"
-)
+STALE = 10  # validations in a row without a lower val/loss, while the gap grows
+RAISED = ("dropout", "token_dropout", "weight_decay")  # options of the model
+
+
+def advice(options: ModelOptions) -> str:
+    """Name the options of a run that overfits, with their values, and which way to change them."""
+    now = [f"{opt(f'model.{name}')} ({getattr(options, name):g})" for name in RAISED]
+    return (
+        f"raise {', '.join(now[:-1])} or {now[-1]}, or the size of the text; or lower "
+        f"{opt('model.n_embd')} ({options.n_embd}) or {opt('trainer.max_steps')}; "
+        f"{opt('early_stopping.patience')} {STALE} ends such a run"
+    )
 
 
 @dataclass
@@ -31,6 +41,8 @@ class LossHistory:
         n_above: Number of validations in a row with val/loss RISE or more above the lowest, and
             above the loss on the training text.
         has_warned: Whether the run has warned.
+        n_since_lowest: Number of validations after that of the lowest val/loss.
+        gap_at_lowest: val/gap with the lowest val/loss; infinite if an older version saved none.
     """
 
     lowest: float = math.inf
@@ -39,14 +51,19 @@ class LossHistory:
     last_gap: float = 0.0
     n_above: int = 0
     has_warned: bool = False
+    n_since_lowest: int = 0
+    gap_at_lowest: float = math.inf
 
     def add(self, step: int, loss: float, gap: float) -> bool:
         """Add the results of a validation; return whether to warn now, once in a run."""
+        self.n_since_lowest += 1
         if loss < self.lowest:
             self.lowest, self.lowest_at = loss, step
+            self.n_since_lowest, self.gap_at_lowest = 0, gap
         self.last, self.last_gap = loss, gap
         self.n_above = self.n_above + 1 if self._is_risen else 0
-        warns = not self.has_warned and (self.n_above >= TIMES or gap > GAP)
+        found = self.n_above >= TIMES or gap > GAP or self._is_stale
+        warns = found and not self.has_warned
         self.has_warned = self.has_warned or warns
         return warns
 
@@ -56,25 +73,36 @@ class LossHistory:
         return self.last >= self.lowest + RISE and self.last_gap > 0
 
     @property
+    def _is_stale(self) -> bool:
+        return self.n_since_lowest >= STALE and self.last_gap > self.gap_at_lowest
+
+    @property
     def finding(self) -> str:
         """Describe the last validation's overfitting; "" if there is none."""
         if math.isinf(self.lowest):
             return ""
         if self._is_risen:
-            return (
-                f"the model overfits: val/loss is {self.last:.4f} (gap {self.last_gap:+.4f}) and "
-                f"was {self.lowest:.4f} at step {self.lowest_at:,} (best.ckpt)"
+            found = f"val/loss is {self.last:.4f} (gap {self.last_gap:+.4f})"
+        elif self.last_gap > GAP:
+            found = (
+                f"val/loss {self.last:.4f} is {self.last_gap:.4f} above the loss on the training "
+                "text"
             )
-        if self.last_gap > GAP:
-            return (
-                f"the model overfits: val/loss {self.last:.4f} is {self.last_gap:.4f} above the "
-                "loss on the training text"
+        elif self._is_stale:
+            found = (
+                f"val/loss has not improved for {self.n_since_lowest} validations, and the gap "
+                f"grew from {self.gap_at_lowest:+.4f} to {self.last_gap:+.4f}"
             )
-        return ""
+        else:
+            return ""
+        return (
+            f"the model overfits: {found}; best.ckpt keeps step {self.lowest_at:,}, with val/loss "
+            f"{self.lowest:.4f}"
+        )
 
 
 class Overfitting(Callback):
-    """Warns once when val/loss was RISE above its lowest in TIMES validations, or val/gap > GAP.
+    """Warns once when the `LossHistory` of a run shows overfitting.
 
     `Report` prints the warning, and the run's summary repeats a finding that is still true.
     """
@@ -100,4 +128,6 @@ class Overfitting(Callback):
             return
         loss, gap = (metrics[f"val/{name}"].item() for name in ("loss", "gap"))
         warns = self.history.add(trainer.global_step, loss, gap)
-        self.warning = f"warning: {self.history.finding}; {ADVICE}" if warns else ""
+        assert isinstance(pl_module, LitGPT)
+        finding, what_to_change = self.history.finding, advice(pl_module.options)
+        self.warning = f"warning: {finding}; {what_to_change}" if warns else ""

@@ -224,4 +224,6 @@ def test_overfitting_is_reported_once_and_at_the_end(gptlit: Call) -> None:
     )  # fmt: skip
     assert result.code == 0
     assert result.out.count("warning: the model overfits") == 1
-    assert re.search("note +the model overfits: .*best.ckpt.*--early_stopping", result.err)
+    found = r"the model overfits: .*; best\.ckpt keeps step \d+, .*; raise --model\.dropout \(0\)"
+    assert re.search(f"warning: {found}", result.out)
+    assert re.search(f"note +{found}", result.err)
