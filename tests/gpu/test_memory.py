@@ -1,4 +1,4 @@
-"""What saves memory on a GPU: the loss in chunks of logits, and activation checkpointing."""
+"""Memory of training on a GPU: the loss in chunks of logits, and activation checkpointing."""
 
 from collections.abc import Callable
 from dataclasses import replace
