@@ -107,6 +107,8 @@ class Overfitting(Callback):
     `Report` prints the warning, and the run's summary repeats a finding that is still true.
     """
 
+    ADDED_STATE = ("n_since_lowest", "gap_at_lowest")  # which older checkpoints don't have
+
     def __init__(self) -> None:
         self.history = LossHistory()
         self.warning = ""  # of the last validation

@@ -101,7 +101,9 @@ def _check_loop_and_callbacks(content: dict[str, Any], trainer: L.Trainer) -> No
         # of a user's own callback only its author knows which states are valid
         if is_from(callback, "lightning", "gptlit"):
             example = _of_any_number(dict(callback.state_dict()))
-            plain_data.like(example, state, f"callbacks.{callback.state_key.partition('{')[0]}")
+            added = {name: example[name] for name in getattr(callback, "ADDED_STATE", ())}
+            name = f"callbacks.{callback.state_key.partition('{')[0]}"
+            plain_data.like(example, added | state, name)
         if isinstance(callback, ModelCheckpoint):
             name = f"callbacks.{type(callback).__name__}"
             _check_saved_paths(state, str(callback.dirpath or "."), name)
