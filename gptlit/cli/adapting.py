@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 import os
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
@@ -15,6 +16,9 @@ from gptlit.corpora.cleaning import AS_IT_IS, Cleaner, CleaningOptions
 from gptlit.data import small_texts
 from gptlit.data.datamodule import TextDataModule
 from gptlit.messages import UsageError, opt
+from gptlit.runs import time_budget
+from gptlit.runs.time_budget import Measured
+from gptlit.terminal import count_of
 from gptlit.tokenizers.base import Tokenizer, TokenizerOptions
 
 HEAD_CHARS = 1_000_000  # of the text, searched for the prompts of a config
@@ -76,6 +80,53 @@ def adapt(options: Namespace, chosen: Collection[str], tokenizer: Tokenizer | No
     if "samples.prompts" not in chosen and not all(prompt in head for prompt in prompts):
         adapted.change(options, "samples.prompts", [small_texts.opening(head)])
     return adapted
+
+
+def adapt_length(
+    options: Namespace, given: Collection[str], adapted: Adapted, measured: Measured
+) -> str:
+    """Set the number of steps that fits `minutes`, and scale what is stated for another number.
+
+    The warmup gets shorter with the run, but not longer.
+
+    Args:
+        options: Options of `fit`, changed in place.
+        given: Names of the options on the command line, which are not changed.
+        adapted: Takes the changes.
+        measured: Seconds that parts of the run take.
+
+    Returns:
+        A line that describes the choice.
+
+    Raises:
+        UsageError: The time is too short for one step.
+    """
+    trainer, change = options.trainer, functools.partial(adapted.change, options)
+    before, interval = max(0, trainer.max_steps), trainer.val_check_interval
+    by_steps = isinstance(interval, int) and trainer.check_val_every_n_epoch is None
+    if not by_steps:
+        epochs = trainer.check_val_every_n_epoch or 1
+        share = interval if isinstance(interval, float) else 1
+        interval = max(1, round(epochs * share * measured.steps_per_epoch))
+    keeps = not by_steps or "trainer.val_check_interval" in given
+    length = time_budget.fitting(options.minutes, measured, before, interval, keeps_interval=keeps)
+    change("trainer.max_steps", length.n_steps)
+    change("trainer.max_epochs", -1)
+    if not keeps:
+        change("trainer.val_check_interval", length.interval)
+    ratio = length.n_steps / (before or length.n_steps)
+    for name, most in (
+        ("model.warmup_steps", 1.0),
+        ("model.decay_steps", math.inf),
+        ("samples.min_interval", math.inf),
+    ):
+        if name not in given and options[name]:
+            change(name, max(1, round(options[name] * min(ratio, most))))
+    chosen = f"{count_of(length.n_steps, 'step')} of {measured.step * 1e3:.1f} ms"
+    if measured.validation:
+        each = f"{measured.validation:.2g} s"
+        chosen += f" and {count_of(length.n_validations, 'validation')} of {each}"
+    return f"{opt('minutes')} {options.minutes:g}: {chosen}"
 
 
 def _adapt_sizes(

@@ -7,6 +7,7 @@ with build(["small.yaml", "--data.path=my.txt"]) as run:
 import contextlib
 import dataclasses
 import functools
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -15,19 +16,20 @@ import lightning as L
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from gptlit import __version__, yaml_keys
 from gptlit.checkpoints import init_from
 from gptlit.cli import lr_find, preflight, run_options, saved_options, summary, trusted_options
-from gptlit.cli.adapting import Adapted, adapt
+from gptlit.cli.adapting import Adapted, adapt, adapt_length
 from gptlit.cli.arguments import expand, prints_config
 from gptlit.cli.lightning_warnings import lightning_command
 from gptlit.cli.user_modules import importable
 from gptlit.corpora import inputs
 from gptlit.data.datamodule import TextDataModule
-from gptlit.messages import UsageError, note
+from gptlit.messages import UsageError, note, opt
 from gptlit.parser import OneLineErrors, text_of
-from gptlit.runs import user_parts
+from gptlit.runs import time_budget, user_parts
 from gptlit.runs.build import Plan, Purpose, Run
 from gptlit.runs.build import build as build_run
 from gptlit.runs.evaluation import evaluate
@@ -154,7 +156,8 @@ class GptlitCLI(LightningCLI):
         if options.preflight and self.verb != "fit":
             raise UsageError("--preflight true: is an option of fit only")
         if options.lr_find:
-            self._find_rate()
+            self._check_used_alone("lr_find", "rate")
+            self.trial = lr_find.set_rate(options.model, self._build_trial)
         folder = Path(options.data.data_dir).expanduser() / inputs.PIPES_FOLDER
         for name in run_options.TEXT_PATHS:
             if path := options.data[name]:
@@ -168,6 +171,8 @@ class GptlitCLI(LightningCLI):
             options.model.teachers = [located(name, must_exist=self.trains) for name in names]
         if self.verb == "fit" and self.start is None:
             self._adapt_to_text()
+        if options.minutes:
+            self._fit_to_minutes()
         # before the choices below, which a resume makes again
         self.options_as_yaml, self.left_out = saved_options.write(options, self.verb_parser)
         if self.start is not None:
@@ -178,18 +183,30 @@ class GptlitCLI(LightningCLI):
             options.data.seed = int(options.seed_everything)
         run_options.set_validation_interval(trainer)
 
-    def _find_rate(self) -> None:
-        """Replace the learning rate by the one that a trial suggests."""
+    def _check_used_alone(self, name: str, own: str) -> None:
+        """Refuse an option that makes a trial before the run, where there is no new run."""
         options = self.options
-        for name, is_given in {
+        for other, is_given in {
             "a verb other than fit": self.verb != "fit" or not self.trains,
-            "--ckpt_path, which resumes a run at its own rate": self.start is not None,
+            f"--ckpt_path, which resumes a run with its own {own}": self.start is not None,
             "--preflight": options.preflight,
             "--trainer.fast_dev_run": options.trainer.fast_dev_run,
         }.items():
             if is_given:
-                raise UsageError(f"--lr_find true: is not used with {name}; leave it out")
-        self.trial = lr_find.set_rate(options.model, self._build_trial)
+                raise UsageError(f"is not used with {other}; leave it out", name, options[name])
+
+    def _fit_to_minutes(self) -> None:
+        """Choose the number of steps that fits the time, from a trial."""
+        options, trainer = self.options, self.options.trainer
+        self._check_used_alone("minutes", "number of steps")
+        for name in ("trainer.max_steps", "trainer.max_epochs"):
+            if name in self.flags:
+                reason = f"chooses the number of steps; leave {opt(name)} out"
+                raise UsageError(reason, "minutes", options.minutes)
+        with tempfile.TemporaryDirectory() as folder, isolate_rng():
+            trial = self._build_trial(*time_budget.trial(trainer.max_steps, folder))
+            measured = time_budget.measure(trial, options.minutes)
+        note(adapt_length(options, self.flags, self.adapted, measured))
 
     def _build_trial(self, *options: str) -> Run:
         return GptlitCLI("fit", [*self.arguments, *options], self.held, trains=False).built

@@ -114,11 +114,11 @@ PAGES = {
     "fit": Page(
         "[CONFIG|TEXT|CHECKPOINT] [OPTIONS]",
         """
-        config ckpt_path preflight lr_find early_stopping.patience
+        config ckpt_path preflight lr_find minutes early_stopping.patience
         data.path data.corpus data.tokenizer data.batch_size data.val_fraction
         model.n_layer model.n_head model.n_embd model.block_size model.dropout
         model.init_from model.lr model.optimizer
-        trainer.max_steps trainer.val_check_interval trainer.devices trainer.precision
+        trainer.max_steps trainer.val_check_interval trainer.devices
         samples.prompts
         """,
         "gptlit fit --data.path my.txt --model.n_layer 6 --trainer.max_steps 2000",

@@ -34,6 +34,7 @@ MIN_LR_SHARE = 0.1  # of lr, for a min_lr that would be above lr
 # options of a trial that differ from the run: no end, no validation, no output
 TRIAL = (
     "--lr_find=false",
+    "--minutes=0",
     f"--trainer.max_steps={10 * STEPS}",
     "--trainer.max_epochs=-1",
     f"--trainer.val_check_interval={10 * STEPS}",

@@ -3,6 +3,7 @@
 Imports neither torch nor Lightning.
 """
 
+import math
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -46,6 +47,10 @@ OF_EVALUATION = {
         "0: windows side by side. Of validate and test.",
     ),
 }
+MINUTES = (
+    "Choose --trainer.max_steps so that the run takes so many minutes on this machine, from the "
+    "time of a few steps and a validation; warmup, decay and validations are scaled. 0: off."
+)
 TRAINER_DEFAULTS = {
     "max_epochs": -1,
     "max_steps": 1000,
@@ -64,6 +69,7 @@ TRAINER_DEFAULTS = {
 LEAST = {
     **{name.removeprefix("--"): 0 for name in NUMBERS},
     "stride": 0,
+    "minutes": 0,
     "trainer.accumulate_grad_batches": 1,
     "trainer.check_val_every_n_epoch": 1,
     "trainer.log_every_n_steps": 0,
@@ -77,6 +83,7 @@ def add_to(parser: ArgumentParser) -> None:
         parser.add_argument(name, type=int, default=0, help=text)
     for name, (type_, default, text) in OF_EVALUATION.items():
         parser.add_argument(name, type=type_, default=default, help=text)
+    parser.add_argument("--minutes", type=float, default=0.0, help=MINUTES)
     for name, text in SWITCHES.items():
         switch: dict[str, Any] = {"type": bool, "nargs": "?", "const": True, "default": False}
         parser.add_argument(name, help=text, **switch)
@@ -94,6 +101,8 @@ def check(options: Namespace) -> None:
     for name, least in LEAST.items():
         if (value := options.get(name)) is not None and value < least:
             raise UsageError(f"must be {least} or more", name, value)
+    if not math.isfinite(options.minutes):
+        raise UsageError("must be a number of minutes, or 0", "minutes", options.minutes)
     cpus.check_threads(options.threads)
     if options.trainer.get("limit_train_batches") == 0:
         raise UsageError("leaves nothing to train on", "trainer.limit_train_batches", 0)

@@ -18,7 +18,7 @@ from gptlit.cli.run_options import OF_EVALUATION, TEXT_PATHS
 Parse = Callable[[Any], Any]
 # options of one command, which a resume does not repeat
 ONE_COMMAND = (
-    *("config", "ckpt_path", "preflight", "lr_find", "trust_checkpoint"),
+    *("config", "ckpt_path", "preflight", "lr_find", "minutes", "trust_checkpoint"),
     *(name.removeprefix("--") for name in OF_EVALUATION),
 )
 # the default of a class's argument can be an Enum's member, as `interval` of Lightning's Timer

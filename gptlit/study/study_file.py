@@ -49,6 +49,7 @@ REFUSED = {
     "ckpt_path": "the same command resumes a stopped study",
     "preflight": "try gptlit fit --preflight",
     "lr_find": "vary model.lr in the study",
+    "minutes": "give trainer.max_steps, the same for all runs",
     "trainer.default_root_dir": "runs are written to lightning_logs/NAME; choose --name",
     "trainer.fast_dev_run": "it saves nothing; try --dry_run",
     "trainer.logger": "a study reads the metrics that its runs log",
