@@ -95,7 +95,11 @@ def smaller(words: list[str]) -> list[str]:
     if verb == "study":
         return words if "--dry_run" in rest else [*words, *SHORT, "--trainer.max_steps=2"]
     if verb not in ("fit", "summary"):
-        return words
+        # of a model with a smaller block
+        return [
+            "8" if before == "--stride" else word
+            for before, word in itertools.pairwise(["", *words])
+        ]
     if "--ckpt_path" in rest:
         return [*words, f"--trainer.max_steps={next(steps)}"]
     short = SHORT if "--model.init_from" in rest else TINY

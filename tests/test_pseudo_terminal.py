@@ -20,7 +20,7 @@ from tests.pseudo_terminal import Terminal, seen
 
 RUN = [*TINY, "--trainer.max_steps=20", "--trainer.val_check_interval=10"]
 QUIET = ["--trainer.val_check_interval=1000", "--samples.prompts=[]"]
-BLOCK = ("device", "precision", "model", "text", "step", "input", "target")
+BLOCK = ("device", "precision", "model", "text", "step", "batches", "input", "target")
 
 
 @pytest.fixture

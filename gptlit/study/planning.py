@@ -4,7 +4,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class Planned:
     flops_per_token: float
     text: str
     texts: str
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer = field(compare=False)
 
 
 def plan_all(study: Study, setups: Sequence[Setup]) -> list[Planned]:
