@@ -269,13 +269,17 @@ class TextDataModule(L.LightningDataModule):
                 "data.batch_size",
                 self.batch_size,
             )
+        n_batches = self.steps_per_epoch * self._n_accumulated
+        # as LitGPT has made it, so that the loader ends with the epoch, also after a resume
+        if self.trainer and isinstance(limit := self.trainer.limit_train_batches, int):
+            n_batches = min(n_batches, limit)
         place = self._place()
         loader = TrainLoader(
             place.cutter,
             self.order,
             self.batch_size,
             before=self._inputs_before,
-            n_batches=self.steps_per_epoch * self._n_accumulated,
+            n_batches=n_batches,
             frozen=bool(self.trainer and self.trainer.overfit_batches),
             **self._ranks(),
         )

@@ -112,7 +112,8 @@ class RunCheckpoint(Checkpoint):
             self._save(trainer, last=ends)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+        in_fit = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if in_fit and has_stepped(trainer):  # validations by the time can fall within a step
             self._save(trainer, last=True)
 
     def on_exception(

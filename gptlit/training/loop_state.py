@@ -3,7 +3,6 @@
 The second half of the file is the part of a checkpoint that Lightning's loops write and read.
 """
 
-import sys
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
@@ -50,10 +49,10 @@ def is_over(trainer: L.Trainer) -> bool:
 
 
 def log_under_global_step(trainer: L.Trainer) -> None:
-    """Log metrics under the number of optimizer steps.
+    """Log metrics, also those of an epoch, under the number of optimizer steps.
 
-    Lightning logs them under a count of its own, which a resume with another validation interval
-    shifts.
+    Lightning logs them under a count of its own, which a resume shifts where validations follow
+    other steps than before.
     """
     trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
@@ -186,7 +185,7 @@ def _check_counts(part: Any, name: str) -> None:
 def recount(
     content: dict[str, Any], windows_per_step: int, accumulated: int, steps_per_epoch: int
 ) -> None:
-    """Convert a run's position in its epoch to batches of another size.
+    """Convert a run's position in its epoch to batches of another size, and epochs of another.
 
     Lightning counts batches, the loader windows. A position that is not a whole number of steps
     is rounded down.
@@ -202,18 +201,17 @@ def recount(
     loops = content["loops"]["fit_loop"]
     batches, loaders = loops["epoch_loop.batch_progress"], loops["state_dict"]["combined_loader"]
     position = loaders[0]["position"]
-    if (
-        batches["current"]["processed"] * windows_per_step == position * accumulated
-        and batches["total"]["processed"] == content["global_step"] * accumulated
-    ):
-        return
     steps = min(position // windows_per_step, steps_per_epoch)
-    for counts, number in (
-        (batches["current"], steps * accumulated),
-        (batches["total"], content["global_step"] * accumulated),
+    if (
+        batches["current"]["processed"] * windows_per_step != position * accumulated
+        or batches["total"]["processed"] != content["global_step"] * accumulated
     ):
-        counts |= dict.fromkeys(counts, number)
-    loaders[0]["position"] = steps * windows_per_step
+        for counts, number in (
+            (batches["current"], steps * accumulated),
+            (batches["total"], content["global_step"] * accumulated),
+        ):
+            counts |= dict.fromkeys(counts, number)
+        loaders[0]["position"] = steps * windows_per_step
     batches["is_last_batch"] = steps >= steps_per_epoch
 
 
@@ -229,6 +227,3 @@ def complete_batch(content: dict[str, Any]) -> None:
         batches["total"]["completed"] += 1
         batches["current"]["completed"] += 1
         loops["epoch_loop.state_dict"]["_batches_that_stepped"] = content["global_step"]
-        if batches["is_last_batch"]:
-            # a limited epoch has windows left over
-            loops["state_dict"]["combined_loader"][0]["position"] = sys.maxsize

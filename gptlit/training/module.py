@@ -147,7 +147,7 @@ class LitGPT(CapturedHooks):
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
-            run_length.validate_at_end(self.trainer)
+            run_length.make_whole(self.trainer)
 
     def on_fit_start(self) -> None:
         if not self.has_begun:
@@ -238,6 +238,7 @@ class LitGPT(CapturedHooks):
 
     def on_train_epoch_end(self) -> None:
         if loop_state.ends_epoch(self.trainer):  # not where a run ends within an epoch
+            loop_state.log_under_global_step(self.trainer)
             sums = self._epoch_sums()
             self.log("train/loss_epoch", sums["nats"] / sums["tokens"])
             self.train_loss.reset()

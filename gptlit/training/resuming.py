@@ -15,7 +15,7 @@ from gptlit.optim import optimizers
 from gptlit.optim.ema import Average
 from gptlit.plain_data import in_short
 from gptlit.tokenizers.base import Tokenizer, TokenizerOptions, parse_options
-from gptlit.training import loop_state
+from gptlit.training import loop_state, run_length
 from gptlit.training.saved_state import AVERAGED
 
 MISSING = object()
@@ -229,8 +229,8 @@ def take_raw_weights(content: dict[str, Any]) -> tuple[dict[str, Tensor], int, b
 
 def restore_position(content: dict[str, Any], trainer: L.Trainer, text: TextDataModule) -> None:
     """Adapt a checkpoint's position in the text, and its best scores, to the current options."""
-    accumulated = trainer.accumulate_grad_batches
-    loop_state.recount(content, text.windows_per_step, accumulated, text.steps_per_epoch)
+    accumulated, steps = trainer.accumulate_grad_batches, run_length.steps_of_epoch(trainer)
+    loop_state.recount(content, text.windows_per_step, accumulated, steps)
     loop_state.complete_batch(content)
     trained, now = content[checkpoint.KEY]["text"], text.describe_text()
     if same_split("val", trained, now):

@@ -35,18 +35,27 @@ def steps_of_epoch(trainer: L.Trainer) -> int:
         return sys.maxsize if math.isinf(n_batches) else math.ceil(n_batches / accumulated)
     whole, limit = text.steps_per_epoch, trainer.limit_train_batches
     batches = limit if isinstance(limit, int) else int(limit * whole * accumulated)
-    return min(
-        whole, math.ceil(batches / accumulated)
-    )  # Lightning also steps when fewer batches than usual are accumulated
+    return min(whole, math.ceil(batches / accumulated))
 
 
-def validate_at_end(trainer: L.Trainer) -> None:
-    """Validate a run that is shorter than its interval between validations at its end."""
-    interval = trainer.val_check_interval
-    by_batches = text_of(trainer) is not None and trainer.check_val_every_n_epoch is None
-    if by_batches and isinstance(interval, int):
-        n_steps = steps_of_run(trainer) or sys.maxsize
-        trainer.val_check_interval = min(interval, n_steps * trainer.accumulate_grad_batches)
+def make_whole(trainer: L.Trainer) -> None:
+    """Make the Trainer's batches of an epoch and between validations whole steps of the run.
+
+    Lightning would also step after fewer batches than usual at an epoch's end, and validate and
+    save within a step, from where no resume is exact. A run that is shorter than its interval
+    between validations is validated at its end.
+    """
+    accumulated, interval = trainer.accumulate_grad_batches, trainer.val_check_interval
+    if text_of(trainer) is None or not (n_batches := steps_of_epoch(trainer) * accumulated):
+        return
+    trainer.limit_train_batches = n_batches
+    if isinstance(interval, float):  # part of an epoch
+        interval = max(1, int(interval * n_batches))
+    if isinstance(interval, int):  # else a time
+        steps = math.ceil(interval / accumulated)
+        if trainer.check_val_every_n_epoch is None:
+            steps = min(steps, steps_of_run(trainer) or sys.maxsize)
+        trainer.val_check_interval = steps * accumulated
 
 
 def validates_each_epoch(trainer: L.Trainer) -> bool:

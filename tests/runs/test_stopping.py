@@ -25,7 +25,9 @@ from gptlit.training.module import LitGPT
 from tests.conftest import (
     TINY,
     Result,
+    assert_equal,
     assert_same_run,
+    curves,
     made_up_text,
     read_metrics,
     some_time_passes,
@@ -210,6 +212,7 @@ def test_a_killed_run_is_resumed_exactly(
 # ---------------------------------------------------------------------- by epochs, longer
 
 
+EACH_EPOCH = ["--trainer.check_val_every_n_epoch=1", "--trainer.val_check_interval=1.0"]
 BY_EPOCHS = ["--trainer.max_steps=-1", "--trainer.max_epochs=3", "--model.decay_steps=15"]
 
 
@@ -217,13 +220,17 @@ BY_EPOCHS = ["--trainer.max_steps=-1", "--trainer.max_epochs=3", "--model.decay_
     ("options", "step"),
     [
         ([], 4),
-        (["--trainer.check_val_every_n_epoch=1", "--trainer.val_check_interval=1.0"], 4),
-        (["--trainer.check_val_every_n_epoch=1", "--trainer.val_check_interval=1.0"], 6),
+        (EACH_EPOCH, 4),
+        (EACH_EPOCH, 6),
         (["--trainer.check_val_every_n_epoch=2", "--trainer.val_check_interval=1.0"], 4),
         (["--trainer.check_val_every_n_epoch=1", "--trainer.val_check_interval=0.4"], 6),
         (["--trainer.limit_train_batches=3"], 2),
         (["--trainer.limit_train_batches=3"], 3),
-        (["--trainer.accumulate_grad_batches=2", "--data.batch_size=16"], 9),
+        (["--trainer.limit_train_batches=0.6"], 2),
+        ([*batches(2)], 9),
+        ([*batches(2), "--trainer.limit_train_batches=5"], 3),
+        ([*batches(2), "--trainer.val_check_interval=0.3"], 4),
+        ([*batches(2), *EACH_EPOCH[:1], "--trainer.val_check_interval=3"], 4),
     ],
 )
 def test_a_run_by_epochs_is_resumed_exactly(
@@ -252,6 +259,64 @@ def test_a_run_extended_by_a_resume_equals_one_of_that_length(
     assert gptlit(*command_in(done.err)[:-2], longer).code == 0
     assert gptlit("fit", *everything, longer).code == 0
     assert_same_run(RUN, RUN.with_name("version_1"))
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ([], 10),
+        (["--trainer.limit_train_batches=3"], 6),
+        (["--trainer.limit_train_batches=0.6"], 6),
+        ([*batches(2), "--trainer.limit_train_batches=5"], 6),
+    ],
+)
+def test_a_run_that_ends_with_an_epoch_and_a_validation_is_extended_exactly(
+    gptlit: Call, text_file: Path, options: list[str], steps: int
+) -> None:
+    """A shorter run is validated at its end, where the longer one has no validation."""
+    everything = [*OPTIONS, f"--data.path={text_file}", *options, "--model.decay_steps=16"]
+    everything += ["--trainer.val_check_interval=100"]
+    assert gptlit("fit", *everything, f"--trainer.max_steps={steps}").code == 0
+    some_time_passes(RUN)
+    assert gptlit("fit", "--ckpt_path=last", "--trainer.max_steps=16").code == 0
+    assert gptlit("fit", *everything, "--trainer.max_steps=16").code == 0
+    ours, theirs = (curves(RUN.with_name(f"version_{index}")) for index in range(2))
+    validated = {name for name in ours if re.match("val/|train/loss_eval|epoch|sample", name)}
+    assert [step for step, _ in ours["val/loss"]] == [steps - 1, 15]
+    assert {name: ours[name] for name in ours.keys() - validated} == {
+        name: theirs[name] for name in theirs.keys() - validated
+    }
+    for part in ("state_dict", "optimizer_states", "lr_schedulers"):
+        contents = (
+            checkpoint.read(RUN.with_name(f"version_{index}") / "checkpoints" / "last.ckpt")
+            for index in range(2)
+        )
+        assert_equal(*(content[part] for content in contents), part)
+
+
+@pytest.mark.parametrize(("limit", "longer"), [(3, 5), (5, 4)])
+def test_an_epoch_continues_up_to_another_limit(
+    gptlit: Call, text_file: Path, monkeypatch: pytest.MonkeyPatch, limit: int, longer: int
+) -> None:
+    """Its windows are those of an epoch of that length."""
+    seen: list[tuple[int, int]] = []
+    original = LitGPT.training_step
+
+    def training_step(self: LitGPT, batch: Any, batch_idx: int) -> Any:
+        seen.append((self.current_epoch, hash(tuple(batch[0].flatten().tolist()))))
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(LitGPT, "training_step", training_step)
+    everything = [*OPTIONS, f"--data.path={text_file}", *BY_EPOCHS[2:]]
+    everything += ["--trainer.val_check_interval=100"]
+    options = [f"--trainer.limit_train_batches={longer}", "--trainer.max_steps=12"]
+    assert gptlit("fit", *everything, *options).code == 0
+    whole = seen.copy()
+    seen.clear()
+    first = [f"--trainer.limit_train_batches={limit}", f"--trainer.max_steps={min(limit, longer)}"]
+    assert gptlit("fit", *everything, *first).code == 0
+    assert gptlit("fit", "--ckpt_path=last", *options).code == 0
+    assert seen == whole
 
 
 # ---------------------------------------------------------------------- time, patience
