@@ -59,7 +59,7 @@ class Recorder(TorchDispatchMode):
         self.operations: list[Operation] = []
         self._before: dict[int, tuple[Tensor, Tensor]] = {}  # by storage: all of it, and its values
         self._made: list[Tensor] = []  # by operations that return new tensors
-        self._random = torch.get_rng_state()
+        self.random = torch.get_rng_state()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -106,13 +106,14 @@ class Recorder(TorchDispatchMode):
             for tensor in self._made:
                 if _storage(tensor) not in self._before and tensor.is_floating_point():
                     tensor.fill_(torch.nan)
-        torch.set_rng_state(self._random)
+        torch.set_rng_state(self.random)
 
 
 class RecordedGraphs:
     """A back end for the CPU that records functions; it counts captures and replays."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, draws: bool = True) -> None:
+        self.draws = draws
         self.captures = 0
         self.replays = 0
         self.warm_ups = 0
@@ -130,6 +131,8 @@ class RecordedGraphs:
                 function()
             if self.fails:
                 raise NotCapturable("as the test wants it")
+            if not self.draws and not torch.equal(torch.get_rng_state(), recorder.random):
+                raise NotCapturable("draws from the default generator")
         finally:
             recorder.untouched()
 
@@ -147,8 +150,8 @@ def recorded_graphs(monkeypatch: pytest.MonkeyPatch) -> list[RecordedGraphs]:
     """Capture on the CPU by recording; return the back ends that were made, in their order."""
     made: list[RecordedGraphs] = []
 
-    def make(device: torch.device) -> RecordedGraphs:
-        made.append(RecordedGraphs(device))
+    def make(device: torch.device, draws: bool) -> RecordedGraphs:
+        made.append(RecordedGraphs(device, draws))
         return made[-1]
 
     monkeypatch.setitem(graphs.BACK_ENDS, "cpu", make)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gptlit.data.loaders import IGNORED, Batch, Cutter, EvalLoader, HostCutter, TrainLoader
+from gptlit.devices import accelerators
 
 SHARE = 4  # auto keeps a text on the device that takes at most 1/SHARE of its free memory
 TOKENS_AT_ONCE = 2**24  # tokens in a copy to the device, which pass through host memory
@@ -62,10 +63,7 @@ class DeviceCutter:
 
     def placed(self, values: np.ndarray) -> Tensor:
         """Return int64 values on the device, without waiting for the copy on CUDA."""
-        tensor = torch.from_numpy(np.ascontiguousarray(values))
-        if self._device.type == "cuda":
-            return tensor.pin_memory().to(self._device, non_blocking=True)
-        return tensor.to(self._device)
+        return accelerators.placed(torch.from_numpy(np.ascontiguousarray(values)), self._device)
 
 
 class SideStream:

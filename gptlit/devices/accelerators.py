@@ -27,6 +27,13 @@ def widest_float(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def placed(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a CPU tensor's values on a device, without waiting for the copy on CUDA."""
+    if device.type == "cuda":  # which copies only from pinned memory without waiting
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 def seed_generators(seed: int, device: torch.device) -> None:
     """Seed the generators of the CPU and of a device, as `torch.manual_seed` does.
 

@@ -1,6 +1,7 @@
 """Functions captured as CUDA graphs: all their kernels are launched by one call of the host."""
 
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from typing import Protocol
 
 import torch
@@ -30,10 +31,12 @@ class CudaGraphs:
 
     Args:
         device: Device that the functions run on.
+        draws: Whether functions may draw from the device's default generator.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, draws: bool = True) -> None:
         self._device = device
+        self._draws = draws
         self._stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
 
@@ -47,28 +50,54 @@ class CudaGraphs:
 
     def capture(self, function: Callable[[], None]) -> Callable[[], None]:
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
+        generator = torch.cuda.default_generators[current.device.index]
+        state = generator.graphsafe_get_state()
+        if not self._draws:  # so that a failure can't spoil the state that other graphs draw from
+            generator.graphsafe_set_state(generator.clone_state())
+        infers = torch.is_inference_mode_enabled()
+        # the seed's tensor, which a first capture makes for all others, must not be an inference
+        # tensor: those captured outside inference mode write to it (pytorch/pytorch#166792)
+        outside = torch.inference_mode(False) if infers else nullcontext()
+        inside = torch.inference_mode() if infers else nullcontext()
         try:
             # other threads may use CUDA during the capture
-            with torch.cuda.graph(
-                graph, self._pool, self._stream, capture_error_mode="thread_local"
+            with (
+                outside,
+                torch.cuda.graph(
+                    graph, self._pool, self._stream, capture_error_mode="thread_local"
+                ),
+                inside,
             ):
                 function()
         except BaseException:
             torch.cuda.set_stream(current)
-            # a capture that fails leaves the generator in a state in which it refuses to draw
-            generator = torch.cuda.default_generators[current.device.index]
-            generator.graphsafe_set_state(generator.clone_state())
+            # else the allocator would keep the memory of the capture; it refuses where the capture
+            # has ended, and has other functions before torch 2.8
+            with suppress(AttributeError, RuntimeError):
+                torch._C._cuda_endAllocateToPool(current.device.index, self._pool)
+                torch._C._cuda_releasePool(current.device.index, self._pool)
+            if self._draws:
+                # a capture that fails leaves the state such that the generator refuses to draw
+                state = generator.clone_state()
             raise
+        finally:
+            generator.graphsafe_set_state(state)
         return graph.replay
 
 
-BACK_ENDS: dict[str, Callable[[torch.device], BackEnd]] = {"cuda": CudaGraphs}  # by type of device
+# by type of device; `draws` is that of CudaGraphs
+BACK_ENDS: dict[str, Callable[[torch.device, bool], BackEnd]] = {"cuda": CudaGraphs}
 
 
-def back_end(device: torch.device) -> BackEnd | None:
-    """Return a new back end for a device; None if functions can't be captured there."""
+def back_end(device: torch.device, draws: bool = True) -> BackEnd | None:
+    """Return a new back end for a device; None if functions can't be captured there.
+
+    Args:
+        device: Device that the functions run on.
+        draws: Whether functions may draw from the device's default generator.
+    """
     make = BACK_ENDS.get(device.type)
-    return None if make is None else make(device)
+    return None if make is None else make(device, draws)
 
 
 class Captured:
@@ -82,7 +111,8 @@ class Captured:
     function must read all that changes between calls from tensors, write in place what it leaves,
     and neither read values on the host nor copy them from there. Random numbers of the device's
     default generator are those that an eager call would draw: a replay uses its current seed and
-    offset.
+    offset. Autocast casts weights anew in each call, since its cache, which ends with the block
+    that it was entered in, could be freed before a replay reads it.
 
     Args:
         function: Takes nothing and returns a tuple of tensors, always of the same shapes.
@@ -119,13 +149,17 @@ class Captured:
             try:
                 self._replay = self._on.capture(self._run)
             except Exception as error:  # drivers and libraries can raise anything
-                reason, *_ = str(error).strip().splitlines() or [""]
-                self._failed(f"{type(error).__name__}: {reason}")
+                self._failed(root_cause(error))
         (self._replay or self._run)()
         return self._results
 
     def _run(self) -> None:
-        results = self._function()
+        keeps = torch.is_autocast_cache_enabled()
+        torch.set_autocast_cache_enabled(False)
+        try:
+            results = self._function()
+        finally:
+            torch.set_autocast_cache_enabled(keeps)
         with torch.no_grad():
             if self._n_calls == 1:
                 # outside the pool, so that replays of other functions don't overwrite them
@@ -135,3 +169,15 @@ class Captured:
 
     def _warn(self, reason: str) -> None:
         note(f"warning: {self._name} was not captured as a CUDA graph ({reason}); it runs eagerly")
+
+
+def root_cause(error: BaseException) -> str:
+    """Return type and first line of the exception that led to an error.
+
+    An operation that can't be captured raises one error, and the end of its capture another, which
+    says no more than that it failed.
+    """
+    while error.__context__ is not None:
+        error = error.__context__
+    reason, *_ = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {reason}"

@@ -63,7 +63,7 @@ class CapturedDecoder(Decoder):
         self._steps: dict[int, Captured] = {}
 
     def fits(self, model: GPT, n_rows: int) -> bool:
-        """Whether the weights are where they were when the decoder was made, and B is the same."""
+        """Whether weights and autocast are as when the decoder was made, and B is the same."""
         return self._made_for == _signature(model, n_rows)
 
     def forget(self) -> None:
@@ -83,7 +83,7 @@ class CapturedDecoder(Decoder):
 
     def place(self, positions: Sequence[int]) -> None:
         """Set the positions of the newest ids, B of them."""
-        self.position.copy_(torch.tensor(positions), non_blocking=True)
+        self.position.copy_(accelerators.placed(torch.tensor(positions), self.position.device))
 
     def advance(self, n_keys: int) -> None:
         """Compute `logits` from `ids` at `position`, which is below n_keys in each row."""
@@ -111,14 +111,16 @@ class CapturedDecoder(Decoder):
 
 
 def _back_end(device: torch.device) -> graphs.BackEnd:
-    on = graphs.back_end(device)
+    # draws use the numbers of `Streams`, which the host makes
+    on = graphs.back_end(device, draws=False)
     assert on is not None
     return on
 
 
 def _signature(model: GPT, n_rows: int) -> Hashable:
-    weights = (*model.parameters(), *model.buffers())
-    return n_rows, tuple((each.data_ptr(), each.dtype) for each in weights)
+    weights, kind = (*model.parameters(), *model.buffers()), model.wte.weight.device.type
+    autocast = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+    return n_rows, autocast, tuple((each.data_ptr(), each.dtype) for each in weights)
 
 
 @dataclass
@@ -238,6 +240,11 @@ def _draws_for(
         return _Draws(kept.decoder, rules, settings, scored)
     kept.rules.restart(rules)
     return kept
+
+
+def forget(model: GPT) -> None:
+    """Free the graphs that are kept for a model's next texts."""
+    _KEPT.pop(model, None)
 
 
 def is_used_for(model: GPT) -> bool:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gptlit.devices import accelerators
 from gptlit.model.ensemble import Ensemble, log_mean
 from gptlit.model.gpt import GPT, MLP, Attention, Block, KVCache, TokenShift
 from gptlit.model.positions import Rotary, rotated
@@ -98,7 +99,7 @@ class Windows:
             else:
                 read = self._read(self._ids[rows, :length], rows)
                 logits = read.new_empty(n_rows, read.size(1)) if logits is None else logits
-                logits[rows] = read
+                logits[rows] = read.to(logits.dtype)
         self._to_read = []
         assert logits is not None
         return logits
@@ -115,7 +116,7 @@ class Windows:
         if len(set(self.lengths)) == 1:
             self._ids[:, self.lengths[0]] = ids
         else:
-            places = torch.tensor(self.lengths, device=ids.device)[:, None]
+            places = accelerators.placed(torch.tensor(self.lengths), ids.device)[:, None]
             self._ids.scatter_(1, places, ids[:, None])
         self.lengths = [length + 1 for length in self.lengths]
         self._newest, self._to_read = ids, full
@@ -126,7 +127,7 @@ class Windows:
         if n and len(set(self.lengths)) == 1:
             self._ids[:, self.lengths[0] : self.lengths[0] + n] = ids[:-1].T
         elif n:
-            first = torch.tensor(self.lengths, device=ids.device)[:, None]
+            first = accelerators.placed(torch.tensor(self.lengths), ids.device)[:, None]
             places = first + torch.arange(n, device=ids.device)  # (B, n)
             self._ids.scatter_(1, places, ids[:-1].T)
         self.lengths = [length + n for length in self.lengths]
@@ -185,7 +186,8 @@ class Decoder:
         self._cache.store[:, rows, :, :length] = part.store
         for shift, inputs in part.inputs.items():
             everywhere = inputs.new_zeros(n_rows, *inputs.shape[1:])
-            self._cache.inputs.setdefault(shift, everywhere)[rows] = inputs
+            kept = self._cache.inputs.setdefault(shift, everywhere)
+            kept[rows] = inputs.to(kept.dtype)
         return logits
 
     def step(self, ids: Tensor, positions: Sequence[int]) -> Tensor:
@@ -200,7 +202,7 @@ class Decoder:
             self._place = (slice(None), slice(None), self._position)
             self._mask = None
         else:
-            self._position = torch.tensor(positions, device=ids.device)  # (B,)
+            self._position = accelerators.placed(torch.tensor(positions), ids.device)  # (B,)
             self._place = (self._rows, slice(None), self._position)
             seen = torch.arange(self._n_keys, device=ids.device) <= self._position[:, None]
             self._mask = seen[:, None, None]  # (B, 1, 1, n_keys)
@@ -276,7 +278,7 @@ class Decoder:
                 qk = qk if norm is None else norm(qk)
                 qk = rotated(qk, *self._turn) if is_turned else qk
                 q, kv = qk[:, :n_head], torch.cat([qk[:, n_head:], v], dim=1)
-            stored[self._place] = kv
+            stored[self._place] = kv.to(stored.dtype)  # which autocast has made smaller
             k, v = keys.narrow(2, 0, self._n_keys), values.narrow(2, 0, self._n_keys)
             y = F.scaled_dot_product_attention(q.reshape(grouped), k, v, attn_mask=self._mask)
             return out(y.reshape(x.shape))

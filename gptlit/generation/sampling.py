@@ -6,8 +6,9 @@ option's meaning. The filters, from top-k to typical-p, set the logits of remove
 keep at least one token of a row.
 """
 
+import contextlib
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -164,7 +165,22 @@ def next_token(logits: Tensor, u: Tensor, settings: SamplingSettings) -> Tensor:
     """Draw (B,) ids from (B, V) logits by (B,) numbers u; the likeliest at temperature 0."""
     if settings.temperature == 0:
         return logits.argmax(dim=-1)
-    return draw(apply_settings(logits, settings), u)
+    with _sums_allowed():
+        return draw(apply_settings(logits, settings), u)
+
+
+@contextlib.contextmanager
+def _sums_allowed() -> Iterator[None]:
+    """Let `torch.use_deterministic_algorithms` warn of cumulative sums on CUDA, not refuse them."""
+    if not torch.are_deterministic_algorithms_enabled():
+        yield
+        return
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(True, warn_only=warns)
 
 
 class Rules:
@@ -284,7 +300,8 @@ class Streams:
             many: dict[str, Any] = {"size": (DRAWS_AT_ONCE,), "dtype": torch.float64}
             drawn = [torch.rand(generator=each, **many) for each in self._generators]
             block = torch.stack(drawn, dim=1)  # (DRAWS_AT_ONCE, B)
-            block = block.to(self._device, self.dtype, non_blocking=True)
-            self._left = torch.cat([self._left, block])
+            self._left = torch.cat(
+                [self._left, accelerators.placed(block.to(self.dtype), self._device)]
+            )
         taken, self._left = self._left[:n], self._left[n:]
         return taken

@@ -6,6 +6,8 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from gptlit.generation import captured
+from gptlit.model.gpt import GPT
 from gptlit.steps.captured_step import CapturedStep
 
 
@@ -30,6 +32,8 @@ class CapturedHooks(L.LightningModule):
             super().on_validation_model_zero_grad()
 
     def teardown(self, stage: str) -> None:
+        if isinstance(net := getattr(self, "net", None), GPT):
+            captured.forget(net)
         if self.captured is not None:
             self.captured.forget()
             self.captured = None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gptlit.generation import captured
+from gptlit.generation.decoding import Windows
 from gptlit.generation.generate import generate_chunks, generate_step
 from gptlit.generation.sampling import scores
 from gptlit.generation.settings import SamplingSettings
@@ -64,6 +65,20 @@ def test_texts_of_every_kind(
         assert torch.equal(found, wanted)
         torch.testing.assert_close(found_scores, wanted_scores, atol=1e-5, rtol=1e-5)
     assert sum(each.replays for each in recorded_graphs) > 60
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_texts_in_mixed_precision(kind: str, recorded_graphs: Graphs) -> None:
+    """As by `gptlit predict --trainer.precision=bf16-mixed`, of prompts of several lengths."""
+    model = far_from_its_start(kind)
+    prompts = [torch.tensor(each) for each in ([1], [2, 3, 4], [5, 6])]
+    settings = SamplingSettings(max_new_tokens=30)
+    with torch.autocast("cpu", torch.bfloat16):
+        wanted, _ = plain(model, prompts, settings)
+        found, _ = in_chunks(model, prompts, settings)
+    # where bfloat16 has rounded keys and values otherwise, a text may differ from there on
+    assert (found == wanted).float().mean() > 0.9
+    assert sum(each.replays for each in recorded_graphs) > 10
 
 
 SETTINGS: list[dict[str, Any]] = [
@@ -131,7 +146,7 @@ def test_whole_and_streamed_texts(values: dict[str, Any], request: pytest.Fixtur
 
 
 def test_graphs_serve_the_next_texts(recorded_graphs: Graphs) -> None:
-    """Unless weights have moved, or the number of texts or the settings have changed."""
+    """Unless weights have moved, or the number of texts, settings or autocast have changed."""
     model = far_from_its_start(MODERN)
 
     def write(n_texts: int = 1, **settings: Any) -> int:
@@ -155,6 +170,12 @@ def test_graphs_serve_the_next_texts(recorded_graphs: Graphs) -> None:
     assert write() == both
     assert write(2) == both
     assert write() == both
+    with torch.autocast("cpu", torch.bfloat16):
+        assert write() == both
+        assert write() == 0
+    assert write() == both
+    captured.forget(model)
+    assert write() == both
 
 
 def test_numbers_that_were_not_finite_leave_no_trace(recorded_graphs: Graphs) -> None:
@@ -166,6 +187,21 @@ def test_numbers_that_were_not_finite_leave_no_trace(recorded_graphs: Graphs) ->
     in_chunks(model, prompts, settings)
     model.wte.weight.data.copy_(weight)
     assert torch.equal(in_chunks(model, prompts, settings)[0], wanted)
+
+
+@torch.inference_mode()
+def test_lengths_are_copied_to_a_gpu_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`accelerators.placed` is tested in tests/devices; a tensor made on the GPU waits."""
+    made = []
+    tensor = torch.tensor
+    monkeypatch.setattr(torch, "tensor", lambda *args, **how: made.append(how) or tensor(*args))
+    windows = Windows(far_from_its_start("gpt2"), [tensor([1]), tensor([2, 3])])
+    for ids in tensor([[4, 5], [6, 7], [8, 9]]):
+        windows.logits()
+        windows.append(ids)
+    windows.extend(tensor([[1, 2], [3, 4]]))
+    assert made
+    assert all("device" not in how for how in made)
 
 
 def test_a_decoder_does_not_keep_its_model_alive(recorded_graphs: Graphs) -> None:

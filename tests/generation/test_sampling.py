@@ -4,6 +4,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from gptlit.generation import sampling
 from gptlit.generation.sampling import (
     DRAWS_AT_ONCE,
     Rules,
@@ -162,6 +163,28 @@ def test_banned_and_forced_tokens() -> None:
     assert left(ban(FOUR, torch.tensor([1, 3]))) == [0, 2]
     assert left(force(FOUR, 2)) == [2]
     assert draw(force(FOUR.expand(3, -1), 2), torch.rand(3).double()).tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize("warns", [None, True, False])
+def test_deterministic_algorithms_only_warn_while_a_token_is_drawn(
+    warns: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On CUDA they would refuse cumulative sums."""
+    seen = []
+
+    def mode() -> tuple[bool, bool]:
+        enabled = torch.are_deterministic_algorithms_enabled()
+        return enabled, torch.is_deterministic_algorithms_warn_only_enabled()
+
+    monkeypatch.setattr(sampling, "draw", lambda *_: seen.append(mode()))
+    try:
+        torch.use_deterministic_algorithms(warns is not None, warn_only=bool(warns))
+        before = mode()
+        next_token(LOGITS, torch.tensor([0.5]), SamplingSettings())
+        assert seen == [(warns is not None, warns is not None)]
+        assert mode() == before
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_rules_are_applied_in_order_and_count_written_tokens() -> None:
