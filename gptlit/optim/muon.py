@@ -169,9 +169,11 @@ class Muon(torch.optim.Optimizer):
             return
         fused = weights[0].device.type in FUSED
         for weight in weights:
-            if "step" not in self.state[weight]:
-                on = weight.device if fused else "cpu"
-                self.state[weight]["step"] = torch.zeros((), dtype=torch.float32, device=on)
+            state, on = self.state[weight], weight.device if fused else torch.device("cpu")
+            if "step" not in state:
+                state["step"] = torch.zeros((), dtype=torch.float32, device=on)
+            elif state["step"].device != on:  # loading leaves it where the checkpoint had it
+                state["step"] = state["step"].to(on)
         adamw(
             weights,
             [weight.grad for weight in weights],

@@ -19,6 +19,8 @@ from gptlit.messages import note
 from gptlit.optim import optimizers
 from gptlit.optim.ema import Average
 
+# of an optimizer's groups; a graph keeps those of its capture
+NUMBERS = ("weight_decay", "betas", "momentum", "beta2", "eps")
 MOST_SHAPES = 4  # each shape of a batch has graphs of its own; batches of more shapes run eagerly
 Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -29,7 +31,8 @@ class CapturedStep:
     All that a replay reads lies in tensors that stay the same: batches are copied into them, and
     learning rates are written into them before each update from the optimizer's groups, which keep
     their numbers for schedules, logs and checkpoints. Graphs are captured anew for another shape of
-    batches, and after the optimizer's state was loaded.
+    batches, after the optimizer's state was loaded, and when one of its other numbers has changed,
+    such as a weight decay.
 
     Args:
         objective: Returns the minimised loss and the plain loss, two scalars, of inputs and
@@ -59,6 +62,7 @@ class CapturedStep:
         n_rates = len(optimizer.param_groups) + (average is not None)
         self._rates = torch.zeros(n_rates, device=device).unbind()
         self._written: list[float | None] = [None] * n_rates
+        self._numbers: list[Any] | None = None  # other numbers of the last update
         self.clip: float | None = None  # largest norm of the gradients in the next update
         self._batches: dict[Hashable, tuple[Tensor, Tensor]] = {}  # static, by shape
         self._functions: dict[Hashable, Captured] = {}
@@ -164,9 +168,14 @@ class CapturedStep:
                 self._rates[index].fill_(rate)
                 self._written[index] = rate
         clip = self.clip if self.clip and self.clip > 0 else None
+        numbers = [clip, *(group.get(name) for group in optimizer.param_groups for name in NUMBERS)]
+        if numbers != self._numbers:
+            if self._numbers is not None:
+                self.forget()
+            self._numbers = numbers
         if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
             self._fail("the optimizer has hooks")
-        self._call(("update", clip), lambda: self._update(clip))
+        self._call("update", lambda: self._update(clip))
 
     def _update(self, clip: float | None) -> tuple[Tensor, ...]:
         self._show_gradients()

@@ -460,7 +460,7 @@ class LitGPT(CapturedHooks):
             self.train_loss.nats.copy_(sums["nats"])
             self.train_loss.tokens.copy_(sums["tokens"])
         factor = run_length.schedule(self.options, trainer)
-        before, now = resuming.take_recipe(checkpoint, self.options, factor)
+        before, now = resuming.take_recipe(checkpoint, self.options, factor, fused=self.can_fuse())
         if before != now and trainer.is_global_zero:
             step = checkpoint["global_step"]
             note(f"the learning rate changes at step {step}: {before:.4g} -> {now:.4g}")

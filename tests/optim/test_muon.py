@@ -187,6 +187,27 @@ def test_its_state_is_saved_as_plain_data_bit_for_bit() -> None:
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize(("fused", "place"), [(("meta",), "meta"), ((), "cpu")])
+def test_a_resumed_count_of_steps_is_where_the_step_needs_it(
+    monkeypatch: pytest.MonkeyPatch, fused: tuple[str, ...], place: str
+) -> None:
+    """Loading leaves it on the CPU; meta stands for a GPU, with a fused step or without one."""
+    weight = nn.Parameter(torch.ones(3, device="meta"))
+    weight.grad = torch.zeros_like(weight)
+    optimizer, seen = muon_of([], [weight]), []
+    moments = {name: torch.zeros(3) for name in ("exp_avg", "exp_avg_sq")}
+    state = optimizer.state_dict()
+    state["state"] = {0: {"step": torch.tensor(4.0), **moments}}
+    optimizer.load_state_dict(state)
+    assert optimizer.state[weight]["exp_avg"].device.type == "meta"
+    monkeypatch.setattr(muon, "FUSED", fused)
+    monkeypatch.setattr(muon, "adamw", lambda *args, fused, **_: seen.append((args[5], fused)))
+    optimizer.step()
+    ((counts, is_fused),) = seen
+    assert [(count.device.type, count.dtype) for count in counts] == [(place, torch.float32)]
+    assert is_fused is bool(fused)
+
+
 def test_equal_shapes_are_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a model, each matrix with those of the same shape in other blocks."""
     seen: list[tuple[int, ...]] = []

@@ -195,6 +195,24 @@ def test_a_resumed_captured_run_equals_a_whole_one_bit_for_bit(
     assert [used.captures for used in recorded_graphs] == [3, 3]
 
 
+def test_a_run_that_was_not_fused_resumes_fused(
+    gptlit: Call, text_file: Path, recorded_graphs: Graphs
+) -> None:
+    """As one of another device or precision, whose saved value would replace the optimizer's."""
+    fit(gptlit, text_file, "false", "--snapshot_every=7")
+    file = RUNS / "version_0" / "checkpoints" / "step_7.ckpt"
+    content = torch.load(file, weights_only=True)
+    for group in content["optimizer_states"][0]["param_groups"]:
+        assert group["fused"] is True
+        group["fused"] = None
+    torch.save(content, file)
+    resumed = gptlit("fit", f"--ckpt_path={file}", "--model.compile=graph")
+    assert resumed.code == 0, resumed.err
+    content = torch.load(RUNS / "version_0/checkpoints/last.ckpt", weights_only=True)
+    assert all(group["fused"] for group in content["optimizer_states"][0]["param_groups"])
+    assert recorded_graphs[0].captures == 2
+
+
 def test_a_failing_capture_trains_the_same(
     gptlit: Call,
     text_file: Path,
@@ -238,17 +256,17 @@ class Kit:
         loss = nn.functional.cross_entropy(self.net(inputs).flatten(0, 1), targets.flatten())
         return loss, loss.detach()
 
-    def eager(self, number: int, length: int) -> None:
+    def eager(self, number: int, length: int, clip: float = 0.3) -> None:
         loss, _ = self.objective(*batch(number, length))
         self.optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(optimizers.parameters(self.optimizer), 0.3)
+        nn.utils.clip_grad_norm_(optimizers.parameters(self.optimizer), clip)
         self.optimizer.step()
         if self.average is not None:
             self.average.update()
 
-    def step(self, captured: CapturedStep, number: int, length: int) -> None:
-        captured.clip = 0.3
+    def step(self, captured: CapturedStep, number: int, length: int, clip: float = 0.3) -> None:
+        captured.clip = clip
         captured.accumulate(*batch(number, length), 1, is_first=True, is_last=True)
         self.optimizer.step()
 
@@ -296,6 +314,30 @@ def test_a_loaded_state_is_captured_anew(recorded_graphs: Graphs) -> None:
     assert_close(other.weights(), one.weights())
     assert [used.captures for used in recorded_graphs] == [2, 2]
     assert [used.replays for used in recorded_graphs] == [2 * 5, 2 * 5]
+
+
+@pytest.mark.parametrize("name", ["weight_decay", "momentum", "betas", "clip"])
+def test_other_numbers_may_change(recorded_graphs: Graphs, name: str) -> None:
+    """A graph would keep those of its capture."""
+    one, other = Kit(), Kit()
+    captured, clip = other.captured(), 0.3
+
+    def change(value: Any) -> None:
+        for group in (each for kit in (one, other) for each in kit.optimizer.param_groups):
+            group[name] = value if name in group else None
+            if group[name] is None:
+                del group[name]
+
+    for number in range(16):
+        if number == 8:
+            if name == "clip":
+                clip = 0.05
+            else:
+                change((0.5, 0.6) if name == "betas" else 0.7)
+        one.eager(number, 5, clip)
+        other.step(captured, number, 5, clip)
+        assert_close(other.weights(), one.weights(), str(number))
+    assert [used.captures for used in recorded_graphs] == [2, 2]
 
 
 def test_gradients_and_norm_are_those_of_the_step(recorded_graphs: Graphs) -> None:
