@@ -7,7 +7,8 @@ tests run on the CPU, which tries the tests themselves.
 """
 
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ import torch
 from gptlit.devices import accelerators
 from tests import DEVICE
 from tests.conftest import TINY, Result
+
+FELL_BACK = re.compile("not captured|eagerly|torch.compile failed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -47,15 +50,26 @@ def device() -> str:
     return DEVICE
 
 
+def assert_not_eager(err: str, options: Sequence[object]) -> None:
+    """Assert that no line reports steps that run eagerly after all, but with a gradient scaler."""
+    if "--trainer.precision=16-mixed" not in options:
+        assert [line for line in err.splitlines() if FELL_BACK.search(line)] == []
+
+
 @pytest.fixture
 def fit(gptlit: Callable[..., Result], text_file: Path, device: str) -> Callable[..., Result]:
-    """Return a function that trains on one device for 4 steps, which other options replace."""
+    """Return a function that trains on one device for 4 steps, which other options replace.
+
+    A captured or compiled step that falls back to an eager one fails the test: the figures would
+    be right, and the GPU idle.
+    """
 
     def train(*options: object, accelerator: str = device) -> Result:
         defaults = [f"--data.path={text_file}", "--trainer.max_steps=4", "--trainer.devices=1"]
         where = f"--trainer.accelerator={accelerator}"
         result = gptlit("fit", *TINY, *defaults, where, *options)
         assert result.code == 0, result.err
+        assert_not_eager(result.err, options)
         return result
 
     return train
