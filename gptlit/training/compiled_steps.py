@@ -17,9 +17,9 @@ from gptlit.model import cost
 from gptlit.model.gpt import GPT
 from gptlit.steps import compiling, losses
 from gptlit.steps.distillation import Teachers
+from gptlit.steps.user_batches import batches_of
 from gptlit.training import run_length
 from gptlit.training.monitors import is_from
-from gptlit.training.user_batches import batches_of
 
 Option = bool | Literal["auto", "graph"]
 # hooks between the parts of a step, which a captured step runs at once

@@ -65,6 +65,21 @@ def check(strategy: Strategy) -> None:
         )
 
 
+def check_user_loaders(strategy: Strategy) -> None:
+    """Refuse to shard the weights of a model that is trained on the user's own loaders.
+
+    Raises:
+        UsageError: The message names a strategy that works.
+    """
+    if isinstance(strategy, SHARDING):
+        raise UsageError(
+            "shards the weights, which needs a TextDataModule; loaders of your own train under "
+            f"{opt('trainer.strategy')} ddp",
+            "trainer.strategy",
+            type(strategy).__name__,
+        )
+
+
 def check_whole(strategy: Strategy, optimizer: str, ema: float) -> None:
     """Refuse options that need all weights in each process where a strategy shards them.
 

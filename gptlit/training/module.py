@@ -1,7 +1,8 @@
-"""LitGPT: a GPT with its loss, its optimizer and its metrics, as a LightningModule."""
+"""LitGPT: a GPT as a LightningModule; its net, its training step, its checkpoints.
 
-import contextlib
-import functools
+The optimizer is in `optimizing`, validation in `evaluating`.
+"""
+
 import math
 import time
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_
 
 from gptlit.checkpoints import checkpoint as checkpoints
 from gptlit.checkpoints.weight_shapes import MASK
@@ -22,26 +22,23 @@ from gptlit.generation.jobs import write_jobs
 from gptlit.generation.text_stream import GeneratedText
 from gptlit.messages import UsageError, note
 from gptlit.model.gpt import GPT
-from gptlit.optim import muon, optimizers
-from gptlit.optim.ema import Average
-from gptlit.optim.gradients import Gradients
 from gptlit.steps import distillation, losses
-from gptlit.steps.captured_step import CapturedStep
 from gptlit.steps.distillation import Teachers
-from gptlit.steps.losses import RunningLoss, TextLoss, text_metrics
-from gptlit.steps.step_hooks import CapturedHooks
+from gptlit.steps.losses import RunningLoss
+from gptlit.steps.user_batches import as_batch, batches_of, text_of
 from gptlit.tokenizers.base import Tokenizer
 from gptlit.tokenizers.state import from_state
 from gptlit.training import fsdp2, loop_state, monitors, resuming, run_length, saved_state
 from gptlit.training.compiled_steps import CompiledSteps
+from gptlit.training.evaluating import Evaluating
+from gptlit.training.optimizing import Optimizing
 from gptlit.training.options import ModelOptions
-from gptlit.training.user_batches import as_batch, batches_of, check_user_loaders, text_of
 
 VOCABULARY_COMES_LATER = 0
 LOG_AFTER_SECONDS = 1.0
 
 
-class LitGPT(CapturedHooks):
+class LitGPT(Optimizing, Evaluating):
     """Trains a GPT on the windows of a `TextDataModule`.
 
     Takes the options of `ModelOptions` as keyword arguments, and has them as `options`.
@@ -50,8 +47,6 @@ class LitGPT(CapturedHooks):
     on loaders of your own, call `use_tokenizer` first; `user_batches.as_batch` describes the
     batches that they may give. Their metrics don't include bits per byte.
     """
-
-    net: GPT
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
@@ -66,22 +61,14 @@ class LitGPT(CapturedHooks):
             self.options.compile, self.options.label_smoothing, self.options.z_loss
         )
         self.teachers: Teachers | None = None  # in a fit with the option teachers
-        self.gradients = Gradients()
-        self.average: Average | None = None  # moving average of the weights, in a fit
-        self.saved_average: tuple[dict[str, Tensor], int, bool] | None = None  # of the checkpoint
         self.run_config = ""  # the run's options as YAML, saved in its checkpoints
         self.predict_jobs: list[tuple[str, int]] = []  # prompt and seed of each text
         self.predict_options: dict[str, Any] = {}
         self.seed = 0
-        self.evaluated: dict[str, float] = {}  # metrics of the last validation, and its step
         self.logs_every_batch = True  # whether callbacks may read train/loss after each batch
         self.logs_to_bar = True  # whether a progress bar shows train/loss only if logged for it
         self._logged_at = -math.inf  # when train/loss was logged last
         self.train_loss = RunningLoss()  # of the epoch
-        self.val_loss = TextLoss()
-        self.slice_loss = TextLoss()  # of a slice of the training split
-        self.raw_val_loss = TextLoss()  # of the weights that an average is compared with
-        self.raw_slice_loss = TextLoss()
 
     # ------------------------------------------------------------------ the net
 
@@ -96,7 +83,12 @@ class LitGPT(CapturedHooks):
             return
         if (text := text_of(self.trainer)) is None:
             if self.trainer.state.fn != "predict":
-                check_user_loaders(self.trainer, self.tokenizer)
+                if self.tokenizer is None:
+                    raise UsageError(
+                        "LitGPT has no vocabulary yet; give a TextDataModule, or call "
+                        "use_tokenizer(tokenizer) before training on loaders of your own"
+                    )
+                fsdp2.check_user_loaders(self.trainer.strategy)
                 self._read_teachers(Path(DATA_DIR))
                 self.compiled.choose(self)
         elif self.tokenizer is None:
@@ -209,12 +201,6 @@ class LitGPT(CapturedHooks):
                 self.log("train/distill_loss", self.teachers.loss.clone(), sync_dist=several)
         return minimised
 
-    def _captured_losses(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the minimised loss and the plain one, which is added to the epoch's at once."""
-        minimised, loss = self.compiled.objective(self.net, inputs, targets)
-        self.train_loss.add(loss.detach(), targets)
-        return minimised, loss
-
     def _is_loss_read(self) -> bool:
         """Whether this batch's loss is read; logging it costs more than computing it.
 
@@ -250,144 +236,7 @@ class LitGPT(CapturedHooks):
         reduce = self.trainer.strategy.reduce
         return {name: reduce(part.clone(), reduce_op="sum") for name, part in parts.items()}
 
-    # ------------------------------------------------------------------ optimizer
-
-    def configure_optimizers(self) -> Any:
-        options, trainer = self.options, self.trainer
-        fsdp2.check_whole(trainer.strategy, options.optimizer, options.ema)
-        optimizer = self._new_optimizer()
-        if options.ema:
-            self.average = Average(self.net, options.ema)
-            if self.saved_average is not None:
-                self.average.load(*self.saved_average)
-                self.average.is_kept |= options.ema_keep == "average"
-                self.saved_average = None
-        self.captured = None
-        if self.compiled.choice.captures:
-            failed = functools.partial(self.compiled.capturing_failed, trainer)
-            self.captured = CapturedStep(self._captured_losses, optimizer, self.average, failed)
-        elif self.average is not None:
-            # in the step itself, so that all hooks after it see the updated average
-            optimizer.register_step_post_hook(self.average.update)
-        factor = run_length.schedule(options, trainer)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
-
-    def _new_optimizer(self) -> torch.optim.Optimizer:
-        return optimizers.build(self, self.options, fused=self.can_fuse())
-
-    def can_fuse(self) -> bool:
-        """Whether the optimizer may compute a whole step in one kernel.
-
-        In 16-mixed it may not: it would unscale the gradients after they are clipped. In bf16-mixed
-        there is no scale, and only clipping by Lightning is refused; see
-        `configure_gradient_clipping`.
-        """
-        trainer = self.trainer
-        clips_itself = trainer.gradient_clip_algorithm in (None, "norm") and not isinstance(
-            trainer.strategy, fsdp2.SHARDING
-        )
-        return trainer.strategy.root_device.type in muon.FUSED and (
-            trainer.precision == "32-true" or (trainer.precision == "bf16-mixed" and clips_itself)
-        )
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        every = self.trainer.log_every_n_steps
-        if every and not (self.global_step + 1) % every:
-            self.log("optim/grad_norm", self.gradients.norm(optimizer))
-            # the learning rate of the option lr: with muon the first group has another
-            self.log("optim/lr", optimizer.param_groups[-1]["lr"])
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: int | float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        by_norm = gradient_clip_algorithm in (None, "norm")
-        if self.captured is not None:
-            self.captured.clip = gradient_clip_val
-        elif not by_norm or isinstance(self.trainer.strategy, fsdp2.SHARDING):
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        elif gradient_clip_val and gradient_clip_val > 0:
-            # as Lightning does, but also for a fused step, and without computing the norm again
-            norm = self.gradients.norm(optimizer)
-            clip_grads_with_norm_(optimizers.parameters(optimizer), gradient_clip_val, norm)
-        self.gradients.take_norm()
-
-    # ------------------------------------------------------------------ evaluation
-
-    def kept_weights(self) -> contextlib.AbstractContextManager[None]:
-        """The net with the moving average of its weights, if there is one and it is kept."""
-        return self.average.applied() if self.average else contextlib.nullcontext()
-
-    def on_validation_start(self) -> None:
-        if self.average is not None:
-            self.average.begin()
-
-    def on_validation_end(self) -> None:
-        # after all callbacks, so that they sample from the average as well
-        if self.average is not None:
-            self.average.end()
-
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        inputs, targets = as_batch(batch)  # (B, T), (B, T)
-        # only a data module has a slice of the training split
-        on_validation_split = batches_of(self.trainer).has_validation and (
-            dataloader_idx == 0 or text_of(self.trainer) is None
-        )
-        metric = self.val_loss if on_validation_split else self.slice_loss
-        metric.update(*losses.summed(self.net, inputs, targets))
-        if self.average is not None and self.options.ema_keep == "better":
-            metric = self.raw_val_loss if on_validation_split else self.raw_slice_loss
-            self.average.end()
-            metric.update(*losses.summed(self.net, inputs, targets))
-            self.average.begin()
-
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        inputs, targets = as_batch(batch)  # (B, T), (B, T)
-        self.val_loss.update(*losses.summed(self.net, inputs, targets))
-
-    def on_validation_epoch_end(self) -> None:
-        metrics: dict[str, Tensor] = {}
-        of_slice, of_split = self.slice_loss, self.val_loss
-        if self.average is not None and self.raw_val_loss.update_called:
-            average, raw = self.val_loss.compute(), self.raw_val_loss.compute()
-            metrics |= {"val/loss_average": average, "val/loss_raw": raw}
-            self.average.is_kept = not bool(raw < average)
-            if not self.average.is_kept:
-                self.average.end()
-                of_slice, of_split = self.raw_slice_loss, self.raw_val_loss
-        if of_slice.update_called:
-            metrics["train/loss_eval"] = of_slice.compute()
-        if of_split.update_called:
-            metrics |= self._split_metrics("val", of_split)
-        if "train/loss_eval" in metrics and "val/loss" in metrics:
-            metrics["val/gap"] = metrics["val/loss"] - metrics["train/loss_eval"]
-        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
-            values = {name: value.item() for name, value in metrics.items()}
-            self.evaluated = {"step": self.global_step, **values}
-        self._log_evaluation(metrics)
-
-    def on_test_epoch_end(self) -> None:
-        self._log_evaluation(self._split_metrics("test", self.val_loss))
-
-    def _split_metrics(self, split: str, loss: TextLoss) -> dict[str, Tensor]:
-        text = text_of(self.trainer)
-        per_token = text.tokens.bytes_per_token(split) if text else None
-        metrics = text_metrics(split, loss.compute(), per_token)
-        # sliding windows give each token more context, and so another figure
-        suffix = f"_stride_{text.stride}" if text and text.stride else ""
-        return {f"{name}{suffix}": value for name, value in metrics.items()}
-
-    def _log_evaluation(self, metrics: dict[str, Tensor]) -> None:
-        # already summed over all ranks
-        self.log_dict({name: value.float() for name, value in metrics.items()})
-        for loss in (self.val_loss, self.slice_loss, self.raw_val_loss, self.raw_slice_loss):
-            loss.reset()
+    # ------------------------------------------------------------------ prediction, checkpoints
 
     def predict_step(self, batch: Tensor, batch_idx: int) -> list[list[GeneratedText]]:
         """Write the texts of a batch of jobs: (B,) indices into `predict_jobs`."""
@@ -397,8 +246,6 @@ class LitGPT(CapturedHooks):
             return []  # there are more devices than texts
         jobs = [self.predict_jobs[job] for job in batch.tolist()]
         return write_jobs(self.net, self.tokenizer, jobs, **self.predict_options)
-
-    # ------------------------------------------------------------------ checkpoints
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **options: Any) -> "LitGPT":

@@ -9,7 +9,7 @@ import lightning as L
 from gptlit.messages import UsageError, opt
 from gptlit.optim import schedules
 from gptlit.optim.optimizers import Recipe
-from gptlit.training.user_batches import text_of
+from gptlit.steps.user_batches import text_of
 
 
 def steps_of_run(trainer: L.Trainer) -> int | None:

@@ -19,9 +19,9 @@ from gptlit import plain_data
 from gptlit.checkpoints.weight_shapes import check_tensors, checked
 from gptlit.messages import UsageError
 from gptlit.model.config import GPTConfig
+from gptlit.steps.user_batches import text_of
 from gptlit.training import loop_state
 from gptlit.training.monitors import is_from
-from gptlit.training.user_batches import text_of
 
 AVERAGED = "averaged"  # a checkpoint's key of the raw weights, if its own are averages
 # an optimizer's values for a parameter

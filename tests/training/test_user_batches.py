@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader, TensorDataset
 import gptlit
 from gptlit.data.datamodule import TextDataModule
 from gptlit.messages import UsageError
+from gptlit.steps.user_batches import as_batch
 from gptlit.tokenizers.base import TokenizerOptions
 from gptlit.tokenizers.characters import CharTokenizer
 from gptlit.training.module import LitGPT
-from gptlit.training.user_batches import as_batch
 from tests.conftest import Run
 
 TOKENIZER = CharTokenizer("\n abcdefg")

@@ -7,9 +7,7 @@ import torch
 
 from gptlit.data.datamodule import TextDataModule
 from gptlit.data.loaders import Batch
-from gptlit.messages import UsageError, opt
-from gptlit.tokenizers.base import Tokenizer
-from gptlit.training import fsdp2
+from gptlit.messages import UsageError
 
 EXPECTED = (
     "a batch must be a tensor of (B, T + 1) token ids, or a pair of inputs and targets of (B, T) "
@@ -26,26 +24,6 @@ def text_of(trainer: L.Trainer) -> TextDataModule | None:
 def batches_of(trainer: L.Trainer) -> "TextDataModule | UserBatches":
     """Return the Trainer's data module, or an object in its place for the user's own loaders."""
     return text_of(trainer) or UserBatches(trainer)
-
-
-def check_user_loaders(trainer: L.Trainer, tokenizer: Tokenizer | None) -> None:
-    """Check that a model can be trained on the user's own loaders.
-
-    Raises:
-        UsageError: The model has no tokenizer yet, or the strategy shards the weights.
-    """
-    if tokenizer is None:
-        raise UsageError(
-            "LitGPT has no vocabulary yet; give a TextDataModule, or call "
-            "use_tokenizer(tokenizer) before training on loaders of your own"
-        )
-    if isinstance(trainer.strategy, fsdp2.SHARDING):
-        raise UsageError(
-            "shards the weights, which needs a TextDataModule; loaders of your own train under "
-            f"{opt('trainer.strategy')} ddp",
-            "trainer.strategy",
-            type(trainer.strategy).__name__,
-        )
 
 
 def as_batch(batch: Any) -> Batch:
