@@ -53,6 +53,7 @@ NOT_RUN = {
     "gptlit study learning_rates.yaml": "nine runs",
     "gptlit study distill.yaml": "six runs",
     "gptlit fit --data.path my.txt --minutes 5": "five minutes; tests/runs/test_time_budget.py",
+    "gptlit fit --config my.yaml --minutes 5": "five minutes; tests/cli/test_advising.py",
     "gptlit fit --data.path <(": "a shell's process substitution; tests/corpora/test_inputs.py",
 }
 NAMED = ("git", "make", "pip", "pre-commit", "tensorboard", "torchrun", "srun", ".venv/bin/python")

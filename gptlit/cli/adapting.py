@@ -1,18 +1,16 @@
 """Adapts options of a new run to its text, where the user did not set them."""
 
 import functools
-import itertools
 import math
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from jsonargparse import Namespace
 
-from gptlit.corpora.catalog import Text
-from gptlit.corpora.cleaning import AS_IT_IS, Cleaner, CleaningOptions
+from gptlit.corpora.cleaning import CleaningOptions
 from gptlit.data import small_texts
 from gptlit.data.datamodule import TextDataModule
 from gptlit.messages import UsageError, opt
@@ -20,8 +18,6 @@ from gptlit.runs import time_budget
 from gptlit.runs.time_budget import Measured
 from gptlit.terminal import count_of
 from gptlit.tokenizers.base import Tokenizer, TokenizerOptions
-
-HEAD_CHARS = 1_000_000  # of the text, searched for the prompts of a config
 
 
 @dataclass
@@ -71,14 +67,14 @@ def adapt(options: Namespace, chosen: Collection[str], tokenizer: Tokenizer | No
     if not {"data.path", "data.corpus"} & set(chosen):
         return adapted
     text = _data_module(options, tokenizer).load_text()
-    head = _beginning(text, HEAD_CHARS)
+    head = small_texts.beginning(text)
     if not head.strip():
         return adapted  # preparing the text reports that it is empty
     if len(head) < small_texts.SMALL_CHARS:
         _adapt_sizes(options, chosen, tokenizer, head, adapted)
-    prompts = options.samples.prompts
-    if "samples.prompts" not in chosen and not all(prompt in head for prompt in prompts):
-        adapted.change(options, "samples.prompts", [small_texts.opening(head)])
+    if "samples.prompts" not in chosen:
+        prompts = small_texts.prompts(options.samples.prompts, head)
+        adapted.change(options, "samples.prompts", prompts)
     return adapted
 
 
@@ -189,20 +185,6 @@ def _too_short(module: TextDataModule, chosen: Collection[str]) -> UsageError:
         f"{module.load_text().option} {name}: is too short, with {module.n_train_tokens} tokens to "
         f"train on and {n_val} for validation; {advice}"
     )
-
-
-def _beginning(text: Text, n_chars: int) -> str:
-    """Return the first characters of the cleaned text."""
-    documents = text.documents()
-    blocks: Iterable[str] = itertools.chain.from_iterable(documents)
-    if text.options.cleaning != AS_IT_IS:
-        blocks = Cleaner(text.options.cleaning)("".join(blocks) for blocks in documents)
-    head = ""
-    for block in blocks:
-        head += block
-        if len(head) >= n_chars:
-            break
-    return head[:n_chars]
 
 
 def _data_module(options: Namespace, tokenizer: Tokenizer | None) -> TextDataModule:

@@ -5,17 +5,21 @@ Imports no torch.
 
 import dataclasses
 import os
+import shlex
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from jsonargparse import Namespace
 
+from gptlit.cli import advising
 from gptlit.corpora import catalog
-from gptlit.corpora.catalog import CORPORA
+from gptlit.corpora.catalog import CORPORA, Text
 from gptlit.corpora.cleaning import CleaningOptions
 from gptlit.corpora.reading import TextOptions
-from gptlit.data import prepare
+from gptlit.data import advice, prepare, small_texts
 from gptlit.data.splits import SPLITS, Splitting
 from gptlit.data.token_file import TokenFile
 from gptlit.messages import UsageError, errors_naming, note
@@ -25,6 +29,11 @@ from gptlit.tokenizers.base import Tokenizer, UnknownPieces, parse_options
 
 TOKENS_PER_BLOCK = 1 << 20  # counted at a time
 MIN_WINDOWS = 500  # of a suggested block size
+# options of a text that `gptlit fit` has as well
+OF_FIT = (
+    *("jsonl_field", "column", "encoding", "eos", "data_dir"),
+    *("test_fraction", "val_spans", "split_by"),
+)
 DEFAULT_TOKENIZERS = ["char", "word", "bpe:1024", "tiktoken:gpt2"]
 
 
@@ -38,6 +47,15 @@ def parser() -> OneLineErrors:
     add("--tokenizer", type=list[str] | str, default=None, help=tokenizer)
     parser.add_class_arguments(TextOptions, skip={"corpus", "path"})
     add("--tokenize", type=str, default=None, help="Print the tokens of this string instead.")
+    suggest = (
+        "Print a config for gptlit fit instead, with sizes that suit the text and the time, and "
+        "explain it on stderr."
+    )
+    add("--advise", type=bool, nargs="?", const=True, default=False, help=suggest)
+    minutes = (
+        f"Time of the run that --advise is for, on two CPU cores; {advising.MINUTES:g} by default."
+    )
+    add("--minutes", type=float | None, default=None, help=minutes)
     eos = "End each document with an end-of-sequence token."
     add("--eos", type=bool, default=False, help=eos)
     parser.add_class_arguments(Splitting)
@@ -148,6 +166,57 @@ def known_corpora(folder: Path) -> str:
     return "\n".join(lines)
 
 
+def _prepared(text: Text, name: str, splitting: Splitting, options: Namespace) -> TokenFile:
+    return prepare.prepare(
+        text,
+        Path(options.data_dir).expanduser() / "tokens",
+        tokenizer=dataclasses.replace(parse_options(name), eos=options.eos),
+        splitting=splitting,
+        own_texts={},
+    )
+
+
+def _advise(options: Namespace, text: Text, splitting: Splitting, words: Sequence[str]) -> None:
+    """Print an advised config, and explain it on stderr.
+
+    Args:
+        options: Options of `gptlit data`.
+        words: The same, as they were given.
+    """
+    given = {word.partition("=")[0] for word in words}
+    names = options.tokenizer or DEFAULT_TOKENIZERS[0]
+    names = [names] if isinstance(names, str) else names
+    if len(names) != 1:
+        raise UsageError("must be one tokenizer with --advise", "tokenizer", names)
+    if options.tokenize is not None:
+        raise UsageError("is not used with --advise; leave it out", "tokenize", options.tokenize)
+    minutes = advising.MINUTES if options.minutes is None else options.minutes
+    file = _prepared(text, names[0], splitting, options)
+    if "--val_fraction" not in given:
+        n_chars = sum(each["characters"] for each in file.provenance["sizes"].values())
+        splitting = dataclasses.replace(splitting, val_fraction=advice.val_fraction(n_chars))
+        file = _prepared(text, names[0], splitting, options)
+    advised = advice.advise(advising.text_size(file), minutes)
+    for line in (*file.provenance["report"], *advising.explain(advised, file, minutes)):
+        note(line)
+    data = _data_options(options, text, names[0]) | {"val_fraction": splitting.val_fraction}
+    config = advising.config(advised, data, small_texts.beginning(text))
+    command = shlex.join(["gptlit", "data", *words])
+    print(advising.as_yaml(config, command), end="")
+
+
+def _data_options(options: Namespace, text: Text, tokenizer: str) -> dict[str, Any]:
+    """Return the options of the text that differ from their defaults, for `gptlit fit`."""
+    given: dict[str, Any] = {"corpus" if options.text in CORPORA else "path": text.name}
+    if tokenizer != DEFAULT_TOKENIZERS[0]:
+        given["tokenizer"] = tokenizer
+    found, defaults = options.as_dict(), parser().get_defaults().as_dict()
+    cleaning, usual = found["cleaning"], defaults["cleaning"]
+    if changed := {name: each for name, each in cleaning.items() if each != usual[name]}:
+        given["cleaning"] = changed
+    return given | {name: found[name] for name in OF_FIT if found[name] != defaults[name]}
+
+
 # this verb's options are those of fit without their group
 @errors_naming(lambda name: f"--{name.removeprefix('data.')}")
 def main(argv: Sequence[str]) -> None:
@@ -156,7 +225,8 @@ def main(argv: Sequence[str]) -> None:
     Raises:
         UsageError: An argument or the text is invalid.
     """
-    options = parser().parse_args([*from_environment("data"), *argv])
+    words = [*from_environment("data"), *argv]
+    options = parser().parse_args(words)
     folder = Path(options.data_dir).expanduser()
     if options.text == "list":
         print(known_corpora(folder))
@@ -172,18 +242,17 @@ def main(argv: Sequence[str]) -> None:
     text_options = TextOptions(options.text, path, cleaning=cleaning, **reading)
     text = catalog.load(text_options, folder, path_option="gptlit data")
     splitting = Splitting(**{name: options[name] for name in Splitting.__dataclass_fields__})
+    if options.advise:
+        _advise(options, text, splitting, words)
+        return
+    if options.minutes is not None:
+        raise UsageError("needs --advise; give that as well", "minutes", options.minutes)
     chosen = options.tokenizer or (["char"] if options.tokenize is None else DEFAULT_TOKENIZERS)
     files: dict[str, TokenFile] = {}
     failed: dict[str, str] = {}
     for name in [chosen] if isinstance(chosen, str) else chosen:
         try:
-            files[name] = prepare.prepare(
-                text,
-                folder / "tokens",
-                tokenizer=dataclasses.replace(parse_options(name), eos=options.eos),
-                splitting=splitting,
-                own_texts={},
-            )
+            files[name] = _prepared(text, name, splitting, options)
         except UsageError as error:
             if options.tokenizer or name == DEFAULT_TOKENIZERS[0]:
                 raise

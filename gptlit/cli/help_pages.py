@@ -161,7 +161,7 @@ PAGES = {
     "data": Page(
         "[TEXT|list] [OPTIONS]",
         """
-        text tokenizer tokenize jsonl_field column encoding eos
+        text advise minutes tokenizer tokenize jsonl_field column encoding eos
         cleaning.gutenberg cleaning.collapse_blank_lines cleaning.paragraphs cleaning.min_words
         cleaning.drop_duplicates
         val_fraction test_fraction split_by data_dir

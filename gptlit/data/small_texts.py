@@ -1,9 +1,13 @@
-"""Sizes of splits, windows, batches and intervals that suit a small text."""
+"""Sizes of splits, windows, batches and intervals that suit a small text, and its first words."""
 
+import itertools
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+
+from gptlit.corpora.catalog import Text
+from gptlit.corpora.cleaning import AS_IT_IS, Cleaner
 
 SMALL_CHARS = 100_000  # below, a config's sizes are compared with the text's size
 LEAST_VALIDATION = 1_000  # characters, if a tenth of the text has as many
@@ -15,6 +19,7 @@ PASSES = 10  # over the text between two validations, at most
 VALIDATIONS = 40
 LEAST_INTERVAL = 5  # steps, as a validation takes longer than a step of a small text
 SAMPLES = 10
+HEAD_CHARS = 1_000_000  # of the text, searched for the prompts of a config
 PROMPT_CHARS = 24
 
 
@@ -92,6 +97,25 @@ def sample_interval(least: int, n_steps: int, interval: int) -> int:
     if n_steps <= 2 * SAMPLES * interval:
         return least
     return max(least, n_steps // SAMPLES)
+
+
+def beginning(text: Text) -> str:
+    """Return the first HEAD_CHARS characters of the cleaned text."""
+    documents = text.documents()
+    blocks: Iterable[str] = itertools.chain.from_iterable(documents)
+    if text.options.cleaning != AS_IT_IS:
+        blocks = Cleaner(text.options.cleaning)("".join(blocks) for blocks in documents)
+    head = ""
+    for block in blocks:
+        head += block
+        if len(head) >= HEAD_CHARS:
+            break
+    return head[:HEAD_CHARS]
+
+
+def prompts(given: list[str], head: str) -> list[str]:
+    """Return the given prompts if they occur in the beginning of a text, or else its opening."""
+    return given if all(prompt in head for prompt in given) else [opening(head)]
 
 
 def opening(text: str) -> str:
