@@ -30,7 +30,7 @@ class Speed(NamedTuple):
     flops: float
 
 
-# estimates: two cores of a CPU as measured, the others not measured
+# estimates for two cores of a CPU, a data center's GPU and one of Apple's; none was measured
 SPEEDS = {
     "cpu": Speed(start=0.0, step=5e-4, bytes_per_s=1e10, flops=5e10),
     "cuda": Speed(start=4.0, step=4e-4, bytes_per_s=5e11, flops=1e13),

@@ -131,29 +131,6 @@ def test_a_text_is_copied_in_parts_and_without_changing_its_ids(
     assert cutter._ids.dtype.itemsize == ids.itemsize
 
 
-@pytest.mark.parametrize(("device", "expected"), [("cuda:0", ["pin", True]), ("mps", [False])])
-def test_positions_are_pinned_and_not_waited_for_on_cuda(
-    monkeypatch: pytest.MonkeyPatch, device: str, expected: list[Any]
-) -> None:
-    calls: list[Any] = []
-
-    def copied(values: Tensor, device: torch.device, non_blocking: bool = False) -> Tensor:
-        calls.append(non_blocking)
-        return values
-
-    def pinned(values: Tensor) -> Tensor:
-        calls.append("pin")
-        return values
-
-    cutter = DeviceCutter(IDS, CPU)
-    starts = np.array([3, 500, 17])
-    cutter._device = torch.device(device)
-    monkeypatch.setattr(Tensor, "to", copied)
-    monkeypatch.setattr(Tensor, "pin_memory", pinned)
-    assert torch.equal(cutter.placed(starts), torch.from_numpy(starts))
-    assert calls == expected
-
-
 def test_positions_are_copied_for_many_batches_at_once() -> None:
     cutter = DeviceCutter(IDS, CPU)
     order = WindowOrder(np.array([[0, len(IDS)]]), 8, seed=1)

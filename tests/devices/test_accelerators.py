@@ -14,6 +14,7 @@ import pytest
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
+from torch import Tensor
 
 from gptlit.cli.adapting import _n_processes
 from gptlit.devices import accelerators
@@ -40,14 +41,6 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "NVIDIA H9000")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
-    return monkeypatch
-
-
-@pytest.fixture
-def mps(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Simulate an Apple machine whose GPU is not hidden."""
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    monkeypatch.delenv("DISABLE_MPS")
     return monkeypatch
 
 
@@ -96,11 +89,6 @@ def test_precision_on_a_cpu_next_to_a_gpu(cuda: pytest.MonkeyPatch) -> None:
     assert choose_precision("cpu")[0] == "32-true"
 
 
-def test_precision_on_mps(mps: pytest.MonkeyPatch) -> None:
-    for accelerator in ("auto", "gpu", "mps"):
-        assert choose_precision(accelerator) == ("32-true", "the safe choice on Apple's GPUs")
-
-
 def test_the_fastest_device(cuda: pytest.MonkeyPatch) -> None:
     cuda.setattr(torch.backends.mps, "is_available", lambda: True)
     cuda.delenv("DISABLE_MPS")
@@ -131,21 +119,6 @@ def test_a_run_on_the_cpu_of_a_machine_with_gpus(
     assert result.code == 0, result.err
     assert "1 x cpu, threads" in result.out + result.err
     assert "not used" not in result.out + result.err
-
-
-def test_sums_are_in_float32_on_mps() -> None:
-    # in a process of its own, since the type is chosen at import
-    code = """
-import os, torch
-del os.environ["DISABLE_MPS"]
-torch.backends.mps.is_available = lambda: True
-from gptlit.steps import losses
-print(losses.SUM_DTYPE, losses.TextLoss().nats.dtype)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
-    )
-    assert done.stdout == "torch.float32 torch.float32\n"
 
 
 def test_lightning_trains_on_cuda_by_default(cuda: pytest.MonkeyPatch) -> None:
@@ -240,6 +213,23 @@ print(find_config("tiny"), bool(shipped_studies()))
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout == f"{ROOT / 'configs' / 'tiny.yaml'} True\n"
+
+
+@pytest.mark.parametrize(("device", "calls"), [("cuda:1", ["pin", True]), ("mps", [False])])
+def test_values_are_pinned_and_not_waited_for_on_cuda(
+    monkeypatch: pytest.MonkeyPatch, device: str, calls: list[Any]
+) -> None:
+    made: list[Any] = []
+
+    def copied(values: Tensor, device: torch.device, non_blocking: bool = False) -> Tensor:
+        made.append(non_blocking)
+        return values
+
+    monkeypatch.setattr(Tensor, "to", copied)
+    monkeypatch.setattr(Tensor, "pin_memory", lambda values: made.append("pin") or values)
+    values = torch.tensor([3, 1, 2])
+    assert accelerators.placed(values, torch.device(device)) is values
+    assert made == calls
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda", "mps", "xpu"])
