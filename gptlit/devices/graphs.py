@@ -1,7 +1,8 @@
 """Functions captured as CUDA graphs: all their kernels are launched by one call of the host."""
 
-from collections.abc import Callable
-from contextlib import nullcontext, suppress
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Protocol
 
 import torch
@@ -62,6 +63,7 @@ class CudaGraphs:
         try:
             # other threads may use CUDA during the capture
             with (
+                _without_collections(),
                 outside,
                 torch.cuda.graph(
                     graph, self._pool, self._stream, capture_error_mode="thread_local"
@@ -83,6 +85,18 @@ class CudaGraphs:
         finally:
             generator.graphsafe_set_state(state)
         return graph.replay
+
+
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """Keep Python from collecting cycles: the end of a graph in one could end a capture."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 # by type of device; `draws` is that of CudaGraphs

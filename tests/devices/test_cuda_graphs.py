@@ -1,5 +1,6 @@
 """The calls of torch.cuda that a capture makes, also where it fails; CUDA itself is replaced."""
 
+import gc
 from contextlib import nullcontext
 from typing import Any
 
@@ -175,3 +176,12 @@ def test_the_reason_is_that_of_the_operation(monkeypatch: pytest.MonkeyPatch) ->
     for _ in range(WARM_UP + 1):
         captured()
     assert reasons == ["ValueError: an operation waits"]
+
+
+def test_nothing_is_collected_during_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as a graph in a cycle of Python's."""
+    FakeCuda(monkeypatch)
+    on, collects = CudaGraphs(torch.device("cuda", 1)), list[bool]()
+    on.capture(lambda: collects.append(gc.isenabled()))
+    assert collects == [False]
+    assert gc.isenabled()
