@@ -108,9 +108,10 @@ class Windows:
         """Append (B,) ids, one to each row."""
         full = [row for row, length in enumerate(self.lengths) if length == self.block_size]
         if full:
-            # the new ids count among those kept
-            kept = self._ids[full, self.block_size - self._kept + 1 :]
-            self._ids[full, : self._kept - 1] = kept
+            # the new ids count among those kept; an index that isn't a slice waits for a GPU
+            rows = slice(None) if len(full) == len(self.lengths) else full
+            kept = self._ids[rows, self.block_size - self._kept + 1 :]
+            self._ids[rows, : self._kept - 1] = kept
             for row in full:
                 self.lengths[row] = self._kept - 1
         if len(set(self.lengths)) == 1:

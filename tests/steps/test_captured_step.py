@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gptlit.checkpoints import checkpoint
 from gptlit.devices.graphs import WARM_UP
+from gptlit.generation import captured
 from gptlit.optim import optimizers
 from gptlit.optim.ema import Average
 from gptlit.optim.optimizers import Recipe
@@ -211,6 +212,14 @@ def test_a_run_that_was_not_fused_resumes_fused(
     content = torch.load(RUNS / "version_0/checkpoints/last.ckpt", weights_only=True)
     assert all(group["fused"] for group in content["optimizer_states"][0]["param_groups"])
     assert recorded_graphs[0].captures == 2
+
+
+def test_graphs_of_samples_end_with_the_run(
+    gptlit: Call, text_file: Path, recorded_graphs: Graphs
+) -> None:
+    fit(gptlit, text_file, "graph", "--samples.prompts=['the']", "--model.dropout=0.1")
+    assert [used.draws for used in recorded_graphs] == [True, False, False]
+    assert not captured._KEPT
 
 
 def test_a_failing_capture_trains_the_same(
