@@ -187,8 +187,7 @@ class Decoder:
         self._cache.store[:, rows, :, :length] = part.store
         for shift, inputs in part.inputs.items():
             everywhere = inputs.new_zeros(n_rows, *inputs.shape[1:])
-            kept = self._cache.inputs.setdefault(shift, everywhere)
-            kept[rows] = inputs.to(kept.dtype)
+            self._cache.inputs.setdefault(shift, everywhere)[rows] = inputs
         return logits
 
     def step(self, ids: Tensor, positions: Sequence[int]) -> Tensor:

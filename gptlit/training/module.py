@@ -307,7 +307,7 @@ class LitGPT(Optimizing, Evaluating):
             self.train_loss.nats.copy_(sums["nats"])
             self.train_loss.tokens.copy_(sums["tokens"])
         factor = run_length.schedule(self.options, trainer)
-        before, now = resuming.take_recipe(checkpoint, self.options, factor, fused=self.can_fuse())
+        before, now = resuming.take_recipe(checkpoint, self.options, factor)
         if before != now and trainer.is_global_zero:
             step = checkpoint["global_step"]
             note(f"the learning rate changes at step {step}: {before:.4g} -> {now:.4g}")

@@ -142,11 +142,7 @@ def check_optimizer(content: Mapping[str, Any], recipe: optimizers.Recipe) -> No
 
 
 def take_recipe(
-    content: dict[str, Any],
-    recipe: optimizers.Recipe,
-    factor: Callable[[int], float],
-    *,
-    fused: bool = False,
+    content: dict[str, Any], recipe: optimizers.Recipe, factor: Callable[[int], float]
 ) -> tuple[float, float]:
     """Replace the recipe in a checkpoint's optimizer and schedule.
 
@@ -156,8 +152,6 @@ def take_recipe(
         content: Content of the checkpoint, changed in place.
         recipe: Recipe of the resumed run.
         factor: Schedule of the resumed run.
-        fused: Whether the resumed run's optimizer is fused. The saved value would replace its own,
-            that of a run on another device or in another precision.
 
     Returns:
         Learning rates of the next step, by the checkpoint and by the recipe.
@@ -170,8 +164,6 @@ def take_recipe(
     scheduler |= {"base_lrs": [group["lr"] for group in groups], "_last_lr": rates}
     for old, new, rate in zip(optimizer["param_groups"], groups, rates, strict=True):
         old |= {**new, "initial_lr": new["lr"], "lr": rate}
-        if "fused" in old:
-            old["fused"] = fused or None
     return before, rates[-1]
 
 
