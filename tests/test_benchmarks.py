@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu, host, train_step
+from benchmarks import advice, gpu, host, train_step
+from gptlit.data.advice import TextSize, advise
 from gptlit.runs.sample_text import SampleText
 from tests.conftest import TINY, made_up_text
 
@@ -72,6 +73,36 @@ def test_the_hosts_microseconds_by_part(capsys: pytest.CaptureFixture[str]) -> N
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.startswith("host: ")
     assert any("lightning/pytorch/trainer/call.py" in line for line in lines)
+
+
+def test_the_search_around_an_advice_scores_the_best_once() -> None:
+    advised = advise(TextSize((40_000,), 5_000, 60), 0.3)
+    searched = dict(advice.alternatives(advised))
+    assert [*searched] == [
+        *("advised", "half the parameters", "twice the parameters", "half the block"),
+        *("twice the block", "less regularisation", "more regularisation"),
+    ]
+    described = [advice.described(each) for each in searched.values()]
+    assert len({*described}) == 7
+    assert described[0] == "2 x 64, 3 of 256, dropout 0.1, token_dropout 0.1, decay 0.5"
+    assert described[2:4] == [
+        described[0].replace("2 x", "4 x"),
+        described[0].replace("3 of 256", "6 of 128"),
+    ]
+    # the validation loss chooses, and the test loss gives the regret
+    losses = {
+        "advised": (1.5, 1.6),
+        "half the block": (1.4, 1.55),
+        "more regularisation": (1.45, 1),
+    }
+    runs = {
+        label: (searched[label], {"val": [2.0, val, 1.9], "test": test, "passes": 3.0})
+        for label, (val, test) in losses.items()
+    }
+    assert advice.row("a text", 50_000, runs) == (
+        f"| a text | 50,000 | {described[0]} | 3.0 | 1.5000 | 1.6000 | half the block | 1.4000 | "
+        "1.5500 | +0.0500 |"
+    )
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@
    parameters within the compute, and has at most MOST_PARAMETERS of them for each token of the
    training split.
 4. The run takes the whole time, but makes at most MOST_PASSES passes over the training split.
-5. The number of passes decides on the REGULARISATION.
+5. The number of passes, times the parameters for each token of the training split, decides on the
+   REGULARISATION: how often a net sees a text matters the more, the better it can memorise it.
 6. A step has TOKENS_PER_STEP tokens, or twice, four times, ... as many if there were more than
    MOST_STEPS steps otherwise.
 
@@ -67,19 +68,19 @@ SIZES = (
 )
 # best_cpu.yaml on two cores: 4.0e9 operations in a step of 92 ms (BENCHMARKS.md)
 FLOPS_PER_SECOND = 4.3e10
-TOKENS_PER_PARAMETER = 6  # benchmarks/advice.py, on the plays
+TOKENS_PER_PARAMETER = 6  # between 4, too few, and 17 (BENCHMARKS.md)
 LARGEST_BLOCK = 256  # small.yaml
 VALIDATION_CHARS = 100_000  # small.yaml has 95,772
 TOKENS_PER_STEP = 768  # small.yaml
 MOST_STEPS = 10_000
-MOST_PASSES = 40  # benchmarks/advice.py, on 50 KB
-MOST_PARAMETERS = 10  # for each token of the training split; best_gpu.yaml has 10.6
+MOST_PASSES = 40  # twice as many as 20 gain little (BENCHMARKS.md)
+MOST_PARAMETERS = 5  # for each token of the training split (BENCHMARKS.md)
 VALIDATIONS = 5  # small.yaml; more for a text that is seen often
-# by the most passes over the training split (benchmarks/advice.py)
+# by the most passes over the training split times parameters per token of it (BENCHMARKS.md)
 REGULARISATION = {
-    3: Regularisation(0.0, 0.0, 0.1, 0.0),
-    6: Regularisation(0.0, 0.1, 0.5, 0.5),
-    15: Regularisation(0.1, 0.1, 0.5, 0.5),
+    6: Regularisation(0.0, 0.0, 0.1, 0.0),
+    40: Regularisation(0.0, 0.1, 0.5, 0.5),
+    80: Regularisation(0.1, 0.1, 0.5, 0.5),
     math.inf: Regularisation(0.2, 0.1, 0.5, 0.5),
 }
 
@@ -176,9 +177,10 @@ def advise(text: TextSize, minutes: float) -> Advice:
         max(1, steps // VALIDATIONS), steps, n_windows // batch
     )
     steps -= steps % interval  # the last validation is at the end
+    memorising = n_tokens * size.n_parameters / text.n_train**2
     return Advice(
         size,
-        next(each for most, each in REGULARISATION.items() if n_tokens <= most * text.n_train),
+        next(each for most, each in REGULARISATION.items() if memorising <= most),
         block,
         batch,
         steps,
