@@ -68,15 +68,15 @@ SIZES = (
 )
 # best_cpu.yaml on two cores: 4.0e9 operations in a step of 92 ms (BENCHMARKS.md)
 FLOPS_PER_SECOND = 4.3e10
-TOKENS_PER_PARAMETER = 6  # between 4, too few, and 17 (BENCHMARKS.md)
+TOKENS_PER_PARAMETER = 6  # 4.5 and 18 do equally well, 1.2 does worse (LOG.md)
 LARGEST_BLOCK = 256  # small.yaml
 VALIDATION_CHARS = 100_000  # small.yaml has 95,772
 TOKENS_PER_STEP = 768  # small.yaml
 MOST_STEPS = 10_000
-MOST_PASSES = 40  # twice as many as 20 gain little (BENCHMARKS.md)
-MOST_PARAMETERS = 5  # for each token of the training split (BENCHMARKS.md)
+MOST_PASSES = 40  # little better than 20 (LOG.md)
+MOST_PARAMETERS = 5  # for each token of the training split; 20 are worse (LOG.md)
 VALIDATIONS = 5  # small.yaml; more for a text that is seen often
-# by the most passes over the training split times parameters per token of it (BENCHMARKS.md)
+# by the most passes over the training split times parameters per token of it (LOG.md)
 REGULARISATION = {
     6: Regularisation(0.0, 0.0, 0.1, 0.0),
     40: Regularisation(0.0, 0.1, 0.5, 0.5),
