@@ -1,6 +1,7 @@
 """Finds the configs and the study files that are named on a command line."""
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -70,16 +71,7 @@ def find_config(name: str) -> Path:
 
 def _check_config(path: Path) -> None:
     """Refuse errors that the parser would report without naming the file, or not at all."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = yaml.safe_load(text)
-    except OSError as error:
-        raise UsageError(str(error.strerror)) from error
-    except UnicodeDecodeError as error:
-        raise UsageError(not_utf8(error)) from error
-    except yaml.YAMLError as error:
-        raise UsageError(f"not YAML: {' '.join(str(error).split())}") from error
-    refuse_duplicates(text)
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise UsageError("holds no options by name, such as model: {n_layer: 4}")
     for group in GROUPS & set(content):
@@ -88,3 +80,26 @@ def _check_config(path: Path) -> None:
                 f"{group}: {content[group]}: is a group of options; write "
                 f"{group}: {{NAME: VALUE}}, or leave it out"
             )
+
+
+def read_yaml(path: Path, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
+    """Return the content of a YAML file.
+
+    Args:
+        path: Path of the file.
+        loader: Loader that reads its values.
+
+    Raises:
+        UsageError: It can't be read, is not UTF-8 or not YAML, or has a key twice.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = yaml.load(text, loader)
+    except OSError as error:
+        raise UsageError(str(error.strerror)) from error
+    except UnicodeDecodeError as error:
+        raise UsageError(not_utf8(error)) from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"not YAML: {' '.join(str(error).split())}") from error
+    refuse_duplicates(text)
+    return content

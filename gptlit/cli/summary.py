@@ -1,6 +1,5 @@
 """`gptlit summary`: prints the size, memory and time of a run without training it."""
 
-import itertools
 import statistics
 import textwrap
 import time
@@ -14,16 +13,12 @@ from torch import nn
 
 from gptlit.data.loaders import Batch
 from gptlit.devices.accelerators import name_of
-from gptlit.model import cost
+from gptlit.model import cost, module_tree
 from gptlit.model.activation_memory import bytes_of
-from gptlit.model.gpt import GPT
-from gptlit.model.input_noise import InputNoise
-from gptlit.model.positions import NoPositions
 from gptlit.terminal import align_columns, count_of, duration
 from gptlit.training import run_length
 from gptlit.training.module import LitGPT
 
-HIDDEN = (nn.Identity, NoPositions)
 COLUMNS = 80
 LONGEST_NAME = 50
 WARMUP_STEPS = 3
@@ -60,7 +55,7 @@ def report(trainer: L.Trainer, module: LitGPT, precision_reason: str) -> str:
         "training": training_rows(module),
         "time": time_rows(trainer, module),
     }
-    parts = [f"model\n{tree(net)}"]
+    parts = [f"model\n{module_tree.lines(net)}"]
     for name, rows in sections.items():
         lines = align_columns(rows, left=(0, 1))
         parts.append("\n  ".join([name, *lines]))
@@ -73,61 +68,6 @@ def report(trainer: L.Trainer, module: LitGPT, precision_reason: str) -> str:
 
 def _share(count: int, total: int) -> str:
     return f"{count:>15,}  {count / total:>6.1%}"
-
-
-# ---------------------------------------------------------------------- the module tree
-
-
-def tree(net: GPT) -> str:
-    """Return the indented modules with their parameters; equal neighbours are shown once."""
-    tied = net.config.tie_weights
-    return "\n".join(
-        f"{line}  tied" if tied and "  lm_head " in line else line for line in _branches(net, 1)
-    )
-
-
-def _branches(module: nn.Module, depth: int, prefix: str = "") -> Iterator[str]:
-    for names, child in _runs(module):
-        if isinstance(child, nn.ModuleList):
-            yield from _branches(child, depth, f"{names}.")
-            continue
-        name = " to ".join(prefix + part for part in names.split(" to "))
-        has_children = any(True for _ in child.children())
-        kind = type(child).__name__ if has_children else _short(child)
-        size = sum(parameter.numel() for parameter in child.parameters())
-        each = " each" if " to " in name and size else ""
-        count = f"{size:>13,}{each}" if size else ""
-        yield f"{'  ' * depth + name:<22}{kind:<32}{count}".rstrip()
-        if has_children:
-            yield from _branches(child, depth + 1)
-
-
-def _runs(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield children by name; of neighbours that print alike the first, as 'first to last'."""
-    children = [(name, child) for name, child in module.named_children() if not _is_hidden(child)]
-    for _, alike in itertools.groupby(
-        children, lambda named: str(named[1]) if named[0].isdigit() else named[0]
-    ):
-        (first, child), *others = alike
-        yield f"{first} to {others[-1][0]}" if others else first, child
-
-
-def _is_hidden(module: nn.Module) -> bool:
-    return isinstance(module, HIDDEN) or (isinstance(module, nn.Dropout) and not module.p)
-
-
-def _short(module: nn.Module) -> str:
-    kind = type(module).__name__
-    if isinstance(module, nn.Linear):
-        bias = "" if module.bias is not None else ", no bias"
-        return f"{kind}({module.in_features} -> {module.out_features}{bias})"
-    if isinstance(module, nn.Embedding):
-        return f"{kind}({module.num_embeddings}, {module.embedding_dim})"
-    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
-        return f"{kind}({', '.join(map(str, module.normalized_shape))})"
-    if isinstance(module, InputNoise):
-        return f"{kind}({module.masked:g}, {module.wrong:g})"
-    return f"{kind}({module.p:g})" if isinstance(module, nn.Dropout) else kind
 
 
 # ---------------------------------------------------------------------- rows

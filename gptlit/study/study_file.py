@@ -22,7 +22,7 @@ from typing import Any, get_args
 
 import yaml
 
-from gptlit.corpora.text_encodings import not_utf8
+from gptlit.cli.configs import read_yaml
 from gptlit.messages import UsageError, did_you_mean, errors_about
 from gptlit.parser import GROUPS
 from gptlit.study.spec import (
@@ -38,7 +38,6 @@ from gptlit.study.spec import (
     as_arguments,
 )
 from gptlit.terminal import format_value
-from gptlit.yaml_keys import refuse_duplicates
 
 VARYING = ("settings", "grid", "random", "seeds", "teachers")
 COMPARING = ("metric", "at", "x", "power_law")
@@ -84,14 +83,7 @@ def read(path: Path, words: Sequence[str], folder: Path = Path()) -> Study:
 
 
 def _content(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = yaml.load(text, _Loader)
-    except UnicodeDecodeError as error:
-        raise UsageError(not_utf8(error)) from error
-    except yaml.YAMLError as error:
-        raise UsageError(f"not YAML: {' '.join(str(error).split())}") from error
-    refuse_duplicates(text)
+    content = read_yaml(path, _Loader)
     if not isinstance(content, dict):
         raise UsageError("not a study; give a grid, settings, random, seeds or teachers")
     for key in content:
