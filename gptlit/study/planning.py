@@ -24,6 +24,7 @@ from gptlit.study.spec import Setup, Study
 from gptlit.tokenizers.base import Tokenizer
 from gptlit.tokenizers.state import difference
 from gptlit.training import resuming
+from gptlit.training.logged_metrics import COMPARED_METRICS
 
 RESULT = "result.json"  # in the folder of a complete run
 DECISIVE = {"model", "data", "trainer"}  # groups of options that affect a run's results
@@ -122,6 +123,10 @@ def _check(study: Study, run: Run) -> None:
         raise UsageError(
             f"metric: {study.metric}: there is no validation; give --data.val_fraction above 0, or "
             "metric: train/loss_eval"
+        )
+    if study.metric in COMPARED_METRICS and run.model.options.ema_keep != "better":
+        raise UsageError(
+            f"metric: {study.metric}: runs log it with --model.ema and --model.ema_keep better only"
         )
     every, steps = options.val_check_interval, trainer.max_steps
     by_steps = isinstance(every, int) and trainer.check_val_every_n_epoch is None

@@ -14,11 +14,11 @@ from typing import Any, Literal
 from gptlit.checkpoints import run_paths
 from gptlit.messages import UsageError
 from gptlit.terminal import format_value
-from gptlit.training.logged_metrics import VALIDATION_METRICS
+from gptlit.training.logged_metrics import COMPARED_METRICS, VALIDATION_METRICS
 
 Settings = dict[str, Any]
 At = Literal["end", "best"]
-METRICS = (*VALIDATION_METRICS, "train/loss_eval")
+METRICS = (*VALIDATION_METRICS, "train/loss_eval", *COMPARED_METRICS)
 COSTS = ("parameters", "tokens", "flops")  # of a run
 MAX_DRAWS = 1000  # for each random run, until it differs from all others
 LONGEST_NAME = 150

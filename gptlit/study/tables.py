@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from gptlit.study import power_law
 from gptlit.study.spec import COSTS, METRICS, Settings, Setup, Study, short_names
 from gptlit.terminal import align_columns, duration, format_value, shortened, width, wrapped
+from gptlit.training.logged_metrics import COMPARED_METRICS
 
 LONGEST_CELL = 40
 COUNTS = ("parameters", "tokens", "step")
@@ -135,7 +136,10 @@ def warnings(study: Study, outcomes: Sequence[Outcome]) -> Iterator[str]:
 def as_csv(study: Study, outcomes: Sequence[Outcome]) -> str:
     """Format results.csv: a row for each run, with its settings and results, or why it failed."""
     options = list(dict.fromkeys(itertools.chain(*(each.setup.settings for each in outcomes))))
-    names = [*METRICS, "step", *COSTS, "seconds"]
+    # few runs log these two
+    left_out = {*COMPARED_METRICS}.difference(*(each.results for each in outcomes))
+    metrics = [name for name in METRICS if name not in left_out]
+    names = [*metrics, "step", *COSTS, "seconds"]
     seed = ["seed"] if any(each.setup.seed is not None for each in outcomes) else []
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")

@@ -87,6 +87,20 @@ def test_a_run_of_a_study_is_the_run_that_fit_makes(
     assert_same_run(Path("lightning_logs/mine/b"), Path("lightning_logs/version_0"))
 
 
+def test_a_study_of_averages_compares_them_with_the_raw_weights(
+    gptlit: Call, mine: Callable[..., Path]
+) -> None:
+    path = mine(grid={"model.ema": [0.1, 0.9]}, metric="val/loss_average")
+    assert gptlit("study", path, "--model.ema_keep=better").code == 0
+    found = results()
+    assert float(found[0]["val/loss_raw"]) == float(found[1]["val/loss_raw"])
+    averages = [float(row["val/loss_average"]) for row in found]
+    assert averages[0] != averages[1]
+    for row in found:
+        both = row["val/loss_raw"], row["val/loss_average"]
+        assert float(row["val/loss"]) == min(map(float, both))
+
+
 class Interrupt(Callback):
     """Sends SIGINT in a step of the second run."""
 
@@ -385,6 +399,7 @@ def test_costs_are_counted_up_to_the_best_validation(
         ({"grid": {"model.block_size": [8, 9999]}}, [], "block_size=9999: --model.block_size 9999"),
         ({"seeds": [1]}, ["--trainer.max_steps=7"], "the last validation would be at step 4 of 7"),
         ({"seeds": [1]}, ["--data.val_fraction=0"], "metric: val/loss: there is no validation"),
+        ({"seeds": [1], "metric": "val/loss_raw"}, ["--model.ema=0.9"], "--model.ema_keep better"),
         (
             {"seeds": [1]},
             ["--trainer.devices=2"],
