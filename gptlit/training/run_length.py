@@ -43,13 +43,15 @@ def make_whole(trainer: L.Trainer) -> None:
 
     Lightning would also step after fewer batches than usual at an epoch's end, and validate and
     save within a step, from where no resume is exact. A run that is shorter than its interval
-    between validations is validated at its end.
+    between validations is validated at its end. What is whole already stays as it is, since the
+    Trainer may fit another text later.
     """
     accumulated, interval = trainer.accumulate_grad_batches, trainer.val_check_interval
     if text_of(trainer) is None or not (n_batches := steps_of_epoch(trainer) * accumulated):
         return
-    trainer.limit_train_batches = n_batches
-    if isinstance(interval, float):  # part of an epoch
+    if trainer.limit_train_batches != 1.0 or isinstance(trainer.limit_train_batches, int):
+        trainer.limit_train_batches = n_batches
+    if isinstance(interval, float) and accumulated > 1:  # part of an epoch
         interval = max(1, int(interval * n_batches))
     if isinstance(interval, int):  # else a time
         steps = math.ceil(interval / accumulated)

@@ -461,6 +461,18 @@ def test_the_schedule_of_a_run_by_epochs_spans_the_run(
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-3)
 
 
+def test_a_trainer_fits_a_longer_text_afterwards(kit: Kit) -> None:
+    """In whole epochs of each."""
+    model = {"warmup_steps": 2, **SIZES, **LONG_MODEL, "decay_steps": 20}
+    trainer = kit.trainer(max_steps=-1, max_epochs=1)
+    steps = []
+    for size in (8, 4):
+        trainer.fit(LitGPT(**model), datamodule=kit.data(**{**LONG_DATA, "batch_size": size}))
+        steps.append(trainer.global_step)
+        trainer.fit_loop.epoch_progress.reset()
+    assert steps[1] - steps[0] >= 2 * steps[0]
+
+
 def test_a_schedule_needs_a_run_length(kit: Kit) -> None:
     with pytest.raises(UsageError, match="^decay_steps"):
         kit.fit(max_steps=-1, max_time={"minutes": 1})
