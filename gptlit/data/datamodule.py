@@ -14,8 +14,10 @@ import torch
 from gptlit.checkpoints import checkpoint
 from gptlit.corpora import catalog
 from gptlit.data import prepare, token_file
+from gptlit.data.decoded_text import DecodedText
 from gptlit.data.device_windows import EvalAhead, Placement, TrainAhead, keeps
 from gptlit.data.loaders import EvalLoader, TrainLoader
+from gptlit.data.novelty import TrainingText
 from gptlit.data.options import DataOptions
 from gptlit.data.splits import SPLITS
 from gptlit.data.token_file import TokenFile
@@ -186,6 +188,12 @@ class TextDataModule(L.LightningDataModule):
         n_left = n_trained_on - (lengths.cumsum() - lengths)  # before each piece
         ends = pieces[:, 0] + np.clip(n_left, 0, lengths)
         return np.stack([pieces[:, 0], ends], axis=1)[n_left > 0]
+
+    @functools.cached_property
+    def training_text(self) -> TrainingText:
+        """An index of the text that is trained on, which finds what samples copied from it."""
+        decoded = DecodedText(self.tokens.ids, self._pieces("train"), self.tokenizer)
+        return TrainingText(decoded, self.folder / "tokens")
 
     @property
     def n_train_tokens(self) -> int:

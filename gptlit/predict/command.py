@@ -193,7 +193,7 @@ def _write(
     jobs = prompts.jobs(texts, prompts.seeds(options))
     if settings.max_new_tokens is None and len(jobs) > 1:
         raise UsageError(NO_LIMIT, "max_new_tokens", None)
-    is_plain = options.format == "text" and options.output_file is None
+    is_plain = options.format == "text" and options.output_file is None and not options.novelty
     # streamed texts take longer than a batch, but are visible at once
     most_streamed = MOST_STREAMED if sys.stdout.isatty() else 1
     if is_plain and len(jobs) <= most_streamed and options.num_beams is None:
@@ -207,7 +207,17 @@ def _write(
             sys.stdout.write(SEPARATOR if index else "")
             write_stream(itertools.chain([prompt] if options.echo else [], pieces))
         return
+    training_text = None
+    if options.novelty:
+        from gptlit.data.datamodule import TextDataModule  # imports Lightning
+
+        try:
+            data = TextDataModule.load_from_checkpoint(options.ckpt_path[0])
+            data.prepare_data()
+        except UsageError as error:
+            raise UsageError(f"needs the text of the run: {error}", "novelty") from error
+        training_text = data.training_text
     scored = options.format == "jsonl"
     written = in_batches(model, tokenizer, jobs, settings, options.unknown, scored)
     with output.opened(options.output_file, output.header(options, settings, texts)) as out:
-        output.write_texts(written, jobs, options, out)
+        output.write_texts(written, jobs, options, out, training_text)

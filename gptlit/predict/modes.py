@@ -53,6 +53,9 @@ def choose(options: Namespace, parser: OneLineErrors) -> Mode:
                 raise UsageError(f"does not apply to {opt(mode)}, where {instead}", name)
     if options.ensemble and mode == "sweep":
         raise UsageError(f"does not apply to {opt(mode)}; leave one out", "ensemble")
+    if options.novelty and (mode != "write" or options.ensemble):
+        other = "ensemble" if options.ensemble else mode
+        raise UsageError(f"does not apply to {opt(other)}; leave one out", "novelty")
     if options.format not in FORMATS[mode]:
         reason = f"only for {opt('sweep')} and several checkpoints"
         if mode != "write":
@@ -74,8 +77,9 @@ def refuse_on_devices(options: Namespace, mode: Mode) -> None:
     if options.device != choice.AUTO:
         reason = f"{needs}; use {opt('trainer.accelerator')} and {opt('trainer.devices')}"
         raise UsageError(reason, "device", options.device)
-    if options.ensemble:
-        raise UsageError(needs, "ensemble")
+    for name in ("ensemble", "novelty"):
+        if options[name]:
+            raise UsageError(needs, name)
     if mode == "sweep" and not options.sweep:
         reason = f"is one of several checkpoints, whose comparison {needs}"
         raise UsageError(reason, "ckpt_path", options.ckpt_path[-1])

@@ -109,6 +109,12 @@ def parser() -> OneLineErrors:
         nargs="+",
         action="append",
     )
+    add_switch(
+        "--novelty",
+        "Compare the texts with the training text, which must still be there: put copies of 50 and "
+        "more characters in [[ ]], and print the share of stretches of 32 characters that are no "
+        "copies, and the length of the longest copy.",
+    )
     explain = "Print the probability and rank of each token of the prompt; write nothing."
     add_switch("--explain", explain)
     add_switch(

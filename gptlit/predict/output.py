@@ -12,6 +12,7 @@ from typing import IO
 
 from jsonargparse import Namespace
 
+from gptlit.data.novelty import TrainingText
 from gptlit.files import write_atomically, writing
 from gptlit.generation.beam_search import ScoredText
 from gptlit.generation.settings import BeamSettings
@@ -86,6 +87,7 @@ def write_texts(
     jobs: Sequence[tuple[str, int]],
     options: Namespace,
     out: IO[str],
+    training_text: TrainingText | None = None,
 ) -> None:
     """Write the texts of each job, separated by lines `---`, or as .jsonl.
 
@@ -94,6 +96,7 @@ def write_texts(
         jobs: Prompt and seed of each job.
         options: Options of `gptlit predict`.
         out: Stream to write to.
+        training_text: Text to compare them with; its copies are marked or counted.
     """
     width = columns_of(out) if options.format == "text" else None
     pairs = zip(texts_by_job, jobs, strict=True)
@@ -105,9 +108,16 @@ def write_texts(
         if options.format == "jsonl":
             row = {"checkpoint": options.ckpt_path[0]}
             row |= {"seed": seed} if options.num_beams is None else {}
-            line = json.dumps(row | dataclasses.asdict(text)) + "\n"
+            row |= dataclasses.asdict(text)
+            if training_text is not None:
+                row |= training_text.copied(text.whole, len(text.prompt)).as_row()
+            line = json.dumps(row) + "\n"
         else:
             shown = text.whole if options.echo else text.text
+            if training_text is not None:
+                copied = training_text.copied(shown, len(text.prompt) if options.echo else 0)
+                shown = copied.mark(shown)
+                note(f"text {index + 1}: {copied}")
             line = (SEPARATOR if index else "") + shown + ("" if shown.endswith("\n") else "\n")
         write_parts([line if width is None else wrap_words(line, width)], out)
     if scores and options.format == "text" and len(jobs) == 1:

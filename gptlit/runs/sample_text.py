@@ -2,6 +2,7 @@
 
 import math
 import re
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from gptlit.data.datamodule import TextDataModule
+from gptlit.data.novelty import Copied
 from gptlit.files import write_atomically
 from gptlit.generation.generate import generate
 from gptlit.generation.prompts import warn_dropped
@@ -36,6 +39,9 @@ class SampleOptions(BasicSampling):
             100.
         at_epoch_end: Also sample at the end of each epoch: true, false, or auto, where an epoch is
             at least as long as the interval between validations.
+        novelty: Compare samples with the training text: put copies of 50 and more characters in
+            [[ ]], and log the share of stretches of 32 characters that are no copies, and the
+            length of the longest copy.
     """
 
     prompts: Sequence[str] = ("",)
@@ -43,6 +49,7 @@ class SampleOptions(BasicSampling):
     seed: int = 1337
     min_interval: int = 0
     at_epoch_end: bool | Literal["auto"] = "auto"
+    novelty: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompts", as_strings(self.prompts, "samples.prompts"))
@@ -144,21 +151,44 @@ class SampleText(Callback):
             texts = [
                 generate(net, module.tokenizer, each, **options) for each in self.options.prompts
             ]
-        head = f"step {step}, {metric} {trainer.callback_metrics.get(metric, math.nan):.4f}"
+        loss = trainer.callback_metrics.get(metric, math.nan)
+        heads = [f"step {step}, {metric} {loss:.4f}"] * len(texts)
+        if copied := self._copied(module, texts):
+            heads = [f"{head}, {each}" for head, each in zip(heads, copied, strict=True)]
+            texts = [each.mark(text) for each, text in zip(copied, texts, strict=True)]
         if self.folder is not None:
             file = self.folder / SAMPLES
             before = file.read_bytes() if file.is_file() else b""
-            added = "".join(f"=== {head}\n{text}\n\n" for text in texts)
+            pairs = zip(heads, texts, strict=True)
+            added = "".join(f"=== {head}\n{text}\n\n" for head, text in pairs)
             write_atomically(file, before + added.encode())
+        self._log(trainer, texts, copied)
+        if texts:
+            lines = texts[0].strip("\n").split("\n")[: self.CONSOLE_LINES]
+            lines += [f"({copied[0]})"] if copied and copied[0].longest else []
+            self._excerpt = "\n".join(f"    {printable(line)}" for line in lines)
+
+    def _copied(self, module: LitGPT, texts: Sequence[str]) -> list[Copied]:
+        """Compare samples with the training text; empty if they are not to be compared."""
+        if not self.options.novelty or not isinstance(module.text, TextDataModule):
+            return []
+        lengths = map(len, self.options.prompts)
+        found = module.text.training_text.copied
+        return [found(text, n) for text, n in zip(texts, lengths, strict=True)]
+
+    def _log(self, trainer: L.Trainer, texts: Sequence[str], copied: Sequence[Copied]) -> None:
+        step = trainer.global_step - 1  # as that of the metrics: Lightning counts from 0
+        scalars: dict[str, float] = {}
+        if shares := [each.novelty for each in copied if not math.isnan(each.novelty)]:
+            scalars["samples/novelty"] = statistics.fmean(shares)
+            scalars["samples/longest_copy"] = max(each.longest for each in copied)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 for index, text in enumerate(texts):
-                    # at the step of the metrics: Lightning counts from 0
-                    logger.experiment.add_text(f"sample/{index}", as_markdown(text), step - 1)
+                    logger.experiment.add_text(f"sample/{index}", as_markdown(text), step)
+                for name, value in scalars.items():
+                    logger.experiment.add_scalar(name, value, step)
                 logger.save()  # before a checkpoint records the sample
-        if texts:
-            lines = texts[0].strip("\n").split("\n")[: self.CONSOLE_LINES]
-            self._excerpt = "\n".join(f"    {printable(line)}" for line in lines)
 
     def on_train_batch_start(self, _: L.Trainer, pl_module: L.LightningModule, *__: Any) -> None:
         self.show(pl_module)  # for a Trainer without Report

@@ -111,6 +111,7 @@ class Tokenizer(ABC):
         kind: Kind of the tokenizer, as in `TokenizerOptions`.
         special_ids: Ids of the special tokens by name. No text is encoded to them, except <NUM>.
         is_lossless: Whether decoding restores every byte of a text.
+        separates_words: Whether decoding inserts a space between two tokens but whitespace.
         unknown_id: Id of <UNK>, or None without that token.
         eos_id: Id that closes each document, or None.
     """
@@ -118,6 +119,7 @@ class Tokenizer(ABC):
     kind: Kind
     special_ids: dict[str, int]
     is_lossless = True
+    separates_words = False
     unknown_id: int | None = None
     eos_id: int | None = None
 

@@ -29,6 +29,7 @@ class WordTokenizer(VocabularyTokenizer):
     """
 
     kind = "word"
+    separates_words = True
 
     def __init__(
         self,

@@ -49,6 +49,23 @@ def test_predict_prints_the_text_alone(gptlit: Call, run: Run) -> None:
     assert result.code == 0
 
 
+def test_novelty_marks_and_counts_copies(gptlit: Call, run: Run) -> None:
+    """A forced text is a copy; the rest of the training text is not in the validation split."""
+    text = run.text.read_text()
+    options = ["--novelty", "--prompt", "!!!!", "--force", text[200:270], "--max_new_tokens", 70]
+    result = predict(gptlit, run, *options)
+    assert result.code == 0, result.err
+    assert result.out == f"!!!![[{text[200:270]}]]\n"
+    novelty = 1 - (70 - 31) / (74 - 31)
+    assert f"text 1: novelty {novelty:.3f}, longest copy 70 characters" in result.err
+    row = json.loads(predict(gptlit, run, *options, "--format=jsonl").out)
+    assert row["novelty"] == pytest.approx(novelty)
+    assert (row["longest_copy"], row["copied"]) == (70, [[4, 74]])
+    assert (
+        "--novelty: does not apply to --explain" in predict(gptlit, run, *options, "--explain").err
+    )
+
+
 def test_samples_are_those_of_their_seeds(gptlit: Call, run: Run) -> None:
     alone = [predict(gptlit, run, "--seed", seed).out for seed in (5, 6, 7)]
     batch = predict(gptlit, run, "--seed", 5, "--num_samples", 3)

@@ -12,7 +12,7 @@ import pytest
 from gptlit.checkpoints import checkpoint
 from gptlit.runs.sample_text import SampleText
 from gptlit.training.run_length import validates_each_epoch
-from tests.conftest import TINY, Result
+from tests.conftest import TINY, Result, curves
 
 LAST = Path("lightning_logs/version_0/checkpoints/last.ckpt")
 SAMPLES = Path("lightning_logs/version_0/samples.txt")
@@ -74,3 +74,33 @@ def test_samples_at_the_end_of_epochs(
     assert [int(step) for step in found] == steps
     saved = checkpoint.read(LAST)["callbacks"]["SampleText"]
     assert saved.keys() == {"written_at"}  # the same state as in older versions
+
+
+def test_a_sample_is_compared_with_the_training_text(
+    gptlit: Call, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By exact figures, in all places that show a sample."""
+    text = text_file.read_text()
+    sample = "ROMEO:" + "!" * 40 + text[100:160]
+    assert "!!" not in text
+
+    def generate(*_: object, **__: object) -> str:
+        return sample
+
+    monkeypatch.setattr("gptlit.runs.sample_text.generate", generate)
+    fit = ["fit", *TINY, f"--data.path={text_file}", "--trainer.max_steps=2"]
+    assert "[[" in gptlit(*fit, '--samples.prompts=["ROMEO:"]').out
+    marked = "ROMEO:" + "!" * 40 + f"[[{text[100:160]}]]"
+    n_stretches = len(sample) - 31
+    novelty = (n_stretches - (60 - 31)) / n_stretches
+    head, written = SAMPLES.read_text().split("\n", 1)
+    assert head.endswith(f", novelty {novelty:.3f}, longest copy 60 characters")
+    assert written == f"{marked}\n\n"
+    points = curves(SAMPLES.parent)
+    (step, value), *_ = points["samples/novelty"]
+    assert (step, float(value)) == (1, pytest.approx(novelty))
+    assert [float(value) for _, value in points["samples/longest_copy"]] == [60.0]
+    off = gptlit(*fit, "--samples.novelty=false")
+    assert off.code == 0
+    assert "[[" not in off.out
+    assert "samples/novelty" not in curves(Path("lightning_logs/version_1"))
