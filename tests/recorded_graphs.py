@@ -18,8 +18,10 @@ from torch.utils._pytree import tree_leaves
 from gptlit.devices import graphs
 
 aten: Any = torch.ops.aten
-# these wait for the device, since the host needs a value or the size of the result
+# these wait for the device, since the host needs a value or the size of the result; in inference
+# mode some are not taken apart
 WAITS = {
+    "item", "allclose", "argwhere", "nonzero_numpy",
     "_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2",
     "unique_dim", "unique_consecutive", "bincount", "repeat_interleave",
 }  # fmt: skip

@@ -1,6 +1,7 @@
 """Captured functions, with a stand-in for CUDA graphs on the CPU."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -91,6 +92,7 @@ def test_a_number_of_python_stays_that_of_the_capture(on: RecordedGraphs) -> Non
     assert found[-1] != pytest.approx(expected[-1], rel=1e-3)
 
 
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.inference_mode])
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -103,10 +105,10 @@ def test_a_number_of_python_stays_that_of_the_capture(on: RecordedGraphs) -> Non
     ],
 )
 def test_the_stand_in_refuses_what_a_graph_cannot_contain(
-    on: RecordedGraphs, wrong: Callable[[Tensor], tuple[Tensor, ...]]
+    on: RecordedGraphs, wrong: Callable[[Tensor], tuple[Tensor, ...]], mode: Callable[[], Any]
 ) -> None:
     x = torch.ones(3)
-    with pytest.raises(NotCapturable):
+    with mode(), pytest.raises(NotCapturable):
         on.capture(lambda: (wrong(x), None)[1])
 
 

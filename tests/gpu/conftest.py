@@ -18,17 +18,20 @@ from gptlit.devices import accelerators
 from tests import DEVICE
 from tests.conftest import TINY, Result
 
+SLOW = re.compile("test_(a_)?compiled|test_strategies")
 FELL_BACK = re.compile("not captured|eagerly|torch.compile failed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.gpu)
-            # the versions of another machine may warn, and compiling warns of torch's own code
-            item.add_marker(pytest.mark.filterwarnings("default"))
-            # compiling and starting CUDA take their time
-            item.add_marker(pytest.mark.timeout(240))
+    ours = [item for item in items if Path(__file__).parent in item.path.parents]
+    for item in ours:
+        item.add_marker(pytest.mark.gpu)
+        # the versions of another machine may warn, and compiling warns of torch's own code
+        item.add_marker(pytest.mark.filterwarnings("default"))
+        # compiling and starting CUDA take their time
+        item.add_marker(pytest.mark.timeout(240))
+    # last, since make gpu stops the tests at their limit
+    items.sort(key=lambda item: item in ours and SLOW.search(item.name) is not None)
 
 
 @pytest.fixture(autouse=True, scope="session")

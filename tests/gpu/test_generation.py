@@ -92,6 +92,20 @@ def test_predict_uses_the_device(fit: Call, gptlit: Call, device: str) -> None:
     assert through.code == 0, through.err
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_predict_in_a_precision(fit: Call, gptlit: Call, device: str, precision: str) -> None:
+    """Through the Trainer, whose autocast surrounds captured steps; prompts differ in length."""
+    if device == "mps" and precision != "32-true":
+        pytest.skip("32 bits only on mps")
+    fit()
+    where = [f"--trainer.accelerator={device}", "--trainer.devices=1"]
+    options = [*where, f"--trainer.precision={precision}", "--max_new_tokens=40"]
+    Path("prompts.txt").write_text("the\nthere\n")
+    result = gptlit("predict", "--ckpt_path=last", "--prompt_file=prompts.txt", "--lines", *options)
+    assert result.code == 0, result.err
+    assert "runs eagerly" not in result.err
+
+
 def test_a_checkpoint_of_the_device_writes_on_a_cpu(
     fit: Call, gptlit: Call, tmp_path: Path
 ) -> None:

@@ -100,6 +100,36 @@ def test_a_failing_capture_leaves_a_usable_device(
     assert reasons == []
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_graphs_of_samples_leave_those_of_training_as_they_are(
+    device: str, back_end: BackEnd, fails: bool
+) -> None:
+    """Captured first, in inference mode, or failing, while a training step is replayed."""
+
+    def sample(reasons: list[str]) -> None:
+        on, x = graphs.back_end(torch.device(device), draws=False), torch.ones(4, device=device)
+        assert on is not None
+        twice = Captured(
+            lambda: (x * (x[0].item() if fails else 1) * 2,), on, "a sample", reasons.append
+        )
+        with torch.inference_mode():
+            for _ in range(WARM_UP + 2):
+                assert twice()[0].tolist() == [2.0] * 4
+        assert len(reasons) == fails
+
+    rate = torch.zeros((), device=device)
+    sample([])
+    batch, step = step_of(device, rate)
+    captured = Captured(step, back_end, "the step")
+    for _ in range(2):  # replays alone in the second round, after another sample
+        found = losses(batch, captured, rate)
+        sample([])
+    eager_batch, eager_step = step_of(device, rate)
+    for _ in range(2):
+        eager = losses(eager_batch, eager_step, rate)
+    assert found == pytest.approx(eager, rel=1e-5)
+
+
 RUNS = Path("lightning_logs")
 EACH = ["--trainer.max_steps=12", "--trainer.val_check_interval=5", "--trainer.log_every_n_steps=1"]
 EACH += ["--trainer.gradient_clip_val=0.5", "--model.warmup_steps=4"]
