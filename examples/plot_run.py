@@ -12,17 +12,19 @@ import sys
 from html import escape
 from pathlib import Path
 
-from gptlit import charts
+from gptlit.charts.axes import Point, Series, axis
+from gptlit.charts.layout import HEIGHT, WIDTH
+from gptlit.charts.svg import chart
 
 LINES = 9  # of each sample text
 ROW, GAP, COLUMN = 15, 24, 240  # pixels
 
 
-def losses(run: Path, metric: str) -> list[charts.Point]:
+def losses(run: Path, metric: str) -> list[Point]:
     """The logged values of one metric over the optimizer steps."""
     with (run / "metrics.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row[metric]]
-    return [charts.Point(int(row["step"]) + 1, float(row[metric])) for row in rows]
+    return [Point(int(row["step"]) + 1, float(row[metric])) for row in rows]
 
 
 def samples(run: Path) -> list[tuple[str, list[str]]]:
@@ -36,22 +38,22 @@ def plot(run: Path) -> str:
     """The SVG document."""
     train, val = losses(run, "train/loss"), losses(run, "val/loss")
     series = [
-        charts.Series("train/loss", train, marked=False),
-        charts.Series("val/loss", val),
+        Series("train/loss", train, marked=False),
+        Series("val/loss", val),
     ]
     points = train + val
-    x = charts.axis("optimizer step", [point.x for point in points], log=False)
-    y = charts.axis("loss (nats per token)", [point.y for point in points], log=False)
-    chart = charts.chart("A model of characters learns Shakespeare", series, x, y)
-    height = charts.HEIGHT + (LINES + 1) * ROW + 2 * GAP
+    x = axis("optimizer step", [point.x for point in points], log=False)
+    y = axis("loss (nats per token)", [point.y for point in points], log=False)
+    curves = chart("A model of characters learns Shakespeare", series, x, y, theme="light")
+    height = HEIGHT + (LINES + 1) * ROW + 2 * GAP
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{charts.WIDTH}" height="{height}" '
-        f'viewBox="0 0 {charts.WIDTH} {height}" font-family="monospace" font-size="9.5">',
-        f'<rect width="{charts.WIDTH}" height="{height}" fill="#fff"/>',
-        chart,
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" '
+        f'viewBox="0 0 {WIDTH} {height}" font-family="monospace" font-size="9.5">',
+        f'<rect width="{WIDTH}" height="{height}" fill="#fff"/>',
+        curves,
     ]
     for column, (title, lines) in enumerate(samples(run)):
-        left, top = 8 + column * COLUMN, charts.HEIGHT + GAP
+        left, top = 8 + column * COLUMN, HEIGHT + GAP
         parts.append(f'<text x="{left}" y="{top}" font-weight="bold">{escape(title)}</text>')
         for row, line in enumerate(lines[:LINES], start=1):
             cut = line if len(line) <= 40 else line[:39] + "…"

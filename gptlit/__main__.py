@@ -46,6 +46,8 @@ VERBS = {
         "write a checkpoint as Hugging Face's files or safetensors", "cli.convert", "export"
     ),
     "study": Verb("train a grid or a search of runs, with a table and plots", "study.command"),
+    "runs": Verb("list the runs with their configs, losses and states", "reports.runs"),
+    "plot": Verb("draw the loss curves of runs, TensorBoard folders or CSVs", "reports.plot"),
     "summary": Verb("show the size, memory and time of a run without training it", FIT),
 }
 ALIASES = {"train": "fit", "generate": "predict", "sample": "predict"}

@@ -78,6 +78,26 @@ def writing(option: str, path: str | Path) -> Iterator[None]:
         ) from error
 
 
+def is_locked(path: Path) -> bool:
+    """Whether another process holds the lock of `locked`; not where this user can't open its file.
+
+    Where none does, the lock is held for a moment.
+    """
+
+    def busy() -> None:
+        raise BlockingIOError
+
+    if not path.is_file():
+        return False
+    try:
+        with locked(path, busy):
+            return False
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+
+
 def leftovers(folder: Path, suffix: str) -> list[Path]:
     """Return the temporary files of `replacing` that killed processes left in a folder."""
     return list(folder.glob(f".*{suffix}.????????"))

@@ -16,6 +16,7 @@ PACKAGE = Path(gptlit.__file__).parent
 GROUND, ENTRY = "", "__main__"  # the files beside the folders; the entry is above them all
 FOLDERS = [
     GROUND,
+    "charts",
     "devices",
     "tokenizers",
     "optim",
@@ -30,6 +31,7 @@ FOLDERS = [
     "cli",
     "predict",
     "study",
+    "reports",
     ENTRY,
 ]
 WITHOUT_LIGHTNING = FOLDERS[: FOLDERS.index("generation") + 1]
@@ -118,6 +120,9 @@ def test_plain_torch_below(module: str) -> None:
         ("assert main(['predict', '--ckpt_path', CKPT, '--num_samples=2']) == 0", "lightning"),
         ("from gptlit.study import study_file, tables", "torch"),
         ("from gptlit.study import study_file, tables", "lightning"),
+        ("assert main(['runs']) == 0", "torch"),
+        ("from gptlit.reports import plot, runs", "torch"),
+        ("from gptlit.reports import plot, runs", "lightning"),
         ("from gptlit.cli import run_options", "torch"),
         ("from gptlit.cli import run_options", "lightning"),
         ("gptlit.generate(*gptlit.load(CKPT), 'the')", "lightning"),

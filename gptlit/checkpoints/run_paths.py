@@ -2,14 +2,18 @@
 
 import re
 from pathlib import Path
+from typing import Literal
 
 from gptlit.corpora import inputs
 from gptlit.messages import UsageError, opt
 
 RUNS = Path("lightning_logs")
 ALIASES = ("best", "last")
-CHECKPOINTS = "checkpoints"  # the folder in a run's folder
-RUN_FILES = ("config.yaml", "metrics.csv", "hparams.yaml")
+# in a run's folder
+CHECKPOINTS = "checkpoints"
+CONFIG, METRICS, STATE, LOCK = "config.yaml", "metrics.csv", "run.json", ".lock"
+State = Literal["running", "finished", "interrupted", "diverged"]  # in run.json
+RUN_FILES = (CONFIG, METRICS, "hparams.yaml")
 
 
 def resolve(name: str, runs: Path = RUNS) -> Path:
@@ -31,11 +35,11 @@ def resolve(name: str, runs: Path = RUNS) -> Path:
     if not checkpoints:
         reason = f"no run under {runs.absolute()} has a {name}.ckpt; train one with `gptlit fit`"
         raise UsageError(f"{reason}, or give the path of a checkpoint", "ckpt_path", name)
-    return max(checkpoints, key=lambda path: _began_at(path.parent.parent))
+    return max(checkpoints, key=lambda path: began_at(path.parent.parent))
 
 
-def _began_at(run: Path) -> tuple[float, int, str]:
-    """Return a key that orders runs by their beginning, the earliest time of their files.
+def began_at(run: Path) -> tuple[float, int, str]:
+    """Return a key that orders runs by their beginning: the earliest time of their files, in s.
 
     The names of event files carry their time, which copies keep.
     """

@@ -169,6 +169,20 @@ PAGES = {
         'gptlit data my.txt --tokenizer "[char, bpe:1024]"',
     ),
     "study": Page("STUDY.yaml [OPTIONS]", "", "gptlit study sizes", STUDY_NOTES),
+    "runs": Page(
+        "[FOLDER...] [OPTIONS]",
+        "folders sort reverse config format",
+        "gptlit runs --sort best",
+        (
+            "The config of a run is the shipped one from which its options differ least. Minutes "
+            "are those of training steps, without validations.",
+        ),
+    ),
+    "plot": Page(
+        "[RUN...] [OPTIONS]",
+        "runs output x smooth log lr columns theme",
+        "gptlit plot version_0 version_1 --output loss.png",
+    ),
     "import": Page(
         "SOURCE WEIGHTS [META] [OPTIONS]",
         "source weights meta output data_dir",

@@ -18,8 +18,8 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from gptlit import charts
-from gptlit.charts import Point, Series
+from gptlit.charts.axes import Point, Series, axis
+from gptlit.charts.svg import chart
 from gptlit.data.datamodule import TextDataModule
 from gptlit.messages import UsageError, note
 from gptlit.optim.optimizers import Recipe
@@ -84,9 +84,9 @@ class Trial:
         if (rate := self.suggested) is not None:
             nearest = min(points, key=lambda point: abs(math.log(point.x / rate)))
             series.append(Series(f"{rate:g}", [nearest], joined=False))
-        x = charts.axis("model.lr", [point.x for point in points], log=True)
-        y = charts.axis("loss, running mean", [point.y for point in points], log=False)
-        return charts.chart("lr_find", series, x, y)
+        x = axis("model.lr", [point.x for point in points], log=True)
+        y = axis("loss, running mean", [point.y for point in points], log=False)
+        return chart("lr_find", series, x, y)
 
 
 def set_rate(model: Namespace, build_trial: Callable[..., Run]) -> Trial:

@@ -238,6 +238,7 @@ def _build_fit(
     with _undone(folder, lambda: False):
         if folder is not None:
             options.samples.folder = folder.path
+            settings["callbacks"].append(run_folder.Recorder(folder))
             if trainer_options.enable_checkpointing is not False:
                 user_parts.separate_checkpoints(user_callbacks, folder.path / run_paths.CHECKPOINTS)
                 monitored = "val/loss" if data.has_validation else "train/loss"

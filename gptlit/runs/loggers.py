@@ -21,12 +21,13 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from tensorboard.compat.proto.event_pb2 import Event
 from torch.utils.tensorboard import summary
 
+from gptlit.checkpoints.run_paths import METRICS
 from gptlit.files import write_atomically
 from gptlit.runs import event_files, metrics_file
 from gptlit.runs.metrics_file import Row
 
 KEY = "gptlit_records"  # of the copies in a checkpoint
-METRICS, SAMPLES = "metrics.csv", "samples.txt"
+SAMPLES = "samples.txt"
 MAX_BYTES = 1 << 28  # of a decompressed copy, which may come from a foreign checkpoint
 TIMED = "speed/"  # differs between equal runs, so that checkpoints leave it out
 

@@ -3,6 +3,7 @@
 import contextlib
 import shlex
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +13,14 @@ import lightning as L
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from gptlit import signals
+from gptlit import signals, terminal
+from gptlit.charts import text
+from gptlit.charts.axes import Panel, Point, Series, axis
+from gptlit.charts.smoothing import Smoothing
 from gptlit.checkpoints import checkpoint, run_paths
+from gptlit.checkpoints.run_paths import METRICS, State
 from gptlit.messages import RunError, UsageError, note
-from gptlit.runs import user_parts
+from gptlit.runs import metrics_file, user_parts
 from gptlit.runs.build import Run
 from gptlit.runs.stopping import NAMES, SIGNAL, Patience, Stopping
 from gptlit.streams import only_shown
@@ -23,6 +28,8 @@ from gptlit.terminal import duration
 from gptlit.training import overfitting, processes
 from gptlit.training.divergence import NotFinite
 from gptlit.training.overfitting import Overfitting
+
+CURVE_COLUMNS, CURVE_ROWS = 72, 8
 
 
 @contextlib.contextmanager
@@ -58,12 +65,22 @@ def train(run: Run) -> None:
         _fit(run, run.stopping)
         if run.trainer.global_step == first_step:
             raise _nothing_to_train(run.trainer)
+    _record(run, "interrupted" if run.stopping.exit_code else "finished")
     user_parts.note_profile(run.trainer.profiler)
     if processes.on_rank_zero():
+        columns = terminal.columns_of(sys.stdout)
+        if run.folder is not None and columns is not None:
+            with only_shown():
+                print("\n".join(loss_curve(run.folder.path / METRICS, columns)), flush=True)
         note(summary(run, time.monotonic() - began))
     processes.leave_together()
     if processes.on_rank_zero() and run.stopping.exit_code:
         raise SystemExit(run.stopping.exit_code)
+
+
+def _record(run: Run, state: State) -> None:
+    if run.folder is not None:
+        run.folder.record(state, run.trainer, run.model)
 
 
 def _nothing_to_train(trainer: L.Trainer) -> NothingToTrain:
@@ -95,7 +112,10 @@ def _fit(run: Run, stopping: Stopping) -> None:
         processes.leave_together()  # the error is raised in all processes
         if not processes.on_rank_zero():
             raise SystemExit(0) from None  # the run's exit code is that of rank 0
-        slower = isinstance(error, NotFinite) and options.min_lr <= options.lr / 2
+        diverged = isinstance(error, NotFinite)
+        if diverged:
+            _record(run, "diverged")
+        slower = diverged and options.min_lr <= options.lr / 2
         options_now = f" --model.lr {options.lr / 2:g}" if slower else ""
         raise RunError(f"{error}{_resume_hint(folder, options_now)}") from error
     except OSError as error:
@@ -123,6 +143,27 @@ def _newest_checkpoint(last: Path) -> tuple[Path, dict[str, Any]] | None:
 
 def _command(verb: str, path: Path, options: str = "") -> str:
     return f"gptlit {verb} --ckpt_path {shlex.quote(str(path))}{options}"
+
+
+def loss_curve(table: Path, columns: int) -> list[str]:
+    """Draw the losses of a metrics.csv as lines of text; none if there are too few.
+
+    Args:
+        table: Path of the metrics.csv.
+        columns: Width of the terminal.
+    """
+    train, val = (metrics_file.by_step(table, name) for name in ("train/loss", "val/loss"))
+    if len(train) < 2:
+        return []
+    smoothed = zip(train, Smoothing("auto").apply([*train.values()]), strict=True)
+    series = [Series("train/loss", [Point(*pair) for pair in smoothed], marked=False, sign=".")]
+    if val:
+        series.append(Series("val/loss", [Point(*pair) for pair in val.items()]))
+    points = [point for each in series for point in each.points]
+    x = axis("step", [point.x for point in points], log=False)
+    y = axis("loss", [point.y for point in points], log=False)
+    width = min(columns - 1, CURVE_COLUMNS)
+    return text.draw([Panel(series, x, y)], width, CURVE_ROWS, text.signs_of(sys.stdout))
 
 
 def summary(run: Run, seconds: float) -> str:

@@ -1,26 +1,27 @@
 """The folder of a run: its number, lock, loggers and checkpoints.
 
 lightning_logs/version_N/
-    config.yaml  metrics.csv  samples.txt  events...  checkpoints/{best,last}.ckpt
+    config.yaml  metrics.csv  samples.txt  run.json  events...  checkpoints/{best,last}.ckpt
 """
 
 import contextlib
+import json
 import shutil
 from pathlib import Path
 from typing import Any, NoReturn
 
+import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
 from gptlit.checkpoints import run_paths
+from gptlit.checkpoints.run_paths import CONFIG, LOCK, METRICS, STATE
 from gptlit.files import leftovers, locked, write_atomically
 from gptlit.messages import UsageError, opt
-from gptlit.runs.loggers import METRICS, SAMPLES, Curves, Records, Table, logs_from, restore
+from gptlit.runs.loggers import SAMPLES, Curves, Records, Table, logs_from, restore
 from gptlit.runs.saving import BestCheckpoint, RunCheckpoint
 from gptlit.training import processes
-
-CONFIG = "config.yaml"
-LOCK = ".lock"
+from gptlit.training.module import LitGPT
 
 
 def claim(root: Path) -> Path:
@@ -86,6 +87,16 @@ def lock(path: Path, instead: str) -> contextlib.AbstractContextManager[None]:
     return locked(path / LOCK, refuse, remove=True)
 
 
+class Recorder(Callback):
+    """Records in a run's folder that it is running; `run_end.train` records how it ends."""
+
+    def __init__(self, folder: "RunFolder") -> None:
+        self.folder = folder
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.folder.record("running", trainer, pl_module)
+
+
 class RunFolder:
     """The folder of a new or a resumed run.
 
@@ -97,7 +108,7 @@ class RunFolder:
         place: Folder of a new run, instead of version_N under `root`.
     """
 
-    RESTORED = (CONFIG, "hparams.yaml", METRICS, SAMPLES)
+    RESTORED = (CONFIG, "hparams.yaml", METRICS, SAMPLES, STATE)
 
     def __init__(
         self,
@@ -141,6 +152,17 @@ class RunFolder:
         """Whether a checkpoint was saved or a metric logged since the start or the resume."""
         is_saved = self._checkpoints() != self._checkpoints_before
         return is_saved or logs_from(self.path / METRICS, self.resumed_step or 0)
+
+    def record(self, state: run_paths.State, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Write run.json: the state of the run, its steps and its model's parameters."""
+        assert isinstance(module, LitGPT)
+        if trainer.is_global_zero:
+            content = {
+                "state": state,
+                "step": trainer.global_step,
+                "parameters": module.net.num_parameters(),
+            }
+            write_atomically(self.path / STATE, json.dumps(content).encode())
 
     def loggers(self) -> list[Logger]:
         """Make the loggers of metrics.csv and of TensorBoard's events.

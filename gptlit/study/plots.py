@@ -5,8 +5,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from gptlit import charts
-from gptlit.charts import Axis, Point, Series
+from gptlit.charts.axes import Axis, Point, Series, axis, named_axis, wants_log
+from gptlit.charts.svg import chart
 from gptlit.study.power_law import PowerLaw
 from gptlit.study.spec import COSTS, TEACHER, Study, setting_label, short_names
 from gptlit.study.tables import Outcome, Row, fitted_law, grouped
@@ -73,18 +73,18 @@ def _over(study: Study, rows: Sequence[Row], name: str) -> str:
     ]
     if len(series) > MOST_SERIES:
         series = [Series("", each.points, joined=False) for each in series]
-    x = charts.named_axis(name, names)
+    x = named_axis(name, names)
     if has_axis:
-        x = charts.axis(name, at, log=charts.wants_log(at), own_ticks=name not in COSTS)
+        x = axis(name, at, log=wants_log(at), own_ticks=name not in COSTS)
     if study.power_law and (law := fitted_law(study, rows)):
         series = [Series(metric, series[0].points, joined=False), _law_curve(law, at)]
-    return charts.chart(study.path.stem, series, x, _metric_axis(metric, series))
+    return chart(study.path.stem, series, x, _metric_axis(metric, series))
 
 
 def _metric_axis(label: str, series: Sequence[Series]) -> Axis:
     points = [point for each in series for point in each.points]
     ends = [point.y + sign * point.error for point in points for sign in (-1, 1)]
-    return charts.axis(label, ends, log=False)
+    return axis(label, ends, log=False)
 
 
 def _curves(study: Study, rows: Sequence[Row]) -> str:
@@ -95,8 +95,8 @@ def _curves(study: Study, rows: Sequence[Row]) -> str:
         steps = sorted(set.intersection(*(set(curve) for curve in curves)))
         points = [Point(s, statistics.fmean(curve[s] for curve in curves)) for s in steps]
         series.append(Series(setting_label(row.settings), points, marked=len(points) == 1))
-    x = charts.axis("step", [p.x for each in series for p in each.points], log=False)
-    return charts.chart(study.path.stem, series, x, _metric_axis(study.metric, series))
+    x = axis("step", [p.x for each in series for p in each.points], log=False)
+    return chart(study.path.stem, series, x, _metric_axis(study.metric, series))
 
 
 def _law_curve(law: PowerLaw, at: Sequence[float]) -> Series:

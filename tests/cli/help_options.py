@@ -19,6 +19,7 @@ from gptlit.cli import convert, data, fit, help_pages
 from gptlit.cli.configs import shipped_configs
 from gptlit.model.config import GPTConfig
 from gptlit.predict import options as predict_options
+from gptlit.reports import plot, runs
 
 FILE = Path(help_pages.__file__).with_name(help_pages.OPTIONS)
 WITH_LIGHTNING = ("fit", "validate", "test")
@@ -37,6 +38,8 @@ GROUPS = {
         "tokenizer": "tokenizer tokenize eos",
         "splits": "val_fraction test_fraction val_spans split_by",
     },
+    "runs": {"options": "folders sort reverse config format"},
+    "plot": {"options": "runs output x smooth log lr columns theme"},
     "import": {"options": "source weights meta output data_dir"},
     "export": {"options": "checkpoint folder format"},
 }
@@ -53,6 +56,8 @@ def parser_of(verb: str) -> ArgumentParser:
         own: dict[str, Callable[[], ArgumentParser]] = {
             "predict": predict_options.parser,
             "data": data.parser,
+            "runs": runs.parser,
+            "plot": plot.parser,
             "import": convert.import_parser,
             "export": convert.export_parser,
         }
@@ -129,7 +134,7 @@ def _described(verb: str, action: Action) -> dict[str, Any]:
     found: dict[str, Any] = {"name": name}
     if not action.option_strings:
         found["flag"], type_ = name, ""
-    elif name == "config":
+    elif name == "config" and verb in WITH_LIGHTNING:
         found["flag"], type_ = "-c, --config", "NAME"
     elif name == "print_config":
         found["flag"] = "--print_config[=FLAGS]"
@@ -137,7 +142,7 @@ def _described(verb: str, action: Action) -> dict[str, Any]:
         found["flag"], type_ = f"--[no_]{name}", ""
     elif action.nargs == "?":
         type_ = f"[{type_}]"
-    elif action.nargs == "+":
+    elif action.nargs in ("+", "*") and action.option_strings:
         type_ = f"{type_} ..."
     default = None if action.default == "==SUPPRESS==" else action.default
     default = list(default) if isinstance(default, tuple) else default

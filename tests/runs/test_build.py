@@ -344,7 +344,8 @@ def test_a_logger_into_the_runs_own_folder_is_refused(fit: Call) -> None:
 
 def test_logger_false_logs_nothing(fit: Call) -> None:
     assert fit("--trainer.logger=false").code == 0
-    assert {path.name for path in RUN.iterdir()} == {"config.yaml", "samples.txt", "checkpoints"}
+    names = {"config.yaml", "run.json", "samples.txt", "checkpoints"}
+    assert {path.name for path in RUN.iterdir()} == names
 
 
 def test_barebones_leaves_nothing(fit: Call, gptlit: Call) -> None:

@@ -1,11 +1,15 @@
 """Charts are well-formed, points are at their places, and names are escaped."""
 
 import re
+from collections.abc import Iterator
 from xml.etree import ElementTree
 
 import pytest
 
-from gptlit.charts import HEIGHT, WIDTH, Axis, Point, Series, axis, chart, named_axis, number
+from gptlit.charts.axes import Axis, Panel, Point, Series, axis, named_axis, number
+from gptlit.charts.layout import CHARACTER, HEIGHT, WIDTH, Picture, Text, arrange
+from gptlit.charts.svg import chart
+from gptlit.charts.themes import THEMES
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -76,3 +80,48 @@ def test_names_are_text_and_not_markup() -> None:
     assert {'"<title>"', "<b>&", "</svg>"} <= set(texts)
     assert max(map(len, texts)) < len(names[1])
     assert "polyline" not in svg
+
+
+def test_colours_follow_the_viewers_preference_unless_a_theme_is_given() -> None:
+    x, y = axis("x", [0, 1], False), axis("y", [1, 2], False)
+    series = [Series("a", [Point(0, 1), Point(1, 2)])]
+    auto, light, dark = (chart("t", series, x, y, each) for each in ("auto", "light", "dark"))
+    assert "prefers-color-scheme: dark" in auto
+    for name, value in THEMES["dark"].items():
+        assert re.search(rf"\.f-{name}{{fill:{value}}}\.s-{name}{{stroke:{value}}}", auto)
+        assert value not in light or value == "#ffffff"
+    assert THEMES["dark"]["background"] in dark
+    assert THEMES["light"]["background"] not in dark
+    assert "class=" not in light
+    # every painted shape has a class, so that no light colour is left
+    shapes = re.findall(r"<(?:rect|text|line|polyline|circle) [^>]*>", auto)
+    assert all(re.search(r'class="[fs]-\w+', shape) for shape in shapes)
+
+
+def boxes(picture: Picture) -> Iterator[tuple[float, float, float, float]]:
+    """The edges of each text that isn't turned, by the widths that the layout assumes."""
+    for shape in picture.shapes:
+        if isinstance(shape, Text) and not shape.turned:
+            size = len(shape.text) * CHARACTER * shape.size / 12
+            left = shape.place[0] - {"start": 0, "middle": size / 2, "end": size}[shape.anchor]
+            yield left, left + size, shape.place[1] - 0.75 * shape.size, shape.place[1]
+
+
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("n_runs", [1, 3, 26])
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 3e7])
+def test_texts_stay_in_the_picture_and_apart(log: bool, n_runs: int, scale: float) -> None:
+    points = [Point(scale * step, 5 / step) for step in range(1, 200)]
+    series = [Series(f"a rather long name {index}", points) for index in range(n_runs)]
+    x = axis("step", [point.x for point in points], log)
+    y, rates = axis("loss", [point.y for point in points], log), axis("lr", [0, 0.01], False)
+    picture = arrange("title " * 50, [Panel(series, x, y), Panel([], x, rates, 0.3)], "about it")
+    placed = list(boxes(picture))
+    for index, (left, right, top, bottom) in enumerate(placed):
+        assert 0 <= left < right <= picture.width + 30  # capitals are wider than the mean
+        assert 0 <= top < bottom <= picture.height
+        for other in placed[:index]:
+            is_apart = (
+                left >= other[1] or right <= other[0] or top >= other[3] or bottom <= other[2]
+            )
+            assert is_apart, (placed[index], other)
