@@ -124,6 +124,7 @@ def make_files(folder: Path, n_copies: int) -> None:
     (folder / "books").mkdir()
     (folder / "books" / "one.txt").write_text(text)
     (folder / "prompts.txt").write_text("ROMEO:\nJULIET:\n")
+    (folder / "other.csv").write_text("it,ce\n1,3.0\n2,2.5\n")
     (folder / "reviews.csv").write_text("stars,review\n" + f'5,"{SPEECHES[:60]}"\n' * 40)
     (folder / "posts.jsonl").write_text('{"body": "To be, or not to be"}\n' * 80)
     alphabet = {letter: id_ for id_, letter in enumerate("\n abcde")}

@@ -15,7 +15,7 @@ from gptlit.parser import OneLineErrors, with_environment
 from gptlit.reports import curves, figure, options, page
 from gptlit.reports.curves import NAMES, XAxis
 from gptlit.reports.figure import Figure
-from gptlit.terminal import columns, count_of
+from gptlit.terminal import columns, columns_of, count_of
 
 SUFFIXES = (".png", ".svg", ".html")
 WIDEST, ROWS = 100, 20  # of a chart in the terminal
@@ -68,7 +68,8 @@ def main(argv: Sequence[str]) -> None:
     log = asked.log.replace("none", "")
     made = figure.make(logs, labels, asked.x, smooth, log, asked.lr)
     if output is None:
-        width = min(WIDEST, columns())
+        # some terminals wrap a line that fills the last column
+        width = min(WIDEST, (columns_of(sys.stdout) or columns()) - 1)
         print("\n".join(figure.text(made, width, ROWS, signs_of(sys.stdout))))
         return
     with writing(opt("output"), output):

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from gptlit.charts.axes import number
 from gptlit.checkpoints import run_paths
+from gptlit.cli.configs import find_config
 from gptlit.messages import UsageError, note
 from gptlit.parser import OneLineErrors, with_environment
 from gptlit.reports import folders, options
@@ -30,8 +31,8 @@ def parser() -> OneLineErrors:
     """Return the parser of `gptlit runs`."""
     parser = OneLineErrors(prog="gptlit runs", allow_abbrev=False)
     add = parser.add_argument
-    add("folders", nargs="*", type=str, default=None, help="Folders of runs; lightning_logs if none "
-        "is given. Runs of studies in them are listed too.")  # fmt: skip
+    add("folders", nargs="*", type=str, default=None, help="Folders of runs; lightning_logs if none"
+        " is given. Runs of studies in them are listed too.")  # fmt: skip
     add("--sort", type=Sort, default="when", help="Column by which runs are sorted, the lowest "
         "first; runs without a value come last.")  # fmt: skip
     add("--reverse", type=bool, nargs="?", const=True, default=False, help="Sort the other way "
@@ -51,6 +52,8 @@ def main(argv: Sequence[str]) -> None:
     """
     asked = parser().parse_args(with_environment("runs", argv))
     own = (asked.config,) if asked.config else ()
+    for name in own:
+        find_config(name)  # refuses one that doesn't exist, also where there are no runs
     summaries, others = [], []
     for root in map(Path, asked.folders or [str(run_paths.RUNS)]):
         for path, is_run in _found(root):
@@ -65,7 +68,9 @@ def main(argv: Sequence[str]) -> None:
     if asked.format == "json":
         print(json.dumps([each.as_json() for each in summaries], indent=1))
         return
-    for line in table(summaries, columns_of(sys.stdout)):
+    columns = columns_of(sys.stdout)
+    # some terminals wrap a line that fills the last column
+    for line in table(summaries, columns and columns - 1):
         print(line)
     for other in others:
         note(f"{printable(other, one_line=True)}: is not a run")
@@ -140,7 +145,7 @@ def _cells(run: Summary) -> dict[str, str]:
         "name": run.name,
         "when": time.strftime("%m-%d %H:%M" if is_this_year else "%Y-%m-%d", began),
         "config": run.config or "-",
-        "params": "-" if run.parameters is None else number(run.parameters, 3),
+        "params": "-" if run.parameters is None else number(run.parameters),
         "steps": f"{run.steps:,}",
         "best": "-" if run.best is None else f"{run.best:.4f}",
         "min": "-" if run.minutes is None else _minutes(run.minutes),
