@@ -115,7 +115,9 @@ def axis(
         margin = 0.06 * (high - low) or 0.5 * abs(low) or 1.0
         low, high = low - margin, high + margin
         ticks = _round_numbers(low, high, wanted)
-    if (own_ticks and len(distinct) <= MOST_OWN_TICKS) or len(ticks) < 2:
+    while len(ticks) < 2:
+        ticks, wanted = _round_numbers(low, high, wanted), wanted + 1
+    if own_ticks and len(distinct) <= MOST_OWN_TICKS:
         ticks = distinct
     for digits in range(4, MOST_DIGITS):
         labels = [number(value, digits) for value in ticks]

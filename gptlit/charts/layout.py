@@ -92,8 +92,9 @@ def arrange(title: str, panels: Sequence[Panel], about: str = "") -> Picture:
     longest = max((len(_cut(each.name)) for each in named), default=0)
     right = WIDTH - RIGHT - (longest * CHARACTER + 46 if longest else 0)
     top = TOP + 12.0 * bool(about)
-    keys = TOP + 10 + KEY_HEIGHT * len(named)
-    height = max(HEIGHT, keys + BOTTOM)  # a long legend makes a taller picture
+    first_key = top + 10
+    # a long legend makes a taller picture
+    height = max(HEIGHT, math.ceil(first_key + KEY_HEIGHT * len(named)) + BOTTOM)
     bottom = float(height - BOTTOM)
     x = panels[-1].x
     slanted = _are_slanted(x, right)
@@ -117,7 +118,7 @@ def arrange(title: str, panels: Sequence[Panel], about: str = "") -> Picture:
                 names.append((each, colour))
         top = end + GAP
     for index, (each, colour) in enumerate(names):
-        shapes += _in_legend(each, colour, right + 14, TOP + 10 + KEY_HEIGHT * index)
+        shapes += _in_legend(each, colour, right + 14, first_key + KEY_HEIGHT * index)
     return Picture(WIDTH, height, shapes)
 
 

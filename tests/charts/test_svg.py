@@ -40,6 +40,19 @@ def test_an_axis_has_room_for_all_values_and_two_ticks_or_one_value(
     assert len({label for _, label in made.ticks}) == len(ticks)
 
 
+@pytest.mark.parametrize("wanted", [2, 6])
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize(("low", "high"), [(1.9, 2.4), (1e-9, 0.045), (3e-4, 0.0061), (7, 9e4)])
+def test_many_values_have_a_few_round_ticks(
+    low: float, high: float, log: bool, wanted: int
+) -> None:
+    values = [low + (high - low) * share / 999 for share in range(1000)]
+    ticks = [value for value, _ in axis("x", values, log, wanted=wanted).ticks]
+    assert 2 <= len(ticks) <= 12
+    # at most two significant digits more than the range needs
+    assert all(float(f"{value:.3g}") == pytest.approx(value, rel=1e-9) for value in ticks)
+
+
 def test_few_values_are_their_own_ticks() -> None:
     assert [label for _, label in axis("x", [256, 64, 128], True, own_ticks=True).ticks] == [
         "64",
