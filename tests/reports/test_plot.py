@@ -125,7 +125,7 @@ def test_no_colours_without_a_terminal_or_with_no_color(
     monkeypatch.setenv("NO_COLOR", "1")
     plain = seen(80, monkeypatch, "plot", "one", "two")
     assert not any("\x1b[3" in frame for frame in plain.frames)
-    # lines that can't be told apart are left out
+    # lines that can't be distinguished are left out
     assert len(re.findall("[\u2801-\u28ff]", plain.text)) <= len(
         re.findall("[\u2801-\u28ff]", coloured.text)
     )
