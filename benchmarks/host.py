@@ -39,6 +39,7 @@ from gptlit.runs import progress_bar
 from gptlit.runs.build import Run
 from gptlit.runs.run_end import train
 from gptlit.training import module as training_module
+from gptlit.training import optimizing
 from gptlit.training.compiled_steps import CompiledSteps
 
 WARMUP = 30  # steps
@@ -152,7 +153,7 @@ def without_net(run: Run) -> Iterator[None]:
     with (
         mock.patch.object(CompiledSteps, "objective", _always((loss, loss))),
         mock.patch.object(Gradients, "norm", _always(norm)),
-        mock.patch.object(training_module, "clip_grads_with_norm_", _always(None)),
+        mock.patch.object(optimizing, "clip_grads_with_norm_", _always(None)),
         mock.patch.object(model, "backward", _always(None)),
         mock.patch.object(model, "configure_optimizers", configure),
     ):
