@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import itertools
+import os
 import pickle
 import re
 import shutil
@@ -82,6 +83,30 @@ def fit_rows(sizes: Sizes, config: str, how: str) -> Iterator[Row]:
     remarks += f"first {gpu.Clock.WARMUP} steps {run.compiling:.1f} s; "
     remarks += f"validations, samples and saving {max(rest, 0):.1f} s of {run.in_all:.1f} s"
     yield step_row(what, median, run.tokens_per_step, remarks)
+
+
+def start_rows(sizes: Sizes, config: str) -> Iterator[Row]:
+    """Time a fit from the command to its first step, compiled anew and from the cache."""
+    Path("text.txt").write_text(random_text(sizes.n_characters), encoding="utf-8")
+    command = [sys.executable, "-m", "gptlit", "fit", f"--config={config}", "--data.path=text.txt"]
+    command += [
+        f"--trainer.accelerator={sizes.device}",
+        "--trainer.max_steps=2",
+        *sizes.fit_options,
+    ]
+    command += ["--trainer.limit_val_batches=0", "--model.compile=graph"]
+    variables = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(Path("compiled").resolve())}
+    for code in ("compiled anew", "from the cache of compiled code"):
+        began, first = time.perf_counter(), None
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=variables) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if first is None and line.startswith("first loss"):
+                    first = time.perf_counter() - began
+        if process.returncode or first is None:
+            raise RuntimeError(f"gptlit fit exited with {process.returncode}")
+        what = f"`gptlit fit --config {config} --model.compile graph`, {code}"
+        yield Row(what, f"{first:.1f} s from the command to the first loss")
 
 
 def graph_rows(sizes: Sizes, config: str, optimizer: Literal["adamw", "muon"]) -> Iterator[Row]:
@@ -230,6 +255,7 @@ def parts_of(sizes: Sizes, nanogpt: Path | None) -> dict[str, Callable[[], Itera
     parts: dict[str, Callable[[], Iterator[Row]]] = {
         "fit medium graph": part(graph_rows, sizes, "medium.yaml", "adamw"),
         "fit best_gpu graph": part(graph_rows, sizes, "best_gpu.yaml", "muon"),
+        "start": part(start_rows, sizes, "medium.yaml"),
         "bare medium": part(bare_rows, sizes, "medium.yaml", "adamw"),
         "generation": part(generation_rows, sizes),
         "gpt2": part(gpt2_rows, sizes),

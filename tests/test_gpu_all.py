@@ -123,6 +123,15 @@ def test_gptlit_fit_at_tiny_sizes(gpu_all: ModuleType) -> None:
     assert row.remarks.startswith("32-true; mean ")
 
 
+def test_the_start_of_a_fit(gpu_all: ModuleType) -> None:
+    anew, again = gpu_all.parts_of(gpu_all.DRY, None)["start"]()
+    assert anew.what.endswith("compiled anew")
+    assert again.what.endswith("from the cache of compiled code")
+    for row in (anew, again):
+        assert row.result.endswith(" s from the command to the first loss")
+        assert float(row.result.split()[0]) > 0
+
+
 def test_captured_steps_beside_a_bare_loop(gpu_all: ModuleType) -> None:
     fit, bare = gpu_all.parts_of(gpu_all.DRY, None)["fit best_gpu graph"]()
     assert fit.what == "`gptlit fit --config best_gpu.yaml --model.compile graph`"
