@@ -114,6 +114,7 @@ def test_tensorboard_folders_of_other_tools(tmp_path: Path, new_style: bool) -> 
             "Wall time,Step,Value\n1700000000.0,10,3.0\n1700000060.0,20,2.0\n",
             [(10, 3.0), (20, 2.0)],
         ),
+        ("step,Loss,LOSS\n1,3.0,9\n2,2.0,9\n", [(1, 3.0), (2, 2.0)]),
         # the last value of a step counts, and the order is that of the steps
         ("global_step,training_loss\n2,2.0\n1,9.0\n1,3.0\n", [(1, 3.0), (2, 2.0)]),
         ("step,val_loss,loss,train_loss_epoch\n1,4,3,9\n2,4,2\n", [(1, 3.0), (2, 2.0)]),

@@ -14,9 +14,11 @@ from filelock import FileLock
 
 from gptlit.checkpoints import checkpoint
 from gptlit.cli.configs import find_config
+from gptlit.messages import UsageError
 from gptlit.model.gpt import GPT, GPTConfig
 from gptlit.reports import folders, options
 from gptlit.runs import metrics_file
+from gptlit.runs.report import Report, Throughput
 from gptlit.terminal import width
 from tests.conftest import GPT2_TINY, TINY, Result, Run, made_up_text, read_metrics
 from tests.pseudo_terminal import seen
@@ -121,8 +123,6 @@ def test_a_run_records_how_it_ends(gptlit: Call, monkeypatch: pytest.MonkeyPatch
     assert gptlit(*train, *diverging).code == 1
     assert gptlit(*train).code == 0
 
-    from gptlit.runs.report import Throughput
-
     def interrupt(*_: Any, **__: Any) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -135,9 +135,16 @@ def test_a_run_records_how_it_ends(gptlit: Call, monkeypatch: pytest.MonkeyPatch
     resumed = gptlit("fit", "--ckpt_path", RUNS / "version_2" / "checkpoints" / "last.ckpt")
     assert resumed.code == 0, resumed.err
     assert listed(gptlit, "--sort=name")[2]["state"] == "finished"
-    # a command that trains nothing changes nothing
+    # a command that trains nothing changes nothing, also one that fails when training begins
     before = (RUNS / "version_2" / "run.json").read_bytes()
-    assert gptlit("fit", "--ckpt_path", RUNS / "version_2" / "checkpoints" / "last.ckpt").code == 2
+    resume = ["fit", "--ckpt_path", RUNS / "version_2" / "checkpoints" / "last.ckpt"]
+    assert gptlit(*resume).code == 2
+
+    def refuse(*_: Any) -> None:
+        raise UsageError("no training today")
+
+    monkeypatch.setattr(Report, "on_train_start", refuse)
+    assert "no training today" in gptlit(*resume, "--trainer.max_steps=8").err
     assert (RUNS / "version_2" / "run.json").read_bytes() == before
 
 
@@ -209,9 +216,9 @@ def test_a_terminal_of_any_width(
     gptlit("--version")  # changes to an empty folder
     for index in range(3):
         state = {"state": "finished", "parameters": 12_345_678, "step": 10_000}
-        write_run(
-            RUNS / f"version_{index}", {10_000: 1.25}, state, model__lr=0.5, data__path="/a/b.txt"
-        )
+        changes = {"model__lr": 0.5, "data__path": "/a/b.txt", "data__val_fraction": 0.123}
+        changes |= {"trainer__gradient_clip_val": 0.4567, "trainer__log_every_n_steps": 123}
+        write_run(RUNS / f"version_{index}", {10_000: 1.25}, state, **changes)
     shown = seen(columns, monkeypatch, "runs")
     assert all(width(line) <= columns for line in shown.lines)
     assert len(shown.lines) == (4 if columns == 140 else 7)
