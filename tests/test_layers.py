@@ -123,6 +123,7 @@ def test_plain_torch_below(module: str) -> None:
         ("assert main(['runs']) == 0", "torch"),
         ("from gptlit.reports import plot, runs", "torch"),
         ("from gptlit.reports import plot, runs", "lightning"),
+        ("from gptlit.cli import advising, data", "torch"),
         ("from gptlit.cli import run_options", "torch"),
         ("from gptlit.cli import run_options", "lightning"),
         ("gptlit.generate(*gptlit.load(CKPT), 'the')", "lightning"),

@@ -12,7 +12,7 @@ from gptlit.data import advice, small_texts
 from gptlit.data.advice import Advice, TextSize
 from gptlit.data.token_file import TokenFile
 from gptlit.files import configs_folder
-from gptlit.terminal import count_of
+from gptlit.terminal import count_of, duration
 
 BASE = "small.yaml"  # has the recipe, whose sizes are replaced
 DROPOUT_AT = ["embedding", "branch"]  # in attention it makes a step 0.6 times longer (LOG.md)
@@ -72,7 +72,7 @@ def explain(advised: Advice, file: TokenFile, minutes: float) -> list[str]:
         f"net: {', '.join(f'{name} {value}' for name, value in size._asdict().items())}, about "
         f"{size.n_parameters + 2 * text.vocab_size * size.n_embd:,} parameters",
         f"run: {steps} of {windows} of {advised.block_size} tokens, {advised.passes:.1f} passes; "
-        f"about {advised.minutes:.1f} minutes on two CPU cores",
+        f"about {duration(60 * advised.minutes)} on two CPU cores",
         f"against overfitting: {', '.join(f'{name} {value:g}' for name, value in options)}",
         f"length: {length}",
     ]
