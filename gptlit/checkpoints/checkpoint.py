@@ -7,7 +7,7 @@ model's config, the tokenizer, the provenance of the text and the run's config a
 import contextlib
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -107,6 +107,15 @@ def read_named(name: str, runs: Path = run_paths.RUNS) -> tuple[Path, dict[str, 
         step = content["global_step"]
         note(f"warning: {path} is damaged; {whole.name} of step {step} is used instead")
     return whole, content
+
+
+@contextlib.contextmanager
+def named_by(option: str) -> Iterator[None]:
+    """Name the option that gives a checkpoint, instead of `ckpt_path`, in errors about it."""
+    try:
+        yield
+    except UsageError as error:
+        raise error.renamed("ckpt_path", option) from error
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -281,10 +290,8 @@ def load(path: str | Path = "best", device: str = "cpu") -> tuple[GPT, Tokenizer
         UsageError: Missing, damaged, or not a checkpoint of gptlit; or a device that isn't there.
     """
     place = choice.named(device)
-    try:
+    with named_by("path"):
         model, tokenizer = build(read_named(str(path))[1])
-    except UsageError as error:
-        raise error.renamed("ckpt_path", "path") from error
     return model.to(place or accelerators.fastest()), tokenizer
 
 
@@ -303,7 +310,8 @@ def build_several(
     if len(paths) < 2:
         given = " ".join(map(str, paths))
         raise UsageError("an ensemble needs two checkpoints or more", "ensemble", given)
-    nets, tokenizers = zip(*map(build, contents), strict=True)
+    with named_by("ensemble"):
+        nets, tokenizers = zip(*map(build, contents), strict=True)
     for path, tokenizer in zip(paths, tokenizers, strict=True):
         if found := difference(tokenizer, tokenizers[0], str(paths[0])):
             reason = f"has another tokenizer than {paths[0]}: {found}"

@@ -264,7 +264,8 @@ def expand(
         chosen = {name.removesuffix("+") for name in given}
         words = [*(f"--config={path}" for path in files), *words]
         return CommandLine(words, None, files, chosen=chosen)
-    start, trusts = LoadedCheckpoint(*checkpoint.read_named(paths[-1])), _trusts(words)
+    with checkpoint.named_by("ensemble" if together else "ckpt_path"):
+        start, trusts = LoadedCheckpoint(*checkpoint.read_named(paths[-1])), _trusts(words)
     options = _options_of(start)
     if verb != "fit":
         options = {"model": options["model"], "data": options["data"]}

@@ -57,7 +57,8 @@ def _run(option_parser: OneLineErrors, options: Namespace, mode: Mode) -> None:
         _sweep(options, settings, option_parser)
         return
     names = options.ensemble or options.ckpt_path
-    found = [checkpoint.read_named(name) for name in names]
+    with checkpoint.named_by("ensemble" if options.ensemble else "ckpt_path"):
+        found = [checkpoint.read_named(name) for name in names]
     paths, contents = zip(*found, strict=True)
     if options.ensemble:
         nets, tokenizer = checkpoint.build_several(paths, contents)

@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from gptlit.checkpoints.checkpoint import LoadedCheckpoint, build_several, read_named
+from gptlit.checkpoints.checkpoint import LoadedCheckpoint, build_several, named_by, read_named
 from gptlit.messages import UsageError, note, print_lines
 from gptlit.model.ensemble import Ensemble
 from gptlit.model.gpt import GPT
@@ -46,7 +46,8 @@ def _join_ensemble(run: Run, start: LoadedCheckpoint) -> list[LoadedCheckpoint]:
         UsageError: The checkpoints or the strategy don't fit.
     """
     names = run.options.ensemble
-    starts = [start, *(LoadedCheckpoint(*read_named(name)) for name in names[1:])]
+    with named_by("ensemble"):
+        starts = [start, *(LoadedCheckpoint(*read_named(name)) for name in names[1:])]
     paths, contents = zip(*((each.path, each.content) for each in starts), strict=True)
     nets, _ = build_several(paths, contents)
     if isinstance(run.trainer.strategy, fsdp2.SHARDING):

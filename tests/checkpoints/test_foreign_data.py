@@ -3,7 +3,9 @@
 import copy
 import functools
 import json
+import os
 import pickle
+import re
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,7 +30,7 @@ from tests.checkpoints.test_gpt2_names import CHARACTERS, made
 from tests.checkpoints.test_nanogpt import TINY as NANO
 from tests.checkpoints.test_nanogpt import as_nanogpt
 from tests.checkpoints.test_weight_shapes import rewritten
-from tests.conftest import Result, Run
+from tests.conftest import TINY, Result, Run
 
 Call = Callable[..., Result]
 few = functools.partial(
@@ -293,3 +295,50 @@ def test_nanogpts_files(tmp_path: Path, data: st.DataObject) -> None:
     torch.save({"iter_num": 1, **other}, tmp_path / "ckpt.pt")
     (tmp_path / "meta.pkl").write_bytes(pickle.dumps(meta))
     works_or_one_line(lambda: read_nanogpt(tmp_path / "ckpt.pt", tmp_path / "meta.pkl", tmp_path))
+
+
+class Code:
+    """Pickled, a call of `Path.touch`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize(
+    ("option", "command"),
+    [
+        ("ckpt_path", "predict --ckpt_path BAD"),
+        ("ensemble", "predict --ensemble GOOD BAD"),
+        ("ensemble", "validate --ensemble GOOD BAD"),
+        ("ensemble", "validate --ensemble BAD GOOD"),
+        ("model.teachers", "fit --model.teachers=[GOOD,BAD] TINY"),
+        ("model.init_from", "fit --model.init_from=BAD TINY"),
+    ],
+)
+def test_every_option_that_names_a_checkpoint_checks_it(
+    gptlit: Call, run: Run, tmp_path: Path, option: str, command: str
+) -> None:
+    good = run.folder / "checkpoints" / "last.ckpt"
+    cases = {"/dev/zero": "is a device", str(tmp_path / "pipe"): "is a pipe"}
+    os.mkfifo(tmp_path / "pipe")
+    changes_of: dict[str, Callable[[Any], Any]] = {
+        "is not finite": lambda content: content["state_dict"]["net.wte.weight"].fill_(torch.nan),
+        "n_layer is": lambda content: content["gptlit"]["config"].update(n_layer=10**9),
+        "could run code": lambda content: content.update(x=Code(tmp_path / "touched")),
+    }
+    for number, (message, change) in enumerate(changes_of.items()):
+        content = torch.load(good, weights_only=True)
+        change(content)
+        cases[str(path := tmp_path / f"{number}.ckpt")] = message
+        torch.save(content, path)
+    texts = [f"--data.path={run.text}", *TINY, "--trainer.max_steps=1"]
+    for path, message in cases.items():
+        words = command.replace("GOOD", str(good)).replace("BAD", path).split()
+        result = gptlit(*words[:-1], *texts) if words[-1] == "TINY" else gptlit(*words)
+        assert result.code == 2
+        assert re.search(f"error: --{option} {re.escape(path)}: .*{message}", result.err)
+    assert not (tmp_path / "touched").exists()
+    assert not Path("lightning_logs").exists()
