@@ -43,10 +43,10 @@ def _folded(line: str, columns: int) -> list[str]:
     text = line.removeprefix(head)
     if width(line) <= columns or not text:
         return [line]
-    above, margin = [], " " * (len(head) or 2)
-    if head.strip() and len(head) + max(map(width, text.split())) > columns:
-        above, head, margin = [head.rstrip()], " " * 4, " " * 4  # the value starts on the next line
     end = " \\" if text.startswith("gptlit ") else ""
+    above, margin = [], " " * (len(head) or 2)
+    if head.strip() and len(head) + max(map(width, text.split())) > columns - len(end):
+        above, head, margin = [head.rstrip()], " " * 4, " " * 4  # the value starts on the next line
     wrapper = textwrap.TextWrapper(columns - len(end), head, margin)
     wrapper.break_long_words = wrapper.break_on_hyphens = False
     return [*above, *f"{end}\n".join(wrapper.wrap(text)).split("\n")]

@@ -103,6 +103,13 @@ def test_validate_and_predict(
         assert max(map(len, written.split("\n"))) <= columns
 
 
+@pytest.mark.parametrize("columns", [80, 60])
+def test_a_summary(inside: Callable[..., Terminal], columns: int) -> None:
+    summary = inside(columns, "summary", *RUN, "--data.path=text.txt")
+    assert_well_set(summary)
+    assert {"parameters", "masked", "scores)", "time"} <= summary.words
+
+
 def test_messages_are_printed_above_the_bar(inside: Callable[..., Terminal]) -> None:
     fit = inside(80, "fit", *RUN, "--data.path=text.txt", "--model.lr=3", "--guard.diverged=1.001")
     warned = [line for line in fit.lines if "warning" in line]

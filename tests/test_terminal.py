@@ -87,6 +87,9 @@ def test_a_value_is_continued_below_itself() -> None:
     assert folded("abcdefgh ij", 4) == "abcdefgh\n  ij"
     # a backslash continues a shell's command
     assert folded("  do  gptlit fit --a b", 18) == "  do  gptlit fit \\\n      --a b"
+    # which has its place beside the widest word
+    below = "  do\n    gptlit \\\n    abcdefghijk \\\n    l"
+    assert folded("  do  gptlit abcdefghijk l", 17) == below
 
 
 @given(TEXTS, st.integers(10, 60))

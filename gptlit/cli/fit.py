@@ -7,6 +7,7 @@ with build(["small.yaml", "--data.path=my.txt"]) as run:
 import contextlib
 import dataclasses
 import functools
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ from gptlit.cli.lightning_warnings import lightning_command
 from gptlit.cli.user_modules import importable
 from gptlit.corpora import inputs
 from gptlit.data.datamodule import TextDataModule
-from gptlit.messages import UsageError, note, opt
+from gptlit.messages import UsageError, note, opt, print_lines
 from gptlit.parser import OneLineErrors, text_of
 from gptlit.runs import time_budget, user_parts
 from gptlit.runs.build import Plan, Purpose, Run
@@ -335,7 +336,8 @@ def main(arguments: Sequence[str]) -> None:
                 note("summary takes the options of gptlit fit, and doesn't train")
             with build(rest, trains=False) as run:
                 prepare(run)
-                print(summary.report(run.trainer, run.model, run.precision_reason))
+                report = summary.report(run.trainer, run.model, run.precision_reason)
+                print_lines(report, sys.stdout)
         elif verb == "fit":
             with build(rest) as run:
                 if not run.options.preflight:
