@@ -166,13 +166,8 @@ def _legend(panels: Sequence[Panel], left: int, columns: int, signs: Signs) -> l
             if series.faint or not series.name:
                 continue
             colour = index if series.colour is None else series.colour
-            sign = (
-                BEST
-                if series.ringed
-                else series.sign
-                if series.marked or not signs.braille
-                else "⠤"
-            )
+            sign = series.sign if series.marked or not signs.braille else "⠤"
+            sign = BEST if series.ringed else sign
             stroke = "⠤" if series.joined and signs.braille else ""
             name = signs.cut(series.name, columns - left - 4)
             size = width(name) + 3 + len(stroke) * 2

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gptlit.charts.axes import Panel, Point, Series, axis, number
-from gptlit.charts.layout import Picture, arrange
+from gptlit.charts.layout import N_COLOURS, Picture, arrange
 from gptlit.charts.smoothing import Smoothing
 from gptlit.charts.text import Signs, draw
 from gptlit.messages import UsageError
@@ -18,8 +18,7 @@ LABELS: dict[XAxis, str] = {
 }
 LR_HEIGHT = 0.3  # of the panel of learning rates, relative to that of losses
 MOST_MARKED = 40  # validations that are drawn as discs
-MOST_RUNS = 26  # that have a letter in a chart of text
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # of the runs in a chart of text, at most as many
 
 
 @dataclass(frozen=True)
@@ -120,9 +119,10 @@ class Figure:
             found.append(Series(name, points, marked=False, colour=index, width=1.4, sign="."))
         if run.val:
             marked = len(run.val) <= MOST_MARKED
-            colour, sign = (1, "o") if is_one else (index, LETTERS[index % MOST_RUNS])
+            colour, sign = (1, "o") if is_one else (index, LETTERS[index])
             name = "val/loss" if is_one else run.label
-            found.append(Series(name, run.val, marked=marked, colour=colour, width=2.4, sign=sign))
+            dashed = index >= N_COLOURS  # where colours come again
+            found.append(Series(name, run.val, True, marked, dashed, colour, width=2.4, sign=sign))
             assert run.best is not None
             name = f"best {run.best.y:.4f} at {number(run.best.x)}"
             found.append(Series(name, [run.best], False, False, colour=colour, ringed=True))
@@ -151,16 +151,13 @@ def make(
         UsageError: A run has no loss over this axis, or none that is positive for a log axis.
     """
     common = [each for each in LABELS if all(log.has(each) for log in logs)]
-    if x is None and common:
-        x = common[0]
-    if x is None or x not in common:
-        lacking = next((log.name for log in logs if x is None or not log.has(x)), "")
-        raise UsageError(
-            f"{lacking} has logged no loss over it; "
-            + (f"the runs have {', '.join(common)}" if common else "plot the runs one by one"),
-            "x",
-            x,
-        )
+    if not common:
+        raise UsageError("the runs have no unit of the x axis in common; plot them one by one")
+    if x is not None and x not in common:
+        lacking = next(log.name for log in logs if not log.has(x))
+        reason = f"{lacking} has logged no loss over it; the runs have {', '.join(common)}"
+        raise UsageError(reason, "x", x)
+    x = x or common[0]
     runs = []
     for each, label in zip(logs, labels, strict=True):
         train, val = (_kept(each.points(name, x), log) for name in ("loss", "val_loss"))

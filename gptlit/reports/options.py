@@ -1,6 +1,7 @@
 """Options of runs as flat tables: how they differ from a config, and from each other."""
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,13 +36,15 @@ def flat(options: Mapping[str, Any], prefix: str = "") -> Options:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as a parser of options reads it: YAML takes 1e-3 for text."""
+    """Return a value as a parser of options reads it, and other types, such as dates, as text."""
     if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
+        # YAML takes 1e-3 for text
+        return float(value) if re.fullmatch(r"[-+]?\d+\.?\d*[eE][-+]?\d+", value) else value
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, dict):
+        return {str(name): _plain(each) for name, each in value.items()}
+    return value if value is None or isinstance(value, bool | int | float) else str(value)
 
 
 def read(path: Path) -> Options:
@@ -53,13 +56,13 @@ def read(path: Path) -> Options:
     loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), loader)
+        if isinstance(content, dict):
+            return flat(content)
     except OSError as error:
         raise UsageError(f"{path.name}: {error.strerror}") from error
     except (ValueError, yaml.YAMLError, RecursionError) as error:
         raise UsageError(f"{path.name}: not YAML") from error
-    if not isinstance(content, dict):
-        raise UsageError(f"{path.name}: holds no options")
-    return flat({str(name): value for name, value in content.items()})
+    raise UsageError(f"{path.name}: holds no options")
 
 
 def of_run(run: Path) -> Options:

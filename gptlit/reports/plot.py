@@ -19,7 +19,6 @@ from gptlit.terminal import columns, columns_of, count_of
 
 SUFFIXES = (".png", ".svg", ".html")
 WIDEST, ROWS = 100, 20  # of a chart in the terminal
-MOST_RUNS = 26  # in one figure, one for each letter
 
 
 def parser() -> OneLineErrors:
@@ -61,8 +60,8 @@ def main(argv: Sequence[str]) -> None:
         raise UsageError(f"{reason}; leave it out for a chart in the terminal", "output", output)
     smooth, names = smoothing.parse(asked.smooth), _columns(asked.columns)
     logs = [log for name in asked.runs or ["last"] for log in curves.read(name, names)]
-    if len(logs) > MOST_RUNS:
-        reason = f"{len(logs)} runs, and a figure shows {MOST_RUNS} at most; name some of them"
+    if len(logs) > (most := len(figure.LETTERS)):
+        reason = f"{len(logs)} runs, and a figure shows {most} at most; name some of them"
         raise UsageError(reason)
     labels = options.labels([(log.name, log.options) for log in logs])
     log = asked.log.replace("none", "")

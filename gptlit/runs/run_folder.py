@@ -162,7 +162,8 @@ class RunFolder:
                 "step": trainer.global_step,
                 "parameters": module.net.num_parameters(),
             }
-            write_atomically(self.path / STATE, json.dumps(content).encode())
+            with contextlib.suppress(OSError):  # a full disk, which the saving of weights reports
+                write_atomically(self.path / STATE, json.dumps(content).encode())
 
     def loggers(self) -> list[Logger]:
         """Make the loggers of metrics.csv and of TensorBoard's events.

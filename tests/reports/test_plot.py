@@ -179,5 +179,26 @@ def test_wrong_input_is_refused_in_a_line(two: Call, words: tuple[str, ...], mes
     assert len(refused.err.splitlines()) == 1
 
 
+def test_runs_without_a_common_axis_are_refused(gptlit: Call) -> None:
+    Path("a.csv").write_text("step,loss\n1,3\n")
+    Path("b.csv").write_text("epoch,loss\n1,3\n")
+    refused = gptlit("plot", "a.csv", "b.csv")
+    assert refused.err.startswith("gptlit: error: the runs have no unit of the x axis in common")
+    assert gptlit("plot", "b.csv").code == 0
+
+
+def test_broken_event_files_are_refused_in_a_line(gptlit: Call) -> None:
+    Path("events.out.tfevents.1.x").write_bytes(b"no events" * 100)
+    refused = gptlit("plot", "events.out.tfevents.1.x")
+    assert (refused.code, refused.out) == (2, "")
+    assert "has no tag that is known as a loss" in refused.err
+
+
+def test_colours_that_come_again_are_dashed() -> None:
+    made = figure.make([LOG] * 8, [f"run {index}" for index in range(8)], "step", parse("none"))
+    lines = {each.name: each for each in made.panels()[0].series}
+    assert [lines[f"run {index}"].dashed for index in (0, 6, 7)] == [False, False, True]
+
+
 def test_too_many_runs_are_refused(two: Call) -> None:
     assert "30 runs, and a figure shows 26 at most" in two("plot", *["one"] * 30).err

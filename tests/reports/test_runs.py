@@ -155,9 +155,12 @@ def test_broken_and_foreign_folders_are_a_line_each(gptlit: Call) -> None:
         ("list", b"- 1\n"),
         ("bytes", b"\xff\xfe\x00"),
         ("deep", b"[" * 5000),
+        ("endless", b"a: &a [*a]"),
     ):
         broken = write_run(RUNS / name, {10: 2.0})
         (broken / "config.yaml").write_bytes(config)
+    odd = write_run(RUNS / "odd", {10: 2.0})
+    (odd / "config.yaml").write_text("a: 2001-01-01\nb: !!binary aGk=\n1: {2: !!set {x}}\n")
     shutil.rmtree(RUNS / "list" / "checkpoints")
     headless = write_run(RUNS / "headless", {10: 2.0})
     (headless / "config.yaml").unlink()
@@ -172,11 +175,13 @@ def test_broken_and_foreign_folders_are_a_line_each(gptlit: Call) -> None:
     result = gptlit("runs", "--sort=name")
     assert result.code == 0
     lines = {line.split()[0]: line for line in result.out.splitlines()[1:]}
-    assert {"whole", "torn", "list", "bytes", "deep", "headless", "cut"} <= {*lines}
-    assert all("broken" in lines[name] for name in ("torn", "list", "bytes", "deep", "headless"))
+    assert {"whole", "torn", "list", "bytes", "deep", "endless", "headless", "cut"} <= {*lines}
+    assert all("broken" in lines[name] for name in ("torn", "list", "bytes", "deep", "endless"))
     assert lines["torn"].endswith("config.yaml: not YAML")
     assert lines["headless"].endswith("config.yaml: No such file or directory")
     assert " 10  2.0000" in lines["cut"]
+    assert "a=2001-01-01, b=b'hi'" in lines["odd"]
+    assert {each["name"] for each in listed(gptlit)} == {*lines}
     assert "gptlit: notes: is not a run\n" in result.err
     assert "gptlit: a\\nname: is not a run\n" in result.err
     assert "Traceback" not in result.out + result.err
