@@ -183,12 +183,12 @@ class SampleText(Callback):
             scalars["samples/novelty"] = statistics.fmean(shares)
             scalars["samples/longest_copy"] = max(each.longest for each in copied)
         for logger in trainer.loggers:
+            if scalars:
+                logger.log_metrics(scalars, step)
             if isinstance(logger, TensorBoardLogger):
                 for index, text in enumerate(texts):
                     logger.experiment.add_text(f"sample/{index}", as_markdown(text), step)
-                for name, value in scalars.items():
-                    logger.experiment.add_scalar(name, value, step)
-                logger.save()  # before a checkpoint records the sample
+            logger.save()  # before a checkpoint records the sample
 
     def on_train_batch_start(self, _: L.Trainer, pl_module: L.LightningModule, *__: Any) -> None:
         self.show(pl_module)  # for a Trainer without Report

@@ -104,3 +104,16 @@ def test_a_sample_is_compared_with_the_training_text(
     assert off.code == 0
     assert "[[" not in off.out
     assert "samples/novelty" not in curves(Path("lightning_logs/version_1"))
+
+
+def test_a_resume_restores_the_curve_of_novelty(gptlit: Call, text_file: Path) -> None:
+    steps = ["--trainer.max_steps=4", "--trainer.val_check_interval=2"]
+    long = "--samples.max_new_tokens=60"  # samples with stretches of 32
+    assert gptlit("fit", *TINY, f"--data.path={text_file}", *steps, long).code == 0
+    before = curves(SAMPLES.parent)["samples/novelty"]
+    for path in SAMPLES.parent.glob("events.*"):
+        path.unlink()  # as a crash can leave it
+    assert gptlit("fit", "--ckpt_path=last", "--trainer.max_steps=6").code == 0
+    after = curves(SAMPLES.parent)["samples/novelty"]
+    assert after[:2] == before
+    assert [step for step, _ in after] == [1, 3, 5]
