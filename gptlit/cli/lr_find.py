@@ -37,6 +37,7 @@ TRIAL = (
     "--minutes=0",
     f"--trainer.max_steps={10 * STEPS}",
     "--trainer.max_epochs=-1",
+    "--trainer.min_steps=null",
     f"--trainer.val_check_interval={10 * STEPS}",
     "--trainer.check_val_every_n_epoch=null",
     "--trainer.enable_progress_bar=false",

@@ -106,6 +106,7 @@ def trial(n_steps: int, folder: str) -> list[str]:
         f"--trainer.max_steps={longest}",
         "--trainer.max_epochs=-1",
         "--trainer.max_time=null",
+        "--trainer.min_steps=null",
         f"--trainer.val_check_interval={longest}",
         "--trainer.check_val_every_n_epoch=null",
         "--trainer.enable_progress_bar=false",
