@@ -66,7 +66,7 @@ SIZES = (
     Size(6, 4, 256),
     Size(6, 6, 384),
 )
-# best_cpu.yaml on two cores: 4.0e9 operations in a step of 92 ms (BENCHMARKS.md)
+# best_cpu.yaml with windows of 64, two cores: 4.0e9 operations in 92 ms (BENCHMARKS.md)
 FLOPS_PER_SECOND = 4.3e10
 TOKENS_PER_PARAMETER = 6  # 4.5 and 18 do equally well, 1.2 does worse (LOG.md)
 LARGEST_BLOCK = 256  # small.yaml

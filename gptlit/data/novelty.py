@@ -70,6 +70,9 @@ class TrainingText:
     Args:
         text: The decoded training text.
         folder: Folder of the temporary file.
+
+    Raises:
+        OSError: The file can't be written.
     """
 
     def __init__(self, text: DecodedText, folder: Path) -> None:
@@ -102,9 +105,10 @@ class TrainingText:
         self._in_memory += len(grams)
         if self._in_memory > IN_MEMORY:
             with tempfile.TemporaryFile(dir=self._folder) as file:
-                kept = np.memmap(file, dtype=ENTRY, mode="w+", shape=grams.shape)
-            kept[:] = grams
-            grams = kept
+                # not through the map, where a full disk would end the process
+                file.write(grams.data)
+                file.flush()
+                grams = np.memmap(file, dtype=ENTRY, mode="r", shape=grams.shape)
         self._blocks.append(grams)
 
     def copied(self, text: str, n_prompt: int = 0) -> Copied:

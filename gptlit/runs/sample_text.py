@@ -18,7 +18,7 @@ from gptlit.files import write_atomically
 from gptlit.generation.generate import generate
 from gptlit.generation.prompts import warn_dropped
 from gptlit.generation.settings import BasicSampling, SamplingSettings
-from gptlit.messages import UsageError, as_strings
+from gptlit.messages import UsageError, as_strings, note
 from gptlit.runs.loggers import SAMPLES, as_markdown
 from gptlit.runs.progress_bar import print_above_bar
 from gptlit.terminal import printable
@@ -87,6 +87,7 @@ class SampleText(Callback):
         self.settings = self.options.settings()
         self.folder: Path | None = None  # the run's folder, set when the run is built
         self._written_at = -1
+        self._compares = self.options.novelty
         self._excerpt = ""  # not printed yet
 
     def state_dict(self) -> dict[str, Any]:
@@ -170,10 +171,15 @@ class SampleText(Callback):
 
     def _copied(self, module: LitGPT, texts: Sequence[str]) -> list[Copied]:
         """Compare samples with the training text; empty if they are not to be compared."""
-        if not self.options.novelty or not isinstance(module.text, TextDataModule):
+        if not self._compares or not isinstance(module.text, TextDataModule):
             return []
         lengths = map(len, self.options.prompts)
-        found = module.text.training_text.copied
+        try:
+            found = module.text.training_text.copied
+        except OSError as error:  # a full disk does not end a run for this
+            self._compares = False
+            note(f"warning: samples are not compared with the training text: {error.strerror}")
+            return []
         return [found(text, n) for text, n in zip(texts, lengths, strict=True)]
 
     def _log(self, trainer: L.Trainer, texts: Sequence[str], copied: Sequence[Copied]) -> None:

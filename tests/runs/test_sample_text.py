@@ -1,5 +1,6 @@
 """When a run samples: at validations, and at the ends of epochs that are long enough."""
 
+import errno
 import math
 import re
 from collections.abc import Callable
@@ -104,6 +105,21 @@ def test_a_sample_is_compared_with_the_training_text(
     assert off.code == 0
     assert "[[" not in off.out
     assert "samples/novelty" not in curves(Path("lightning_logs/version_1"))
+
+
+def test_a_full_disk_does_not_end_a_run_for_novelty(
+    gptlit: Call, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(**_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("gptlit.data.novelty.IN_MEMORY", 0)
+    monkeypatch.setattr("gptlit.data.novelty.tempfile.TemporaryFile", full)
+    steps = ["--trainer.max_steps=4", "--trainer.val_check_interval=2"]
+    result = gptlit("fit", *TINY, f"--data.path={text_file}", *steps)
+    assert result.code == 0, result.err
+    assert result.err.count("not compared with the training text: No space left on device") == 1
+    assert SAMPLES.read_text().count("=== step") == 2
 
 
 def test_a_resume_restores_the_curve_of_novelty(gptlit: Call, text_file: Path) -> None:
