@@ -21,6 +21,7 @@ import torch
 from gptlit.__main__ import main
 from gptlit.checkpoints import checkpoint
 from tests import DEVICE
+from tests.browser import browser, chromium  # noqa: F401  # fixtures
 from tests.recorded_graphs import recorded_graphs  # noqa: F401  # a fixture
 
 # no deadline, since no test may depend on the machine's speed, and the same examples in each run;

@@ -25,6 +25,7 @@ FOLDERS = [
     "checkpoints",
     "data",
     "generation",
+    "insight",
     "steps",
     "training",
     "runs",
@@ -34,7 +35,7 @@ FOLDERS = [
     "reports",
     ENTRY,
 ]
-WITHOUT_LIGHTNING = FOLDERS[: FOLDERS.index("generation") + 1]
+WITHOUT_LIGHTNING = FOLDERS[: FOLDERS.index("insight") + 1]
 # what a notebook or the command line needs of these is loaded late
 LIGHTNING_ALLOWED = {"data.datamodule"}
 MODULES = sorted(

@@ -296,32 +296,3 @@ class GPT(nn.Module):
         """Return a block's output; the backward pass computes the block again, dropping alike."""
         has_dropout = bool(self.config.dropout)
         return checkpoint(block, x, use_reentrant=False, preserve_rng_state=has_dropout)
-
-    @torch.no_grad()
-    def attention_weights(self, idx: Tensor) -> Tensor:
-        """Return the attention weights of all layers: (n_layer, B, n_head, T, T), rows sum to 1.
-
-        Args:
-            idx: (B, T) token ids.
-
-        Raises:
-            ValueError: The model has no attention.
-        """
-        layers = [module for module in self.modules() if isinstance(module, Attention)]
-        if not layers:
-            raise ValueError("a model without attention has no attention weights")
-        weights: list[Tensor] = []
-
-        def recorded(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
-            weights.append(attention.weights(q, k))  # (B, n_head, T, T)
-            return attention.eager(q, k, v, dropout)
-
-        before = [layer.attend for layer in layers]
-        try:
-            for layer in layers:
-                layer.attend = recorded
-            self(idx)
-        finally:
-            for layer, attend in zip(layers, before, strict=True):
-                layer.attend = attend
-        return torch.stack(weights)

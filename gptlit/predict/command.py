@@ -166,6 +166,7 @@ def _explain(
     model: GPT,
     tokenizer: Tokenizer,
 ) -> None:
+    from gptlit.insight import passages
     from gptlit.predict import explain
 
     names = [*BeamSettings.__dataclass_fields__, "greedy", "seed", "echo"]
@@ -174,7 +175,7 @@ def _explain(
         note(f"--explain prints the model's own predictions, without {', '.join(unused)}")
     for text in texts:
         warn_dropped(text, options.unknown, tokenizer)
-    explained = (explain.explain(model, tokenizer, text, options.unknown) for text in texts)
+    explained = (passages.explain(model, tokenizer, text, options.unknown) for text in texts)
     with output.opened(options.output_file) as out:
         if options.format == "jsonl":
             parts = explain.as_jsonl(explained)

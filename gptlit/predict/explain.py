@@ -1,145 +1,18 @@
-"""`gptlit predict --explain`: the probability and rank of each token of a text."""
+"""`gptlit predict --explain`: the scores of texts as tables, colours and JSON."""
 
 import dataclasses
 import json
 import math
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 
-import torch
-
-from gptlit.generation.decoding import kept_tokens, window_starts
-from gptlit.generation.prompts import encode_prompt
-from gptlit.messages import UsageError, opt
-from gptlit.model.gpt import GPT
+from gptlit.generation.decoding import kept_tokens
+from gptlit.insight.passages import Explained
 from gptlit.terminal import SEPARATOR, padded, printable, shortened, visible, width, wrapped
-from gptlit.tokenizers.base import Tokenizer, Unknown
 
-ALTERNATIVES = 5
 LONGEST_TOKEN = 16  # columns
 # least probability and ANSI code of each colour: green, yellow, red, and inverted red
 COLOURS = ((0.5, "32"), (0.1, "33"), (0.01, "31"), (0.0, "31;7"))
-
-
-@dataclass(frozen=True)
-class Alternative:
-    """Another token that the model could have predicted; its log probability is in nats."""
-
-    token: str
-    id: int
-    logprob: float
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A token of a text with the model's prediction.
-
-    Args:
-        token: Its text; bytes of an incomplete character are written as \\xe2.
-        id: Its id.
-        logprob: Log probability by the model, in nats; None for a first token without context.
-        rank: 1 for the likeliest token; None as for logprob.
-        alternatives: The likeliest other tokens, in order.
-    """
-
-    token: str
-    id: int
-    logprob: float | None = None
-    rank: int | None = None
-    alternatives: list[Alternative] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Explained:
-    """A text and its tokens.
-
-    Args:
-        text: The text as the model read it.
-        pieces: Part of the text that each token adds.
-        tokens: The tokens, one for each piece.
-        start: Token that the first one was predicted from; None if it was not predicted.
-        n_bytes: UTF-8 bytes of the predicted tokens.
-        block_size: The model's context in tokens.
-    """
-
-    text: str
-    pieces: list[str]
-    tokens: list[Scored]
-    start: str | None
-    n_bytes: int
-    block_size: int
-
-    @property
-    def metrics(self) -> dict[str, float | None]:
-        """Metrics of the predicted tokens: `loss` in nats, `perplexity`, `bits_per_byte`."""
-        nats = [-token.logprob for token in self.tokens if token.logprob is not None]
-        if not nats or not self.n_bytes:
-            return dict.fromkeys(("loss", "perplexity", "bits_per_byte"))
-        loss = math.fsum(nats) / len(nats)
-        bits = math.fsum(nats) / math.log(2)
-        return {"loss": loss, "perplexity": math.exp(loss), "bits_per_byte": bits / self.n_bytes}
-
-
-@torch.inference_mode()
-def explain(model: GPT, tokenizer: Tokenizer, text: str, unknown: Unknown = "error") -> Explained:
-    """Compute each token's probability given those before it, and the likeliest other tokens.
-
-    The context is that of `generate_step`: when block_size tokens are in it, the last
-    block_size // 2 are kept, so a generated text gets the probabilities it was drawn with.
-    The first token is predicted from the end of sequence, or else from a newline; if the model has
-    neither, it is not predicted.
-
-    Args:
-        model: The model, in eval mode.
-        tokenizer: The tokenizer it was trained with.
-        text: The text to explain.
-        unknown: Handling of characters outside the vocabulary: "error" or "skip".
-
-    Raises:
-        UsageError: An empty text, or characters outside the vocabulary.
-    """
-    ids = encode_prompt(tokenizer, text, unknown).tolist()
-    if not ids:
-        raise UsageError(
-            f"there is no text; give one by {opt('prompt')} or {opt('prompt_file')}", "explain"
-        )
-    decode = tokenizer.incremental_decoder()
-    pieces = [decode(id_) for id_ in ids]
-    text = "".join(pieces)
-    n_bytes, size, start = len(text.encode()), model.config.block_size, tokenizer.start_id
-    if start == tokenizer.eos_id or tokenizer.piece(start) == b"\n":
-        scored = list(_scored(model, tokenizer, [start, *ids]))
-        return Explained(text, pieces, scored, spelled(tokenizer, start), n_bytes, size)
-    first = Scored(spelled(tokenizer, ids[0]), ids[0])
-    n_bytes -= len(tokenizer.piece(ids[0]))
-    return Explained(text, pieces, [first, *_scored(model, tokenizer, ids)], None, n_bytes, size)
-
-
-def spelled(tokenizer: Tokenizer, id_: int) -> str:
-    """Decode a single token; bytes of an incomplete character are written as \\xe2."""
-    return tokenizer.piece(id_).decode("utf-8", "backslashreplace")
-
-
-def _scored(model: GPT, tokenizer: Tokenizer, ids: list[int]) -> Iterator[Scored]:
-    """Score all ids but the first."""
-    size = model.config.block_size
-    for start, predicted in window_starts(len(ids), size):
-        window = torch.tensor(ids[start : start + size], device=model.wte.weight.device)
-        following = ids[predicted : start + size + 1]
-        logits = model(window[None])[0, predicted - start - 1 :][: len(following)]  # (n, V)
-        logs = logits.float().log_softmax(dim=-1)
-        own = logs.gather(1, torch.tensor(following, device=logs.device)[:, None])  # (n, 1)
-        ranks = (logs > own).sum(dim=1) + 1
-        best = logs.topk(min(ALTERNATIVES + 1, logs.size(1)), dim=1)
-        rows = (own[:, 0].tolist(), ranks.tolist(), best.values.tolist(), best.indices.tolist())
-        for id_, logprob, rank, values, others in zip(following, *rows, strict=True):
-            alternatives = [
-                Alternative(spelled(tokenizer, other), other, value)
-                for other, value in zip(others, values, strict=True)
-                if other != id_
-            ]
-            yield Scored(spelled(tokenizer, id_), id_, logprob, rank, alternatives[:ALTERNATIVES])
 
 
 def as_jsonl(texts: Iterable[Explained]) -> Iterator[str]:

@@ -289,20 +289,6 @@ def test_logits_stay_within_the_cap() -> None:
     assert uncapped(idx).abs().max() > 1
 
 
-def test_attention_weights() -> None:
-    model = gpt(n_kv_head=1, positions="rotary")
-    idx = torch.randint(11, (3, 6))
-    before = model(idx)
-    weights = model.attention_weights(idx)
-    assert weights.shape == (2, 3, 2, 6, 6)
-    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 3, 2, 6))
-    assert (weights.triu(1) == 0).all()
-    torch.testing.assert_close(model(idx), before)
-    assert model.h[0].attn.attend is sdpa
-    with pytest.raises(ValueError, match="without attention"):
-        gpt(mixer="none").attention_weights(idx)
-
-
 def test_a_model_of_one_token_reaches_the_bigram_entropy_and_no_less() -> None:
     """The mean of -ln p(next | this) by the text's own counts is a lower bound of the loss."""
     torch.manual_seed(0)

@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from gptlit.__main__ import main
+from gptlit.insight.passages import ALTERNATIVES, Explained, Scored, explain
 from gptlit.messages import UsageError
 from gptlit.model.gpt import GPT, GPTConfig
-from gptlit.predict.explain import ALTERNATIVES, Explained, Scored, as_text, explain, summary
+from gptlit.predict.explain import as_text, summary
 from gptlit.tokenizers.base import Tokenizer, TokenizerOptions
 from gptlit.tokenizers.bytepair import BytePairTokenizer
 from gptlit.tokenizers.characters import CharTokenizer
