@@ -23,6 +23,8 @@ import yaml
 from gptlit.corpora.catalog import CORPORA, Corpus
 from gptlit.download import Inline
 from gptlit.model.gpt import GPT, GPTConfig
+from tests.checkpoints import test_llama2c, test_nanochat
+from tests.checkpoints.reference_models import random_llama
 from tests.checkpoints.test_nanogpt import as_nanogpt
 from tests.conftest import Result
 
@@ -131,6 +133,11 @@ def make_files(folder: Path, n_copies: int) -> None:
     meta = {"vocab_size": 7, "itos": {i: c for c, i in alphabet.items()}, "stoi": alphabet}
     (folder / "meta.pkl").write_bytes(pickle.dumps(meta))
     torch.save(as_nanogpt(GPT(GPTConfig(7, **SIZES))), folder / "ckpt.pt")
+    test_llama2c.write_weights(
+        folder / "stories15M.bin", random_llama(*test_llama2c.SIZES, tied=True), 0
+    )
+    test_llama2c.write_tokenizer(folder / "tokenizer.bin")
+    test_nanochat.write(folder, test_nanochat.random_weights())
 
 
 @pytest.fixture(scope="module")

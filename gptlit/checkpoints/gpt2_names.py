@@ -11,7 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptlit.checkpoints.weight_shapes import HEAD, State, check_tensors, checked, shapes
+from gptlit.checkpoints.weight_shapes import (
+    HEAD,
+    State,
+    check_tensors,
+    checked,
+    in_float32,
+    shapes,
+)
 from gptlit.messages import UsageError, opt
 from gptlit.model.config import Activation, DropoutPlace, GPTConfig
 from gptlit.plain_data import check, in_short
@@ -117,9 +124,7 @@ def from_gpt2_weights(theirs: Mapping[str, Tensor], config: GPTConfig, conv1d: b
             if state[name].any():
                 raise UsageError(f"{name} isn't zero, though the config has no biases")
             del state[name]
-    state = checked(state, config)
-    single = {id(tensor): tensor.float().contiguous() for tensor in state.values()}
-    return {name: single[id(tensor)] for name, tensor in state.items()}  # keeps a tied head tied
+    return in_float32(checked(state, config))
 
 
 def pad_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:

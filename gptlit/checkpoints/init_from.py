@@ -25,8 +25,9 @@ from gptlit.download import CONNECT_TIMEOUT_S, READ_TIMEOUT_S
 from gptlit.files import replacing
 from gptlit.messages import UsageError, did_you_mean, note, opt
 from gptlit.model.config import GPTConfig
-from gptlit.tokenizers.base import END_OF_SEQUENCE, END_OF_TEXT, Tokenizer
+from gptlit.tokenizers.base import Tokenizer
 from gptlit.tokenizers.bytepair import BytePairTokenizer
+from gptlit.tokenizers.hugging_face import ENDS
 from gptlit.tokenizers.state import from_state
 
 PUBLISHED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
@@ -195,11 +196,10 @@ def with_document_ends(tokenizer: Tokenizer) -> Tokenizer:
     """
     if tokenizer.eos_id is not None:
         return tokenizer
-    state = tokenizer.state()
-    if not {END_OF_TEXT, END_OF_SEQUENCE} & set(state.get("special_tokens", ())):
+    if not {*ENDS} & {*tokenizer.special_ids}:
         reason = "the vocabulary of the weights to start from has no end-of-sequence token"
         raise UsageError(f"{reason}; leave the option out", "data.eos", True)
-    return from_state({**state, "eos": True})
+    return from_state({**tokenizer.state(), "eos": True})
 
 
 # ---------------------------------------------------------------------- a whole checkpoint

@@ -11,12 +11,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from gptlit.checkpoints.byte_letters import byte_of_letter, letter_of_byte, merges, spell, unspell
 from gptlit.messages import UsageError, errors_about, note
 from gptlit.plain_data import check, read_json, shown
 from gptlit.tokenizers.base import END_OF_TEXT, NUMBER, UNKNOWN_WORD, Tokenizer
+from gptlit.tokenizers.byte_letters import byte_of_letter, letter_of_byte, merges, spell, unspell
 from gptlit.tokenizers.bytepair import BytePairTokenizer, check_byte_pairs
 from gptlit.tokenizers.characters import CharTokenizer
+from gptlit.tokenizers.hugging_face import JsonTokenizer
 from gptlit.tokenizers.words import WordTokenizer
 
 # GPT-2's regular expression as OpenAI wrote it, and as tiktoken does
@@ -205,16 +206,33 @@ def _reversible() -> dict[str, Any]:
 # ---------------------------------------------------------------------- reading
 
 
-def read(folder: Path) -> BytePairTokenizer | None:
-    """Read the byte-level BPE of a folder; None if it has no tokenizer.
+def read(folder: Path, vocab_size: int) -> BytePairTokenizer | JsonTokenizer | None:
+    """Read the tokenizer of a folder; None if it has none.
+
+    Args:
+        folder: Folder in Hugging Face's format.
+        vocab_size: Number of ids of the model, which may be more than the tokenizer has.
+
+    Returns:
+        A byte-level BPE that tiktoken runs, or else what the tokenizers package runs.
 
     Raises:
-        UsageError: A tokenizer of another kind, or one that tiktoken can't represent.
+        UsageError: Neither can represent the tokenizer, or it is corrupt.
     """
+    single = folder / "tokenizer.json"
     with errors_about("its tokenizer"):
-        if all((folder / name).is_file() for name in ("vocab.json", "merges.txt")):
-            return _read_pair(folder)
-        return _read_single(folder) if (folder / "tokenizer.json").is_file() else None
+        try:
+            if all((folder / name).is_file() for name in ("vocab.json", "merges.txt")):
+                return _read_pair(folder)
+            return _read_single(folder) if single.is_file() else None
+        except UsageError as error:
+            if not single.is_file() or not isinstance(read_json(single), dict):
+                raise
+            try:
+                content = single.read_text(encoding="utf-8")
+                return JsonTokenizer(folder.resolve().name, content, vocab_size)
+            except UsageError as other:
+                raise UsageError(f"{error}; and by the tokenizers package: {other}") from other
 
 
 class _Stage(TypedDict):

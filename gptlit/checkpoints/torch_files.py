@@ -5,7 +5,7 @@ import pickle
 import pickletools
 import zipfile
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
@@ -118,15 +118,39 @@ def save(content: dict[str, Any], path: Path) -> None:
 # ---------------------------------------------------------------------- pickles
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Unpickles numbers, strings and their containers, and no classes or functions."""
+class _State:
+    """Stands for an object of another class, and keeps its state as plain data."""
 
-    def find_class(self, module_name: str, global_name: str, /) -> NoReturn:
+    state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Unpickles numbers, strings, their containers and the states of one class; runs no code.
+
+    Args:
+        file: The pickle.
+        state_of: Module and name of the class; None for no class.
+    """
+
+    def __init__(self, file: io.BytesIO, state_of: tuple[str, str] | None) -> None:
+        super().__init__(file)
+        self.state_of = state_of
+
+    def find_class(self, module_name: str, global_name: str, /) -> Any:
+        if (module_name, global_name) == self.state_of:
+            return _State
         raise pickle.UnpicklingError(f"it names {module_name}.{global_name}")
 
 
-def load_pickle(path: Path) -> Any:
+def load_pickle(path: Path, state_of: tuple[str, str] | None = None) -> Any:
     """Return the numbers, strings and containers of a pickle.
+
+    Args:
+        path: Path of the pickle.
+        state_of: Module and name of the class of a pickled object, whose state is returned.
 
     Raises:
         UsageError: Missing, torn, or holds more than plain data.
@@ -135,7 +159,8 @@ def load_pickle(path: Path) -> Any:
         with path.open("rb") as file:
             pickled = file.read(LARGEST_PICKLE + 1)
         _check_pickle_size(pickled)
-        return _PlainUnpickler(io.BytesIO(pickled)).load()
+        content = _PlainUnpickler(io.BytesIO(pickled), state_of).load()
+        return content.state if isinstance(content, _State) else content
     except FileNotFoundError as error:
         raise UsageError(f"{path.name}: no such file") from error
     except pickle.UnpicklingError as error:

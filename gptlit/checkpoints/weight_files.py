@@ -16,7 +16,7 @@ from typing import Any, TypedDict
 from torch import Tensor
 
 from gptlit import plain_data
-from gptlit.checkpoints import tokenizer_files, torch_files
+from gptlit.checkpoints import llama_names, tokenizer_files, torch_files
 from gptlit.checkpoints.gpt2_names import (
     from_gpt2_weights,
     from_hugging_face,
@@ -67,14 +67,21 @@ def read_folder(folder: Path) -> tuple[GPTConfig, State, Tokenizer | None]:
             raise UsageError(f"no config.json in it, nor a {OWN}; it needs one, and {WEIGHTS}")
         return own_config, checked(read_tensors(folder), own_config), tokenizer
     options = _read_json(folder / "config.json")
+    is_llama = (kind := options.get("model_type", "gpt2")) in llama_names.MODEL_TYPES
     with errors_about("config.json"):
-        config = from_hugging_face(options)
-    # has options that config.json hasn't; used only if both describe the same model
-    if own_config and to_hugging_face(own_config).items() <= options.items():
-        config = own_config
-    state = from_gpt2_weights(read_tensors(folder), config, conv1d=True)
+        if not is_llama and kind != "gpt2":
+            known = ", ".join(("gpt2", *llama_names.MODEL_TYPES))
+            raise UsageError(f"model_type {plain_data.shown(kind)}: only {known} are read")
+        config = llama_names.from_llama(options) if is_llama else from_hugging_face(options)
+    if is_llama:
+        state = llama_names.from_llama_weights(read_tensors(folder), config)
+    else:
+        # has options that config.json hasn't; used only if both describe the same model
+        if own_config and to_hugging_face(own_config).items() <= options.items():
+            config = own_config
+        state = from_gpt2_weights(read_tensors(folder), config, conv1d=True)
     if tokenizer is None or tokenizer.vocab_size != config.vocab_size:
-        tokenizer = tokenizer_files.read(folder)
+        tokenizer = tokenizer_files.read(folder, config.vocab_size)
         tokenizer = tokenizer and pad_vocabulary(tokenizer, config.vocab_size)
     return config, state, tokenizer
 

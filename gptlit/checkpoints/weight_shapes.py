@@ -5,7 +5,7 @@ with its tensors before any memory is taken for them.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from gptlit.plain_data import in_short
 
 State = dict[str, Tensor]
 Shape = tuple[int, ...]
+Rows = list[tuple[str, Shape]]
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 HEAD, EMBEDDING, MASK = "lm_head.weight", "wte.weight", "noise.mask"
 
@@ -136,6 +137,37 @@ def _compare(state: Mapping[str, Tensor], config: GPTConfig, prefix: str) -> Non
         more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
         names = f"{', '.join(unknown[:3])}{more}"
         raise UsageError(f"the weights have {names}, which a GPT with these options doesn't have")
+
+
+def gathered(theirs: Mapping[str, Tensor], parts: Iterable[tuple[str, Rows]]) -> State:
+    """Return weights by gptlit's names, in float32, from those of a program that has them in parts.
+
+    Args:
+        theirs: Weights by their names. Those without a place keep theirs, which `checked` refuses.
+        parts: Name of each weight, and the names and shapes of the tensors that are its rows, in
+            order. Missing biases are zeros.
+
+    Raises:
+        UsageError: A tensor is missing or of another shape.
+    """
+    left, state = dict(theirs), {}
+    for name, tensors in parts:
+        rows = []
+        for their_name, shape in tensors:
+            if their_name not in left and not name.endswith(".bias"):
+                raise UsageError(f"the weights lack {their_name}, of shape {shape}")
+            rows.append(left.pop(their_name) if their_name in left else torch.zeros(shape))
+            if (found := tuple(rows[-1].shape)) != shape:
+                reason = f"is of shape {found}; by its sizes it should be {shape}"
+                raise UsageError(f"{their_name} {reason}")
+        state[name] = torch.cat([each.float() for each in rows]) if rows[1:] else rows[0].float()
+    return {**state, **left}
+
+
+def in_float32(state: State) -> State:
+    """Return weights in float32; a tied head stays tied."""
+    single = {id(tensor): tensor.float().contiguous() for tensor in state.values()}
+    return {name: single[id(tensor)] for name, tensor in state.items()}
 
 
 def check_tensors(state: Mapping[Any, Any], prefix: str = "") -> None:

@@ -1,4 +1,4 @@
-"""`gptlit import` and `gptlit export`: exchange weights with nanoGPT and Hugging Face."""
+"""`gptlit import` and `gptlit export`: exchange weights with other programs."""
 
 import contextlib
 import os
@@ -8,6 +8,8 @@ from typing import Literal
 
 from gptlit.checkpoints import checkpoint
 from gptlit.checkpoints.init_from import PUBLISHED, Origin, start_from, write_checkpoint
+from gptlit.checkpoints.llama2c import read_llama2c
+from gptlit.checkpoints.nanochat import read_nanochat
 from gptlit.checkpoints.nanogpt import read_nanogpt
 from gptlit.checkpoints.weight_files import write_hugging_face, write_safetensors
 from gptlit.files import writing
@@ -21,7 +23,8 @@ from gptlit.messages import (
 )
 from gptlit.parser import OneLineErrors, from_environment
 
-SOURCES = ("nanogpt", "hugging_face")
+READERS = {"nanogpt": read_nanogpt, "nanochat": read_nanochat, "llama2c": read_llama2c}
+SOURCES = (*READERS, "hugging_face")
 Format = Literal["hugging_face", "safetensors"]
 WRITERS = {"hugging_face": write_hugging_face, "safetensors": write_safetensors}
 
@@ -30,10 +33,16 @@ def import_parser() -> OneLineErrors:
     """Return the parser of `gptlit import`."""
     parser = OneLineErrors(prog="gptlit import", allow_abbrev=False)
     add = parser.add_argument
-    add("source", type=str, help="Format of the files: nanogpt or hugging_face.")
-    weights = f"A ckpt.pt of nanoGPT, a folder in Hugging Face's format, or {', '.join(PUBLISHED)}."
+    add("source", type=str, help=f"Format of the files: {', '.join(SOURCES)}.")
+    weights = (
+        "A ckpt.pt of nanoGPT, a model_*.pt of nanochat, a .bin of llama2.c, a folder in Hugging "
+        f"Face's format, or {', '.join(PUBLISHED)}."
+    )
     add("weights", type=str, help=weights)
-    meta = "The meta.pkl of nanoGPT; without it the tokenizer is GPT-2's."
+    meta = (
+        "The meta.pkl of nanoGPT (without it the tokenizer is GPT-2's), the tokenizer.pkl of "
+        "nanochat, or the tokenizer.bin of llama2.c (by default next to the weights)."
+    )
     add("meta", nargs="?", type=str, default=None, help=meta)
     add("--output", type=str, default=None, help="Checkpoint to write; by default WEIGHTS.ckpt.")
     add("--data_dir", type=str, default="data", help="Folder for fetched files.")
@@ -57,12 +66,12 @@ def import_(argv: Sequence[str]) -> None:
     output = Path(options.output or f"{weights.with_suffix('')}.ckpt").expanduser()
     if os.path.lexists(output):
         raise UsageError(f"--output {output}: exists already; give another name")
-    if options.source == "nanogpt":
+    if read := READERS.get(options.source):
         meta = None if options.meta is None else Path(options.meta).expanduser()
-        with errors_about("gptlit import nanogpt"):
-            origin = Origin(weights.name, *read_nanogpt(weights, meta, folder))
+        with errors_about(f"gptlit import {options.source}"):
+            origin = Origin(weights.name, *read(weights, meta, folder))
     elif options.meta is not None:
-        raise UsageError(f"{options.meta}: only nanogpt has a meta.pkl; leave it out")
+        raise UsageError(f"{options.meta}: a folder has its own tokenizer; leave it out")
     else:
         with _naming("model.init_from", "gptlit import hugging_face"):
             origin = start_from(options.weights, folder)

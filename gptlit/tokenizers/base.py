@@ -108,7 +108,7 @@ class Tokenizer(ABC):
     """Maps text to ids from 0 to vocab_size - 1 and back.
 
     Attributes:
-        kind: Kind of the tokenizer, as in `TokenizerOptions`.
+        kind: Kind of the tokenizer, as in `TokenizerOptions`, or hugging_face.
         special_ids: Ids of the special tokens by name. No text is encoded to them, except <NUM>.
         is_lossless: Whether decoding restores every byte of a text.
         separates_words: Whether decoding inserts a space between two tokens but whitespace.
@@ -116,7 +116,7 @@ class Tokenizer(ABC):
         eos_id: Id that closes each document, or None.
     """
 
-    kind: Kind
+    kind: str
     special_ids: dict[str, int]
     is_lossless = True
     separates_words = False

@@ -133,7 +133,7 @@ class BytePairTokenizer(Tokenizer):
         return b""
 
     def incremental_decoder(self) -> Callable[[int], str]:
-        return _Decoder(self.piece)
+        return Utf8Decoder(self.piece)
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -145,7 +145,7 @@ class BytePairTokenizer(Tokenizer):
 
 
 @dataclass
-class _Decoder:
+class Utf8Decoder:
     """Holds back the bytes of an incomplete character."""
 
     piece: Callable[[int], bytes]

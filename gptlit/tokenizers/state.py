@@ -1,12 +1,13 @@
 """Makes tokenizers from their states, which are plain data from files that are not trusted."""
 
-from typing import Any, NotRequired, TypedDict, get_args
+from typing import Any, NotRequired, TypedDict
 
 from gptlit.messages import UsageError, errors_about
 from gptlit.plain_data import check, shown
-from gptlit.tokenizers.base import END_OF_SEQUENCE, END_OF_TEXT, Kind, Tokenizer
+from gptlit.tokenizers.base import END_OF_SEQUENCE, END_OF_TEXT, LARGEST_VOCABULARY, Tokenizer
 from gptlit.tokenizers.bytepair import BytePairTokenizer, check_byte_pairs
 from gptlit.tokenizers.characters import CharTokenizer
+from gptlit.tokenizers.hugging_face import JsonTokenizer
 from gptlit.tokenizers.words import WordTokenizer
 
 
@@ -35,11 +36,18 @@ class _BytePairState(_AnyState):
     special_tokens: dict[str, int]
 
 
+class _JsonState(_AnyState):
+    name: str
+    content: str
+    vocab_size: int
+
+
 _STATES: dict[str, Any] = {
     "char": _CharState,
     "word": _WordState,
     "tiktoken": _BytePairState,
     "bpe": _BytePairState,
+    "hugging_face": _JsonState,
 }
 
 
@@ -59,7 +67,7 @@ def from_state(state: Any, vocab_size: int | None = None) -> Tokenizer:
     if tokenizer is None:
         raise UsageError(
             f"a tokenizer of kind {shown(state['kind'])} is unknown to this version of gptlit, "
-            f"which has {', '.join(get_args(Kind))}"
+            f"which has {', '.join(_STATES)}"
         )
     if vocab_size not in (None, tokenizer.vocab_size):
         raise UsageError(
@@ -72,6 +80,10 @@ def _from_state(state: Any) -> Tokenizer:
     kind = state["kind"]
     check(_STATES[kind], state, "")
     special, eos = state.get("special_tokens", []), state.get("eos", False)
+    if kind == "hugging_face":
+        if not 0 < state["vocab_size"] <= LARGEST_VOCABULARY:
+            raise UsageError(f"its vocab_size is {state['vocab_size']}")
+        return JsonTokenizer(state["name"], state["content"], state["vocab_size"], eos)
     eos_token = END_OF_TEXT if kind in ("tiktoken", "bpe") else END_OF_SEQUENCE
     if eos and eos_token not in special:
         raise UsageError(f"eos is true, but its special tokens lack {eos_token}")

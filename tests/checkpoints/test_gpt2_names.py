@@ -202,7 +202,7 @@ def test_options_that_gpt2s_class_lacks_are_refused_by_name(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "llama"}, "model_type llama: only gpt2"),
+        ({"model_type": "bert"}, "model_type 'bert': only gpt2, llama, "),
         ({"activation_function": "silu"}, "activation_function silu: only .*gelu_new"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx True"),
         ({"n_embd": "16"}, "config.json: n_embd '16': must be a whole number"),

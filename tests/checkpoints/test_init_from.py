@@ -203,7 +203,7 @@ def test_a_folder_imported_and_exported_is_the_same(
         assert torch.equal(tensor, back.state_dict()[name])
     with pytest.raises(UsageError, match="gptlit export nowhere.ckpt: no such file"):
         export(["nowhere.ckpt", "x"])
-    with pytest.raises(UsageError, match="meta.pkl: only nanogpt has a meta.pkl; leave it out"):
+    with pytest.raises(UsageError, match="meta.pkl: a folder has its own tokenizer; leave it out"):
         import_(["hugging_face", "exported", "meta.pkl", "--output=y.ckpt"])
 
 

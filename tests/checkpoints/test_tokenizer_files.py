@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 
 from gptlit.checkpoints.tokenizer_files import GPT2_PATTERN, merges, read, write
 from gptlit.messages import UsageError
 from gptlit.tokenizers.base import TokenizerOptions
 from gptlit.tokenizers.bytepair import BytePairTokenizer
 from gptlit.tokenizers.characters import CharTokenizer
+from gptlit.tokenizers.hugging_face import JsonTokenizer
 from gptlit.tokenizers.words import WordTokenizer
 
 TEXT = "It is the east, and Juliet is the sun. 1595!\n\tcosì è più naïve 🙂 \n" * 3
@@ -40,7 +42,7 @@ def test_a_written_tokenizer_reads_back_equal(tmp_path: Path, make: Any) -> None
     write(ours, tmp_path, 8)
     assert (tmp_path / "vocab.json").exists() == (make is as_gpt2)
     for forms in range(2 if make is as_gpt2 else 1):
-        back = read(tmp_path)
+        back = read(tmp_path, 300)
         assert back is not None
         assert (back.pieces, back.special_tokens) == (ours.pieces, ours.special_tokens)
         assert back.encode(TEXT).tolist() == ours.encode(TEXT).tolist()
@@ -60,17 +62,26 @@ def test_the_pair_is_in_gpt2s_letters(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_files(tmp_path: Path) -> None:
-    assert read(tmp_path) is None
+    assert read(tmp_path, 300) is None
 
 
 @pytest.mark.parametrize(
-    "tokenizer",
-    [CharTokenizer("ab", ["<UNK>"]), WordTokenizer(["a", "b"]), WordTokenizer(["a"], [], True)],
+    ("tokenizer", "text"),
+    [(CharTokenizer("ab", ["<UNK>"]), "abba"), (WordTokenizer(["a", "b"], [], True), "a b b")],
 )
-def test_only_byte_level_bpe_is_read(tmp_path: Path, tokenizer: Any) -> None:
+def test_other_kinds_are_read_by_the_tokenizers_package(
+    tmp_path: Path, tokenizer: Any, text: str
+) -> None:
     write(tokenizer, tmp_path, 8)
-    with pytest.raises(UsageError, match="not a byte-level BPE"):
-        read(tmp_path)
+    reason = "not a byte-level BPE.*; and by the tokenizers package: .*"
+    if tokenizer.kind == "word":
+        with pytest.raises(UsageError, match=f"{reason}its tokens don't join to a text"):
+            read(tmp_path, tokenizer.vocab_size)
+        return
+    back = read(tmp_path, tokenizer.vocab_size)
+    assert back is not None
+    assert back.encode(text).tolist() == tokenizer.encode(text).tolist()
+    assert back.decode(back.encode(text)) == text
 
 
 def changed(path: Path, change: Any) -> None:
@@ -90,28 +101,30 @@ def swapped(content: Any) -> None:
 
 
 def lowercased(content: Any) -> None:
-    content["pre_tokenizer"]["pretokenizers"].insert(0, {"type": "Digits"})
+    content["pre_tokenizer"]["pretokenizers"].insert(
+        0, {"type": "Digits", "individual_digits": True}
+    )
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (special_first, "special tokens before or among them"),
-        (swapped, "aren't in the order of their merges"),
-        (lowercased, "prepares texts in a way"),
-        (lambda content: content.pop("model"), "tokenizer.json has no model"),
-    ],
-)
-def test_tokenizers_that_tiktoken_can_not_represent_are_refused(
-    tmp_path: Path, change: Any, message: str
-) -> None:
+@pytest.mark.parametrize("change", [special_first, swapped, lowercased])
+def test_the_tokenizers_package_runs_what_tiktoken_can_not(tmp_path: Path, change: Any) -> None:
     write(trained(), tmp_path, 8)
     changed(tmp_path / "tokenizer.json", change)
-    with pytest.raises(UsageError, match=message):
-        read(tmp_path)
+    back = read(tmp_path, 300)
+    assert isinstance(back, JsonTokenizer)
+    library = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert back.encode(TEXT).tolist() == library.encode(TEXT).ids
+    assert back.decode(back.encode(TEXT)) == TEXT
+
+
+def test_a_tokenizer_without_a_model(tmp_path: Path) -> None:
+    write(trained(), tmp_path, 8)
+    changed(tmp_path / "tokenizer.json", lambda content: content.pop("model"))
+    with pytest.raises(UsageError, match="tokenizer.json has no model"):
+        read(tmp_path, 300)
 
 
 def test_a_torn_file(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(UsageError, match="its tokenizer: tokenizer.json: not JSON"):
-        read(tmp_path)
+        read(tmp_path, 300)
