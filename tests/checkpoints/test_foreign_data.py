@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import gptlit as package
+from gptlit.checkpoints.llama2c import read_llama2c
+from gptlit.checkpoints.nanochat import read_nanochat
 from gptlit.checkpoints.nanogpt import read_nanogpt
 from gptlit.checkpoints.tokenizer_files import write
 from gptlit.checkpoints.weight_files import read_folder, write_hugging_face, write_safetensors
@@ -26,11 +29,16 @@ from gptlit.tokenizers.bytepair import BytePairTokenizer
 from gptlit.tokenizers.characters import CharTokenizer
 from gptlit.tokenizers.state import from_state
 from gptlit.tokenizers.words import WordTokenizer
+from tests.checkpoints import test_llama2c, test_nanochat
+from tests.checkpoints.reference_models import random_llama
 from tests.checkpoints.test_gpt2_names import CHARACTERS, made
+from tests.checkpoints.test_llama_names import LLAMA, SIZES
+from tests.checkpoints.test_nanochat import OPTIONS
 from tests.checkpoints.test_nanogpt import TINY as NANO
 from tests.checkpoints.test_nanogpt import as_nanogpt
 from tests.checkpoints.test_weight_shapes import rewritten
 from tests.conftest import TINY, Result, Run
+from tests.tokenizers.test_hugging_face import as_llama
 
 Call = Callable[..., Result]
 few = functools.partial(
@@ -247,13 +255,26 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_hugging_face(made(config), tokenizers()[4], folder / "gpt2")
     write(BytePairTokenizer("bpe", "x", r"\S+|\s+", pair.pieces, {}), folder / "gpt2", 5)
     write_safetensors(made(), CHARACTERS, folder / "ours")
+    content = as_llama()
+    llama = folder / "llama"
+    llama.mkdir()
+    (llama / "tokenizer.json").write_text(content)
+    (llama / "config.json").write_text(json.dumps({**LLAMA, "vocab_size": 300}))
+    sizes = (*SIZES[:-1], 300)
+    safetensors.torch.save_file(random_llama(*sizes), llama / "model.safetensors")
     return folder
 
 
-FILES = ["pair/config.json", "pair/tokenizer.json", "ours/gptlit.json"]
+FILES = [
+    "pair/config.json",
+    "pair/tokenizer.json",
+    "ours/gptlit.json",
+    "llama/config.json",
+    "llama/tokenizer.json",
+]
 
 
-@few(max_examples=80)
+@few(max_examples=120)
 @given(data=st.data(), name=st.sampled_from(FILES))
 def test_a_folder(theirs: Path, data: st.DataObject, name: str) -> None:
     path = theirs / name
@@ -295,6 +316,30 @@ def test_nanogpts_files(tmp_path: Path, data: st.DataObject) -> None:
     torch.save({"iter_num": 1, **other}, tmp_path / "ckpt.pt")
     (tmp_path / "meta.pkl").write_bytes(pickle.dumps(meta))
     works_or_one_line(lambda: read_nanogpt(tmp_path / "ckpt.pt", tmp_path / "meta.pkl", tmp_path))
+
+
+@few(max_examples=50)
+@given(data=st.data())
+def test_nanochats_files(tmp_path: Path, data: st.DataObject) -> None:
+    other = data.draw(changes({"weights": test_nanochat.random_weights(), "options": OPTIONS}))
+    path = test_nanochat.write(tmp_path, other.get("weights"))
+    meta = {"model_config": other.get("options")}
+    path.with_name("meta_000012.json").write_text(json.dumps(meta))
+    works_or_one_line(lambda: read_nanochat(path, None, tmp_path))
+
+
+@few(max_examples=50)
+@given(data=st.data())
+def test_llama2cs_files(tmp_path: Path, data: st.DataObject) -> None:
+    weights, tokenizer = tmp_path / "model.bin", tmp_path / "tokenizer.bin"
+    test_llama2c.write_weights(weights, random_llama(*test_llama2c.SIZES), 1)
+    test_llama2c.write_tokenizer(tokenizer)
+    path, end = data.draw(st.sampled_from([(weights, 300), (tokenizer, 60)]))
+    content = bytearray(path.read_bytes())
+    at = data.draw(st.integers(0, end))
+    content[at : at + 4] = data.draw(st.binary(max_size=8))
+    path.write_bytes(content)
+    works_or_one_line(lambda: read_llama2c(weights, None, tmp_path))
 
 
 class Code:
