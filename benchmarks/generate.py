@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 
 import gptlit
-from gptlit.checkpoints.weight_files import write_hugging_face
+from gptlit.exports.hub_folder import write_hugging_face
 from gptlit.generation.generate import generate_step
 from gptlit.generation.int8 import pack_int8, pays
 from gptlit.generation.settings import SamplingSettings
@@ -57,7 +57,7 @@ def write(model: GPT, batch: int, n_tokens: int, use_cache: bool = True) -> int:
 
 def transformers_writer(model: GPT, batch: int) -> Callable[[], int] | None:
     try:
-        from transformers import AutoModelForCausalLM  # type: ignore[import-not-found]
+        from transformers import AutoModelForCausalLM
     except ImportError:
         return None
     with tempfile.TemporaryDirectory() as folder:

@@ -42,9 +42,7 @@ VERBS = {
     "import": Verb(
         "make a checkpoint of nanoGPT's or Hugging Face's files", "cli.convert", "import_"
     ),
-    "export": Verb(
-        "write a checkpoint as Hugging Face's files or safetensors", "cli.convert", "export"
-    ),
+    "export": Verb("write a checkpoint for transformers and other programs", "exports.command"),
     "study": Verb("train a grid or a search of runs, with a table and plots", "study.command"),
     "runs": Verb("list the runs with their configs, losses and states", "reports.runs"),
     "plot": Verb("draw the loss curves of runs, TensorBoard folders or CSVs", "reports.plot"),

@@ -26,6 +26,7 @@ FOLDERS = [
     "data",
     "generation",
     "insight",
+    "exports",
     "steps",
     "training",
     "runs",
@@ -35,7 +36,7 @@ FOLDERS = [
     "reports",
     ENTRY,
 ]
-WITHOUT_LIGHTNING = FOLDERS[: FOLDERS.index("insight") + 1]
+WITHOUT_LIGHTNING = FOLDERS[: FOLDERS.index("exports") + 1]
 # what a notebook or the command line needs of these is loaded late
 LIGHTNING_ALLOWED = {"data.datamodule"}
 MODULES = sorted(

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -21,15 +21,13 @@ from gptlit.checkpoints.gpt2_names import (
     from_gpt2_weights,
     from_hugging_face,
     pad_vocabulary,
-    to_gpt2_weights,
     to_hugging_face,
 )
-from gptlit.checkpoints.weight_shapes import State, checked, for_writing
+from gptlit.checkpoints.weight_shapes import HEAD, State, checked
 from gptlit.corpora.inputs import refuse_endless
 from gptlit.files import give_usual_mode
 from gptlit.messages import UsageError, errors_about
 from gptlit.model.config import GPTConfig
-from gptlit.model.gpt import GPT
 from gptlit.tokenizers.base import Tokenizer
 from gptlit.tokenizers.state import from_state
 
@@ -148,51 +146,27 @@ def _tensors(path: Path) -> Iterable[tuple[str, Tensor]]:
 # ---------------------------------------------------------------------- writing
 
 
-def write_hugging_face(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
-    """Write a folder that transformers' AutoModelForCausalLM and AutoTokenizer load.
-
-    Raises:
-        UsageError: GPT-2's class doesn't have an option of the model, or the folder isn't empty.
-    """
-    config, state = for_writing(model.config, model.state_dict())
-    options = to_hugging_face(config)
-    special = tokenizer_files.special_tokens(tokenizer)
-    # GPT2Config would take GPT-2's 50256
-    ids = {f"{name}_id": special.get(name, (None, None))[1] for name in ("bos_token", "eos_token")}
-    with new_folder(folder) as new:
-        _write_json(new / "config.json", {**options, **ids})
-        _write_tensors(new / WEIGHTS, to_gpt2_weights(state, config))
-        tokenizer_files.write(tokenizer, new, config.block_size)
-        _write_own(new, config, tokenizer)
+def without_tied_head(config: GPTConfig, state: State) -> State:
+    """Return weights for a file, where safetensors refuse one matrix under two names."""
+    return {
+        name: tensor.detach().contiguous()
+        for name, tensor in state.items()
+        if name != HEAD or not config.tie_weights
+    }
 
 
-def write_safetensors(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
-    """Write the weights, options and tokenizer of any model, the weights by gptlit's names.
-
-    A tied head isn't written twice.
-
-    Raises:
-        UsageError: The folder isn't empty.
-    """
-    config, state = for_writing(model.config, model.state_dict())
-    state = {name: tensor.detach().contiguous() for name, tensor in state.items()}
-    if config.tie_weights:
-        del state["lm_head.weight"]
-    with new_folder(folder) as new:
-        _write_tensors(new / WEIGHTS, state)
-        _write_own(new, config, tokenizer)
-
-
-def _write_own(folder: Path, config: GPTConfig, tokenizer: Tokenizer) -> None:
+def write_own(folder: Path, config: GPTConfig, tokenizer: Tokenizer) -> None:
+    """Write gptlit.json: a model's options and its tokenizer."""
     described = {"config": dataclasses.asdict(config), "tokenizer": tokenizer.state()}
-    _write_json(folder / OWN, described)
+    write_json(folder / OWN, described)
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_tensors(path: Path, tensors: State) -> None:
+def write_tensors(path: Path, tensors: State) -> None:
+    """Write a file of safetensors."""
     import safetensors.torch
 
     # transformers needs it to recognise PyTorch's tensors

@@ -1,17 +1,14 @@
-"""`gptlit import` and `gptlit export`: exchange weights with other programs."""
+"""`gptlit import`: makes checkpoints of other programs' files."""
 
 import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
-from gptlit.checkpoints import checkpoint
 from gptlit.checkpoints.init_from import PUBLISHED, Origin, start_from, write_checkpoint
 from gptlit.checkpoints.llama2c import read_llama2c
 from gptlit.checkpoints.nanochat import read_nanochat
 from gptlit.checkpoints.nanogpt import read_nanogpt
-from gptlit.checkpoints.weight_files import write_hugging_face, write_safetensors
 from gptlit.files import writing
 from gptlit.messages import (
     UsageError,
@@ -25,8 +22,6 @@ from gptlit.parser import OneLineErrors, from_environment
 
 READERS = {"nanogpt": read_nanogpt, "nanochat": read_nanochat, "llama2c": read_llama2c}
 SOURCES = (*READERS, "hugging_face")
-Format = Literal["hugging_face", "safetensors"]
-WRITERS = {"hugging_face": write_hugging_face, "safetensors": write_safetensors}
 
 
 def import_parser() -> OneLineErrors:
@@ -93,34 +88,3 @@ def import_(argv: Sequence[str]) -> None:
 def _naming(option: str, command: str) -> contextlib.AbstractContextManager[None]:
     """Name an option in errors by the command whose positional argument it is."""
     return errors_naming(lambda name: command if name == option else f"--{name}")
-
-
-def export_parser() -> OneLineErrors:
-    """Return the parser of `gptlit export`."""
-    parser = OneLineErrors(prog="gptlit export", allow_abbrev=False)
-    add = parser.add_argument
-    add("checkpoint", type=str, help="A checkpoint's path, or best or last of the newest run.")
-    add("folder", type=str, help="Folder to write; must be new or empty.")
-    formats = (
-        "hugging_face: files for transformers' AutoModelForCausalLM and AutoTokenizer, for models "
-        "that its GPT-2 class can hold. safetensors: weights, config and tokenizer of any model."
-    )
-    add("--format", type=Format, default="hugging_face", help=formats)
-    return parser
-
-
-@naming_flags()
-def export(argv: Sequence[str]) -> None:
-    """Run `gptlit export` with these arguments.
-
-    Raises:
-        UsageError: An argument or a checkpoint is invalid, or the format can't hold the model.
-    """
-    options = export_parser().parse_args([*from_environment("export"), *argv])
-    with _naming("path", "gptlit export"):
-        model, tokenizer = checkpoint.load(options.checkpoint)
-    folder = Path(options.folder).expanduser()
-    with writing("gptlit export:", folder):
-        WRITERS[options.format](model, tokenizer, folder)
-    names = ", ".join(sorted(path.name for path in folder.iterdir()))
-    note(f"{folder}: {names}")

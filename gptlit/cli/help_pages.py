@@ -190,7 +190,7 @@ PAGES = {
     ),
     "export": Page(
         "CHECKPOINT FOLDER [OPTIONS]",
-        "checkpoint folder format",
+        "checkpoint folder format dtype",
         "gptlit export best exported --format safetensors",
     ),
 }

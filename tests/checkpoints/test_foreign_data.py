@@ -22,7 +22,9 @@ from gptlit.checkpoints.llama2c import read_llama2c
 from gptlit.checkpoints.nanochat import read_nanochat
 from gptlit.checkpoints.nanogpt import read_nanogpt
 from gptlit.checkpoints.tokenizer_files import write
-from gptlit.checkpoints.weight_files import read_folder, write_hugging_face, write_safetensors
+from gptlit.checkpoints.weight_files import read_folder
+from gptlit.exports.hub_folder import write_hugging_face
+from gptlit.exports.plain_files import write_safetensors
 from gptlit.messages import UsageError
 from gptlit.tokenizers.base import TokenizerOptions
 from gptlit.tokenizers.bytepair import BytePairTokenizer

@@ -20,10 +20,10 @@ from gptlit.checkpoints.weight_files import (
     OWN,
     WEIGHTS,
     read_folder,
-    write_hugging_face,
-    write_safetensors,
 )
 from gptlit.checkpoints.weight_shapes import shapes
+from gptlit.exports.hub_folder import write_hugging_face
+from gptlit.exports.plain_files import write_safetensors
 from gptlit.messages import UsageError
 from gptlit.model.gpt import GPT, GPTConfig
 from gptlit.tokenizers.bytepair import BytePairTokenizer
@@ -189,14 +189,11 @@ def test_half_precision_becomes_single() -> None:
     ],
 )
 def test_options_that_gpt2s_class_lacks_are_refused_by_name(
-    tmp_path: Path, options: dict[str, Any], message: str
+    options: dict[str, Any], message: str
 ) -> None:
     config = dataclasses.replace(TINY, **options)
     with pytest.raises(UsageError, match=f"{message}.*format safetensors"):
         to_hugging_face(config)
-    with pytest.raises(UsageError, match=message):
-        write_hugging_face(GPT(config), CHARACTERS, tmp_path / "exported")
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

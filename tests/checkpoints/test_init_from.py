@@ -13,8 +13,10 @@ import yaml
 
 from gptlit.checkpoints import checkpoint, gpt2_names
 from gptlit.checkpoints.init_from import PUBLISHED, crop_block_size, start_from, with_document_ends
-from gptlit.checkpoints.weight_files import write_hugging_face, write_safetensors
-from gptlit.cli.convert import export, import_
+from gptlit.cli.convert import import_
+from gptlit.exports.command import main as export
+from gptlit.exports.hub_folder import write_hugging_face
+from gptlit.exports.plain_files import write_safetensors
 from gptlit.messages import UsageError
 from gptlit.model.gpt import GPT, GPTConfig
 from gptlit.tokenizers.base import Tokenizer

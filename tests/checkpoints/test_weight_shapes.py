@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 import gptlit as package
 from gptlit.checkpoints import checkpoint
 from gptlit.checkpoints.gpt2_names import to_gpt2_weights
-from gptlit.checkpoints.weight_files import write_hugging_face, write_safetensors
 from gptlit.checkpoints.weight_shapes import checked, is_finite, shapes
+from gptlit.exports.hub_folder import write_hugging_face
+from gptlit.exports.plain_files import write_safetensors
 from gptlit.messages import UsageError
 from gptlit.model.config import LARGEST_BLOCK, GPTConfig
 from gptlit.model.gpt import GPT

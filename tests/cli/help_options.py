@@ -17,6 +17,7 @@ from jsonargparse import ActionYesNo
 
 from gptlit.cli import convert, data, fit, help_pages
 from gptlit.cli.configs import shipped_configs
+from gptlit.exports import command as export_command
 from gptlit.model.config import GPTConfig
 from gptlit.predict import options as predict_options
 from gptlit.reports import plot, runs
@@ -41,7 +42,7 @@ GROUPS = {
     "runs": {"options": "folders sort reverse config format"},
     "plot": {"options": "runs output x smooth log lr columns theme"},
     "import": {"options": "source weights meta output data_dir"},
-    "export": {"options": "checkpoint folder format"},
+    "export": {"options": "checkpoint folder format dtype"},
 }
 ORDER = ("run", "data", "model", "learning", "samples", "Trainer")
 
@@ -59,7 +60,7 @@ def parser_of(verb: str) -> ArgumentParser:
             "runs": runs.parser,
             "plot": plot.parser,
             "import": convert.import_parser,
-            "export": convert.export_parser,
+            "export": export_command.parser,
         }
         return own[verb]()
 

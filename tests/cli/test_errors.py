@@ -371,7 +371,7 @@ REFUSED: list[tuple[str, list[str]]] = [
     ("predict --prompt_file binary.txt", ["--prompt_file binary.txt: not UTF-8"]),
     ("export last full", ["full: exists already", "new folder"]),
     ("export last file", ["file: exists already"]),
-    ("export last out --format onnx", ["--format onnx: expected one of hugging_face, safe"]),
+    ("export last out --format tflite", ["--format tflite: expected one of hf, "]),
     ("import hugging_face last --output file", ["--output file: exists already"]),
     ("import hugging_face nothing", ["nothing", "config.json"]),
     ("import nanogpt digits.txt --output new", ["digits.txt", "refused"]),
@@ -520,7 +520,7 @@ def test_unknown_environment_variables(
         ("GPTLIT_FIT__CONFIG=nowhere.yaml", "fit", ["--config nowhere.yaml"]),
         ("GPTLIT_PREDICT__TEMPERATURE=hot", "predict", ["--temperature hot: expected float"]),
         ("GPTLIT_DATA__TOKENIZER=chars", "data digits.txt", ["chars", "Did you mean char?"]),
-        ("GPTLIT_EXPORT__FORMAT=onnx", "export last out", ["--format onnx"]),
+        ("GPTLIT_EXPORT__FORMAT=tflite", "export last out", ["--format tflite"]),
         ("GPTLIT_DATA_DIR=/nowhere", "data dante --data_dir none", ["/nowhere/commedia.txt"]),
     ],
 )

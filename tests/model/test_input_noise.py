@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from gptlit.checkpoints.weight_files import read_folder, write_hugging_face, write_safetensors
+from gptlit.checkpoints.weight_files import read_folder
+from gptlit.exports.hub_folder import write_hugging_face
+from gptlit.exports.plain_files import write_safetensors
 from gptlit.model.config import GPTConfig
 from gptlit.model.gpt import GPT
 from gptlit.model.input_noise import InputNoise

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from gptlit.checkpoints.tokenizer_files import GPT2_PATTERN, TIKTOKEN_GPT2_PATTERN, read, write
-from gptlit.checkpoints.weight_files import read_folder, write_hugging_face
+from gptlit.checkpoints.weight_files import read_folder
+from gptlit.exports.hub_folder import write_hugging_face
 from gptlit.model.gpt import GPT, GPTConfig
 from gptlit.tokenizers.base import Tokenizer, TokenizerOptions
 from gptlit.tokenizers.bytepair import BytePairTokenizer
