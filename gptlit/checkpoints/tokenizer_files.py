@@ -37,6 +37,10 @@ _MARKS = 0x25C7  # the first sign to append to a special token's name: a diamond
 
 def special_tokens(tokenizer: Tokenizer) -> dict[str, tuple[str, int]]:
     """Return the tokens that have a role in Hugging Face's files, with their ids: bos, eos, unk."""
+    if isinstance(tokenizer, JsonTokenizer):
+        ids = tokenizer.special_ids
+        ends = [(token, ids[token]) for token in tokenizer.ends()]
+        return {"eos_token": ends[0]} if ends else {}
     names = _names(tokenizer)
     if isinstance(tokenizer, BytePairTokenizer):
         if (id_ := tokenizer.special_ids.get(END_OF_TEXT)) is None:
@@ -81,7 +85,7 @@ def write(tokenizer: Tokenizer, folder: Path, block_size: int) -> None:
         block_size: Context length of the model.
     """
     named = {name: token for name, (token, _) in special_tokens(tokenizer).items()}
-    names = _names(tokenizer)
+    names = {} if isinstance(tokenizer, JsonTokenizer) else _names(tokenizer)
     special = {token: names[token] for token in tokenizer.special_ids if token in names}
     if renamed := [f"{token} is {name}" for token, name in special.items() if token != name]:
         note(f"the vocabulary can spell special tokens; in the files {', '.join(renamed)}")
@@ -93,7 +97,10 @@ def write(tokenizer: Tokenizer, folder: Path, block_size: int) -> None:
         "split_special_tokens": True,
         **named,
     }
-    if isinstance(tokenizer, BytePairTokenizer):
+    content: dict[str, Any]
+    if isinstance(tokenizer, JsonTokenizer):
+        content = json.loads(tokenizer.content)
+    elif isinstance(tokenizer, BytePairTokenizer):
         content = _byte_level(tokenizer)
         if is_gpt2:
             _put(folder / "vocab.json", content["model"]["vocab"])

@@ -23,7 +23,7 @@ from gptlit.checkpoints.gpt2_names import (
     pad_vocabulary,
     to_hugging_face,
 )
-from gptlit.checkpoints.weight_shapes import HEAD, State, checked
+from gptlit.checkpoints.weight_shapes import HEAD, State, checked, in_float32
 from gptlit.corpora.inputs import refuse_endless
 from gptlit.files import give_usual_mode
 from gptlit.messages import UsageError, errors_about
@@ -33,6 +33,8 @@ from gptlit.tokenizers.state import from_state
 
 WEIGHTS = "model.safetensors"
 OWN = "gptlit.json"
+# what folders with gptlit's own code for transformers have in config.json and before names
+OWN_TYPE, OWN_PREFIX = "gptlit", "gpt."
 
 
 class _Own(TypedDict):
@@ -66,6 +68,10 @@ def read_folder(folder: Path) -> tuple[GPTConfig, State, Tokenizer | None]:
         return own_config, checked(read_tensors(folder), own_config), tokenizer
     options = _read_json(folder / "config.json")
     is_llama = (kind := options.get("model_type", "gpt2")) in llama_names.MODEL_TYPES
+    if kind == OWN_TYPE and own_config is not None:
+        tensors = read_tensors(folder)
+        state = {name.removeprefix(OWN_PREFIX): tensor for name, tensor in tensors.items()}
+        return own_config, in_float32(checked(state, own_config)), tokenizer
     with errors_about("config.json"):
         if not is_llama and kind != "gpt2":
             known = ", ".join(("gpt2", *llama_names.MODEL_TYPES))

@@ -6,6 +6,7 @@ from typing import Any
 from gptlit.checkpoints import tokenizer_files
 from gptlit.checkpoints.gpt2_names import to_gpt2_weights, to_hugging_face
 from gptlit.checkpoints.weight_files import (
+    OWN_PREFIX,
     WEIGHTS,
     new_folder,
     without_tied_head,
@@ -42,7 +43,7 @@ def fill(model: GPT, tokenizer: Tokenizer, folder: Path, dtype: str = "f32") -> 
             "needs trust_remote_code=True"
         )
         options, weights = own_code.options(config), without_tied_head(config, state)
-        weights = {f"gpt.{name}": tensor for name, tensor in weights.items()}
+        weights = {f"{OWN_PREFIX}{name}": tensor for name, tensor in weights.items()}
         (folder / own_code.FILENAME).write_text(own_code.source(), encoding="utf-8")
     else:
         config, state = written_out(config, state)

@@ -10,6 +10,7 @@ import inspect
 import re
 from typing import Any
 
+from gptlit.checkpoints.weight_files import OWN_TYPE
 from gptlit.model import activations, attention, config, gpt, input_noise, positions
 from gptlit.model.config import GPTConfig
 
@@ -64,7 +65,7 @@ def options(config: GPTConfig) -> dict[str, Any]:
     described = dataclasses.asdict(dataclasses.replace(config, token_noise=0.0, token_dropout=0.0))
     return {
         "architectures": ["GPTLitForCausalLM"],
-        "model_type": "gptlit",
+        "model_type": OWN_TYPE,
         "auto_map": {
             "AutoConfig": f"{MODULE}.GPTLitConfig",
             "AutoModelForCausalLM": f"{MODULE}.GPTLitForCausalLM",

@@ -377,7 +377,7 @@ REFUSED: list[tuple[str, list[str]]] = [
     ("import nanogpt digits.txt --output new", ["digits.txt", "refused"]),
     ("import nanogpt other.ckpt --output new", ["other.ckpt: not a checkpoint of nanoGPT"]),
     ("import nanogpt other.ckpt", ["--output other.ckpt: exists already"]),
-    ("import pytorch x.pt", ["pytorch", "nanogpt, hugging_face"]),
+    ("import pytorch x.pt", ["pytorch", "choose from nanogpt, "]),
     # prompts and sampling
     ("predict --prompt 日本", ["--prompt", "日", "--unknown skip"]),
     ("predict --force 日", ["--force", "日"]),

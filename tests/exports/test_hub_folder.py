@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from gptlit.checkpoints import checkpoint
+from gptlit.checkpoints.tokenizer_files import write
+from gptlit.checkpoints.weight_files import read_folder
 from gptlit.exports import own_code
 from gptlit.exports.hub_classes import CLASSES, holding, nearest, written_out
 from gptlit.exports.hub_folder import write_hugging_face
@@ -19,8 +21,10 @@ from gptlit.messages import with_option_names
 from gptlit.model.config import GPTConfig
 from gptlit.model.gpt import GPT
 from gptlit.tokenizers.characters import CharTokenizer
+from gptlit.tokenizers.hugging_face import JsonTokenizer
 from tests.checkpoints.test_gpt2_names import made
 from tests.conftest import Result, Run
+from tests.tokenizers.test_hugging_face import as_llama
 
 CHARACTERS = CharTokenizer("abcdefg", ["<EOS>"], eos=True)
 LLAMA = GPTConfig(
@@ -172,6 +176,23 @@ def test_a_model_of_no_class_has_its_own_code_and_a_line_says_why(
     assert weights.keys() == {f"gpt.{name}" for name in model.state_dict()} - {"gpt.lm_head.weight"}
     written = (tmp_path / "out" / "modeling_gptlit.py").read_text()
     assert written == own_code.source()
+
+
+@pytest.mark.parametrize("options", [{}, {"qk_norm": True}, {"token_shift": 2, "bias": True}])
+def test_a_folder_reads_back_bit_for_bit(tmp_path: Path, options: dict[str, Any]) -> None:
+    model, _, _ = exported(tmp_path, **options)
+    config, state, tokenizer = read_folder(tmp_path / "out")
+    assert config == model.config
+    assert tokenizer is not None
+    assert tokenizer.state() == CHARACTERS.state()
+    assert all(torch.equal(state[name], each) for name, each in model.state_dict().items())
+
+
+def test_a_tokenizer_of_a_published_model_is_written_as_it_was(tmp_path: Path) -> None:
+    content = as_llama()
+    write(JsonTokenizer("x", content, 512), tmp_path, 8)
+    assert json.loads((tmp_path / "tokenizer.json").read_text()) == json.loads(content)
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["eos_token"] == "</s>"
 
 
 def test_the_nearest_class_lacks_the_fewest_options() -> None:
