@@ -46,6 +46,7 @@ VERBS = {
     "study": Verb("train a grid or a search of runs, with a table and plots", "study.command"),
     "runs": Verb("list the runs with their configs, losses and states", "reports.runs"),
     "plot": Verb("draw the loss curves of runs, TensorBoard folders or CSVs", "reports.plot"),
+    "look": Verb("show attention, predictions and layers on an HTML page", "look.command"),
     "summary": Verb("show the size, memory and time of a run without training it", FIT),
 }
 ALIASES = {"train": "fit", "generate": "predict", "sample": "predict"}

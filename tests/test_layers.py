@@ -34,6 +34,7 @@ FOLDERS = [
     "predict",
     "study",
     "reports",
+    "look",
     ENTRY,
 ]
 WITHOUT_LIGHTNING = FOLDERS[: FOLDERS.index("exports") + 1]

@@ -183,6 +183,15 @@ PAGES = {
         "runs output x smooth log lr columns theme",
         "gptlit plot version_0 version_1 --output loss.png",
     ),
+    "look": Page(
+        "[CHECKPOINT] [OPTIONS]",
+        "checkpoint prompt prompt_file output unknown theme",
+        'gptlit look --prompt "To be, or not to be" --output look.html',
+        (
+            "The page is one file that loads nothing else. It shows a text of up to 256 tokens, "
+            "and of fewer where a model has many heads.",
+        ),
+    ),
     "import": Page(
         "SOURCE WEIGHTS [META] [OPTIONS]",
         "source weights meta output data_dir",

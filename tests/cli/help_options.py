@@ -18,6 +18,7 @@ from jsonargparse import ActionYesNo
 from gptlit.cli import convert, data, fit, help_pages
 from gptlit.cli.configs import shipped_configs
 from gptlit.exports import command as export_command
+from gptlit.look import command as look
 from gptlit.model.config import GPTConfig
 from gptlit.predict import options as predict_options
 from gptlit.reports import plot, runs
@@ -41,6 +42,7 @@ GROUPS = {
     },
     "runs": {"options": "folders sort reverse config format"},
     "plot": {"options": "runs output x smooth log lr columns theme"},
+    "look": {"options": "checkpoint prompt prompt_file output unknown theme data_dir"},
     "import": {"options": "source weights meta output data_dir"},
     "export": {"options": "checkpoint folder format dtype"},
 }
@@ -59,6 +61,7 @@ def parser_of(verb: str) -> ArgumentParser:
             "data": data.parser,
             "runs": runs.parser,
             "plot": plot.parser,
+            "look": look.parser,
             "import": convert.import_parser,
             "export": export_command.parser,
         }
