@@ -15,8 +15,8 @@ everything after compilation; "training" is the mean of the timed steps times th
 The text is on the device or in host memory, as gptlit decides.
 
 MFU (Chowdhery et al. 2022, PaLM) is the FLOPs of forward and backward, masked attention counted in
-full, divided by the device's peak in dense bfloat16: PEAKS, as published, or --peak_tflops.
-Without a peak, as on a CPU, it is left out. NOT yet run on a GPU.
+full, divided by the device's peak in dense bfloat16, as published (gptlit/devices/peaks.py), or
+--peak_tflops. Without a peak, as on a CPU, it is left out. NOT yet run on a GPU.
 """
 
 import argparse
@@ -33,35 +33,13 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from gptlit.__main__ import main as gptlit
+from gptlit.devices import peaks
 from gptlit.devices.accelerators import name_of
 from gptlit.model import cost
 from gptlit.training.module import LitGPT
 
 NANOGPT = 1.4697  # its README, on sampled batches of the validation split
 MODES = ["default", "reduce-overhead", "max-autotune", "eager", "fit"]
-# TFLOP/s in dense bfloat16 with float32 sums, from data sheets; the first matching name counts
-PEAKS = {
-    "B200": 2250,
-    "H200": 989,
-    "GH200": 989,
-    "H100 PCIe": 756,
-    "H100": 989,
-    "A100": 312,
-    "L40S": 362,
-    "L40": 181,
-    "L4": 121,
-    "A40": 150,
-    "A10G": 70,
-    "A10": 125,
-    "RTX 5090": 209,
-    "RTX 4090": 165,
-    "RTX 3090": 71,
-}
-
-
-def peak_tflops(name: str) -> float | None:
-    """The published peak of a device by its name; None if it is not in PEAKS."""
-    return next((peak for part, peak in PEAKS.items() if part in name), None)
 
 
 @dataclass
@@ -211,7 +189,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     if code:
         raise SystemExit(code)
-    peak = given.peak_tflops or peak_tflops(RUN.device)
+    peak = given.peak_tflops or peaks.tflops(RUN.device)
     print("\n".join(report(RUN, given.target, peak)))
 
 

@@ -22,6 +22,7 @@ import torch
 from gpu_loops import Bare, Loop, LossOf, Sizes, at_once, in_chunks, median_of, random_ids, shape_of
 from train_step import random_text, wait_for
 
+from gptlit.devices import peaks
 from gptlit.devices.accelerators import name_of
 from gptlit.generation.generate import generate_chunks
 from gptlit.generation.settings import SamplingSettings
@@ -167,7 +168,7 @@ def gpt2_rows(sizes: Sizes) -> Iterator[Row]:
     shape, block, batch = shape_of(sizes.gpt2)
     config = GPTConfig(vocab_size=sizes.gpt2_vocab, dropout=0.0, activation="gelu_tanh", **shape)
     ids = random_ids(max(100_000, 2 * block), sizes.gpt2_vocab, device)
-    peak = gpu.peak_tflops(name_of(device))
+    peak = peaks.tflops(name_of(device))
     ways: list[tuple[str, str | None, LossOf, bool]] = [
         ("eager, all logits at once", None, at_once, False),
         ("eager", None, in_chunks, False),

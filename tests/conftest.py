@@ -20,6 +20,7 @@ import torch
 
 from gptlit.__main__ import main
 from gptlit.checkpoints import checkpoint
+from gptlit.training.logged_metrics import TIMED
 from tests import DEVICE
 from tests.browser import browser, chromium  # noqa: F401  # fixtures
 from tests.recorded_graphs import recorded_graphs  # noqa: F401  # a fixture
@@ -148,7 +149,7 @@ def read_metrics(folder: Path) -> list[dict[str, str]]:
 def timeless(folder: Path) -> list[dict[str, str]]:
     """Return the rows of metrics.csv without timings."""
     return [
-        {name: value for name, value in row.items() if not name.startswith("speed/")}
+        {name: value for name, value in row.items() if not name.startswith(TIMED)}
         for row in read_metrics(folder)
     ]
 
@@ -166,7 +167,7 @@ def curves(folder: Path) -> dict[str, list[tuple[int, str]]]:
             for event in events.Tensors(tag)
         ]
         for tag in events.Tags()["tensors"]
-        if not tag.startswith(("speed/", "_hparams_"))
+        if not tag.startswith((*TIMED, "_hparams_"))
     }
 
 

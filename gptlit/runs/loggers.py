@@ -25,11 +25,11 @@ from gptlit.checkpoints.run_paths import METRICS
 from gptlit.files import write_atomically
 from gptlit.runs import event_files, metrics_file
 from gptlit.runs.metrics_file import Row
+from gptlit.training.logged_metrics import TIMED
 
 KEY = "gptlit_records"  # of the copies in a checkpoint
 SAMPLES = "samples.txt"
 MAX_BYTES = 1 << 28  # of a decompressed copy, which may come from a foreign checkpoint
-TIMED = "speed/"  # differs between equal runs, so that checkpoints leave it out
 
 
 class _Unlogged:
@@ -79,6 +79,7 @@ class Table(CSVLogger):
     def __init__(self, root: Path, **options: Any) -> None:
         super().__init__(root, **options)
         self.unlogged = _Unlogged()
+        self._beside: tuple[int, Mapping[str, float]] = (-1, {})
 
     @property
     @rank_zero_experiment
@@ -92,8 +93,15 @@ class Table(CSVLogger):
         assert step is not None
         epoch = {"epoch": metrics["epoch"]} if "epoch" in metrics else {}  # in each row
         values = {name: value for name, value in metrics.items() if name != "epoch"}
+        if self._beside[0] == step:
+            values |= self._beside[1]
+            self._beside = (-1, {})
         if new := self.unlogged.select(values, step):
             super().log_metrics(new | epoch, step)
+
+    def log_beside(self, metrics: Mapping[str, float], step: int) -> None:
+        """Log metrics in the row of a step that is logged next."""
+        self._beside = step, metrics
 
 
 class Curves(TensorBoardLogger):

@@ -9,27 +9,71 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from gptlit.data.loaders import IGNORED
+from gptlit.devices import peaks
 from gptlit.devices.accelerators import name_of
+from gptlit.model import cost
+from gptlit.optim.update_ratios import UpdateRatios
 from gptlit.runs.computing import ThreadChoice
+from gptlit.runs.loggers import Table
 from gptlit.runs.progress_bar import print_above_bar
 from gptlit.runs.sample_text import SampleText
 from gptlit.terminal import count_of, duration
+from gptlit.training.logged_metrics import MFU, PEAK_MEMORY, TOKENS, UPDATE_RATIO
 from gptlit.training.module import LitGPT
 from gptlit.training.overfitting import Overfitting
 
+SEEN = "gptlit_tokens"  # seen before a checkpoint, its key
+
 
 class Throughput(Callback):
-    """Logs `speed/step_ms` and `speed/tokens_per_s` (over all ranks) without validations."""
+    """Logs speed without validations, tokens seen, peak memory, and sizes of updates.
+
+    Speed and tokens are those of all ranks, memory is that of rank 0.
+    """
 
     def __init__(self) -> None:
         self._since = 0.0
         self._from_step = 0
+        self._tokens: int | None = None  # seen by the first steps, `_counted`
+        self._counted = 0
+        self._flops: float | None = None  # per token; None where the device's peak is unknown
+        self._peak = 0.0  # FLOP/s of all devices
 
-    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        tokens = checkpoint.get(SEEN)
+        self._tokens = tokens if isinstance(tokens, int) and tokens >= 0 else None
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        assert isinstance(pl_module, LitGPT)
+        checkpoint[SEEN] = self._seen(trainer.global_step, pl_module)
+
+    def _seen(self, step: int, module: LitGPT) -> int:
+        """Return the tokens of the steps so far, also where a resume has changed their batch."""
+        per_step = module.text.windows_per_step * module.text.block_size
+        self._tokens = (self._tokens or 0) + (step - self._counted) * per_step
+        self._counted = step
+        return self._tokens
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, LitGPT)
+        if self._tokens is not None:
+            self._counted = trainer.global_step
+        if trainer.log_every_n_steps:
+            pl_module.update_ratios = UpdateRatios(pl_module.net.named_parameters())
+        if peak := peaks.tflops(name_of(trainer.strategy.root_device)):
+            self._flops = cost.training_flops_per_token(pl_module.net)
+            self._peak = peak * 1e12 * trainer.world_size
+        self._restart(trainer)
+
+    def _restart(self, trainer: L.Trainer) -> None:
         self._since, self._from_step = time.perf_counter(), trainer.global_step
 
     def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
-        self.on_train_start(trainer)
+        self._restart(trainer)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any
@@ -44,7 +88,19 @@ class Throughput(Callback):
         tokens = text.windows_per_step * text.block_size
         pl_module.log("speed/step_ms", seconds * 1e3)
         pl_module.log("speed/tokens_per_s", tokens / seconds)
-        self.on_train_start(trainer)
+        more: dict[str, float] = {TOKENS: self._seen(trainer.global_step, pl_module)}
+        if self._flops is not None:
+            more[MFU] = self._flops * tokens / seconds / self._peak
+        if (most := peaks.memory(trainer.strategy.root_device)) is not None:
+            more[PEAK_MEMORY] = most / 1e6
+        if pl_module.update_ratios is not None:
+            ratios = pl_module.update_ratios.end()
+            more |= {f"{UPDATE_RATIO}{kind}": ratio for kind, ratio in ratios.items()}
+        # at once, since each metric that Lightning logs costs four operations of the device
+        for logger in trainer.loggers:
+            log = logger.log_beside if isinstance(logger, Table) else logger.log_metrics
+            log(more, trainer.global_step - 1)
+        self._restart(trainer)
 
 
 class Report(Callback):

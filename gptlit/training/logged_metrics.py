@@ -3,6 +3,10 @@
 from typing import Any
 
 STEP_METRICS = ("optim/lr", "optim/grad_norm", "speed/step_ms", "speed/tokens_per_s")
+# more metrics of a step, which go to the loggers only: callbacks can't monitor them
+TOKENS, PEAK_MEMORY, MFU = "train/tokens", "memory/peak_mb", "speed/mfu"
+UPDATE_RATIO = "optim/update_ratio/"  # before a kind of matrix, such as wte or mlp.c_fc
+TIMED = ("speed/", "memory/")  # prefixes of what differs between equal runs
 VALIDATION_METRICS = ("val/loss", "val/bits_per_byte", "val/perplexity", "val/gap")
 COMPARED_METRICS = ("val/loss_average", "val/loss_raw")
 
@@ -22,6 +26,8 @@ def logged(trainer: Any, model: Any, has_validation: bool) -> list[str]:
         names.append("train/distill_loss")
     if trainer.log_every_n_steps:
         names += STEP_METRICS
+        if model.optimizer == "muon":
+            names.append("optim/muon_lr")
     if trainer.limit_val_batches != 0 or trainer.overfit_batches:
         names += ["train/loss_eval", *(VALIDATION_METRICS if has_validation else ())]
         if has_validation and model.ema_keep == "better":

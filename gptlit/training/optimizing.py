@@ -11,6 +11,7 @@ from gptlit.model.gpt import GPT
 from gptlit.optim import muon, optimizers
 from gptlit.optim.ema import Average
 from gptlit.optim.gradients import Gradients
+from gptlit.optim.update_ratios import UpdateRatios
 from gptlit.steps.captured_step import CapturedStep
 from gptlit.steps.losses import RunningLoss
 from gptlit.steps.step_hooks import CapturedHooks
@@ -31,6 +32,7 @@ class Optimizing(CapturedHooks):
     def __init__(self) -> None:
         super().__init__()
         self.gradients = Gradients()
+        self.update_ratios: UpdateRatios | None = None  # of the steps that are logged
         self.saved_average: tuple[dict[str, Tensor], int, bool] | None = None  # of the checkpoint
 
     def configure_optimizers(self) -> Any:
@@ -81,6 +83,10 @@ class Optimizing(CapturedHooks):
             self.log("optim/grad_norm", self.gradients.norm(optimizer))
             # the learning rate of the option lr: with muon the first group has another
             self.log("optim/lr", optimizer.param_groups[-1]["lr"])
+            if self.options.optimizer == "muon":
+                self.log("optim/muon_lr", optimizer.param_groups[0]["lr"])
+            if self.update_ratios is not None:
+                self.update_ratios.begin()
 
     def configure_gradient_clipping(
         self,

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gptlit.runs import event_files, loggers, metrics_file
+from gptlit.training.logged_metrics import TIMED
 from tests.conftest import (
     TINY,
     Result,
@@ -89,7 +90,7 @@ def points(folder: Path) -> list[tuple[str, int, str]]:
         (value.tag, event.step, str(value))
         for event in event_files.logged(folder, 20)
         for value in event.summary.value
-        if not value.tag.startswith("speed/")
+        if not value.tag.startswith(TIMED)
     )
 
 

@@ -173,7 +173,8 @@ def test_evaluation_does_not_change_training(kit: Kit) -> None:
     often = {"limit_val_batches": 1.0, "val_check_interval": 2, "check_val_every_n_epoch": None}
     sampling = SampleText(prompts=["ROMEO:"], max_new_tokens=10)
     model = {"dropout": 0.3}
-    watched, _ = kit.fit(model=model, callbacks=[sampling, Throughput()], **often)
+    callbacks = [sampling, Throughput()]
+    watched, _ = kit.fit(model=model, callbacks=callbacks, log_every_n_steps=3, **often)
     alone, _ = kit.fit(model=model)
     assert torch.equal(weights(watched), weights(alone))
 
@@ -536,7 +537,9 @@ def test_metrics_have_the_names_of_the_design(run: Any) -> None:
     assert set(rows[0]) == {
         "epoch", "step", "train/loss", "train/loss_eval", "val/loss",
         "val/perplexity", "val/bits_per_byte", "val/gap", "optim/lr", "optim/grad_norm",
-        "speed/tokens_per_s", "speed/step_ms",
+        "speed/tokens_per_s", "speed/step_ms", "train/tokens", "memory/peak_mb",
+        *(f"optim/update_ratio/{kind}" for kind in
+          ("wte", "wpe", "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")),
     }  # fmt: skip
     assert [int(row["step"]) for row in rows if row["train/loss"]] == list(range(1, 40, 2))
     # an evaluation is logged with the step before it

@@ -14,6 +14,7 @@ from gptlit.__main__ import main
 from gptlit.checkpoints import checkpoint
 from gptlit.messages import UsageError
 from gptlit.training import fsdp2, processes
+from gptlit.training.logged_metrics import TIMED
 from gptlit.training.module import LitGPT
 from tests.conftest import GPT2_TINY, Result, Run, made_up_text, read_metrics
 from tests.ranks import LIMIT, ranks
@@ -46,7 +47,7 @@ def fit(text: Path, batch_size: int, *more: str) -> list[str]:
 def metrics(folder: Path) -> dict[str, dict[int, float]]:
     """A run's metrics by name and step, with the mean loss of its first epoch."""
     rows = read_metrics(folder / "lightning_logs" / "version_0")
-    names = rows[0].keys() - {"step", "epoch", "speed/step_ms", "speed/tokens_per_s"}
+    names = [name for name in rows[0] if not name.startswith((*TIMED, "step", "epoch"))]
     found = {
         name: {int(row["step"]): float(row[name]) for row in rows if row[name]} for name in names
     }
