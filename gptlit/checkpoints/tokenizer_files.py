@@ -6,6 +6,7 @@ transformers. So a special token that the vocabulary can spell gets another name
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -169,10 +170,24 @@ def _byte_level(tokenizer: BytePairTokenizer) -> dict[str, Any]:
     if tokenizer.pattern in _GPT2_PATTERNS:
         content["pre_tokenizer"] = {**bytes_only, "use_regex": True}
     else:
-        stages = [_split(tokenizer.pattern, "Isolated"), {**bytes_only, "use_regex": False}]
+        split = _split(for_oniguruma(tokenizer.pattern), "Isolated")
+        stages = [split, {**bytes_only, "use_regex": False}]
         content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": stages}
     content["decoder"] = {**bytes_only, "use_regex": True}
     return content
+
+
+def for_oniguruma(pattern: str) -> str:
+    """Return a pattern of tiktoken in the syntax of Oniguruma, which Hugging Face's files have.
+
+    They read {1,3}+ as a repetition of a repetition, where tiktoken never gives characters back; at
+    the end of an alternative that makes no difference. They join characters that no alternative
+    matches, which tiktoken skips and `BytePairTokenizer` takes one by one.
+    """
+    pattern = re.sub(r"(\{\d+,\d*\})\+(?=\||\)|$)", r"\1", pattern)
+    everything = (r"\p{N}", r"[^\s\p{L}\p{N}]")
+    matches_all = all(part in pattern for part in everything) and re.search(r"\|\\s\+?$", pattern)
+    return pattern if matches_all else rf"(?:{pattern})|[\s\S]"
 
 
 def _by_words(
