@@ -26,7 +26,7 @@ GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s
 TIKTOKEN_GPT2_PATTERN = (
     r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 )
-_GPT2_PATTERNS = (GPT2_PATTERN, TIKTOKEN_GPT2_PATTERN)
+GPT2_PATTERNS = (GPT2_PATTERN, TIKTOKEN_GPT2_PATTERN)
 # the whitespace of str.split, which is more than \s in other programs
 _SPACES = "\t-\r\x1c- \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 _EDGE = "\ufdd0"  # a code point that isn't a character
@@ -90,7 +90,7 @@ def write(tokenizer: Tokenizer, folder: Path, block_size: int) -> None:
     special = {token: names[token] for token in tokenizer.special_ids if token in names}
     if renamed := [f"{token} is {name}" for token, name in special.items() if token != name]:
         note(f"the vocabulary can spell special tokens; in the files {', '.join(renamed)}")
-    is_gpt2 = isinstance(tokenizer, BytePairTokenizer) and tokenizer.pattern in _GPT2_PATTERNS
+    is_gpt2 = isinstance(tokenizer, BytePairTokenizer) and tokenizer.pattern in GPT2_PATTERNS
     options = {
         "tokenizer_class": "GPT2Tokenizer" if is_gpt2 else "PreTrainedTokenizerFast",
         "model_max_length": block_size,
@@ -167,7 +167,7 @@ def _byte_level(tokenizer: BytePairTokenizer) -> dict[str, Any]:
     bytes_only = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     content = _pipeline(special, model)
     content["added_tokens"] += _added(numbers, False)
-    if tokenizer.pattern in _GPT2_PATTERNS:
+    if tokenizer.pattern in GPT2_PATTERNS:
         content["pre_tokenizer"] = {**bytes_only, "use_regex": True}
     else:
         split = _split(for_oniguruma(tokenizer.pattern), "Isolated")

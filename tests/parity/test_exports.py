@@ -14,10 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from gptlit.exports import gguf_file
 from gptlit.exports.hub_classes import CLASSES, holding
 from gptlit.exports.hub_folder import write_hugging_face
 from gptlit.model.gpt import GPT, GPTConfig, KVCache
+from gptlit.tokenizers.base import Tokenizer
 from gptlit.tokenizers.characters import CharTokenizer
+from tests.exports.test_tokenizers import CL100K, PARTS
+from tests.exports.test_tokenizers import trained as of_pattern
+from tests.parity.test_transformers import TEXTS, TOKENIZERS
 
 transformers = pytest.importorskip("transformers", reason="runs with `make parity`")
 WITHIN = 1e-5
@@ -180,3 +185,138 @@ def test_each_class_is_one_of_transformers() -> None:
     for kind in CLASSES:
         found = getattr(transformers, kind.architecture)
         assert found.config_class.model_type == kind.model_type
+
+
+# ---------------------------------------------------------------------- llama.cpp
+
+LLAMA_CPP = [
+    ({}, "llama", 1e-3),
+    ({"n_kv_head": 2, "tie_weights": True, "position_base": 500.0}, "llama", 1e-3),
+    ({"bias": True, "n_kv_head": 1, "norm_eps": 1e-3}, "llama", 1e-3),
+    ({"norm_weight": False, "attn_proj": False, "mlp_hidden": 40}, "llama", 1e-3),
+    ({"qk_norm": True, "n_kv_head": 2}, "qwen3", 1e-3),
+    ({**UNGATED, "n_kv_head": 2, "tie_weights": True}, "arcee", 1e-3),
+    ({**UNGATED, **LAYER, "norm_weight": False}, "nemotron", 1e-3),
+    ({**UNGATED, **LAYER, "bias": True, "tie_weights": True}, "nemotron", 1e-3),
+    (LAYER, "stablelm", 1e-3),
+    # its table of gelu has half precision
+    ({**LAYER, "activation": "gelu_tanh", "bias": True, "n_kv_head": 2}, "starcoder2", 5e-3),
+    ({**LAYER, "activation": "gelu_tanh", "positions": "learned", "bias": True}, "gpt2", 5e-3),
+    (
+        {**LAYER, "activation": "gelu", "positions": "learned", "n_positions": 70,
+         "tie_weights": True},
+        "gpt2",
+        5e-3,
+    ),
+]  # fmt: skip
+# 128 channels, since blocks of q8_0 have 32 numbers
+FOR_LLAMA_CPP = dataclasses.replace(TINY, n_embd=128, block_size=64)
+PUBLISHED_END = CharTokenizer(CHARACTERS.characters + "é—🙂", ["<PAD>", "<EOS>"], eos=True)
+
+
+def in_llama_cpp(model: GPT, tokenizer: Tokenizer, folder: Path, dtype: str = "f32") -> Any:
+    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python isn't installed")
+    gguf_file.fill(model, tokenizer, folder, dtype)
+    defaults = llama_cpp.llama_model_default_params
+
+    def without_amx() -> Any:
+        # 8-bit weights of any origin crash it where a sandbox has AMX's instructions but not AMX
+        params = defaults()
+        params.use_extra_bufts = False
+        return params
+
+    llama_cpp.llama_cpp.llama_model_default_params = without_amx
+    return llama_cpp.Llama(
+        str(folder / gguf_file.FILENAME),
+        n_ctx=model.config.block_size,
+        logits_all=True,
+        verbose=False,
+        n_threads=1,
+        type_k=0,  # keys and values in float32 too
+        type_v=0,
+        flash_attn=False,
+    )
+
+
+def logits_there(theirs: Any, ids: list[int], vocab_size: int) -> Tensor:
+    theirs.reset()
+    theirs.eval(ids)
+    return torch.tensor(theirs.scores[: len(ids), :vocab_size].copy())
+
+
+@pytest.mark.parametrize(("options", "architecture", "within"), LLAMA_CPP, ids=str)
+def test_llama_cpp_computes_the_same(
+    tmp_path: Path, options: dict[str, Any], architecture: str, within: float
+) -> None:
+    config = dataclasses.replace(FOR_LLAMA_CPP, **options)
+    model = made(config)
+    theirs = in_llama_cpp(model, CHARACTERS, tmp_path)
+    assert theirs.metadata["general.architecture"] == architecture
+    ids = ids_of(config, config.block_size)[:1]
+    with torch.no_grad():
+        apart = (model(ids)[0] - logits_there(theirs, ids[0].tolist(), config.vocab_size)).abs()
+    assert float(apart.max()) < within
+    prompt = CHARACTERS.decode(ids[0, :5].tolist())
+    n = config.block_size - 5
+    text = theirs.create_completion(prompt, max_tokens=n, temperature=0.0)["choices"][0]["text"]
+    assert text == CHARACTERS.decode(greedy(model, ids[:, :5], n)[0, 5:].tolist())
+
+
+@pytest.mark.parametrize(("dtype", "within"), [("f16", 0.01), ("bf16", 0.1), ("q8_0", 0.2)])
+def test_smaller_types_of_llama_cpp_are_close(tmp_path: Path, dtype: str, within: float) -> None:
+    model = made(FOR_LLAMA_CPP)
+    theirs = in_llama_cpp(model, CHARACTERS, tmp_path, dtype)
+    ids = ids_of(model.config, 40)[:1]
+    with torch.no_grad():
+        ours = model(ids)[0]
+    apart = ours - logits_there(theirs, ids[0].tolist(), model.config.vocab_size)
+    assert 0 < float(apart.abs().max() / ours.abs().max()) < within
+
+
+def test_q8_0_is_what_llama_cpp_makes_of_f32(tmp_path: Path) -> None:
+    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python isn't installed")
+    from gguf import GGUFReader
+
+    model = made(FOR_LLAMA_CPP)
+    for dtype in ("f32", "q8_0"):
+        (tmp_path / dtype).mkdir()
+        gguf_file.fill(model, CHARACTERS, tmp_path / dtype, dtype)
+    parameters = llama_cpp.llama_model_quantize_default_params()
+    parameters.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0
+    source, target = (str(tmp_path / name).encode() for name in ("f32/model.gguf", "theirs.gguf"))
+    assert llama_cpp.llama_model_quantize(source, target, parameters) == 0
+    ours, theirs = (
+        {each.name: each for each in GGUFReader(path).tensors}
+        for path in (tmp_path / "q8_0" / "model.gguf", tmp_path / "theirs.gguf")
+    )
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert ours[name].tensor_type == tensor.tensor_type
+        assert (ours[name].data == tensor.data).all()
+
+
+@pytest.mark.parametrize("kind", ["char", "char, special", "bpe", "tiktoken", "gpt2", "cl100k"])
+def test_llama_cpp_gives_the_same_ids(tmp_path: Path, kind: str) -> None:
+    made_by: dict[str, Any] = {
+        **TOKENIZERS,
+        "char, special": lambda: PUBLISHED_END,
+        "cl100k": lambda: of_pattern(CL100K),
+    }
+    ours: Tokenizer = made_by[kind]()
+    theirs = in_llama_cpp(
+        made(dataclasses.replace(FOR_LLAMA_CPP, vocab_size=ours.vocab_size)), ours, tmp_path
+    )
+    known = set(ours.characters) if isinstance(ours, CharTokenizer) else None
+
+    @hypothesis.settings(max_examples=150, deadline=None, derandomize=True)
+    @hypothesis.example("".join(TEXTS))
+    @given(st.lists(st.sampled_from(PARTS) | st.text(max_size=4), max_size=12).map("".join))
+    def check(text: str) -> None:
+        if known is not None:
+            text = "".join(each for each in text if each in known)
+        text = text.replace("\0", "")  # which ends a string of C
+        ids = ours.encode(text).tolist()
+        assert theirs.tokenize(text.encode(), add_bos=False, special=False) == ids
+        assert theirs.detokenize(ids, special=True).decode(errors="replace") == text
+
+    check()
