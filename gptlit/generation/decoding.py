@@ -6,6 +6,7 @@ with a cache that is allocated once; whole windows go through the model itself. 
 length. tests/generation/test_decoding.py compares both for every part of a model.
 """
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -67,14 +68,7 @@ class Windows:
         self._model = model
         self.block_size = model.config.block_size
         self._kept = kept_tokens(self.block_size)
-        self._ids = torch.zeros(len(prompts), self.block_size, dtype=torch.long, device=device)
-        self.lengths = [min(len(prompt), self.block_size) for prompt in prompts]
-        if len(set(self.lengths)) == 1:
-            ends = [prompt[-self.block_size :] for prompt in prompts]
-            self._ids[:, : self.lengths[0]] = torch.stack(ends)
-        else:
-            for row, prompt in enumerate(prompts):
-                self._ids[row, : self.lengths[row]] = prompt[-self.block_size :]
+        self._ids, self.lengths = _ends(prompts, self.block_size, device)
         self._newest = self._ids[:, 0]  # (B,)
         self._to_read = list(range(len(prompts)))  # rows that aren't in the cache
         if use_cache and decoder is None:
@@ -142,10 +136,43 @@ class Windows:
         if self._decoder is not None:
             self._decoder.reorder(rows)
 
+    def change(self, rows: Sequence[int], prompts: Sequence[Tensor]) -> None:
+        """Keep some rows, and add one for each prompt after them; call it before `logits`.
+
+        Args:
+            rows: Rows that are kept: row i becomes a copy of row `rows[i]`, and rows[i] >= i.
+            prompts: (T,) ids each, T >= 1.
+        """
+        if list(rows) == list(range(len(self.lengths))) and not prompts:
+            return
+        ids, lengths = _ends(prompts, self.block_size, self._ids.device)
+        to_read = [row for row, before in enumerate(rows) if before in self._to_read]
+        n_rows = len(rows) + len(lengths)
+        self._to_read = [*to_read, *range(len(rows), n_rows)]
+        self._newest = torch.cat([self._newest[list(rows)], ids[:, 0]])
+        self._ids = torch.cat([self._ids[list(rows)], ids])
+        self.lengths = [*(self.lengths[row] for row in rows), *lengths]
+        if self._decoder is not None:
+            self._decoder = self._decoder.resized(rows, n_rows)
+
     def _read(self, ids: Tensor, rows: list[int]) -> Tensor:
         if self._decoder is None:
             return self._model(ids, last=True)[:, -1]
         return self._decoder.read(ids, rows)
+
+
+def _ends(
+    prompts: Sequence[Tensor], block_size: int, device: torch.device
+) -> tuple[Tensor, list[int]]:
+    """Return the last block_size ids of B prompts, filled up with 0, and their lengths."""
+    ids = torch.zeros(len(prompts), block_size, dtype=torch.long, device=device)
+    lengths = [min(len(prompt), block_size) for prompt in prompts]
+    if len(set(lengths)) == 1:
+        ids[:, : lengths[0]] = torch.stack([prompt[-block_size:] for prompt in prompts])
+    else:
+        for row, prompt in enumerate(prompts):
+            ids[row, : lengths[row]] = prompt[-block_size:]
+    return ids, lengths
 
 
 class Decoder:
@@ -154,11 +181,12 @@ class Decoder:
     Args:
         model: Model in eval mode; its weights are not copied.
         n_rows: B
+        cache: Cache of B rows; a new one if left out.
     """
 
-    def __init__(self, model: GPT, n_rows: int) -> None:
+    def __init__(self, model: GPT, n_rows: int, cache: KVCache | None = None) -> None:
         self._model = model
-        self._cache = KVCache(model.config, n_rows, model.wte.weight)
+        self._cache = cache or KVCache(model.config, n_rows, model.wte.weight)
         self._rows = torch.arange(n_rows, device=model.wte.weight.device)
         self._blocks = [self._block(block) for block in model.h]
         self._rotary = next((each for each in model.modules() if isinstance(each, Rotary)), None)
@@ -230,6 +258,11 @@ class Decoder:
         self._cache.store[:, :, :, :n] = self._cache.store[:, list(rows), :, :n]
         for shift, inputs in self._cache.inputs.items():
             self._cache.inputs[shift] = inputs[list(rows)]
+
+    def resized(self, rows: Sequence[int], n_rows: int) -> "Decoder":
+        """Return a decoder of n_rows whose first ones are `rows`, as `KVCache.resized` does."""
+        cache = self._cache.resized(rows, n_rows, self._n_keys)
+        return Decoder(self._model, n_rows, cache)
 
     def _block(self, block: nn.Module) -> Function:
         assert isinstance(block, Block)
@@ -312,6 +345,11 @@ class Decoders(Decoder):
     def reorder(self, rows: Sequence[int]) -> None:
         for each in self._all:
             each.reorder(rows)
+
+    def resized(self, rows: Sequence[int], n_rows: int) -> "Decoders":
+        other = copy.copy(self)
+        other._all = [each.resized(rows, n_rows) for each in self._all]
+        return other
 
 
 def _norm_of_heads(attn: Attention) -> Function | None:

@@ -5,9 +5,12 @@ weights. A `GPTConfig` chooses the parts when the model is built; `forward` runs
 The model computes logits; the loss, the optimizer and FLOP counts are in other files.
 """
 
+import copy
 import math
+from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -37,6 +40,7 @@ class KVCache:
         size = (config.n_layer, batch_size, 2 * config.kv_heads, n_positions)
         # zeros, since masked positions must still hold finite numbers
         self.store = torch.zeros(*size, config.head_size, device=like.device, dtype=like.dtype)
+        self._rows = self.store  # also those that `resized` has left out
         self.layers = self.store.unbind()  # keys, then values
         self.inputs: dict[nn.Module, Tensor] = {}  # the last inputs of each token shift
         self.length = 0
@@ -50,6 +54,33 @@ class KVCache:
         end = self.length + kv.size(2)
         self.layers[layer][:, :, self.length : end] = kv
         return self.layers[layer][:, :, :end]
+
+    def resized(self, rows: Sequence[int], n_rows: int, length: int) -> "KVCache":
+        """Return a cache of n_rows whose first ones are `rows`; this one is not to be used again.
+
+        Both share their memory, so that only rows that move are copied; it grows by doubling.
+
+        Args:
+            rows: Rows of this cache that are kept; rows[i] >= i.
+            n_rows: Rows of the new one, those that begin empty included.
+            length: Most positions of a row.
+        """
+        store = self._rows
+        if n_rows > store.size(1):
+            size = (store.size(0), max(n_rows, 2 * store.size(1)), *store.shape[2:])
+            store = torch.zeros(size, device=store.device, dtype=store.dtype)
+            store[:, : self.store.size(1), :, :length] = self.store[:, :, :, :length]
+        for row, before in enumerate(rows):
+            if row != before:
+                store[:, row, :, :length] = store[:, before, :, :length]
+        other = copy.copy(self)
+        other._rows, other.store = store, store[:, :n_rows]
+        other.layers = other.store.unbind()
+        other.inputs = {
+            shift: F.pad(inputs[list(rows)], (0, 0, 0, 0, 0, n_rows - len(rows)))
+            for shift, inputs in self.inputs.items()
+        }
+        return other
 
 
 def norm(config: GPTConfig) -> nn.Module:
