@@ -38,6 +38,7 @@ VERBS = {
     "predict": Verb("generate text with a trained model", "predict.command"),
     "validate": Verb("compute the exact loss on the validation split", FIT),
     "test": Verb("compute the exact loss on the test split", FIT),
+    "serve": Verb("serve a page to write on, and an API as OpenAI's", "serve.command"),
     "data": Verb("show statistics of a text under one or more tokenizers", "cli.data"),
     "import": Verb(
         "make a checkpoint of nanoGPT's or Hugging Face's files", "cli.convert", "import_"

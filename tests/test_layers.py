@@ -32,6 +32,7 @@ FOLDERS = [
     "runs",
     "cli",
     "predict",
+    "serve",
     "study",
     "reports",
     "look",

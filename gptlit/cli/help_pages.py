@@ -138,6 +138,14 @@ PAGES = {
             "Trainer, for instance on several devices.",
         ),
     ),
+    "serve": Page(
+        "[CHECKPOINT] [OPTIONS]",
+        """
+        ckpt_path host port max_tokens max_prompt max_requests
+        api_key allow_origin allow_host drain weights device threads
+        """,
+        "gptlit serve best --port 8000",
+    ),
     "validate": Page("[CHECKPOINT|TEXT] [OPTIONS]", EVALUATION, "gptlit validate --ckpt_path best"),
     "test": Page(
         "[CHECKPOINT|TEXT] [OPTIONS]",

@@ -162,7 +162,7 @@ class Windows:
 
 
 def _ends(
-    prompts: Sequence[Tensor], block_size: int, device: torch.device
+    prompts: Sequence[Tensor] | Tensor, block_size: int, device: torch.device
 ) -> tuple[Tensor, list[int]]:
     """Return the last block_size ids of B prompts, filled up with 0, and their lengths."""
     ids = torch.zeros(len(prompts), block_size, dtype=torch.long, device=device)

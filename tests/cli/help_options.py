@@ -22,6 +22,7 @@ from gptlit.look import command as look
 from gptlit.model.config import GPTConfig
 from gptlit.predict import options as predict_options
 from gptlit.reports import plot, runs
+from gptlit.serve import command as serve
 
 FILE = Path(help_pages.__file__).with_name(help_pages.OPTIONS)
 WITH_LIGHTNING = ("fit", "validate", "test")
@@ -39,6 +40,10 @@ GROUPS = {
         "text": "text jsonl_field column encoding data_dir advise minutes",
         "tokenizer": "tokenizer tokenize eos",
         "splits": "val_fraction test_fraction val_spans split_by",
+    },
+    "serve": {
+        "server": "ckpt_path host port drain weights device threads",
+        "limits": "max_tokens max_prompt max_requests api_key allow_origin allow_host",
     },
     "runs": {"options": "folders sort reverse config format"},
     "plot": {"options": "runs output x smooth log lr columns theme"},
@@ -59,6 +64,7 @@ def parser_of(verb: str) -> ArgumentParser:
         own: dict[str, Callable[[], ArgumentParser]] = {
             "predict": predict_options.parser,
             "data": data.parser,
+            "serve": serve.parser,
             "runs": runs.parser,
             "plot": plot.parser,
             "look": look.parser,
