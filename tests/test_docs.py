@@ -42,6 +42,8 @@ NOT_RUN = {
     "pip install": "downloads",
     "pre-commit install": "changes the repository",
     "tensorboard --logdir": "a server that does not end",
+    "gptlit serve": "a server that does not end; tests/serve/test_command.py",
+    "curl": "asks a server; tests/serve/test_docs.py",
     "torchrun": "two nodes",
     "srun": "SLURM",
     "gptlit fit --config medium.yaml --trainer.devices 4": "four GPUs",
@@ -58,7 +60,8 @@ NOT_RUN = {
     "gptlit fit --config my.yaml --minutes 5": "five minutes; tests/cli/test_advising.py",
     "gptlit fit --data.path <(": "a shell's process substitution; tests/corpora/test_inputs.py",
 }
-NAMED = ("git", "make", "pip", "pre-commit", "tensorboard", "torchrun", "srun", ".venv/bin/python")
+NAMED = ("git", "make", "pip", "pre-commit", "tensorboard", "torchrun", "srun", "curl",
+         ".venv/bin/python")  # fmt: skip
 
 SPEECHES = """\
 ROMEO:
@@ -177,7 +180,9 @@ def check_without_running(command: str, gptlit: Call) -> None:
     if program in ("gptlit", "torchrun", "srun"):
         words = shlex.split(re.sub(r"<\(.*\)", "my.txt", command))
         verb, *options = words[words.index("gptlit") + 1 :]
-        parsed = {"predict": "--help", "study": "--dry_run"}.get(verb, "--print_config")
+        parsed = {"predict": "--help", "serve": "--help", "study": "--dry_run"}.get(
+            verb, "--print_config"
+        )
         assert gptlit(verb, *options, parsed).code == 0, command
     elif program == "make":
         assert re.search(rf"^{rest[0]}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)

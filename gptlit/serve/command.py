@@ -20,7 +20,7 @@ from gptlit.data.novelty import TrainingText
 from gptlit.devices import choice, cpus
 from gptlit.devices.accelerators import name_of
 from gptlit.download import Inline, fetch
-from gptlit.messages import RunError, UsageError, note, opt
+from gptlit.messages import RunError, UsageError, errors_naming, note, opt
 from gptlit.parser import OneLineErrors, with_environment
 from gptlit.predict.command import WEIGHTS, place
 from gptlit.predict.options import Weights
@@ -43,7 +43,7 @@ def parser() -> OneLineErrors:
     def add(name: str, about: str, type_: Any = str, default: Any = None, **how: Any) -> None:
         parser.add_argument(name, type=type_, default=default, help=about, **how)
 
-    add("ckpt_path", "A checkpoint, or best (the default) or last of the newest run.", str, "best",
+    add("checkpoint", "A checkpoint, or best (the default) or last of the newest run.", str, "best",
         nargs="?")  # fmt: skip
     add("--host", "Address to listen at; the default can be reached from this machine alone, and "
         "0.0.0.0 from others too.", str, "127.0.0.1")  # fmt: skip
@@ -155,8 +155,9 @@ def make(options: Namespace) -> "Server":
 def _served(options: Namespace) -> "Served":
     from gptlit.serve.app import Served
 
-    path, content = checkpoint.read_named(options.ckpt_path)
-    net, tokenizer = checkpoint.build(content)
+    with errors_naming(lambda name: "checkpoint" if name == "ckpt_path" else f"--{name}"):
+        path, content = checkpoint.read_named(options.checkpoint)
+        net, tokenizer = checkpoint.build(content)
     model = place([net], options, (TEXTS, TOKENS))
     device, introduction = name_of(model.wte.weight.device), checkpoint.introduction(path, content)
     note(f"{introduction}, device: {device}, weights: {WEIGHTS[options.weights]}")

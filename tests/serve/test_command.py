@@ -46,6 +46,12 @@ def test_invalid_options(gptlit: Call, run: Run, option: str, value: str, reason
     assert result.err.count("\n") == 1
 
 
+def test_a_missing_checkpoint(gptlit: Call) -> None:
+    result = gptlit("serve", "no.ckpt", "--port=0")
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("gptlit: error: checkpoint no.ckpt: no such file")
+
+
 def test_a_port_in_use_is_refused(gptlit: Call, run: Run) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
