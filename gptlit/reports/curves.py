@@ -140,7 +140,8 @@ def _run(folder: Path, name: str) -> Log:
     at_end = {"train/loss": "loss", "val/loss": "val_loss", "optim/lr": "lr"}
     per_epoch = _steps_per_epoch(logged)
     per_step = _tokens_per_step(logged)
-    rows, minutes, ms, before = [], 0.0, _mean_ms(logged), 0
+    ms = metrics_file.mean(logged, "speed/step_ms")
+    rows, minutes, before = [], 0.0, 0
     for row in logged:
         step = int(row["step"]) + 1  # steps are logged from 0
         ms = float(row.get("speed/step_ms") or ms)
@@ -151,13 +152,10 @@ def _run(folder: Path, name: str) -> Log:
     return Log(name, rows, own)
 
 
-def _mean_ms(rows: Sequence[Mapping[str, str]]) -> float:
-    timed = [float(row["speed/step_ms"]) for row in rows if row.get("speed/step_ms")]
-    return statistics.fmean(timed) if timed else math.nan
-
-
 def _tokens_per_step(rows: Sequence[Mapping[str, str]]) -> float:
-    """Return the tokens of a step, from the speeds that are logged in two units."""
+    """Return the tokens of a step, also of a run of an earlier version, by its speeds."""
+    if counted := [row for row in rows if row.get("train/tokens")]:
+        return float(counted[-1]["train/tokens"]) / (int(counted[-1]["step"]) + 1)
     timed = [
         float(row["speed/tokens_per_s"]) * float(row["speed/step_ms"]) / 1e3
         for row in rows

@@ -117,7 +117,7 @@ def _summarise(folder: Path, name: str, configs: tuple[str, ...]) -> Summary:
     logged = max((int(row["step"]) + 1 for row in rows), default=0)
     # a killed run has recorded the step at which it began
     steps = max(logged, noted.get("step", 0))
-    timed = [float(row["speed/step_ms"]) for row in rows if row.get("speed/step_ms")]
+    minutes = steps * metrics_file.mean(rows, "speed/step_ms") / 60e3
     return Summary(
         name,
         run_paths.began_at(folder)[0],
@@ -127,7 +127,7 @@ def _summarise(folder: Path, name: str, configs: tuple[str, ...]) -> Summary:
         noted.get("parameters"),
         steps,
         min(finite, default=None),
-        steps * math.fsum(timed) / len(timed) / 60e3 if timed else None,
+        None if math.isnan(minutes) else minutes,
     )
 
 

@@ -1,8 +1,7 @@
 """Options of runs as flat tables: how they differ from a config, and from each other."""
 
 import functools
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,40 +10,12 @@ import yaml
 from gptlit.checkpoints import run_paths
 from gptlit.cli import help_pages
 from gptlit.cli.configs import find_config, shipped_configs
+from gptlit.flat_options import Options, of_learning, parsed, plain
 from gptlit.messages import UsageError
 from gptlit.study.spec import short_names
 from gptlit.terminal import format_value, printable, shortened
 
-Options = dict[str, Any]
-# they change where and how a run is made, and not what it learns
-OF_THE_MACHINE = {
-    "data.data_dir", "data.on_device", "threads", "trainer.accelerator", "trainer.default_root_dir",
-    "trainer.devices", "trainer.enable_model_summary", "trainer.enable_progress_bar",
-}  # fmt: skip
 LONGEST_VALUE = 24  # characters of a value in a label
-
-
-def flat(options: Mapping[str, Any], prefix: str = "") -> Options:
-    """Return nested options by their dotted names."""
-    found: Options = {}
-    for name, value in options.items():
-        if isinstance(value, dict) and value and "class_path" not in value:
-            found |= flat(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = _plain(value)
-    return found
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as a parser of options reads it, and other types, such as dates, as text."""
-    if isinstance(value, str):
-        # YAML takes 1e-3 for text
-        return float(value) if re.fullmatch(r"[-+]?\d+\.?\d*[eE][-+]?\d+", value) else value
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    if isinstance(value, dict):
-        return {str(name): _plain(each) for name, each in value.items()}
-    return value if value is None or isinstance(value, bool | int | float) else str(value)
 
 
 def read(path: Path) -> Options:
@@ -53,11 +24,9 @@ def read(path: Path) -> Options:
     Raises:
         UsageError: The file can't be read, or holds no options.
     """
-    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), loader)
-        if isinstance(content, dict):
-            return flat(content)
+        if (options := parsed(path.read_text(encoding="utf-8"))) is not None:
+            return options
     except OSError as error:
         raise UsageError(f"{path.name}: {error.strerror}") from error
     except (ValueError, yaml.YAMLError, RecursionError) as error:
@@ -71,14 +40,13 @@ def of_run(run: Path) -> Options:
     Raises:
         UsageError: Its config.yaml can't be read.
     """
-    options = read(run / run_paths.CONFIG)
-    return {name: value for name, value in options.items() if name not in OF_THE_MACHINE}
+    return of_learning(read(run / run_paths.CONFIG))
 
 
 @functools.cache
 def _candidates(extra: tuple[str, ...]) -> dict[str, Options]:
     """Return the options that each config stands for, with the defaults of the others."""
-    defaults = {each["name"]: _plain(each["default"]) for each in help_pages.options_of("fit")}
+    defaults = {each["name"]: plain(each["default"]) for each in help_pages.options_of("fit")}
     own = {Path(name).stem: find_config(name) for name in extra}
     shipped = {path.stem: path for path in shipped_configs().values()}
     return {name: defaults | read(path) for name, path in (own | shipped).items()}

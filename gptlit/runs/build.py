@@ -17,6 +17,7 @@ from gptlit.checkpoints.checkpoint import LoadedCheckpoint
 from gptlit.checkpoints.init_from import Origin
 from gptlit.data.datamodule import TextDataModule
 from gptlit.files import write_atomically
+from gptlit.flat_options import of_learning, parsed
 from gptlit.messages import UsageError, note, opt
 from gptlit.runs import computing, loggers, run_folder, user_parts
 from gptlit.runs.progress_bar import RunBar
@@ -289,7 +290,8 @@ def _open_folder(
                 note(f"{opt(name)}: {json.dumps(old)} -> {json.dumps(new)}")
     path, records = (start.path, start.content.get(loggers.KEY)) if start else (None, None)
     try:
-        folder = RunFolder(root / run_paths.RUNS, path, plan.first_step, records, plan.place)
+        shown = of_learning(parsed(plan.config) or {})
+        folder = RunFolder(root / run_paths.RUNS, path, plan.first_step, records, plan.place, shown)
     except OSError as error:
         raise UsageError(
             f"no run can be kept there ({error.strerror}); name a folder of yours",

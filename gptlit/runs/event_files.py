@@ -8,12 +8,13 @@ import itertools
 import os
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.writer import FileWriter
@@ -89,6 +90,10 @@ class Writer(SummaryWriter):
                 self.purge_step = None
         return self.file_writer
 
+    def close(self) -> None:
+        """Flush; the figures of the whole run follow, in the same file."""
+        self.flush()
+
 
 def _version(**fields: float) -> Event:
     return Event(file_version="brain.Event:2", **fields)
@@ -124,3 +129,58 @@ def rewrite(folder: Path, events: Iterable[Event]) -> None:
     write_atomically(path, content.getvalue())
     for left in files[1:]:
         left.unlink()
+
+
+# ---------------------------------------------------------------------- the HParams tab
+
+
+def session_start(options: Mapping[str, Any]) -> Summary:
+    """Return the summary of a run's options, of those that are plain values.
+
+    There is none of an experiment, so that TensorBoard takes the options and scalars of all runs
+    that it shows, and lists first the options that differ.
+    """
+    from tensorboard.plugins.hparams import metadata
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionStartInfo
+
+    info = SessionStartInfo(start_time_secs=time.time())
+    for name, value in options.items():
+        if isinstance(value, bool):
+            info.hparams[name].bool_value = value
+        elif isinstance(value, int | float):
+            info.hparams[name].number_value = value
+        elif isinstance(value, str):
+            info.hparams[name].string_value = value
+    return _of_session(metadata.SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=info))
+
+
+def session_end() -> Summary:
+    """Return the summary of a run that was trained to its end."""
+    from tensorboard.plugins.hparams import api_pb2, metadata
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo
+
+    info = SessionEndInfo(status=api_pb2.STATUS_SUCCESS, end_time_secs=time.time())
+    return _of_session(metadata.SESSION_END_INFO_TAG, HParamsPluginData(session_end_info=info))
+
+
+def _of_session(tag: str, data: Any) -> Summary:
+    # tensorboard.plugins.hparams.summary would import TensorFlow where it is installed
+    from tensorboard.plugins.hparams import metadata
+
+    value = Summary.Value(
+        tag=tag, metadata=metadata.create_summary_metadata(data), tensor=metadata.NULL_TENSOR
+    )
+    return Summary(value=[value])
+
+
+def differs(summary: Summary, start: Summary) -> bool:
+    """Whether a summary is that of other options than those in `start`."""
+    from tensorboard.plugins.hparams import metadata
+
+    if summary.value[0].tag != metadata.SESSION_START_INFO_TAG:
+        return False
+    one, other = (
+        metadata.parse_session_start_info_plugin_data(each.value[0].metadata.plugin_data.content)
+        for each in (summary, start)
+    )
+    return dict(one.hparams) != dict(other.hparams)

@@ -3,6 +3,7 @@
 Each metric is logged once per step, also by a run that was killed and resumed.
 """
 
+import itertools
 import re
 import tempfile
 import time
@@ -23,6 +24,7 @@ from torch.utils.tensorboard import summary
 
 from gptlit.checkpoints.run_paths import METRICS
 from gptlit.files import write_atomically
+from gptlit.flat_options import Options
 from gptlit.runs import event_files, metrics_file
 from gptlit.runs.metrics_file import Row
 from gptlit.training.logged_metrics import TIMED
@@ -110,12 +112,15 @@ class Curves(TensorBoardLogger):
     Args:
         root: Directory above the logger's name, as `save_dir` of TensorBoardLogger.
         n_steps: Number of steps whose events a resumed run keeps.
+        hparams: Options of the run for TensorBoard's HParams tab, which finds the figures to
+            compare runs by among all scalars.
         **options: `name` and `version` of TensorBoardLogger.
     """
 
-    def __init__(self, root: Path, n_steps: int, **options: Any) -> None:
+    def __init__(self, root: Path, n_steps: int, hparams: Options, **options: Any) -> None:
         super().__init__(root, default_hp_metric=False, **options)
         self.n_steps = n_steps
+        self._run_options = hparams
         self.unlogged = _Unlogged()
         self._saved_hparams: dict[str, Any] | None = None
 
@@ -131,7 +136,22 @@ class Curves(TensorBoardLogger):
             Path(self.log_dir).mkdir(parents=True, exist_ok=True)
             # TensorBoard ignores the first purge mark of a run, so a new run writes one too
             self._experiment = event_files.Writer(log_dir=self.log_dir, purge_step=self.n_steps)
+            if not self.n_steps:  # `restore` writes them for a resumed run
+                self._add(event_files.session_start(self._run_options), 0)
         return self._experiment
+
+    def _add(self, summary: Any, step: int) -> None:
+        event = Event(step=step, wall_time=time.time(), summary=summary)
+        self.experiment.file_writer.add_event(event)
+
+    @rank_zero_only
+    def log_end(self, figures: Mapping[str, float], n_steps: int, is_finished: bool) -> None:
+        """Log figures of the whole run after its last step; a run that is resumed drops them."""
+        for name, value in figures.items():
+            self.experiment.add_scalar(name, value, n_steps)
+        if is_finished:
+            self._add(event_files.session_end(), n_steps)
+        self.experiment.flush()
 
     @rank_zero_only
     def save(self) -> None:
@@ -184,7 +204,9 @@ def _unpacked(records: Mapping[str, Any], name: str) -> bytes:
         return b""  # not written by gptlit
 
 
-def restore(folder: Path, records: Mapping[str, Any] | None, n_steps: int) -> set[str]:
+def restore(
+    folder: Path, records: Mapping[str, Any] | None, n_steps: int, options: Options | None = None
+) -> set[str]:
     """Restore a run's metrics, samples and events to those of its first steps.
 
     A crash can have cut them; later rows of metrics.csv are removed.
@@ -194,6 +216,7 @@ def restore(folder: Path, records: Mapping[str, Any] | None, n_steps: int) -> se
         records: Copies that `Records` put into the checkpoint to resume from; None if it has none.
         n_steps: Step of the checkpoint. Steps are logged from 0, and a validation is logged with
             the step before it.
+        options: Options of the resumed run, which replace those in its event files.
 
     Returns:
         Names of the metrics logged for the last of the steps.
@@ -208,15 +231,22 @@ def restore(folder: Path, records: Mapping[str, Any] | None, n_steps: int) -> se
         samples, path = _unpacked(records, SAMPLES), folder / SAMPLES
         if samples and (not path.is_file() or path.stat().st_size < len(samples)):
             write_atomically(path, samples)
-        _restore_events(folder, _summaries(rows, samples.decode(errors="replace")), n_steps)
+        summaries = _summaries(rows, samples.decode(errors="replace"))
+        _restore_events(folder, summaries, n_steps, options)
     metrics_file.write(folder / METRICS, header, rows)
     last_rows = [row for row in rows if int(row["step"]) == n_steps - 1]
     return {name for row in last_rows for name, value in row.items() if value}
 
 
-def _restore_events(folder: Path, summaries: Iterable[tuple[int, Any]], n_steps: int) -> None:
-    """Add the summaries of a run's first steps that its event files lack."""
+def _restore_events(
+    folder: Path, summaries: Iterable[tuple[int, Any]], n_steps: int, options: Options | None
+) -> None:
+    """Add the summaries of a run's first steps that its event files lack, and its options."""
     events = event_files.logged(folder, n_steps)
+    if options:
+        start = event_files.session_start(options)
+        events = [event for event in events if not event_files.differs(event.summary, start)]
+        summaries = itertools.chain([(0, start)], summaries)
     logged = {(value.tag, event.step) for event in events for value in event.summary.value}
     missing = {
         (each.value[0].tag, step): Event(step=step, wall_time=time.time(), summary=each)

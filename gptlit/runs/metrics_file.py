@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,12 @@ def by_step(path: Path, metric: str) -> dict[int, float]:
     """Values of a metric by the number of steps made before each, from a metrics.csv."""
     # steps are logged from 0, and a validation under the step before it
     return {int(row["step"]) + 1: float(row[metric]) for row in read(path)[1] if row.get(metric)}
+
+
+def mean(rows: Sequence[Row], metric: str) -> float:
+    """Return the mean of a metric over a table's rows; NaN if it was not logged."""
+    values = [float(row[metric]) for row in rows if row.get(metric)]
+    return math.fsum(values) / len(values) if values else math.nan
 
 
 def parse(content: bytes) -> tuple[list[str], list[Row]]:

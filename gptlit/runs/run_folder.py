@@ -6,6 +6,7 @@ lightning_logs/version_N/
 
 import contextlib
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,11 +18,21 @@ from lightning.pytorch.loggers import Logger
 from gptlit.checkpoints import run_paths
 from gptlit.checkpoints.run_paths import CONFIG, LOCK, METRICS, STATE
 from gptlit.files import leftovers, locked, write_atomically
+from gptlit.flat_options import Options
 from gptlit.messages import UsageError, opt
+from gptlit.runs import metrics_file
 from gptlit.runs.loggers import SAMPLES, Curves, Records, Table, logs_from, restore
 from gptlit.runs.saving import BestCheckpoint, RunCheckpoint
 from gptlit.training import processes
+from gptlit.training.logged_metrics import MINUTES
 from gptlit.training.module import LitGPT
+
+# last values of metrics that TensorBoard compares runs by, of the first one that was logged
+FINAL = {
+    "final/train_loss": ("train/loss_eval", "train/loss"),
+    "final/val_loss": ("val/loss",),
+    "final/tokens": ("train/tokens",),
+}
 
 
 def claim(root: Path) -> Path:
@@ -106,6 +117,7 @@ class RunFolder:
         step: Step of the checkpoint.
         records: Copies in the checkpoint, from which the resumed run's files are restored.
         place: Folder of a new run, instead of version_N under `root`.
+        options: Options of the run, for TensorBoard.
     """
 
     RESTORED = (CONFIG, "hparams.yaml", METRICS, SAMPLES, STATE)
@@ -117,6 +129,7 @@ class RunFolder:
         step: int = 0,
         records: dict[str, Any] | None = None,
         place: Path | None = None,
+        options: Options | None = None,
     ) -> None:
         resumed = start and of_checkpoint(start)
         self.is_new = resumed is None
@@ -125,6 +138,8 @@ class RunFolder:
         self.path = resumed or place or claim(root)
         self.resumed_step = None if self.is_new else step
         self.records = records
+        self.options = options or {}
+        self.curves: Curves | None = None  # the logger, if there is one
         paths = [self.path / name for name in self.RESTORED]
         self._before = {path: path.read_bytes() for path in paths if path.is_file()}
         self._checkpoints_before = self._checkpoints()
@@ -164,6 +179,26 @@ class RunFolder:
             }
             with contextlib.suppress(OSError):  # a full disk, which the saving of weights reports
                 write_atomically(self.path / STATE, json.dumps(content).encode())
+            if state != "running" and self.curves is not None:
+                figures = self._figures(trainer.global_step, module)
+                self.curves.log_end(figures, trainer.global_step, state == "finished")
+
+    def _figures(self, n_steps: int, module: LitGPT) -> dict[str, float]:
+        """Return the figures by which TensorBoard compares runs, from metrics.csv."""
+        _, rows = metrics_file.read(self.path / METRICS)
+        last = {name: float(value) for row in rows for name, value in row.items() if value}
+        figures = {"final/parameters": float(module.net.num_parameters())}
+        scored = [row for row in rows if row.get("val/loss")]
+        if scored:
+            best = min(scored, key=lambda row: float(row["val/loss"]))
+            figures["best/step"] = int(best["step"]) + 1.0
+            for name in ("loss", "bits_per_byte"):
+                figures[f"best/val_{name}"] = float(best[f"val/{name}"])
+        for name, sources in FINAL.items():
+            if source := next((each for each in sources if each in last), None):
+                figures[name] = last[source]
+        minutes = n_steps * metrics_file.mean(rows, "speed/step_ms") / 60e3
+        return figures if math.isnan(minutes) else figures | {MINUTES: minutes}
 
     def loggers(self) -> list[Logger]:
         """Make the loggers of metrics.csv and of TensorBoard's events.
@@ -172,11 +207,13 @@ class RunFolder:
         """
         place: dict[str, Any] = {"name": self.path.parent.name, "version": self.path.name}
         root = self.path.parent.parent
-        table, curves = Table(root, **place), Curves(root, self.resumed_step or 0, **place)
+        table = Table(root, **place)
+        curves = Curves(root, self.resumed_step or 0, self.options, **place)
         if self.resumed_step is not None and processes.on_rank_zero():
-            names = restore(self.path, self.records, self.resumed_step)
+            names = restore(self.path, self.records, self.resumed_step, self.options)
             for logger in (table, curves):
                 logger.unlogged.step, logger.unlogged.names = self.resumed_step - 1, set(names)
+        self.curves = curves
         return [table, curves]
 
     def checkpoints(self, monitor: str, snapshot_every: int, keep_snapshots: int) -> list[Callback]:

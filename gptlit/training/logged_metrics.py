@@ -6,7 +6,8 @@ STEP_METRICS = ("optim/lr", "optim/grad_norm", "speed/step_ms", "speed/tokens_pe
 # more metrics of a step, which go to the loggers only: callbacks can't monitor them
 TOKENS, PEAK_MEMORY, MFU = "train/tokens", "memory/peak_mb", "speed/mfu"
 UPDATE_RATIO = "optim/update_ratio/"  # before a kind of matrix, such as wte or mlp.c_fc
-TIMED = ("speed/", "memory/")  # prefixes of what differs between equal runs
+MINUTES = "final/minutes"  # of a whole run's steps
+TIMED = ("speed/", "memory/", MINUTES)  # prefixes of what differs between equal runs
 VALIDATION_METRICS = ("val/loss", "val/bits_per_byte", "val/perplexity", "val/gap")
 COMPARED_METRICS = ("val/loss_average", "val/loss_raw")
 

@@ -90,7 +90,7 @@ def points(folder: Path) -> list[tuple[str, int, str]]:
         (value.tag, event.step, str(value))
         for event in event_files.logged(folder, 20)
         for value in event.summary.value
-        if not value.tag.startswith(TIMED)
+        if not value.tag.startswith((*TIMED, "_hparams_"))
     )
 
 
