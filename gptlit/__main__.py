@@ -47,6 +47,7 @@ VERBS = {
     "study": Verb("train a grid or a search of runs, with a table and plots", "study.command"),
     "runs": Verb("list the runs with their configs, losses and states", "reports.runs"),
     "plot": Verb("draw the loss curves of runs, TensorBoard folders or CSVs", "reports.plot"),
+    "compare": Verb("compare runs: options, losses, curves and sample texts", "reports.compare"),
     "look": Verb("show attention, predictions and layers on an HTML page", "look.command"),
     "summary": Verb("show the size, memory and time of a run without training it", FIT),
 }

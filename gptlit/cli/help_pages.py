@@ -191,6 +191,15 @@ PAGES = {
         "runs output x smooth log lr columns theme",
         "gptlit plot version_0 version_1 --output loss.png",
     ),
+    "compare": Page(
+        "RUN RUN... [OPTIONS]",
+        "runs output x prompt max_new_tokens temperature seed theme",
+        "gptlit compare version_0 version_1 --output report.html",
+        (
+            "The sample texts are written by each run's best checkpoint with the same seed; those "
+            "of a run without one are the last ones in its samples.txt.",
+        ),
+    ),
     "look": Page(
         "[CHECKPOINT] [OPTIONS]",
         "checkpoint prompt prompt_file output unknown theme",

@@ -1,5 +1,5 @@
-"""Tables and pictures of runs: `gptlit runs` and `gptlit plot`.
+"""Tables, pictures and reports of runs: `gptlit runs`, `gptlit plot` and `gptlit compare`.
 
 They read what runs, TensorBoard and other tools have written, and import neither torch nor
-Lightning. Charts of any data belong to `gptlit.charts`.
+Lightning, except for the sample texts of a report. Charts of any data belong to `gptlit.charts`.
 """

@@ -46,7 +46,8 @@ class Log:
 
     Args:
         name: Name of the run.
-        rows: Values by name, those of NAMES, with minutes instead of seconds.
+        rows: Values by name, those of NAMES, with minutes instead of seconds, and of gptlit's runs
+            val_bits, in bits per byte.
         options: Options of the run; empty where they are unknown.
     """
 
@@ -58,6 +59,16 @@ class Log:
         """Return the finite values of a metric over an axis, in the axis's order."""
         found = {row[x]: row[name] for row in self.rows if x in row and name in row}
         return [Point(*pair) for pair in sorted(found.items())]
+
+    def in_bits(self) -> "Log":
+        """Return the log with bits per byte as its validation loss, and no training loss."""
+        kept = [
+            {n: v for n, v in row.items() if n not in ("loss", "val_loss")} for row in self.rows
+        ]
+        for row in kept:
+            if "val_bits" in row:
+                row["val_loss"] = row.pop("val_bits")
+        return Log(self.name, kept, self.options)
 
     def has(self, x: XAxis) -> bool:
         """Whether a loss was logged together with a value of an axis."""
@@ -74,12 +85,12 @@ def read(name: str, columns: Mapping[str, str]) -> list[Log]:
     Raises:
         UsageError: There is no loss to be found.
     """
-    path = _resolved(name)
+    path = resolved(name)
     if path.is_file():
         if path.name.startswith(EVENTS):
             return [_events(path, path.parent.name, columns)]
         if path.name == run_paths.METRICS and _is_own(path.parent):
-            return [_run(path.parent, str(path.parent))]
+            return [of_run(path.parent, str(path.parent))]
         return [_table(path, path.stem, columns)]
     found = list(_in_folder(path, columns))
     if not found:
@@ -90,7 +101,16 @@ def read(name: str, columns: Mapping[str, str]) -> list[Log]:
     return found
 
 
-def _resolved(name: str) -> Path:
+def resolved(name: str, command: str = "gptlit plot") -> Path:
+    """Return the folder or file that a name stands for: a path, or a name in lightning_logs.
+
+    Args:
+        name: The name; last is the newest run that has logged a loss.
+        command: Command that reads it, for messages.
+
+    Raises:
+        UsageError: There is no such run, folder or file.
+    """
     if name == "last" and not Path(name).exists():
         runs = run_paths.RUNS
         found = [path for path, is_run in folders.find(runs) if is_run] if runs.is_dir() else []
@@ -100,7 +120,7 @@ def _resolved(name: str) -> Path:
             raise UsageError(f"{name}: {reason}, or give a path")
         return max(logged, key=run_paths.began_at)
     path = Path(name).expanduser()
-    inputs.refuse_endless(path, "gptlit plot")
+    inputs.refuse_endless(path, command)
     for place in (path, run_paths.RUNS / path):
         if place.exists():
             return place
@@ -113,7 +133,7 @@ def _resolved(name: str) -> Path:
 def _in_folder(path: Path, columns: Mapping[str, str]) -> Iterable[Log]:
     table = path / run_paths.METRICS
     if _is_own(path):
-        yield _run(path, path.name)
+        yield of_run(path, path.name)
     elif table.is_file():
         yield _table(table, path.name, columns)
     elif any(path.glob(f"{EVENTS}*")):
@@ -131,13 +151,15 @@ def _is_own(folder: Path) -> bool:
     return bool({"train/loss", "val/loss"} & {*names}) and (folder / run_paths.CONFIG).is_file()
 
 
-def _run(folder: Path, name: str) -> Log:
+def of_run(folder: Path, name: str) -> Log:
+    """Return the log of a run of gptlit."""
     _, logged = metrics_file.read(folder / run_paths.METRICS)
     try:
         own = options.of_run(folder)
     except UsageError:
         own = {}  # the curves are whole without them
-    at_end = {"train/loss": "loss", "val/loss": "val_loss", "optim/lr": "lr"}
+    at_end = {"train/loss": "loss", "val/loss": "val_loss", "val/bits_per_byte": "val_bits"}
+    at_end |= {"optim/lr": "lr"}
     per_epoch = _steps_per_epoch(logged)
     per_step = _tokens_per_step(logged)
     ms = metrics_file.mean(logged, "speed/step_ms")

@@ -46,6 +46,8 @@ class Figure:
         smooth: Smoothing of the training losses.
         log: Axes that are logarithmic: "", "x", "y" or "xy".
         lr: Whether learning rates are shown below, where they are known.
+        y: Name of the y axis.
+        metric: Name of the validation loss.
     """
 
     runs: Sequence[Drawn]
@@ -53,6 +55,8 @@ class Figure:
     smooth: Smoothing
     log: str = ""
     lr: bool = True
+    y: str = "loss (nats per token)"
+    metric: str = "val/loss"
 
     @property
     def title(self) -> str:
@@ -64,12 +68,12 @@ class Figure:
         """Explanation of the kinds of lines, where the legend has none."""
         if len(self.runs) == 1:
             return ""
-        kinds = ["thick: val/loss"] if any(run.val for run in self.runs) else []
+        kinds = [f"thick: {self.metric}"] if any(run.val for run in self.runs) else []
         if any(run.train for run in self.runs):
             kinds.append("thin: train/loss")
             if self._is_smoothed:
                 kinds.append("pale: before smoothing")
-        return "; ".join([*kinds, "ring: lowest val/loss"] if len(kinds) > 1 else kinds)
+        return "; ".join([*kinds, f"ring: lowest {self.metric}"] if len(kinds) > 1 else kinds)
 
     @property
     def _is_smoothed(self) -> bool:
@@ -96,7 +100,7 @@ class Figure:
         ]
         across = [point.x for point in points] + [p.x for each in rates for p in each.points]
         x = axis(LABELS[self.x], across, log="x" in self.log)
-        y = axis("loss (nats per token)", [point.y for point in points], log="y" in self.log)
+        y = axis(self.y, [point.y for point in points], log="y" in self.log)
         panels = [Panel(series, x, y)]
         if rates:
             heights = [0.0, *(point.y for each in rates for point in each.points)]
@@ -120,7 +124,7 @@ class Figure:
         if run.val:
             marked = len(run.val) <= MOST_MARKED
             colour, sign = (1, "o") if is_one else (index, LETTERS[index])
-            name = "val/loss" if is_one else run.label
+            name = self.metric if is_one else run.label
             dashed = index >= N_COLOURS  # where colours come again
             found.append(Series(name, run.val, True, marked, dashed, colour, width=2.4, sign=sign))
             assert run.best is not None

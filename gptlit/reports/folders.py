@@ -23,7 +23,8 @@ GROUPS = ("model", "seed_everything", "data", "trainer")  # whose options are sh
 DEPTH = 2  # folders of runs may hold studies, which hold runs
 
 
-def _by_group(option: tuple[str, Any]) -> int:
+def by_group(option: tuple[str, Any]) -> int:
+    """Return a key that sorts pairs of an option's name and value by their group."""
     group = option[0].partition(".")[0]
     return GROUPS.index(group) if group in GROUPS else len(GROUPS)
 
@@ -123,7 +124,7 @@ def _summarise(folder: Path, name: str, configs: tuple[str, ...]) -> Summary:
         run_paths.began_at(folder)[0],
         _state(folder, noted, losses, steps, own.get("trainer.max_steps")),
         config,
-        dict(sorted(differs.items(), key=_by_group)),
+        dict(sorted(differs.items(), key=by_group)),
         noted.get("parameters"),
         steps,
         min(finite, default=None),

@@ -75,12 +75,13 @@ def label(options: Options, equals: str = "=", separator: str = ", ") -> str:
     """Format options in one line, by the last parts of their names."""
     short = short_names(options)
     return separator.join(
-        f"{short[name]}{equals}{shortened(_shown(value), LONGEST_VALUE)}"
+        f"{short[name]}{equals}{shortened(shown(value), LONGEST_VALUE)}"
         for name, value in options.items()
     )
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Format a value in one line; a path by its last part."""
     if isinstance(value, str) and "/" in value:
         value = Path(value).name
     return printable(format_value(value), one_line=True)

@@ -148,13 +148,16 @@ def _cells(run: Summary) -> dict[str, str]:
         "params": "-" if run.parameters is None else number(run.parameters),
         "steps": f"{run.steps:,}",
         "best": "-" if run.best is None else f"{run.best:.4f}",
-        "min": "-" if run.minutes is None else _minutes(run.minutes),
+        "min": minutes(run.minutes) or "-",
         "state": run.state,
         "differs": run.problem or options.label(run.differs),
     }
 
 
-def _minutes(minutes: float) -> str:
+def minutes(minutes: float | None) -> str:
+    """Format a number of minutes; None gives an empty text."""
+    if minutes is None:
+        return ""
     return f"{minutes:.{2 if minutes < 1 else 1 if minutes < 100 else 0}f}"
 
 

@@ -21,7 +21,7 @@ from gptlit.exports import command as export_command
 from gptlit.look import command as look
 from gptlit.model.config import GPTConfig
 from gptlit.predict import options as predict_options
-from gptlit.reports import plot, runs
+from gptlit.reports import compare, plot, runs
 from gptlit.serve import command as serve
 
 FILE = Path(help_pages.__file__).with_name(help_pages.OPTIONS)
@@ -47,6 +47,7 @@ GROUPS = {
     },
     "runs": {"options": "folders sort reverse config format"},
     "plot": {"options": "runs output x smooth log lr columns theme"},
+    "compare": {"options": "runs output x prompt max_new_tokens temperature seed theme"},
     "look": {"options": "checkpoint prompt prompt_file output unknown theme data_dir"},
     "import": {"options": "source weights meta output data_dir"},
     "export": {"options": "checkpoint folder format dtype"},
@@ -67,6 +68,7 @@ def parser_of(verb: str) -> ArgumentParser:
             "serve": serve.parser,
             "runs": runs.parser,
             "plot": plot.parser,
+            "compare": compare.parser,
             "look": look.parser,
             "import": convert.import_parser,
             "export": export_command.parser,
