@@ -212,7 +212,8 @@ def write_checkpoint(origin: Origin, path: Path) -> None:
     """
     options = dataclasses.asdict(origin.config)
     del options["vocab_size"]  # the tokenizer's
-    options["dropout_at"] = list(options["dropout_at"])
+    for name in ("dropout_at", "lora_on"):
+        options[name] = list(options[name])
     state = {checkpoint.NET_PREFIX + name: value for name, value in origin.state.items()}
     text: dict[str, Any] = {"name": f"that of {origin.name}", "sha256": "", "own_texts": {}}
     text |= {"distinct": 0, "sizes": {}, "report": [], "spans": {"train": []}}

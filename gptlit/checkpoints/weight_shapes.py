@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gptlit.messages import UsageError
+from gptlit.model import lora
 from gptlit.model.config import GPTConfig
 from gptlit.plain_data import in_short
 
@@ -77,11 +78,17 @@ def _of_linear(config: GPTConfig, name: str, n_in: int, n_out: int) -> Iterator[
     yield f"{name}.weight", (n_out, n_in)
     if config.bias:
         yield f"{name}.bias", (n_out,)
+    if config.lora_r and name.rpartition(".")[2] in config.lora_on:
+        yield f"{name}.{lora.A}", (config.lora_r, n_in)
+        yield f"{name}.{lora.B}", (n_out, config.lora_r)
 
 
 def for_writing(config: GPTConfig, state: State) -> tuple[GPTConfig, State]:
-    """Return a model's config and weights without the mask, which only training needs."""
-    config = dataclasses.replace(config, token_dropout=0.0)
+    """Return a model's config and weights without the parts that only training needs.
+
+    They are the mask of hidden tokens, and LoRA's changes, which are added to their matrices.
+    """
+    config, state = lora.merged(dataclasses.replace(config, token_dropout=0.0), state)
     return config, {name: tensor for name, tensor in state.items() if name != MASK}
 
 

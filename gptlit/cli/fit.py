@@ -29,6 +29,7 @@ from gptlit.cli.user_modules import importable
 from gptlit.corpora import inputs
 from gptlit.data.datamodule import TextDataModule
 from gptlit.messages import UsageError, note, opt, print_lines
+from gptlit.model import lora
 from gptlit.parser import OneLineErrors, text_of
 from gptlit.runs import time_budget, user_parts
 from gptlit.runs.build import Plan, Purpose, Run
@@ -219,7 +220,7 @@ class GptlitCLI(LightningCLI):
             # a shipped config's block size is for weights that it names itself
             is_own = "model.block_size" in self.chosen or "model.init_from" not in self.chosen
             self.origin = init_from.adopt_sizes(
-                model, self.options.data, resuming.NOT_IN_WEIGHTS, is_own
+                model, self.options.data, (*resuming.NOT_IN_WEIGHTS, *lora.OPTIONS), is_own
             )
             self.options.data.block_size = model.block_size
         elif self.start is not None and "model.init_from" in self.flags:

@@ -14,6 +14,7 @@ NormPlace = Literal["pre", "post"]
 Activation = Literal["gelu", "gelu_tanh", "relu", "relu2", "swiglu"]
 Mixer = Literal["attention", "none"]
 Init = Literal["gpt2", "torch", "unit"]
+LoRAPlace = Literal["c_attn", "c_proj", "c_fc"]
 DropoutPlace = Literal["embedding", "attention", "branch", "block"]
 Back = Literal["sdpa", "eager", "flash"]
 
@@ -68,6 +69,12 @@ class GPTConfig:
             a learned mask, which generation and exports don't have (Xie et al. 2017).
         token_noise: Probability that training replaces an input token by any token, each equally
             often.
+        lora_r: Rank of the low-rank changes that fine-tuning learns in place of the weights, which
+            stay as they are (LoRA, Hu et al. 2021); 8 is usual. 0 for none.
+        lora_alpha: The changes count lora_alpha / lora_r times; once or twice lora_r is usual.
+        lora_dropout: Probability of dropping an input of a change.
+        lora_on: Matrices with a change: c_attn, of queries, keys and values; c_proj, at the end of
+            attention and MLP; c_fc, at the beginning of the MLP.
         attention: sdpa, the fastest of PyTorch's fused kernels for device and sizes; flash, only
             FlashAttention; eager, the reference implementation.
         activation_checkpointing: Keep only the input of each block for the backward pass, which
@@ -104,6 +111,10 @@ class GPTConfig:
     dropout_at: tuple[DropoutPlace, ...] = ("embedding", "attention", "branch")
     token_dropout: float = 0.0
     token_noise: float = 0.0
+    lora_r: int = 0
+    lora_alpha: float = 16.0
+    lora_dropout: float = 0.0
+    lora_on: tuple[LoRAPlace, ...] = ("c_attn",)
     attention: Back = "sdpa"
     activation_checkpointing: bool = False
 
@@ -125,7 +136,8 @@ class GPTConfig:
     @property
     def is_stochastic(self) -> bool:
         """Whether a training step draws random numbers."""
-        return bool(self.dropout or self.token_dropout or self.token_noise)
+        dropped = self.dropout or (self.lora_r and self.lora_dropout)
+        return bool(dropped or self.token_dropout or self.token_noise)
 
     def dropped(self, place: DropoutPlace) -> float:
         """Probability of dropping a value at a place."""
@@ -135,6 +147,7 @@ class GPTConfig:
         plain_data.check_fields(self, "model")
         # a list in YAML and checkpoints; a tuple makes the config hashable
         object.__setattr__(self, "dropout_at", tuple(self.dropout_at))
+        object.__setattr__(self, "lora_on", tuple(self.lora_on))
         self._check_sizes()
         self._check_combinations()
 
@@ -171,9 +184,11 @@ class GPTConfig:
             f"must be at least 0 and below {opt('model.block_size')} {self.block_size}; "
             "configs/best_cpu.yaml has 3",
         )
-        for name in ("dropout", "token_dropout", "token_noise"):
+        reason = f"must be from 0 to {opt('model.n_embd')} {self.n_embd}; 8 is usual"
+        require(0 <= self.lora_r <= self.n_embd, "lora_r", reason)
+        for name in ("dropout", "lora_dropout", "token_dropout", "token_noise"):
             require(0 <= getattr(self, name) < 1, name, "must be at least 0 and below 1")
-        for name in ("position_base", "norm_eps", "logit_softcap"):
+        for name in ("position_base", "norm_eps", "logit_softcap", "lora_alpha"):
             value = getattr(self, name)
             reason = f"must be above 0, from {SMALLEST} to {LARGEST}"
             require(value is None or SMALLEST <= value <= LARGEST, name, reason)
@@ -206,6 +221,12 @@ class GPTConfig:
             require(self.n_positions >= self.block_size, "n_positions", reason)
         reason = f"must be below 1 together with {opt('model.token_noise')} {self.token_noise}"
         require(self.token_dropout + self.token_noise < 1, "token_dropout", reason)
+        if self.lora_r:
+            reason = f"needs {opt('model.lora_r')} 0: what LoRA freezes can't learn a mask"
+            require(not self.token_dropout, "token_dropout", reason)
+            has = {"c_attn"} if self.mixer == "attention" else set()
+            reason = "names no matrix of this model; give [c_attn], [c_proj] or [c_fc]"
+            require(bool({*self.lora_on} & (has | {"c_proj", "c_fc"})), "lora_on", reason)
         if self.mixer == "none":
             reason = f"needs {opt('model.mixer')} attention, not none"
             require(self.positions != "rotary", "positions", reason)

@@ -68,10 +68,16 @@ def optimizer_values(model: GPT, recipe: Recipe = ADAMW) -> int:
     return values
 
 
-def matmul_parameters(model: nn.Module) -> int:
-    """Return the number of weights that multiply each token, in linear layers and the head."""
+def matmul_parameters(model: nn.Module, trained: bool = False) -> int:
+    """Return the number of weights that multiply each token, in linear layers and the head.
+
+    Args:
+        model: Model or a part of one.
+        trained: Count only those that are trained.
+    """
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    return sum(layer.weight.numel() for layer in linear)
+    weights = [each for layer in linear for each in layer.parameters() if each.dim() == 2]
+    return sum(each.numel() for each in weights if each.requires_grad or not trained)
 
 
 # ---------------------------------------------------------------------- operations
@@ -99,10 +105,12 @@ def flops_per_token(model: GPT, *, causal: bool = False) -> int:
 def training_flops_per_token(model: GPT, *, causal: bool = False) -> int:
     """Operations of forward and backward pass: three times the forward pass (same sources).
 
-    The backward pass of a matrix product is two products of the same size. Recomputations within
-    kernels, as in FlashAttention, are left out.
+    The backward pass of a matrix product is two products of the same size, one of them for the
+    gradient of its weights if they are trained. Recomputations within kernels, as in
+    FlashAttention, are left out.
     """
-    return 3 * flops_per_token(model, causal=causal)
+    frozen = matmul_parameters(model) - matmul_parameters(model, trained=True)
+    return 3 * flops_per_token(model, causal=causal) - 2 * frozen
 
 
 # ---------------------------------------------------------------------- memory
@@ -157,5 +165,5 @@ def memory(
         gradients=n_trainable * sizes.value,
         optimizer=optimizer_values(model, recipe) * sizes.value,
         activations=kept.peak() + copies,
-        average=model.num_parameters() * max(4, sizes.value) if averaged else 0,
+        average=n_trainable * max(4, sizes.value) if averaged else 0,
     )

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from gptlit.model import attention
+from gptlit.model import attention, lora
 from gptlit.model.activations import ACTIVATIONS, Softcap
 from gptlit.model.config import GPTConfig
 from gptlit.model.input_noise import InputNoise
@@ -238,6 +238,8 @@ class GPT(nn.Module):
             self.lm_head.weight = self.wte.weight
         self.noise = InputNoise(config) if config.token_dropout or config.token_noise else None
         self.init_weights()
+        if config.lora_r:
+            lora.adapt(self, config)
 
     @torch.no_grad()
     def init_weights(self) -> None:

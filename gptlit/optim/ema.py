@@ -27,7 +27,8 @@ class Average:
         self.updates = 0
         self.is_kept = True  # whether it replaces the weights in samples and checkpoints
         self._net = net
-        self._parameters = dict(net.named_parameters())
+        named = net.named_parameters()
+        self._parameters = {name: each for name, each in named if each.requires_grad}
         self._values = {name: _copied(tensor) for name, tensor in self._parameters.items()}
         self._raw: dict[str, Tensor] | None = None  # the weights, while the average is in use
 
@@ -107,7 +108,10 @@ class Average:
     def _by_every_name(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         first = {id(parameter): name for name, parameter in self._parameters.items()}
         every = self._net.named_parameters(remove_duplicate=False)  # a tied head has two
-        return {name: values[first[id(parameter)]] for name, parameter in every}
+        return {
+            name: values[first[id(each)]] if each.requires_grad else each.detach()
+            for name, each in every
+        }
 
 
 def _copied(tensor: Tensor) -> Tensor:

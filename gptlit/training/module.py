@@ -21,6 +21,7 @@ from gptlit.devices.accelerators import seed_generators
 from gptlit.generation.jobs import write_jobs
 from gptlit.generation.text_stream import GeneratedText
 from gptlit.messages import UsageError, note
+from gptlit.model import lora
 from gptlit.model.gpt import GPT
 from gptlit.steps import distillation, losses
 from gptlit.steps.distillation import Teachers
@@ -94,8 +95,9 @@ class LitGPT(Optimizing, Evaluating):
         elif self.tokenizer is None:
             self.use_tokenizer(text.tokenizer)
             if self.first_weights is not None:
-                # which have no mask, since the model that they are from could write
-                own = {name: w for name, w in self.net.state_dict().items() if name == MASK}
+                # which have no mask and no LoRA, since the model that they are from could write
+                state = self.net.state_dict().items()
+                own = {name: w for name, w in state if name == MASK or lora.is_change(name)}
                 self.net.load_state_dict(own | self.first_weights)
                 self.first_weights, self.has_begun = None, True
             fsdp2.check(self.trainer.strategy)

@@ -63,6 +63,9 @@ class ModelOptions(Recipe, GPTConfig):
             raise UsageError(reason, "model.label_smoothing", self.label_smoothing)
         if not 0 <= self.z_loss < math.inf:
             raise UsageError("must be 0 or more; 1e-4 is usual", "model.z_loss", self.z_loss)
+        if self.lora_r and self.init_from is None:
+            reason = f"changes given weights; name them by {opt('model.init_from')}"
+            raise UsageError(reason, "model.lora_r", self.lora_r)
         names = (self.teachers,) if isinstance(self.teachers, str) else tuple(self.teachers)
         object.__setattr__(self, "teachers", names)
         if not 0 <= self.distill_weight <= 1:

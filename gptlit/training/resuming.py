@@ -10,6 +10,7 @@ from torch import Tensor
 from gptlit.checkpoints import checkpoint
 from gptlit.data.datamodule import TextDataModule
 from gptlit.messages import UsageError, note, opt
+from gptlit.model import lora
 from gptlit.model.config import GPTConfig
 from gptlit.optim import optimizers
 from gptlit.optim.ema import Average
@@ -21,7 +22,7 @@ from gptlit.training.saved_state import AVERAGED
 MISSING = object()
 # options that a checkpoint's weights don't depend on, so that a resumed run may change them
 NOT_IN_WEIGHTS = (
-    *("vocab_size", "dropout", "dropout_at", "token_dropout", "token_noise"),
+    *("vocab_size", "dropout", "dropout_at", "token_dropout", "token_noise", "lora_dropout"),
     *("attention", "activation_checkpointing", "init", "zero_init"),
 )
 
@@ -94,7 +95,11 @@ def check_config(saved: Mapping[str, Any], config: GPTConfig) -> None:
     Raises:
         UsageError: The message names the first option that differs, and both values.
     """
-    for name, value in saved.items():
+    # checkpoints from before LoRA have none
+    without = {name: getattr(GPTConfig, name) for name in lora.OPTIONS}
+    for name, value in {**without, **saved}.items():
+        if name in lora.OPTIONS and not (config.lora_r or saved.get("lora_r")):
+            continue
         if name not in NOT_IN_WEIGHTS and (now := getattr(config, name, None)) != value:
             raise _other_model(f"model.{name}", value, now)
     before, after = saved.get("token_dropout", 0.0), config.token_dropout
