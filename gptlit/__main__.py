@@ -43,6 +43,7 @@ VERBS = {
     "import": Verb(
         "make a checkpoint of nanoGPT's or Hugging Face's files", "cli.convert", "import_"
     ),
+    "merge": Verb("add a LoRA adapter to its model's weights for good", "cli.convert", "merge"),
     "export": Verb("write a checkpoint for transformers and other programs", "exports.command"),
     "study": Verb("train a grid or a search of runs, with a table and plots", "study.command"),
     "runs": Verb("list the runs with their configs, losses and states", "reports.runs"),

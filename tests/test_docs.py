@@ -20,9 +20,12 @@ import pytest
 import torch
 import yaml
 
+from gptlit.checkpoints import adapters
+from gptlit.checkpoints.init_from import Origin, write_checkpoint
 from gptlit.corpora.catalog import CORPORA, Corpus
 from gptlit.download import Inline
 from gptlit.model.gpt import GPT, GPTConfig
+from gptlit.tokenizers.characters import CharTokenizer
 from tests.checkpoints import test_llama2c, test_nanochat
 from tests.checkpoints.reference_models import random_llama
 from tests.checkpoints.test_nanogpt import as_nanogpt
@@ -136,6 +139,10 @@ def make_files(folder: Path, n_copies: int) -> None:
     meta = {"vocab_size": 7, "itos": {i: c for c, i in alphabet.items()}, "stoi": alphabet}
     (folder / "meta.pkl").write_bytes(pickle.dumps(meta))
     torch.save(as_nanogpt(GPT(GPTConfig(7, **SIZES))), folder / "ckpt.pt")
+    adapted = GPT(GPTConfig(7, **SIZES, lora_r=2))
+    adapters.write(adapted.config, adapted.state_dict(), folder / "my_adapter", "base.ckpt")
+    letters, base = CharTokenizer("\n abcde"), GPT(GPTConfig(7, **SIZES))
+    write_checkpoint(Origin("x", base.config, base.state_dict(), letters), folder / "base.ckpt")
     test_llama2c.write_weights(
         folder / "stories15M.bin", random_llama(*test_llama2c.SIZES, tied=True), 0
     )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gptlit import plain_data
-from gptlit.checkpoints import run_paths, torch_files
+from gptlit.checkpoints import adapters, run_paths, torch_files
 from gptlit.checkpoints.weight_shapes import NotFinite, checked, for_writing
 from gptlit.corpora import inputs
 from gptlit.devices import accelerators, choice
@@ -279,19 +279,25 @@ def build(content: dict[str, Any]) -> tuple[GPT, Tokenizer]:
     return model.eval(), tokenizer
 
 
-def load(path: str | Path = "best", device: str = "cpu") -> tuple[GPT, Tokenizer]:
+def load(
+    path: str | Path = "best", device: str = "cpu", adapter: str | Path | None = None
+) -> tuple[GPT, Tokenizer]:
     """Load the model, in eval mode, and the tokenizer of a checkpoint.
 
     Args:
         path: Path of a checkpoint, or "best" or "last" for the newest run's in lightning_logs.
         device: Device of the model: cpu, cuda, cuda:N, mps, or auto for the machine's fastest.
+        adapter: Folder of a LoRA adapter that was trained on the model, to add to it.
 
     Raises:
-        UsageError: Missing, damaged, or not a checkpoint of gptlit; or a device that isn't there.
+        UsageError: Missing, damaged, or not a checkpoint of gptlit; a device that isn't there; or
+            another model's adapter.
     """
     place = choice.named(device)
     with named_by("path"):
         model, tokenizer = build(read_named(str(path))[1])
+    if adapter is not None:
+        adapters.apply(model, Path(adapter))
     return model.to(place or accelerators.fastest()), tokenizer
 
 

@@ -10,7 +10,7 @@ from gptlit.messages import UsageError, opt
 RUNS = Path("lightning_logs")
 ALIASES = ("best", "last")
 # in a run's folder
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, ADAPTER = "checkpoints", "adapter"
 CONFIG, METRICS, STATE, LOCK = "config.yaml", "metrics.csv", "run.json", ".lock"
 State = Literal["running", "finished", "interrupted", "diverged"]  # in run.json
 RUN_FILES = (CONFIG, METRICS, "hparams.yaml")

@@ -120,7 +120,7 @@ def read_tensors(folder: Path) -> State:
             names = sorted({Path(piece).name for piece in _weight_map(index).values()})
         elif not (folder / name).is_file():
             continue
-        return {key: tensor for piece in names for key, tensor in _tensors(folder / piece)}
+        return {key: tensor for piece in names for key, tensor in tensors_of(folder / piece)}
     raise UsageError(f"no {WEIGHTS} in it, nor a pytorch_model.bin")
 
 
@@ -132,7 +132,12 @@ def _weight_map(index: Path) -> dict[str, str]:
     return content["weight_map"]
 
 
-def _tensors(path: Path) -> Iterable[tuple[str, Tensor]]:
+def tensors_of(path: Path) -> Iterable[tuple[str, Tensor]]:
+    """Return the names and tensors of a file of safetensors or of torch.save.
+
+    Raises:
+        UsageError: Missing, torn, or has more than plain tensors.
+    """
     if path.suffix != ".safetensors":
         content = torch_files.load_named(path)
         if not isinstance(content, dict):

@@ -1,10 +1,11 @@
-"""`gptlit import`: makes checkpoints of other programs' files."""
+"""`gptlit import` and `gptlit merge`: checkpoints of other programs' files, and with adapters."""
 
 import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from gptlit.checkpoints import adapters, checkpoint
 from gptlit.checkpoints.init_from import PUBLISHED, Origin, start_from, write_checkpoint
 from gptlit.checkpoints.llama2c import read_llama2c
 from gptlit.checkpoints.nanochat import read_nanochat
@@ -83,6 +84,41 @@ def import_(argv: Sequence[str]) -> None:
         f"{config.vocab_size} ({origin.tokenizer.kind}); write with: gptlit predict "
         f"--ckpt_path {output}"
     )
+
+
+def merge_parser() -> OneLineErrors:
+    """Return the parser of `gptlit merge`."""
+    parser = OneLineErrors(prog="gptlit merge", allow_abbrev=False)
+    add = parser.add_argument
+    add("checkpoint", type=str, help="A checkpoint's path, or best or last of the newest run.")
+    add("output", type=str, help="Checkpoint to write.")
+    adapter = "Folder of a LoRA adapter in peft's format to add; by default the checkpoint's own."
+    add("--adapter", type=str, default=None, help=adapter)
+    return parser
+
+
+@naming_flags()
+def merge(argv: Sequence[str]) -> None:
+    """Run `gptlit merge` with these arguments: add LoRA's changes to the matrices for good.
+
+    Raises:
+        UsageError: An argument or a file is invalid, or there is no adapter.
+    """
+    options = merge_parser().parse_args([*from_environment("merge"), *argv])
+    output = Path(options.output).expanduser()
+    if os.path.lexists(output):
+        raise UsageError(f"gptlit merge: {output} exists already; give another name")
+    with _naming("ckpt_path", "gptlit merge"):
+        path, content = checkpoint.read_named(options.checkpoint)
+        model, tokenizer = checkpoint.build(content)
+        if options.adapter is not None:
+            adapters.apply(model, Path(options.adapter).expanduser())
+        elif not checkpoint.config_of(content).lora_r:
+            reason = "was trained without LoRA; name an adapter by --adapter"
+            raise UsageError(reason, "ckpt_path", path)
+    with writing("gptlit merge:", output):
+        write_checkpoint(Origin(str(path), model.config, model.state_dict(), tokenizer), output)
+    note(f"{output}: write with: gptlit predict --ckpt_path {output}")
 
 
 def _naming(option: str, command: str) -> contextlib.AbstractContextManager[None]:

@@ -214,6 +214,11 @@ PAGES = {
         "source weights meta output data_dir",
         "gptlit import nanogpt out/ckpt.pt data/meta.pkl --output nano.ckpt",
     ),
+    "merge": Page(
+        "CHECKPOINT OUTPUT [OPTIONS]",
+        "checkpoint output adapter",
+        "gptlit merge best merged.ckpt",
+    ),
     "export": Page(
         "CHECKPOINT FOLDER [OPTIONS]",
         "checkpoint folder format dtype",

@@ -22,6 +22,8 @@ _METHODS_LEFT_OUT: dict[str, tuple[str, ...]] = {
     "GPTConfig": ("__post_init__", "_require", "_check_sizes", "_check_combinations"),
     "GPT": ("num_parameters", "attention_weights"),
 }
+# exported weights have LoRA's changes added to them
+_LORA = re.compile(r"^ +if config\.lora_r:\n +lora\.adapt\(self, config\)\n", re.MULTILINE)
 _HEAD = '''"""A GPT that gptlit trained, as a model of transformers, in plain PyTorch.
 
 Load it by AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True). The file was made
@@ -51,6 +53,7 @@ def source() -> str:
         parts += _definitions(inspect.getsource(module))
     parts += _definitions(_frame())
     text = "".join(f"{_blank_lines(part)}{part}\n" for part in parts).lstrip("\n")
+    text = _LORA.sub("", text)
     return re.sub(r"  # (type: ignore|noqa)[^#\n]*", "", text).replace("attention.BACK", "BACK")
 
 
@@ -72,6 +75,7 @@ def options(config: GPTConfig) -> dict[str, Any]:
         },
         **described,
         "dropout_at": list(config.dropout_at),
+        "lora_on": list(config.lora_on),
         "tie_word_embeddings": config.tie_weights,
     }
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from jsonargparse import Namespace
 
-from gptlit.checkpoints import checkpoint
+from gptlit.checkpoints import adapters, checkpoint
 from gptlit.devices import choice
 from gptlit.devices.accelerators import name_of
 from gptlit.generation import int8
@@ -64,7 +64,7 @@ def _run(option_parser: OneLineErrors, options: Namespace, mode: Mode) -> None:
         nets, tokenizer = checkpoint.build_several(paths, contents)
     else:
         net, tokenizer = checkpoint.build(contents[0])
-        nets = [net]
+        nets = [_adapted(net, options)]
     texts = [] if mode == "interactive" else prompts.read(options)
     model = place(nets, options, work(options, mode, texts))
     options.ckpt_path = [", ".join(map(str, paths))]
@@ -136,6 +136,13 @@ def in_batches(
         yield from write_jobs(model, tokenizer, batch, settings, unknown=unknown, scored=scored)
 
 
+def _adapted(net: GPT, options: Namespace) -> GPT:
+    """Return the net, with the changes of the option adapter."""
+    if options.adapter is not None:
+        adapters.apply(net, Path(options.adapter).expanduser())
+    return net
+
+
 def _sweep(options: Namespace, settings: BeamSettings, option_parser: OneLineErrors) -> None:
     from gptlit.predict import sweep, sweep_tables
 
@@ -145,6 +152,7 @@ def _sweep(options: Namespace, settings: BeamSettings, option_parser: OneLineErr
 
     def writer(path: Path) -> sweep.Writer:
         net, tokenizer = checkpoint.build(checkpoint.read(path))
+        net = _adapted(net, options)
         model = place([net], options, (n_texts * len(plan.combinations), n_tokens))
         if path == plan.checkpoints[0].path:
             size = model.config.block_size

@@ -2,13 +2,14 @@
 
 import itertools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from gptlit.checkpoints import checkpoint
+from gptlit.checkpoints import adapters, checkpoint
 from gptlit.cli.lightning_warnings import lightning_command
 from gptlit.corpora import inputs
 from gptlit.generation.generate import SAMPLES_AT_ONCE
@@ -70,6 +71,8 @@ def main(arguments: Sequence[str]) -> None:
     path, content = checkpoint.read_named(options.ckpt_path[0])
     model = LitGPT.load_from_checkpoint(path, map_location="cpu")
     assert model.tokenizer is not None
+    if options.adapter is not None:
+        adapters.apply(model.net, Path(options.adapter).expanduser())
     if processes.on_rank_zero():
         note(checkpoint.introduction(path, content))
         block_size = model.config.block_size

@@ -51,6 +51,8 @@ def choose(options: Namespace, parser: OneLineErrors) -> Mode:
         for name, instead in NOT_INTERACTIVE.items():
             if options[name] != parser.get_default(name):
                 raise UsageError(f"does not apply to {opt(mode)}, where {instead}", name)
+    if options.ensemble and options.adapter:
+        raise UsageError(f"does not apply to {opt('ensemble')}; leave one out", "adapter")
     if options.ensemble and mode == "sweep":
         raise UsageError(f"does not apply to {opt(mode)}; leave one out", "ensemble")
     if options.novelty and (mode != "write" or options.ensemble):

@@ -48,6 +48,7 @@ def parser() -> OneLineErrors:
         "the mean of their probabilities.",
         nargs="+",
     )
+    add("--adapter", "Folder of a LoRA adapter (peft's format) to add to the checkpoint's model.")
     add(
         "--prompt",
         "Text to continue; may be repeated. An empty one starts from the end of sequence, else a "

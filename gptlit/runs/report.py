@@ -12,6 +12,7 @@ from gptlit.data.loaders import IGNORED
 from gptlit.devices import peaks
 from gptlit.devices.accelerators import name_of
 from gptlit.model import cost
+from gptlit.model.gpt import GPT
 from gptlit.optim.update_ratios import UpdateRatios
 from gptlit.runs.computing import ThreadChoice
 from gptlit.runs.loggers import Table
@@ -188,8 +189,8 @@ class Report(Callback):
         rows = {
             "device": f"{trainer.world_size} x {device}",
             "precision": f"{trainer.precision} ({self.precision_reason})",
-            "model": f"{module.net.num_parameters():,} parameters, context {config.block_size}, "
-            f"vocabulary {config.vocab_size}",
+            "model": f"{module.net.num_parameters():,} parameters{_trained(module.net)}, context "
+            f"{config.block_size}, vocabulary {config.vocab_size}",
             "text": f"{text.tokens.provenance['name']}: {text.n_train_tokens:,} training tokens, "
             f"{n_validation:,} validation tokens{'' if n_validation else ' (monitors train/loss)'}",
             "step": f"{text.windows_per_step * text.block_size:,} tokens; "
@@ -213,3 +214,9 @@ class Report(Callback):
 def _threads(trainer: L.Trainer) -> str:
     reasons = [each.threads.reason for each in trainer.callbacks if isinstance(each, ThreadChoice)]
     return f"{torch.get_num_threads()}" + "".join(f" ({reason})" for reason in reasons if reason)
+
+
+def _trained(net: GPT) -> str:
+    """Return how many parameters are trained, if not all are."""
+    n_trained = cost.trainable(net)
+    return "" if n_trained == net.num_parameters() else f", {n_trained:,} of them trained"

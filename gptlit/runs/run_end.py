@@ -2,6 +2,7 @@
 
 import contextlib
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -17,7 +18,7 @@ from gptlit import signals, terminal
 from gptlit.charts import text
 from gptlit.charts.axes import Panel, Point, Series, axis
 from gptlit.charts.smoothing import Smoothing
-from gptlit.checkpoints import checkpoint, run_paths
+from gptlit.checkpoints import adapters, checkpoint, run_paths
 from gptlit.checkpoints.run_paths import METRICS, State
 from gptlit.messages import RunError, UsageError, note
 from gptlit.runs import metrics_file, user_parts
@@ -66,6 +67,8 @@ def train(run: Run) -> None:
         if run.trainer.global_step == first_step:
             raise _nothing_to_train(run.trainer)
     _record(run, "interrupted" if run.stopping.exit_code else "finished")
+    if processes.on_rank_zero() and run.folder is not None:
+        _write_adapter(run.folder.path, run.model.options.init_from)
     user_parts.note_profile(run.trainer.profiler)
     if processes.on_rank_zero():
         columns = terminal.columns_of(sys.stdout)
@@ -81,6 +84,18 @@ def train(run: Run) -> None:
 def _record(run: Run, state: State) -> None:
     if run.folder is not None:
         run.folder.record(state, run.trainer, run.model)
+
+
+def _write_adapter(folder: Path, base: str | None) -> None:
+    """Write the LoRA adapter of a run's best checkpoint to its folder; nothing without LoRA."""
+    path = folder / run_paths.CHECKPOINTS / "best.ckpt"
+    if not path.is_file():
+        return  # the run saves otherwise
+    content = checkpoint.read(path)
+    if not (config := checkpoint.config_of(content)).lora_r:
+        return
+    shutil.rmtree(folder / run_paths.ADAPTER, ignore_errors=True)  # of the run's earlier part
+    adapters.write(config, checkpoint.check_weights(content), folder / run_paths.ADAPTER, base)
 
 
 def _nothing_to_train(trainer: L.Trainer) -> NothingToTrain:
@@ -181,6 +196,8 @@ def summary(run: Run, seconds: float) -> str:
     if saved:
         rows["resume"] = _command("fit", saved[-1], longer)
         rows["write"] = _command("predict", saved[0])
+    if run.model.options.lora_r and run.folder:
+        rows["adapter"] = str(run.folder.path / run_paths.ADAPTER)
     for callback in run.trainer.callbacks:
         if isinstance(callback, Overfitting) and (finding := callback.history.finding):
             rows["note"] = f"{finding}; {overfitting.advice(run.model.options)}"

@@ -29,7 +29,7 @@ WITH_LIGHTNING = ("fit", "validate", "test")
 # groups of the verbs whose options have none in their names
 GROUPS = {
     "predict": {
-        "prompt": "ckpt_path prompt prompt_file lines unknown interactive",
+        "prompt": "ckpt_path adapter prompt prompt_file lines unknown interactive",
         "choosing tokens": "temperature top_k top_p min_p typical_p repetition_penalty "
         "frequency_penalty presence_penalty greedy seed",
         "length": "max_new_tokens min_new_tokens stop ban force",
@@ -49,6 +49,7 @@ GROUPS = {
     "plot": {"options": "runs output x smooth log lr columns theme"},
     "compare": {"options": "runs output x prompt max_new_tokens temperature seed theme"},
     "look": {"options": "checkpoint prompt prompt_file output unknown theme data_dir"},
+    "merge": {"options": "checkpoint output adapter"},
     "import": {"options": "source weights meta output data_dir"},
     "export": {"options": "checkpoint folder format dtype"},
 }
@@ -71,6 +72,7 @@ def parser_of(verb: str) -> ArgumentParser:
             "compare": compare.parser,
             "look": look.parser,
             "import": convert.import_parser,
+            "merge": convert.merge_parser,
             "export": export_command.parser,
         }
         return own[verb]()

@@ -49,7 +49,7 @@ def test_a_page_fits_its_width(verb: str, which: str, width: int) -> None:
     assert f"\nexample:\n  gptlit {verb} " in page
     if not which:
         assert ("\nAll options: gptlit" in page) == (
-            verb not in ("study", "serve", "runs", "plot", "compare", "import", "export")
+            verb not in ("study", "serve", "runs", "plot", "compare", "import", "merge", "export")
         )
 
 
