@@ -6,12 +6,12 @@ from typing import Literal
 
 from gptlit.checkpoints import checkpoint
 from gptlit.checkpoints.weight_files import new_folder
-from gptlit.exports import gguf_file, hub_folder, modelfile, plain_files
+from gptlit.exports import gguf_file, hub_folder, modelfile, onnx_graphs, plain_files
 from gptlit.files import writing
 from gptlit.messages import UsageError, errors_naming, naming_flags, note
 from gptlit.parser import OneLineErrors, from_environment
 
-Format = Literal["hf", "gguf", "safetensors", "torch", "hugging_face"]
+Format = Literal["hf", "gguf", "onnx", "safetensors", "torch", "hugging_face"]
 Dtype = Literal["f32", "f16", "bf16", "q8_0"]
 
 
@@ -23,9 +23,9 @@ def parser() -> OneLineErrors:
     add("folder", type=str, help="Folder to write; must be new or empty.")
     formats = (
         "hf: transformers' AutoModelForCausalLM and AutoTokenizer, by a class of transformers that "
-        "computes the same, or else by code in the folder. gguf: llama.cpp and ollama. safetensors "
-        "or torch: the weights by gptlit's names, options and tokenizer. hugging_face is another "
-        "name of hf."
+        "computes the same, or else by code in the folder. gguf: llama.cpp and ollama. onnx: "
+        "graphs with and without a cache. safetensors or torch: the weights by gptlit's names, "
+        "options and tokenizer. hugging_face is another name of hf."
     )
     add("--format", type=Format, default="hf", help=formats)
     types = "Type of the weights: f32, f16, bf16, or q8_0 of gguf, which takes 8 bits."
@@ -45,6 +45,8 @@ def main(argv: Sequence[str]) -> None:
     if options.dtype == "q8_0" and form != "gguf":
         reason = f"--format {form} has f32, f16 and bf16; --format gguf has q8_0"
         raise UsageError(reason, "dtype", options.dtype)
+    if options.dtype != "f32" and form == "onnx":
+        raise UsageError("--format onnx has f32 only", "dtype", options.dtype)
     with errors_naming(lambda name: "gptlit export" if name == "path" else f"--{name}"):
         model, tokenizer = checkpoint.load(options.checkpoint)
     folder = Path(options.folder).expanduser()
@@ -53,6 +55,8 @@ def main(argv: Sequence[str]) -> None:
             gguf_file.fill(model, tokenizer, new, options.dtype)
             text = modelfile.content(gguf_file.FILENAME, model.config.block_size)
             (new / modelfile.FILENAME).write_text(text, encoding="utf-8")
+        elif form == "onnx":
+            onnx_graphs.fill(model, tokenizer, new)
         elif form == "hf":
             hub_folder.fill(model, tokenizer, new, options.dtype)
         else:

@@ -3,6 +3,8 @@
 import ast
 import dataclasses
 import json
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -220,9 +222,6 @@ def test_the_written_code_is_whole_and_needs_only_torch_and_transformers() -> No
     names = [getattr(node, "name", "") for node in plain]
     frame = names.index("GPTLitConfig")
     made_here: dict[str, Any] = {"__name__": "plain"}
-    import sys
-    import types
-
     sys.modules["plain"] = types.ModuleType("plain")  # which dataclasses look up
     exec(compile(ast.Module(plain[:frame], []), "plain", "exec"), made_here)
     del sys.modules["plain"]
@@ -256,3 +255,17 @@ def test_a_file_of_torch_is_plain_data(gptlit: Callable[..., Result], run: Run) 
         torch.equal(tensor, model.state_dict()[name])
         for name, tensor in content["state_dict"].items()
     )
+
+
+def test_onnx_without_its_packages(
+    gptlit: Callable[..., Result], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    path = run.folder / "checkpoints" / "last.ckpt"
+    result = gptlit("export", path, "out", "--format=onnx")
+    assert result.code == 2
+    assert "--format onnx: needs the packages onnx and onnxscript: pip install" in result.err
+    assert "--dtype f16: --format onnx has f32 only" in (
+        gptlit("export", path, "out", "--format=onnx", "--dtype=f16").err
+    )
+    assert not list(Path().glob("*out*"))

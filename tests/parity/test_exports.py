@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gptlit.exports import gguf_file
+from gptlit.exports import gguf_file, onnx_graphs
 from gptlit.exports.hub_classes import CLASSES, holding
 from gptlit.exports.hub_folder import write_hugging_face
 from gptlit.model.gpt import GPT, GPTConfig, KVCache
@@ -320,3 +320,48 @@ def test_llama_cpp_gives_the_same_ids(tmp_path: Path, kind: str) -> None:
         assert theirs.detokenize(ids, special=True).decode(errors="replace") == text
 
     check()
+
+
+# ---------------------------------------------------------------------- ONNX
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"n_kv_head": 2},
+        {"token_shift": 3, **UNGATED, **LAYER, "qk_norm": True, "n_kv_head": 1},
+        {**LAYER, "positions": "learned", "activation": "gelu", "bias": True, "tie_weights": True,
+         "norm_place": "post", "logit_softcap": 5.0},
+        {"mixer": "none", "positions": "sinusoidal"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_graphs_of_onnx_compute_the_same(tmp_path: Path, options: dict[str, Any]) -> None:
+    """With any number of rows and positions, at once and in steps of any length."""
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime isn't installed")
+    config = dataclasses.replace(TINY, **options)
+    model = made(config)
+    onnx_graphs.fill(model, CHARACTERS, tmp_path)
+    whole = onnxruntime.InferenceSession(tmp_path / onnx_graphs.WHOLE)
+    for rows, length in ((1, 1), (1, 7), (5, 2), (3, config.block_size)):
+        ids = torch.randint(config.vocab_size, (rows, length))
+        with torch.no_grad():
+            expected = model(ids).numpy()
+        (given,) = whole.run(None, {"input_ids": ids.numpy()})
+        assert given.shape == expected.shape
+        assert abs(given - expected).max() < 1e-4
+    assert (tmp_path / onnx_graphs.CACHED).exists() == (config.mixer == "attention")
+    if config.mixer == "none":
+        return
+    cached = onnxruntime.InferenceSession(tmp_path / onnx_graphs.CACHED)
+    names = [each.name for each in cached.get_inputs()]
+    assert names == ["input_ids", "past", *(["before"] if config.token_shift else [])]
+    cache = [each.numpy() for each in onnx_graphs.empty_cache(config, rows=3).values()]
+    at = 0
+    for n in (5, 1, 1, 7, 1, 9):
+        step = ids[:, at : at + n].numpy()
+        logits, *cache = cached.run(None, dict(zip(names, [step, *cache], strict=True)))
+        assert abs(logits - expected[:, at : at + n]).max() < 1e-4
+        at += n
+    assert at == config.block_size
