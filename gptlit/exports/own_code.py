@@ -7,7 +7,9 @@ training or checks need is left out.
 import ast
 import dataclasses
 import inspect
+import itertools
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from gptlit.checkpoints.weight_files import OWN_TYPE
@@ -20,7 +22,8 @@ MODULE = FILENAME.removesuffix(".py")
 _LEFT_OUT = ("__all__", "SIZES_BELOW", "LARGEST_BLOCK", "SMALLEST")
 _METHODS_LEFT_OUT: dict[str, tuple[str, ...]] = {
     "GPTConfig": ("__post_init__", "_require", "_check_sizes", "_check_combinations"),
-    "GPT": ("num_parameters", "attention_weights"),
+    "GPT": ("num_parameters",),
+    "KVCache": ("resized",),
 }
 # exported weights have LoRA's changes added to them
 _LORA = re.compile(r"^ +if config\.lora_r:\n +lora\.adapt\(self, config\)\n", re.MULTILINE)
@@ -31,36 +34,40 @@ by `gptlit export` of gptlit's source, without what only training needs.
 
 Shapes: B batch, T time, V vocabulary, C channels (`n_embd`).
 """'''
-_IMPORTS = """
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-from transformers import DynamicCache, GenerationMixin, PretrainedConfig, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
-from transformers.modeling_outputs import CausalLMOutputWithPast"""
 
 
 def source() -> str:
     """Return the content of `modeling_gptlit.py`."""
-    parts = [_HEAD, _IMPORTS]
-    for module in (config, activations, positions, input_noise, attention, gpt):
-        parts += _definitions(inspect.getsource(module))
-    parts += _definitions(_frame())
-    text = "".join(f"{_blank_lines(part)}{part}\n" for part in parts).lstrip("\n")
-    text = _LORA.sub("", text)
-    return re.sub(r"  # (type: ignore|noqa)[^#\n]*", "", text).replace("attention.BACK", "BACK")
+    modules = (config, activations, positions, input_noise, attention, gpt)
+    texts = [*map(inspect.getsource, modules), _frame()]
+    parts = [part for text in texts for part in _definitions(text)]
+    body = parts[0]
+    for before, part in itertools.pairwise(parts):
+        # two blank lines around a class or function, as in gptlit
+        blank = "" if _is_line(before) and _is_line(part) else "\n\n"
+        body += f"\n{blank}{part}"
+    body = _LORA.sub("", body)
+    body = re.sub(r"  # (type: ignore|noqa).*", "", body).replace("attention.BACK", "BACK")
+    return f"{_HEAD}\n\n{_imports(texts, body)}\n\n{body}\n"
 
 
-def _blank_lines(part: str) -> str:
-    """Return the blank lines above a part: two above a class or function, as in gptlit."""
-    is_short = "\n" not in part.strip("\n") and not part.startswith(("class", "def"))
-    return "" if is_short else "\n\n"
+def _is_line(part: str) -> bool:
+    return "\n" not in part
+
+
+def _imports(texts: Sequence[str], body: str) -> str:
+    """Return the imports of modules outside gptlit, without names that the body doesn't use."""
+    plain: set[str] = set()
+    named: dict[str, set[str]] = {}
+    for node in itertools.chain.from_iterable(ast.parse(text).body for text in texts):
+        if isinstance(node, ast.Import):
+            name = node.names[0].asname or node.names[0].name
+            plain |= {ast.unparse(node)} if re.search(rf"\b{name}\.", body) else set()
+        elif isinstance(node, ast.ImportFrom) and not (node.module or "").startswith("gptlit"):
+            used = {each.name for each in node.names if re.search(rf"\b{each.name}\b", body)}
+            named.setdefault(node.module or "", set()).update(used)
+    lines = [f"from {name} import {', '.join(sorted(names))}" for name, names in named.items()]
+    return "\n".join(sorted(plain) + sorted(lines))
 
 
 def options(config: GPTConfig) -> dict[str, Any]:
@@ -108,7 +115,7 @@ def _definitions(text: str) -> list[str]:
             for line in range(_first_line(child), (child.end_lineno or 0) + 1)
         }
         numbers = range(start, node.end_lineno or 0)
-        parts.append("\n".join(lines[n] for n in numbers if n not in skipped))
+        parts.append("\n".join(lines[n] for n in numbers if n not in skipped).rstrip())
     return parts
 
 
