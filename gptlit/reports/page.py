@@ -7,6 +7,7 @@ from gptlit.charts.svg import svg
 from gptlit.charts.themes import THEMES, Theme
 from gptlit.reports.figure import LABELS, Drawn, Figure, picture
 
+ALLOWED = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 STYLE = """\
 body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;
 color:var(--text);background:var(--background)}
@@ -27,7 +28,7 @@ def html(figure: Figure, theme: Theme = "auto") -> str:
 
 
 def document(title: str, style: str, body: str, theme: Theme = "auto") -> str:
-    """Return an HTML document.
+    """Return an HTML document, which may load nothing, whatever the texts in it are.
 
     Args:
         title: Title, as text.
@@ -40,6 +41,7 @@ def document(title: str, style: str, body: str, theme: Theme = "auto") -> str:
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width">
+<meta http-equiv="Content-Security-Policy" content="{ALLOWED}"/>
 <title>{escape(title)}</title>
 <style>
 {_colours(theme)}

@@ -63,6 +63,12 @@ def test_it_loads_nothing_else_and_has_no_errors(shown: Page, path: Path) -> Non
     assert not re.findall(r"(?:src|href)=|url\(|@import|https?://", path.read_text())
     assert shown.evaluate("document.title") == shown.text("h1") == "</script><b>"
     assert shown.text("header p") == "a & b"
+    # nor would it, if a text in it asked for that
+    shown.evaluate("document.body.append(Object.assign(new Image(), { src: 'https://a.b/c' }))")
+    refused = "fetch('https://a.b/d').then(() => false, () => true)"
+    assert shown.evaluate(refused)
+    assert len(shown.errors) >= 2
+    assert all("Content Security Policy" in error for error in shown.errors)
 
 
 def test_hovering_and_focusing_a_token_show_its_alternatives(shown: Page, model: GPT) -> None:
