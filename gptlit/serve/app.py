@@ -29,11 +29,14 @@ from gptlit.tokenizers.base import Tokenizer
 
 MOST_BYTES = 1 << 20  # of a body
 BODY_SECONDS = 30  # in which a body must arrive
-STATIC = {
-    "/": ("index.html", "text/html"),
-    "/style.css": ("style.css", "text/css"),
-    "/page.js": ("page.js", "text/javascript"),
+TYPES = {
+    ".html": "text/html",
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".svg": "image/svg+xml",
 }
+STATIC = ("index.html", "style.css", "icon.svg", "page.js", "api.js", "sample.js", "panel.js",
+          "history.js")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,8 @@ class Server:
         self._began = int(time.time())
         self._training_text: asyncio.Future[TrainingText] | None = None
         routes = [
-            *(Route(path, self._static) for path in STATIC),
+            Route("/", self._static),
+            *(Route(f"/{name}", self._static) for name in STATIC),
             Route("/health", self._health),
             Route("/v1/models", self._models),
             Route("/v1/models/{id:path}", self._model),
@@ -141,9 +145,9 @@ class Server:
     # ------------------------------------------------------------------ routes
 
     async def _static(self, request: Request) -> Response:
-        name, kind = STATIC[request.url.path]
+        name = request.url.path.removeprefix("/") or STATIC[0]
         file = importlib.resources.files("gptlit.serve") / "static" / name
-        return Response(file.read_bytes(), media_type=kind)
+        return Response(file.read_bytes(), media_type=TYPES[f".{name.rpartition('.')[2]}"])
 
     async def _health(self, request: Request) -> Response:
         status = "draining" if self.is_draining else "ok"

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gptlit.serve.protocol import ApiError
 from gptlit.serve.replies import as_bytes
 
-PAGE = ("/", "/style.css", "/page.js", "/health")  # need no key
+WITH_KEY = ("/v1/", "/api/")  # beginnings of the paths that need the key
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -98,7 +98,7 @@ class Guard:
             reason = f"pages of {origin[:100]!r} may not ask; start it with --allow_origin"
             raise ApiError(403, reason, code="origin_not_allowed")
         key = self._access.api_key
-        if not key or scope["path"] in PAGE or scope["method"] == "OPTIONS":
+        if not key or not scope["path"].startswith(WITH_KEY) or scope["method"] == "OPTIONS":
             return
         kind, _, given = headers.get("authorization", "").partition(" ")
         if kind.lower() != "bearer" or not hmac.compare_digest(given.encode(), key.encode()):

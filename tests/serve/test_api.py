@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,16 +19,16 @@ from gptlit.model.gpt import GPT
 from gptlit.serve import app
 from gptlit.serve.engine import Job
 from gptlit.tokenizers.base import Tokenizer
-from tests.conftest import WORDS, Run
+from tests.conftest import WORDS
 from tests.serve.serving import JSON, Serving
 
 ID = "version_0-last"
 
 
 @pytest.fixture(scope="module")
-def alone(run: Run) -> tuple[GPT, Tokenizer]:
+def alone(ckpt: Path) -> tuple[GPT, Tokenizer]:
     """The same model, for texts that are written one at a time."""
-    return gptlit.load(run.folder / "checkpoints" / "last.ckpt")
+    return gptlit.load(ckpt)
 
 
 def made_up_requests(n: int) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from starlette.responses import Response
 
+from gptlit.serve.app import STATIC, TYPES
 from gptlit.serve.guard import Access, Guard
 from tests.serve.serving import Serving
 
@@ -110,8 +111,9 @@ def test_the_key_is_needed_by_the_api_but_not_by_the_page(given: str, status: in
 
 
 def test_pages_may_load_nothing_from_elsewhere(served: Serving) -> None:
-    for path, kind in (("/", "text/html"), ("/style.css", "text/css"), ("/page.js", "javascript")):
-        answer = served.ask(path)
+    for name in ("", *STATIC):
+        kind = TYPES[f".{name.rpartition('.')[2] or 'html'}"]
+        answer = served.ask(f"/{name}")
         assert answer.status == 200
         assert kind in answer.headers["content-type"]
         assert "://" not in answer.text.replace("http://www.w3.org/2000/svg", "")
