@@ -26,7 +26,7 @@ def attention_maps(model: GPT, ids: Tensor) -> Tensor:
     maps: list[Tensor] = []
 
     def recorded(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
-        maps.append(attention.weights(q, k)[0])  # (n_head, T, T)
+        maps.append(attention.weights(q, k)[0].float())  # (n_head, T, T)
         return attention.eager(q, k, v, dropout)
 
     before = [layer.attend for layer in layers]

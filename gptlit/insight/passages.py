@@ -75,7 +75,8 @@ def score(model: GPT, ids: Tensor, k: int = ALTERNATIVES) -> Scores:
             pairs = zip(logits.split(ROWS), following.split(ROWS), strict=True)
             parts += [scores_of(*pair, k) for pair in pairs]
     if not parts:
-        parts = [scores_of(torch.zeros(0, model.config.vocab_size), ids[1:], k)]
+        none = torch.zeros(0, model.config.vocab_size, device=ids.device)
+        parts = [scores_of(none, ids[1:], k)]
     columns = zip(*(vars(part).values() for part in parts), strict=True)
     return Scores(*map(torch.cat, columns))
 

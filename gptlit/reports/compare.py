@@ -15,7 +15,7 @@ from gptlit.parser import OneLineErrors, text_of, with_environment
 from gptlit.reports import comparison, comparison_text
 from gptlit.reports.comparison import Compared, Comparison
 from gptlit.reports.curves import XAxis
-from gptlit.terminal import columns, columns_of
+from gptlit.terminal import columns_of
 
 SUFFIXES = (".html", ".md")
 MOST_PROMPTS = 3  # of the runs' own
@@ -70,9 +70,10 @@ def main(argv: Sequence[str]) -> None:
         written = samples.write(runs, prompts or _own_prompts(runs), settings, asked.seed)
         compared = dataclasses.replace(compared, samples=written)
     if output is None:
+        width = columns_of(sys.stdout)
         # some terminals wrap a line that fills the last column
-        width = (columns_of(sys.stdout) or columns()) - 1
-        print("\n".join(comparison_text.plain(compared, width, signs_of(sys.stdout))))
+        lines = comparison_text.plain(compared, width and width - 1, signs_of(sys.stdout))
+        print("\n".join(lines))
         return
     with writing(opt("output"), output):
         write_atomically(output, _encoded(compared, output.suffix.lower(), asked.theme))

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from gptlit.charts import smoothing
-from gptlit.charts.axes import number
 from gptlit.checkpoints import run_paths
 from gptlit.messages import UsageError
 from gptlit.reports import curves, figure, folders, options
@@ -215,11 +214,11 @@ def _figures(runs: Sequence[Compared], in_bits: bool) -> list[Row]:
 
     def lowest(name: str, metric: str, marked: bool) -> Row:
         best = [run.best(metric) for run in runs]
-        cells = [UNKNOWN if b is None else f"{b[1]:.4f} at {number(b[0])}" for b in best]
-        shown = [f"{b[1]:.4f}" for b in best if b is not None]
-        least = min(shown, key=float, default="")
-        marks = {i for i, b in enumerate(best) if b is not None and f"{b[1]:.4f}" == least}
-        return Row(name, cells, frozenset(marks if marked and len(shown) > 1 else ()))
+        cells = [UNKNOWN if found is None else f"{found[1]:.4f}" for found in best]
+        known = [cell for cell in cells if cell != UNKNOWN]
+        least = min(known, key=float, default="")
+        marks = (index for index, cell in enumerate(cells) if cell == least)
+        return Row(name, cells, frozenset(marks if marked and len(known) > 1 else ()))
 
     def last(metric: str) -> Callable[[Compared], str | None]:
         return lambda run: f"{found[-1][1]:.4f}" if (found := run.values(metric)) else None
@@ -236,6 +235,7 @@ def _figures(runs: Sequence[Compared], in_bits: bool) -> list[Row]:
         row("train/loss, last", last("train/loss")),
         row("val/loss, last", last("val/loss")),
         lowest("val/loss, best", "val/loss", marked=not in_bits),
+        row("at step", lambda run: _counted(found[0]) if (found := run.best("val/loss")) else None),
         lowest("val/bits_per_byte, best", "val/bits_per_byte", marked=True),
     ]
     return [each for each in rows if {*each.cells} != {UNKNOWN}]

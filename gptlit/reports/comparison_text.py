@@ -16,52 +16,79 @@ GAP = 2  # columns between two cells
 LOWEST = "*"
 
 
-def plain(compared: Comparison, columns: int, signs: Signs) -> Iterator[str]:
+def plain(compared: Comparison, columns: int | None, signs: Signs) -> Iterator[str]:
     """Yield the lines of a report for a terminal.
 
     Args:
         compared: The comparison.
-        columns: Width of the terminal.
+        columns: Width of the terminal; None for lines of any length.
         signs: Characters that it has.
     """
-    yield from _table(compared.names, compared.figures, columns)
+    names = compared.names
+    tables = [compared.figures, *([compared.options] if compared.options else [])]
+    if columns is not None and any(len(_parts(names, each, columns)) > 1 for each in tables):
+        short = _short_names(compared)
+        legend = align_columns([*zip(short, names, strict=True)], left=(0, 1))
+        yield from (*(shortened(line, columns) for line in legend), "")
+        names = short
+    yield from _table(names, compared.figures, columns)
     if any(row.best for row in compared.figures):
         yield f"{LOWEST} lowest"
     if compared.options:
         yield from ("", "Options that differ:", "")
-        yield from _table(compared.names, compared.options, columns)
+        yield from _table(names, compared.options, columns)
     for each in compared.notes:
-        yield from ("", *wrapped(each, columns))
+        yield from ("", *_wrapped(each, columns))
     if compared.figure is not None:
         yield from ("", f"{compared.figure.metric}:")
-        yield from figure.text(compared.figure, min(columns, CHART[0]), CHART[1], signs)
+        yield from figure.text(compared.figure, min(columns or CHART[0], CHART[0]), CHART[1], signs)
     for sample in compared.samples:
         for name, text, source in _texts(compared, sample):
-            yield from ("", *wrapped(f"{name} ({source})", columns))
+            yield from ("", *_wrapped(f"{name} ({source})", columns))
             if text:
-                yield from wrapped(f"{sample.prompt}{text}".strip("\n"), columns)
+                yield from _wrapped(f"{sample.prompt}{text}".strip("\n"), columns)
+
+
+def _short_names(compared: Comparison) -> Sequence[str]:
+    """Return the letters that the curves have, or numbers where a run has no curve."""
+    n = len(compared.names)
+    has_all = compared.figure is not None and len(compared.figure.runs) == n
+    return figure.LETTERS[:n] if has_all else [str(index) for index in range(1, n + 1)]
+
+
+def _wrapped(text: str, columns: int | None) -> list[str]:
+    return printable(text).split("\n") if columns is None else wrapped(text, columns)
 
 
 def _texts(compared: Comparison, sample: Sample) -> Iterator[tuple[str, str, str]]:
     return zip(compared.names, sample.texts, sample.sources, strict=True)
 
 
-def _table(names: Sequence[str], rows: Sequence[Row], columns: int) -> Iterator[str]:
-    """Yield a table, in parts of as many runs as fit."""
+def _table(names: Sequence[str], rows: Sequence[Row], columns: int | None) -> Iterator[str]:
+    """Yield the lines of a table, in parts of as many runs as fit."""
     first = ["", *(row.name for row in rows)]
-    left = columns - max(map(width, first))  # for the cells of runs
+    for index, part in enumerate(_parts(names, rows, columns)):
+        yield from [""] * (index > 0)
+        yield from align_columns([*zip(first, *part, strict=True)])
+
+
+def _parts(
+    names: Sequence[str], rows: Sequence[Row], columns: int | None
+) -> list[Sequence[list[str]]]:
+    """Return the columns of each part of a table: a name and the cells below it."""
+    runs = [[name, *(_marked(row, index) for row in rows)] for index, name in enumerate(names)]
+    if columns is None:
+        return [runs]
+    left = columns - max(width(row.name) for row in rows)
     longest = max(NARROWEST, min(LONGEST_CELL, left - GAP))
-    runs = [
-        [shortened(cell, longest) for cell in (name, *(_marked(row, index) for row in rows))]
-        for index, name in enumerate(names)
-    ]
+    runs = [[shortened(cell, longest) for cell in run] for run in runs]
+    parts: list[Sequence[list[str]]] = []
     while runs:
         ends = itertools.accumulate(GAP + max(map(width, run)) for run in runs)
         fitting = max(1, sum(end <= left for end in ends))
-        part, runs = runs[:fitting], runs[fitting:]
-        yield from align_columns([*zip(first, *part, strict=True)])
-        if runs:
-            yield ""
+        parts.append(runs[:fitting])
+        runs = runs[fitting:]
+    return parts
 
 
 def _marked(row: Row, index: int) -> str:

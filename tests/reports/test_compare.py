@@ -11,6 +11,7 @@ import yaml
 
 import gptlit as library
 from gptlit.charts.axes import Point
+from gptlit.charts.text import Signs
 from gptlit.checkpoints import run_paths
 from gptlit.reports import comparison, comparison_text
 from gptlit.reports.comparison import Comparison, Row
@@ -89,8 +90,9 @@ def test_figures_and_options(written: Call) -> None:
         "tokens/s": ["500"] * 2,
         "train/loss, last": ["2.4000", "1.8000"],
         "val/loss, last": ["2.5000", "1.9000"],
-        "val/loss, best": ["2.0000 at 20", "1.9000 at 30!"],
-        "val/bits_per_byte, best": ["3.0000 at 20", "2.8500 at 30!"],
+        "val/loss, best": ["2.0000", "1.9000!"],
+        "at step": ["20", "30"],
+        "val/bits_per_byte, best": ["3.0000", "2.8500!"],
     }
     assert rows(found.options) == {"model.lr": ["0.1", "0.2"]}
     assert found.notes == []
@@ -104,8 +106,8 @@ def test_runs_with_different_tokenizers_compare_by_bits_per_byte(written: Call) 
     found = compared("one", "two", "three")
     figures = rows(found.figures)
     assert figures["tokenizer"] == ["char", "char", "bpe:512"]
-    assert figures["val/loss, best"] == ["2.0000 at 20", "1.9000 at 30", "4.0000 at 30"]
-    assert figures["val/bits_per_byte, best"] == ["3.0000 at 20", "2.8500 at 30", "2.0000 at 30!"]
+    assert figures["val/loss, best"] == ["2.0000", "1.9000", "4.0000"]
+    assert figures["val/bits_per_byte, best"] == ["3.0000", "2.8500", "2.0000!"]
     (note,) = found.notes
     assert "different tokenizers" in note
     assert "bits per byte do" in note
@@ -126,7 +128,7 @@ def test_notes_on_texts_and_states(written: Call) -> None:
         "do not compare.",
         "empty is diverged.",
     ]
-    assert rows(found.figures)["val/loss, best"] == ["2.0000 at 20!", "3.0000 at 10", "-"]
+    assert rows(found.figures)["val/loss, best"] == ["2.0000!", "3.0000", "-"]
     assert found.figure is not None
     assert [run.label for run in found.figure.runs] == ["one", "other"]
     assert compared("empty", "lightning_logs/empty/../one").figure is not None
@@ -145,21 +147,33 @@ def test_a_terminal(written: Call, monkeypatch: pytest.MonkeyPatch, columns: int
     words = ("compare", "one", "two", "three", "--max_new_tokens=0")
     shown = seen(columns, monkeypatch, *words)
     assert all(width(line) <= columns for line in shown.lines)
-    assert {"bpe:512", "model.lr", "2.0000", "*"} <= shown.words
+    assert {"bpe:512", "model.lr", "2.0000*"} <= shown.words
     assert re.search("[\u2801-\u28ff]", shown.text)
 
 
-def test_a_table_that_is_too_wide_is_printed_in_parts() -> None:
-    names = [f"run{index}" for index in range(5)]
-    table = [Row("val/loss", [f"{index}.0000 at 100" for index in range(5)], frozenset({0}))]
-    lines = [*comparison_text._table(names, table, 40)]
+def test_a_table_that_is_too_wide_is_printed_in_parts_with_short_names(written: Call) -> None:
+    names = [f"a_long_name_of_run_{index}" for index in range(5)]
+    table = [Row("val/loss", [f"{index}.00000000" for index in range(5)], frozenset({0}))]
+    made = Comparison(names, table, [], [], None)
+    lines = [*comparison_text.plain(made, 40, Signs())]
     assert all(width(line) <= 40 for line in lines)
-    assert lines[0].split() == ["run0", "run1"]
-    assert lines[1].split() == ["val/loss", "0.0000", "at", "100*", "1.0000", "at", "100"]
-    assert [line.split()[-1] for line in lines if line.split()] == [
-        "run1", "100", "run3", "100", "run4", "100",
+    assert lines[:6] == [
+        *(f"{letter}  {name}" for letter, name in zip("12345", names, strict=True)),
+        "",
+    ]
+    assert [line.split() for line in lines[6:]] == [
+        ["1", "2"], ["val/loss", "0.00000000*", "1.00000000"], [],
+        ["3", "4"], ["val/loss", "2.00000000", "3.00000000"], [],
+        ["5"], ["val/loss", "4.00000000"], ["*", "lowest"],
     ]  # fmt: skip
-    (single, _) = comparison_text._table(["x" * 90], [Row("a", ["1"])], 30)
+    # a pipe has lines of any length
+    assert next(comparison_text.plain(made, None, Signs())).split() == names
+    # the letters of curves, where all runs have one
+    found = compared("one", "two")
+    assert found.figure is not None
+    lines = [*comparison_text.plain(found, 30, Signs())]
+    assert lines[:4] == ["A  one", "B  two", "", f"{'A':>{len(lines[3])}}"]
+    (single, *_) = comparison_text._table(["x" * 90], [Row("a", ["1"])], 30)
     assert width(single) <= 30
 
 
@@ -198,7 +212,7 @@ def test_markdown(written: Call) -> None:
     lines = Path("a.md").read_text().splitlines()
     assert lines[0] == "# 2 runs compared"
     assert "| | one | two |" in lines
-    assert r"| val/bits\_per\_byte, best | 3.0000 at 20 | **2.8500 at 30** |" in lines
+    assert r"| val/bits\_per\_byte, best | 3.0000 | **2.8500** |" in lines
     assert "| model.lr | 0.1 | 0.2 |" in lines
     assert [line for line in lines if line.startswith("## ")] == [
         "## Figures", "## Options that differ", "## Curves",
@@ -232,7 +246,7 @@ def test_a_page(written: Call, browser: Browser, run: Run, tmp_path: Path) -> No
     assert ["", "one", "two", "three", "<trained>"] in cells
     assert any(row[:4] == ["model.lr", "0.1", "0.2", "0.1"] for row in cells)
     bold = "[...document.querySelectorAll('.best')].map(cell => cell.innerText)"
-    assert page.evaluate(bold) == ["2.0000 at 30"]
+    assert page.evaluate(bold) == ["2.0000"]
     assert page.evaluate("document.querySelectorAll('article').length") == 4
     assert page.evaluate("document.querySelectorAll('svg').length") == 1
     model, tokenizer = library.load(run.folder / "checkpoints" / "best.ckpt")
