@@ -42,8 +42,11 @@ BODY = """\
 {by_attention}<span class="legend soft">0<i></i><span id="most"></span></span>
 </div>
 <div id="strip" role="listbox" aria-label="Tokens of the text"></div>
-<p class="soft">Hover over a token, or move with the arrow keys, for its alternatives.</p>
+<p class="soft">Hover over a token, or move with the arrow keys, for its alternatives. Surprise is \
+-log<sub>2</sub> of a token's probability; entropy is the surprise that its prediction \
+expects{reads}.</p>
 </section>
+<aside>
 <section id="details" aria-labelledby="chosen">
 <h2 id="chosen"></h2>
 <dl id="facts"></dl>
@@ -54,6 +57,7 @@ BODY = """\
 <ul id="near" class="bars"></ul>
 </div>
 </section>
+</aside>
 {attention}<section id="lens" aria-labelledby="lens-title">
 <h2 id="lens-title">Logit lens</h2>
 <p class="soft">The likeliest next token by layer, if the last norm and the head were applied to \
@@ -85,6 +89,7 @@ def html(title: str, about: str, values: Json, theme: Theme = "auto") -> str:
         about=escape(about),
         attention=ATTENTION if values["layers"] else "",
         by_attention=by if values["layers"] else "",
+        reads="; attention is what the chosen token reads" if values["layers"] else "",
         # in JSON, < stands only in strings, where it would begin a tag
         data=json.dumps(values, separators=(",", ":")).replace("<", "\\u003c"),
         script=script,

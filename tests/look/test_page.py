@@ -1,5 +1,6 @@
 """The page of `gptlit look` in a real browser: what it shows, and how it answers."""
 
+import itertools
 import math
 import re
 from pathlib import Path
@@ -217,12 +218,21 @@ def test_the_logit_lens(shown: Page, model: GPT) -> None:
     assert shown.text("#lens-about").startswith("Layer 1, after ‘b’: ")
 
 
-@pytest.mark.parametrize("width", [360, 768, 1600])
+@pytest.mark.parametrize("width", [360, 1000, 1600])
 def test_widths_and_colours(browser: Browser, path: Path, tmp_path: Path, width: int) -> None:
     colours = []
     for dark in (False, True):
-        shown = browser.open(path.as_uri(), width, 800, dark)
+        shown = browser.open(path.as_uri(), width, 700, dark)
         assert shown.evaluate("document.documentElement.scrollWidth") <= width
+        # at any place of the page no section covers another
+        for at in (0, 300, 9999):
+            boxes = shown.evaluate(f"""(scrollTo(0, {at}), [...document.querySelectorAll("section")]
+                .map(each => each.getBoundingClientRect())
+                .map(box => [box.left, box.top, box.right, box.bottom]))""")
+            for one, other in itertools.combinations(boxes, 2):
+                assert min(one[2], other[2]) <= max(one[0], other[0]) or (
+                    min(one[3], other[3]) <= max(one[1], other[1])
+                )
         shown.screenshot(tmp_path / "page.png")
         colours.append(sum(Image.open(tmp_path / "page.png").convert("RGB").getpixel((2, 2))))
         assert shown.errors == []
