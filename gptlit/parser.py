@@ -24,7 +24,7 @@ ELSEWHERE = {
     **dict.fromkeys(("model", "checkpoint", "ckpt"), "ckpt_path"),
 }
 # groups of the options of fit
-GROUPS = {"model", "data", "trainer", "samples", "guard", "early_stopping"}
+GROUPS = {"model", "data", "trainer", "samples", "figures", "guard", "early_stopping"}
 OF_FIT = {"config", *GROUPS} - {"trainer"}  # options and groups that only fit has
 
 

@@ -16,15 +16,15 @@ DASH, SPACE = 6.0, 4.0
 FAINT = 0.35  # opacity
 
 
-def png(picture: Picture, theme: Theme = "auto") -> bytes:
-    """Return a picture as a PNG image of twice its size; "auto" is light."""
-    return _Drawing(picture, theme).encoded()
+def png(picture: Picture, theme: Theme = "auto", scale: int = SCALE) -> bytes:
+    """Return a picture as a PNG image of `scale` times its size; "auto" is light."""
+    return _Drawing(picture, theme, scale).encoded()
 
 
 class _Drawing:
-    def __init__(self, picture: Picture, theme: Theme) -> None:
+    def __init__(self, picture: Picture, theme: Theme, scale: int) -> None:
         self.theme = theme
-        self.factor = SCALE * OVERSAMPLED
+        self.factor = scale * OVERSAMPLED
         size = picture.width * self.factor, picture.height * self.factor
         self.image = Image.new("RGB", size, colour_of("background", theme))
         self.draw = ImageDraw.Draw(self.image)
@@ -34,9 +34,9 @@ class _Drawing:
             elif isinstance(shape, Disc):
                 self._disc(shape)
         self.image = self.image.resize(
-            (picture.width * SCALE, picture.height * SCALE), Image.Resampling.BOX
+            (picture.width * scale, picture.height * scale), Image.Resampling.BOX
         )
-        self.factor = SCALE
+        self.factor = scale
         for shape in picture.shapes:
             if isinstance(shape, Text):
                 self._text(shape)

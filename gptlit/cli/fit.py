@@ -35,6 +35,7 @@ from gptlit.runs import time_budget, user_parts
 from gptlit.runs.build import Plan, Purpose, Run
 from gptlit.runs.build import build as build_run
 from gptlit.runs.evaluation import evaluate
+from gptlit.runs.figures import FigureOptions, Figures
 from gptlit.runs.run_end import train
 from gptlit.runs.sample_text import SampleOptions, SampleText
 from gptlit.steps.distillation import located
@@ -50,6 +51,7 @@ OPTION_CLASSES = {
     "model": ModelOptions,
     "data": TextDataModule,
     "samples": SampleOptions,
+    "figures": FigureOptions,
     "guard": Guard,
 }
 
@@ -114,6 +116,7 @@ class GptlitCLI(LightningCLI):
         # first, since it checks a validation before sample text is written
         parser.add_lightning_class_args(Guard, "guard")
         parser.add_lightning_class_args(SampleText, "samples")
+        parser.add_lightning_class_args(Figures, "figures")
         run_options.add_to(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:

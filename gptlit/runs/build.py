@@ -149,7 +149,7 @@ def build(plan: Plan, model: LitGPT, data: TextDataModule, held: contextlib.Exit
         settings["precision"], reason = user_parts.choose_precision(options.trainer.accelerator)
         reason += computing.use_tf32(options.trainer.accelerator, held)
     # the guard checks a validation before sample text is written
-    gptlit_callbacks = [options.guard, options.samples]
+    gptlit_callbacks = [options.guard, options.samples, options.figures]
     if plan.purpose == "inspect":
         off = {"logger": False, "enable_checkpointing": False, "barebones": False}
         trainer = processes.new_trainer(**settings | off | {"callbacks": gptlit_callbacks})
@@ -233,7 +233,7 @@ def _build_fit(
     if patience := options.early_stopping.patience:
         _check_validates(patience, options, data)
         callbacks.append(Patience(patience))
-    settings["callbacks"] = [*callbacks, options.guard, options.samples]
+    settings["callbacks"] = [*callbacks, options.guard, options.samples, options.figures]
     settings["plugins"] = user_parts.plugins(trainer_options.plugins, trainer_options.strategy)
     folder = None if trainer_options.fast_dev_run else _open_folder(plan, model, data, held)
     with _undone(folder, lambda: False):

@@ -10,7 +10,7 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import lightning as L
 from lightning.fabric.loggers.logger import rank_zero_experiment
@@ -20,6 +20,8 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch import Tensor
 from torch.utils.tensorboard import summary
 
 from gptlit.checkpoints.run_paths import METRICS
@@ -31,7 +33,22 @@ from gptlit.training.logged_metrics import TIMED
 
 KEY = "gptlit_records"  # of the copies in a checkpoint
 SAMPLES = "samples.txt"
+FIGURES = ("figures/", "weights/")  # prefixes of images and histograms, which have no copies
 MAX_BYTES = 1 << 28  # of a decompressed copy, which may come from a foreign checkpoint
+
+
+class Image(Protocol):
+    """An encoded image, and its size in pixels."""
+
+    @property
+    def content(self) -> bytes: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+
+
+Images = dict[str, Image]  # by their tags
 
 
 class _Unlogged:
@@ -145,6 +162,24 @@ class Curves(TensorBoardLogger):
         self.experiment.file_writer.add_event(event)
 
     @rank_zero_only
+    def log_figures(self, images: Images, values: Mapping[str, Tensor], step: int) -> None:
+        """Log images, and histograms of values, that aren't logged yet; and write the events."""
+        wanted = self.unlogged.select({**images, **values}, step)
+        for tag, image in images.items():
+            if tag in wanted:
+                encoded = Summary.Image(
+                    height=image.height,
+                    width=image.width,
+                    colorspace=3,
+                    encoded_image_string=image.content,
+                )
+                self._add(Summary(value=[Summary.Value(tag=tag, image=encoded)]), step)
+        for tag, tensor in values.items():
+            if tag in wanted:
+                self.experiment.add_histogram(tag, tensor.float().cpu(), step)
+        self.experiment.flush()
+
+    @rank_zero_only
     def log_end(self, figures: Mapping[str, float], n_steps: int, is_finished: bool) -> None:
         """Log figures of the whole run after its last step; a run that is resumed drops them."""
         for name, value in figures.items():
@@ -219,10 +254,11 @@ def restore(
         options: Options of the resumed run, which replace those in its event files.
 
     Returns:
-        Names of the metrics logged for the last of the steps.
+        Names of the metrics and figures logged for the last of the steps.
     """
     header, rows = metrics_file.read(folder / METRICS)
     rows = [row for row in rows if int(row["step"]) < n_steps]
+    logged: set[str] = set()
     if records is not None:
         saved_header, saved_rows = metrics_file.parse(_unpacked(records, METRICS))
         saved_rows = [row for row in saved_rows if int(row["step"]) < n_steps]
@@ -232,16 +268,20 @@ def restore(
         if samples and (not path.is_file() or path.stat().st_size < len(samples)):
             write_atomically(path, samples)
         summaries = _summaries(rows, samples.decode(errors="replace"))
-        _restore_events(folder, summaries, n_steps, options)
+        logged = _restore_events(folder, summaries, n_steps, options)
     metrics_file.write(folder / METRICS, header, rows)
     last_rows = [row for row in rows if int(row["step"]) == n_steps - 1]
-    return {name for row in last_rows for name, value in row.items() if value}
+    return logged | {name for row in last_rows for name, value in row.items() if value}
 
 
 def _restore_events(
     folder: Path, summaries: Iterable[tuple[int, Any]], n_steps: int, options: Options | None
-) -> None:
-    """Add the summaries of a run's first steps that its event files lack, and its options."""
+) -> set[str]:
+    """Add the summaries of a run's first steps that its event files lack, and its options.
+
+    Returns:
+        Tags of the figures of the last of the steps.
+    """
     events = event_files.logged(folder, n_steps)
     if options:
         start = event_files.session_start(options)
@@ -255,6 +295,7 @@ def _restore_events(
     }
     if missing:
         event_files.rewrite(folder, [*events, *missing.values()])
+    return {tag for tag, step in logged if step == n_steps - 1 and tag.startswith(FIGURES)}
 
 
 def _summaries(rows: list[Row], samples: str) -> Iterator[tuple[int, Any]]:
