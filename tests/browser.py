@@ -131,6 +131,7 @@ class Page:
         self._socket = websocket.create_connection(address, timeout=SECONDS)
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.send(f"{domain}.enable")
+        self.send("Emulation.setFocusEmulationEnabled", enabled=True)  # for events of focus
 
     def close(self) -> None:
         """Close the connection; the browser closes the tab."""

@@ -13,6 +13,7 @@ from gptlit.insight.attention import attention_maps
 from gptlit.insight.passages import score, scores_of
 from gptlit.look import content, page
 from gptlit.model.gpt import GPT
+from gptlit.tokenizers.words import WordTokenizer
 from tests.browser import Browser, Page
 from tests.look.test_content import IDS, TOKENIZER, net
 
@@ -207,6 +208,17 @@ def test_the_logit_lens(shown: Page, model: GPT) -> None:
     for n, row in enumerate(reversed(layers)):
         assert row[0] == (f"layer {n}" if n else "embedding")
         assert row[1:] == [names[str(ids[0])] for ids in values["lens"][n]["ids"]]
+    right = shown.evaluate(
+        "[...document.querySelectorAll('#grid .right')]"
+        ".map(cell => [cell.dataset.layer, cell.dataset.position].map(Number))"
+    )
+    wanted = [
+        [n, i]
+        for n, layer in enumerate(values["lens"])
+        for i, following in enumerate(IDS[1:])
+        if layer["ids"][i][0] == following
+    ]
+    assert sorted(right) == wanted != []
     shown.hover('#grid [data-layer="1"][data-position="4"]')
     about = shown.text("#lens-about")
     own = values["lens"][1]
@@ -244,6 +256,19 @@ def test_a_theme_that_is_chosen(browser: Browser, model: GPT, tmp_path: Path) ->
     path.write_text(page.html("a", "b", content.content(model, TOKENIZER, IDS, True), "dark"))
     shown = browser.open(path.as_uri(), dark=False)
     assert shown.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(22, 25, 29)"
+
+
+def test_a_text_of_tags_ends_no_element(browser: Browser, tmp_path: Path) -> None:
+    tokenizer = WordTokenizer(["</script>", "<!--", "<script>", "a"])
+    model = net(tokenizer.vocab_size)
+    path = tmp_path / "look.html"
+    ids = tokenizer.encode("a <script> <!-- </script> a").tolist()
+    path.write_text(page.html("a", "b", content.content(model, tokenizer, ids, False)))
+    shown = browser.open(path.as_uri())
+    assert shown.errors == []
+    assert shown.text("#strip") == "a <script> <!-- </script> anext"
+    shown.focus(token(3))
+    assert shown.text("#chosen") == "Token ‘</script>’"
 
 
 def test_a_model_without_attention(browser: Browser, tmp_path: Path) -> None:
