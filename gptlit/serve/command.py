@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import signal
 import socket
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from gptlit.serve.app import Served, Server
 
+SWITCH_S = 5e-4  # a tenth of Python's default; benchmarks/serve.py
 NEEDED = ("starlette", "uvicorn")
 TEXTS, TOKENS = 64, 100_000  # guesses, for the choice of a device
 
@@ -218,12 +220,16 @@ class _Process:
             Terminated, KeyboardInterrupt: The signal.
             RunError: The server could not start.
         """
+        before = sys.getswitchinterval()
+        # the engine's thread waits for the interpreter after each operation of PyTorch
+        sys.setswitchinterval(SWITCH_S)
         signals.delegate(self._on_signal)
         try:
             asyncio.run(self._serve())
         finally:
             signals.delegate(None)
             self._server.engine.close()
+            sys.setswitchinterval(before)
         if not self._signals:
             raise RunError("the server could not start; the lines above say why")
         if signal.SIGINT in self._signals:

@@ -1,6 +1,7 @@
 """A thread that owns the model, and writes the texts of all requests in one running batch."""
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from gptlit.messages import is_out_of_memory, note
 from gptlit.model.gpt import GPT
 
 Finish = Literal["stop", "length"]
+PAUSE_S = 0.04  # between two deliveries; each costs the interpreter's lock for every client
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,8 @@ class Engine:
 
     Args:
         model: Model in eval mode, which no other thread uses.
-        deliver: Called in the engine's thread with the events of each step; by default it calls
-            `receive` of their jobs there.
+        deliver: Called in the engine's thread with the events of one or more steps; by default it
+            calls `receive` of their jobs there.
         most_rows: Texts that are written at once; others wait for their turn.
     """
 
@@ -125,6 +127,8 @@ class Engine:
             return len(self._jobs) + len(self._waiting)
 
     def _run(self) -> None:
+        held: list[tuple[Job, Event]] = []
+        delivered = 0.0
         while True:
             leaving, joining = self._next_change()
             if self._is_closing:
@@ -133,8 +137,11 @@ class Engine:
                 events = self._step(leaving, joining)
             except Exception as error:
                 events = self._failed(error)
-            if events:
-                self._deliver(events)
+            held += events
+            is_due = time.monotonic() > delivered + PAUSE_S
+            if held and (is_due or joining or any(_ends(event) for _, event in events)):
+                self._deliver(held)
+                held, delivered = [], time.monotonic()
 
     def _next_change(self) -> tuple[set[Row], list[Job]]:
         """Wait until there is work; return the rows that leave the batch and the jobs that join."""
@@ -180,6 +187,10 @@ class Engine:
             self._jobs.clear()
         self._batch = RunningBatch(self._model)
         return [(job, Event(error=reason)) for job in jobs]
+
+
+def _ends(event: Event) -> bool:
+    return event.finish is not None or bool(event.error)
 
 
 def is_over(job: Job) -> bool:
