@@ -7,6 +7,7 @@ import { element, Sample } from "./sample.js";
 
 const $ = (id) => document.getElementById(id);
 const form = $("form");
+const isNarrow = () => matchMedia("(max-width: 760px)").matches;
 const SETTINGS = "gptlit:settings";
 const NAMES = [
   "max_tokens", "temperature", "top_k", "top_p", "min_p", "typical_p",
@@ -14,7 +15,7 @@ const NAMES = [
 ];
 const LEGENDS = {
   none: "",
-  surprise: "the darker, the less likely: below 50%, 10%, 1% and 0.1%",
+  surprise: "the stronger, the less likely: below 50%, 10%, 1% and 0.1%",
   copied: "stretches of 50 and more characters that stand in the training text",
 };
 
@@ -97,6 +98,7 @@ function write() {
   const chosen = settings();
   many.forEach((sample) => sample.begin(chosen));
   keepSettings();
+  if (isNarrow()) $("texts").scrollIntoView();
 }
 
 function place(many) {
@@ -125,6 +127,7 @@ function wire(sample) {
   text.addEventListener("focusin", (event) => {
     text.querySelectorAll('[tabindex="0"]').forEach((each) => (each.tabIndex = -1));
     event.target.tabIndex = 0;
+    event.target.setAttribute("role", "button");
     if (event.target.matches(":focus-visible")) panel.show(event.target, writeOn, false);
   });
   text.addEventListener("focusout", panel.leave);
@@ -281,7 +284,7 @@ document.addEventListener("pointerdown", (event) => {
 addEventListener("resize", panel.hide);
 addEventListener("scroll", panel.hide, { passive: true });
 
-if (matchMedia("(max-width: 760px)").matches) $("settings").open = false;
+if (isNarrow()) $("settings").open = false;
 try {
   fill(JSON.parse(localStorage.getItem(SETTINGS)) ?? {});
 } catch {
