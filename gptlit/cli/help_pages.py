@@ -221,8 +221,8 @@ PAGES = {
     ),
     "export": Page(
         "CHECKPOINT FOLDER [OPTIONS]",
-        "checkpoint folder format dtype",
-        "gptlit export best exported --format safetensors",
+        "checkpoint folder format dtype push public",
+        "gptlit export best my-model --format gguf --dtype q8_0",
     ),
 }
 

@@ -17,6 +17,7 @@ from gptlit.model import activations, attention, config, gpt, input_noise, posit
 from gptlit.model.config import GPTConfig
 
 FILENAME = "modeling_gptlit.py"
+ARCHITECTURE = "GPTLitForCausalLM"
 MODULE = FILENAME.removesuffix(".py")
 # what the file does without: definitions, and methods by class
 _LEFT_OUT = ("__all__", "SIZES_BELOW", "LARGEST_BLOCK", "SMALLEST")
@@ -74,11 +75,11 @@ def options(config: GPTConfig) -> dict[str, Any]:
     """Return the content of config.json for the file's classes."""
     described = dataclasses.asdict(dataclasses.replace(config, token_noise=0.0, token_dropout=0.0))
     return {
-        "architectures": ["GPTLitForCausalLM"],
+        "architectures": [ARCHITECTURE],
         "model_type": OWN_TYPE,
         "auto_map": {
             "AutoConfig": f"{MODULE}.GPTLitConfig",
-            "AutoModelForCausalLM": f"{MODULE}.GPTLitForCausalLM",
+            "AutoModelForCausalLM": f"{MODULE}.{ARCHITECTURE}",
         },
         **described,
         "dropout_at": list(config.dropout_at),

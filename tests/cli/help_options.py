@@ -51,7 +51,7 @@ GROUPS = {
     "look": {"options": "checkpoint prompt prompt_file output unknown theme data_dir"},
     "merge": {"options": "checkpoint output adapter"},
     "import": {"options": "source weights meta output data_dir"},
-    "export": {"options": "checkpoint folder format dtype"},
+    "export": {"options": "checkpoint folder format dtype push public"},
 }
 ORDER = ("run", "data", "model", "learning", "samples", "Trainer")
 
