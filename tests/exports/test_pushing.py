@@ -23,7 +23,7 @@ TOKEN = "hf_notToBePrinted"
 
 @dataclass
 class Repositories:
-    """What the stand-in has: whether each repository is private, and its files."""
+    """The content of the stand-in: whether each repository is private, and its files."""
 
     private: dict[str, bool] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
