@@ -12,13 +12,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gptlit.corpora import file_types, markup, rows, text_encodings
+from gptlit.corpora import examples, file_types, markup, rows, text_encodings
 from gptlit.corpora.cleaning import AS_IT_IS, CleaningOptions
 from gptlit.corpora.inputs import PIPES_FOLDER
 from gptlit.corpora.unpacking import PACKINGS, head, packing_of, unpacked
 from gptlit.messages import UsageError, errors_about, is_first_process, note, opt
 
 TEXTS = (".txt", ".md", ".jsonl")  # read from a folder
+EXAMPLES = (".jsonl", ".json")
 RECORDS = (".jsonl", ".json", ".csv", ".tsv")
 PAGES = (".html", ".htm", ".xhtml")
 BOOK = ".epub"
@@ -34,6 +35,10 @@ class TextOptions:
         path: A text of your own, used instead of corpus: a file, a pipe, a folder or a glob. Of a
             folder the .txt, .md and .jsonl files are read; a file or a glob may also be .json,
             .csv, .tsv, .html or .epub. All but .epub may be packed as .gz or .zst.
+        format: text; chat, conversations, of whose answers alone the loss is; or pairs, a chosen
+            and a rejected answer to a prompt, for dpo_beta. Both are .jsonl or .json files: with
+            messages of user and assistant, or question and answer, or prompt and completion; with
+            prompt, chosen and rejected.
         jsonl_field: Field that holds the text in the objects of .jsonl and .json files.
         column: Column that holds the text in .csv and .tsv files; by default text, or the only
             one.
@@ -44,6 +49,7 @@ class TextOptions:
 
     corpus: str = "shakespeare"
     path: str | None = None
+    format: examples.Format = "text"
     jsonl_field: str = "text"
     column: str | None = None
     encoding: str = text_encodings.AUTO
@@ -51,6 +57,9 @@ class TextOptions:
 
     def __post_init__(self) -> None:
         text_encodings.check_encoding(self.encoding)
+        if self.format != "text" and self.cleaning != AS_IT_IS:
+            reason = "does not go with cleaning; leave one out"
+            raise UsageError(reason, "data.format", self.format)
 
 
 def find_files(path: str, option: str, data_dir: Path | None = None) -> list[Path]:
@@ -127,6 +136,9 @@ class Documents:
     def __iter__(self) -> Iterator[Iterator[str]]:
         """Raises UsageError if a file is corrupt, unreadable, not text, or lacks the field."""
         for path in self.files:
+            if self.options.format != "text" and _kind(path) not in EXAMPLES:
+                reason = f"is read from {' and '.join(EXAMPLES)} files, not {path}"
+                raise UsageError(reason, "data.format", self.options.format)
             if _kind(path) in RECORDS:
                 for document in self._naming_file(path, self._records(path)):
                     yield iter([document])
@@ -143,10 +155,13 @@ class Documents:
 
     def _records(self, path: Path) -> Iterator[str]:
         blocks, kind = self._decoded(path), _kind(path)
-        if kind == ".jsonl":
-            return rows.json_lines(blocks, self.options.jsonl_field)
-        if kind == ".json":
-            return rows.json_records(blocks, self.options.jsonl_field)
+        if kind in EXAMPLES:
+            field = self.options.jsonl_field
+            texts_of = {
+                "text": rows.text_in(field), "chat": examples.conversation, "pairs": examples.pair
+            }[self.options.format]  # fmt: skip
+            read = rows.json_lines if kind == ".jsonl" else rows.json_records
+            return read(blocks, field, texts_of)
         return rows.table_rows(
             blocks,
             self.options.column,

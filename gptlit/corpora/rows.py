@@ -19,12 +19,21 @@ _NOT_SPACE = re.compile(r"[^ \t\n\r]")
 _CUT_OFF_CHARS = 16  # an error this near to the end of the text read so far can be due to the cut
 
 
-def json_lines(blocks: Iterator[str], field: str) -> Iterator[str]:
+TextsOf = Callable[[Any, str], Iterable[str]]  # the texts of a record, and its place for messages
+
+
+def text_in(field: str) -> TextsOf:
+    """Return a function that finds the text of a record in a field."""
+    return lambda record, where: [_text_in(record, where, field)]
+
+
+def json_lines(blocks: Iterator[str], field: str, texts_of: TextsOf) -> Iterator[str]:
     """Yield the texts of a .jsonl file, which has a JSON object in each line.
 
     Args:
         blocks: Blocks of the file.
-        field: Field of the objects that holds the text.
+        field: Field that is expected, for messages.
+        texts_of: Finds the texts of an object.
 
     Raises:
         UsageError: A line is not an object with that field, or is too long.
@@ -35,15 +44,16 @@ def json_lines(blocks: Iterator[str], field: str) -> Iterator[str]:
                 record = json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise _not_a_record(f"line {number}", field) from error
-            yield _text_in(record, f"line {number}", field)
+            yield from texts_of(record, f"line {number}")
 
 
-def json_records(blocks: Iterator[str], field: str) -> Iterator[str]:
+def json_records(blocks: Iterator[str], field: str, texts_of: TextsOf) -> Iterator[str]:
     """Yield the texts of a .json file: an array of objects, or objects one after the other.
 
     Args:
         blocks: Blocks of the file.
-        field: Field of the objects that holds the text.
+        field: Field that is expected, for messages.
+        texts_of: Finds the texts of an object.
 
     Raises:
         UsageError: The file has other content, or an object is too long.
@@ -57,7 +67,7 @@ def json_records(blocks: Iterator[str], field: str) -> Iterator[str]:
                 f"record {number} is not followed by a comma or a ]; save the file as valid JSON"
             )
         number += 1
-        yield _text_in(values.value(number, field), f"record {number}", field)
+        yield from texts_of(values.value(number, field), f"record {number}")
     if is_array and not values.skip("]"):
         raise UsageError(
             f"it ends within its array, after record {number}; look for a complete copy"

@@ -55,7 +55,8 @@ class CleanText:
 def write(text: Text, path: Path, joined: bool) -> CleanText:
     """Read, clean and write a text in constant memory.
 
-    If the text can have several documents, line breaks at the ends of each are dropped.
+    If the text can have several documents, line breaks at the ends of each are dropped. The texts
+    of examples are written as they are.
 
     Args:
         text: Text to read.
@@ -69,7 +70,8 @@ def write(text: Text, path: Path, joined: bool) -> CleanText:
     documents = text.documents()
     cleaning = text.options.cleaning
     cleaner = Cleaner(cleaning)
-    are_many = documents.are_many or cleaning.paragraphs
+    are_examples = text.options.format != "text"
+    are_many = (documents.are_many or cleaning.paragraphs) and not are_examples
     cleaned: Iterator[Iterator[str]] = iter(documents)
     if cleaning != AS_IT_IS:
         whole = ("".join(blocks) for blocks in documents)
@@ -88,8 +90,11 @@ def write(text: Text, path: Path, joined: bool) -> CleanText:
                 blocks = itertools.chain([first], blocks)
             for block in blocks:
                 writer.write(block)
-        writer.write(AT_THE_END if are_many and joined else "")
-        writer.end_document()
+            if are_examples:
+                writer.end_document()
+        if not are_examples:
+            writer.write(AT_THE_END if are_many and joined else "")
+            writer.end_document()
         writer.flush()
     characters = "".join(map(chr, np.flatnonzero(writer.seen)))
     if not characters.strip():

@@ -16,7 +16,7 @@ from gptlit.corpora import catalog
 from gptlit.data import prepare, token_file
 from gptlit.data.decoded_text import DecodedText
 from gptlit.data.device_windows import EvalAhead, Placement, TrainAhead, keeps
-from gptlit.data.loaders import EvalLoader, TrainLoader
+from gptlit.data.loaders import EvalLoader, Scored, TrainLoader
 from gptlit.data.novelty import TrainingText
 from gptlit.data.options import DataOptions
 from gptlit.data.splits import SPLITS
@@ -59,6 +59,8 @@ class TextDataModule(L.LightningDataModule):
         # hashes of texts that must not have changed, by "" for the main one, "val" and "test"
         self.expected_sha256: dict[str, str] = {}
         self._tokens: TokenFile | None = None
+        # ends of prompts and answers in turn, in tokens, of a text of examples
+        self._example_parts: np.ndarray | None = None
         self._placement: Placement | None = None
 
     @classmethod
@@ -150,13 +152,42 @@ class TextDataModule(L.LightningDataModule):
                     option,
                     text.name,
                 )
-        return prepare.prepare(
+        tokens = prepare.prepare(
             texts.pop(""),
             self.folder / "tokens",
             tokenizer=self.tokenizer_or_options,
             splitting=self.options.splitting,
             own_texts=texts,
         )
+        if self.options.format == "text":
+            return tokens
+        self._example_parts = tokens.document_ends
+        # a document is a prompt with its answer
+        return dataclasses.replace(tokens, document_ends=tokens.document_ends[1::2])
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether consecutive windows are the chosen and the rejected answer to a prompt."""
+        return self.options.format == "pairs"
+
+    def _is_answer(self, positions: np.ndarray) -> np.ndarray:
+        """Return whether the tokens at these positions belong to an answer."""
+        assert self._example_parts is not None
+        return np.searchsorted(self._example_parts, positions, "right") % 2 == 1
+
+    @property
+    def _scored(self) -> Scored | None:
+        return None if self._example_parts is None else self._is_answer
+
+    def bytes_per_token(self, split: str) -> float:
+        """Return the UTF-8 bytes per token that is scored in a split."""
+        if self._example_parts is None:
+            return self.tokens.bytes_per_token(split)
+        spans = self.tokens.spans[split]
+        at = np.concatenate([np.arange(first, end) for first, end in spans])
+        ids, counts = np.unique(self.tokens.ids[at[self._is_answer(at)]], return_counts=True)
+        sizes = [len(self.tokenizer.piece(int(id_))) for id_ in ids]
+        return float(np.dot(sizes, counts) / counts.sum())
 
     @functools.cached_property
     def order(self) -> WindowOrder:
@@ -165,7 +196,8 @@ class TextDataModule(L.LightningDataModule):
 
     def order_of(self, block_size: int) -> WindowOrder:
         """Return the order of the training windows of a block size."""
-        return WindowOrder(self._pieces("train"), block_size, self.seed, self.options.windows)
+        pieces, together = self._pieces("train"), 2 if self.has_pairs else 1
+        return WindowOrder(pieces, block_size, self.seed, self.options.windows, together)
 
     @property
     def _by_document(self) -> bool:
@@ -202,6 +234,8 @@ class TextDataModule(L.LightningDataModule):
 
     def _check_size(self) -> None:
         n_train, n_val = self.n_train_tokens, self.tokens.size("val")
+        if self.has_pairs:
+            self._check_pairs()
         if self.order.n_windows < 1:
             longest = np.diff(self._pieces("train"), axis=1).max(initial=0)
             largest = f"the largest block that fits is {longest // 2}"
@@ -215,7 +249,20 @@ class TextDataModule(L.LightningDataModule):
         if self.has_validation:
             self._check_window("val")
 
+    def _check_pairs(self) -> None:
+        lengths = self.tokens.document_lengths()
+        if (longest := int(lengths.max())) > self.block_size:
+            example = int(lengths.argmax()) // 2 + 1
+            raise UsageError(
+                f"example {example} has {longest} tokens, and a prompt with its answer must fit in "
+                f"one window; use {longest} or more",
+                "model.block_size",
+                self.block_size,
+            )
+
     def _check_window(self, split: str) -> None:
+        if self._example_parts is not None and self.tokens.size(split):
+            return  # windows are as long as examples
         size, fraction = self.tokens.size(split), opt("data.val_fraction")
         if size < self.block_size:
             raise UsageError(
@@ -226,7 +273,7 @@ class TextDataModule(L.LightningDataModule):
                 f"data.{split}_fraction",
             )
 
-    def _ranks(self) -> dict[str, int]:
+    def _ranks(self) -> dict[str, Any]:
         strategy = self.trainer.strategy if self.trainer else None
         # only a strategy of several processes has them
         ranks = getattr(strategy, "distributed_sampler_kwargs", None) or {}
@@ -287,6 +334,7 @@ class TextDataModule(L.LightningDataModule):
             self.order,
             self.batch_size,
             before=self._inputs_before,
+            scored=self._scored,
             n_batches=n_batches,
             frozen=bool(self.trainer and self.trainer.overfit_batches),
             **self._ranks(),
@@ -295,6 +343,7 @@ class TextDataModule(L.LightningDataModule):
 
     def _eval_loader(self, windows: SideBySide | Sliding | np.ndarray) -> EvalLoader | EvalAhead:
         batch_size = max(1, min(len(windows), EVAL_TOKENS_AT_ONCE // self.block_size))
+        batch_size += batch_size % 2 if self.has_pairs else 0
         place = self._place()
         loader = EvalLoader(
             place.cutter,
@@ -302,6 +351,7 @@ class TextDataModule(L.LightningDataModule):
             self._inputs_before,
             self.block_size,
             batch_size,
+            scored=self._scored,
             **self._ranks(),
         )
         return place.evaluate(loader)
@@ -318,7 +368,11 @@ class TextDataModule(L.LightningDataModule):
         n_tokens = min(self.tokens.size("val") or SLICE_TOKENS, SLICE_TOKENS)
         windows = SideBySide(self._pieces("train"), self.block_size)
         n_windows = min(len(windows), max(1, n_tokens // self.block_size))
-        return self._eval_loader(windows[np.arange(n_windows) * len(windows) // n_windows])
+        if not self.has_pairs:
+            return self._eval_loader(windows[np.arange(n_windows) * len(windows) // n_windows])
+        n_pairs = max(1, n_windows // 2)
+        firsts = 2 * (np.arange(n_pairs) * (len(windows) // 2) // n_pairs)
+        return self._eval_loader(windows[np.stack([firsts, firsts + 1], axis=1).flatten()])
 
     def val_dataloader(self) -> list[EvalLoader | EvalAhead]:
         """Return the validation split, if there is one, and the slice of the training split."""

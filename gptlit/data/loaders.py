@@ -13,6 +13,7 @@ from gptlit.data.window_order import SideBySide, Sliding, WindowOrder
 BATCHES_AT_ONCE = 64  # batches whose windows are computed at once
 IGNORED = -100  # target of a position that is not scored, as in cross_entropy
 Batch = tuple[Tensor, Tensor]
+Scored = Callable[[np.ndarray], np.ndarray]
 
 
 class Cutter(Protocol):
@@ -39,6 +40,20 @@ class Cutter(Protocol):
             before: (B,) input before the first target.
             block_size: T
         """
+
+
+def _scored_only(targets: Tensor, bounds: np.ndarray, scored: Scored | None) -> Tensor:
+    """Return (B, T) targets, of which those that are not scored are IGNORED.
+
+    Args:
+        targets: (B, T) targets of windows.
+        bounds: (B, 2) or more, the first target of each window in the first column.
+        scored: Function of positions that returns whether those tokens are scored; None if all are.
+    """
+    if scored is None:
+        return targets
+    at = bounds[:, :1] + np.arange(targets.size(1))
+    return targets.masked_fill(torch.from_numpy(~scored(at)).to(targets.device), IGNORED)
 
 
 class HostCutter:
@@ -83,6 +98,7 @@ class TrainLoader:
         batch_size: B, windows in a batch of this rank.
         before: Function of (B,) positions that returns the (B,) inputs before those tokens;
             needed for windows of documents only.
+        scored: Function of positions that returns whether those tokens are scored; None if all are.
         rank: r
         n_ranks: R
         n_batches: Batches of each rank in an epoch.
@@ -94,6 +110,7 @@ class TrainLoader:
     batch_size: int
     _: KW_ONLY
     before: Callable[[np.ndarray], np.ndarray] | None = None
+    scored: Scored | None = None
     rank: int = 0
     n_ranks: int = 1
     n_batches: int
@@ -132,7 +149,10 @@ class TrainLoader:
         if self.order.windows == "documents":
             bounds = self.order.bounds(epoch, positions)
             assert self.before is not None
-            return self.cutter.cut(bounds, self.before(bounds[:, 0]), self.order.block_size)
+            inputs, targets = self.cutter.cut(
+                bounds, self.before(bounds[:, 0]), self.order.block_size
+            )
+            return inputs, _scored_only(targets, bounds, self.scored)
         starts = self._starts(epoch, int(positions[0]))
         return self.cutter.windows(starts, self.order.block_size)
 
@@ -171,6 +191,7 @@ class EvalLoader:
         batch_size: B, windows in a batch.
         rank: Rank, which takes one in `n_ranks` batches.
         n_ranks: Number of ranks that share the windows.
+        scored: Function of positions that returns whether those tokens are scored; None if all are.
     """
 
     cutter: Cutter
@@ -181,6 +202,7 @@ class EvalLoader:
     _: KW_ONLY
     rank: int = 0
     n_ranks: int = 1
+    scored: Scored | None = None
 
     def __len__(self) -> int:
         return -(-len(self.windows) // (self.batch_size * self.n_ranks))
@@ -200,4 +222,4 @@ class EvalLoader:
                 n_context = torch.from_numpy(bounds[:, 2:] - bounds[:, :1]).to(targets.device)
                 places = torch.arange(self.block_size, device=targets.device)
                 targets = targets.masked_fill(places < n_context, IGNORED)  # (B, T)
-            yield inputs, targets
+            yield inputs, _scored_only(targets, bounds, self.scored)

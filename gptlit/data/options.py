@@ -9,7 +9,7 @@ from gptlit.corpora.reading import TextOptions
 from gptlit.data.splits import Splitting
 from gptlit.data.token_file import DATA_DIR
 from gptlit.data.window_order import Windows
-from gptlit.messages import UsageError
+from gptlit.messages import UsageError, opt
 from gptlit.tokenizers.base import TokenizerOptions, parse_options
 
 
@@ -57,6 +57,8 @@ class DataOptions(Splitting, TextOptions):
         object.__setattr__(self, "tokenizer", tokenizer)
         if isinstance(self.cleaning, dict):
             object.__setattr__(self, "cleaning", CleaningOptions(**self.cleaning))
+        if self.format != "text":
+            self._take_examples()
         if self.batch_size < 1:
             raise UsageError("must be 1 or more", "data.batch_size", self.batch_size)
         if not 0 < self.train_fraction <= 1:
@@ -64,6 +66,24 @@ class DataOptions(Splitting, TextOptions):
             raise UsageError(reason, "data.train_fraction", self.train_fraction)
         TextOptions.__post_init__(self)
         _ = self.splitting  # checks its options
+
+    def _take_examples(self) -> None:
+        """Set the options that examples need: windows and splits are of whole ones."""
+        for name, needed, default in (
+            ("windows", "documents", "pass"),
+            ("split_by", "documents", "characters"),
+        ):
+            if getattr(self, name) not in (needed, default):
+                reason = f"needs {opt('data.format')} text; examples have {needed}"
+                raise UsageError(reason, f"data.{name}", getattr(self, name))
+            object.__setattr__(self, name, needed)
+        for name, unused in (("eos", False), ("val_spans", 1), ("train_fraction", 1.0)):
+            if getattr(self, name) != unused:
+                reason = f"does not apply to {opt('data.format')} {self.format}; leave it out"
+                raise UsageError(reason, f"data.{name}", getattr(self, name))
+        if self.format == "pairs" and self.batch_size % 2:
+            reason = "must be even: a pair has two windows"
+            raise UsageError(reason, "data.batch_size", self.batch_size)
 
     @property
     def splitting(self) -> Splitting:

@@ -55,11 +55,13 @@ class Encoder:
     Args:
         tokenizer: Tokenizer to encode with.
         dtype: Data type of the ids.
+        with_ends: Whether documents end with the tokenizer's end of sequence, if it has one.
         task_bytes: Suitable size of a task.
     """
 
     tokenizer: Tokenizer
     dtype: np.dtype
+    with_ends: bool = True
     task_bytes: int = TASK_BYTES
 
     @property
@@ -69,7 +71,8 @@ class Encoder:
 
     def __call__(self, task: Task) -> Encoded:
         tokenizer = self.tokenizer
-        eos_id, parts, ends, n = tokenizer.eos_id, [], [], 0
+        eos_id = tokenizer.eos_id if self.with_ends else None
+        parts, ends, n = [], [], 0
         for text, stretch in task.texts():
             encode = tokenizer.encode_continuation if stretch.is_continuation else tokenizer.encode
             ids = encode(text).astype(self.dtype)

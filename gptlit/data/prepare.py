@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from gptlit.corpora import examples
 from gptlit.corpora.catalog import Text
 from gptlit.data import clean_text, parallel, token_file
 from gptlit.data.clean_text import CleanText
@@ -118,7 +119,8 @@ def _key(
     reading = []
     for name, text in texts.items():
         options = text.options
-        fields = (options.jsonl_field, options.column, options.encoding)
+        fields = [options.jsonl_field, options.column, options.encoding]
+        fields += [options.format] if options.format != "text" else []
         reading.append([name, text.sha256, text.kinds, *fields, asdict(options.cleaning)])
     # with the size of tasks: a preparation is resumed only with the tasks that it began with
     facts = [FORMAT, TASK_BYTES, reading, state, asdict(splitting)]
@@ -167,7 +169,8 @@ class _Preparation:
         self._clean_and_split()
         tokenizer = self._tokenizer()
         dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
-        tasks = self._encode(Encoder(tokenizer, dtype))
+        has_examples = self.texts[""].options.format != "text"
+        tasks = self._encode(Encoder(tokenizer, dtype, with_ends=not has_examples))
         sizes = [0] * len(self._spans)
         for task in tasks:
             sizes[task.span] += task.n_tokens
@@ -197,9 +200,11 @@ class _Preparation:
             for name, text in self.texts.items()
         }
         main = self._clean_texts[""]
+        n_texts = examples.TEXTS_OF[self.texts[""].options.format]
+        ends = main.ends[n_texts - 1 :: n_texts, 0]  # of whole examples
         spans = [
             (main, split, end - first, main.byte_at(first), main.byte_at(end))
-            for split, first, end in self.splitting.spans(main.n_chars, main.ends[:, 0])
+            for split, first, end in self.splitting.spans(main.n_chars, ends)
         ]
         spans += [
             (text, split, text.n_chars, 0, text.n_bytes)

@@ -161,11 +161,18 @@ class WindowOrder:
         block_size: T
         seed: Seed of phases, shuffles and draws.
         windows: One of the five orders.
+        together: Number of consecutive windows that stay together, in their order, for "documents".
     """
 
     def __init__(
-        self, pieces: np.ndarray, block_size: int, seed: int, windows: Windows = "pass"
+        self,
+        pieces: np.ndarray,
+        block_size: int,
+        seed: int,
+        windows: Windows = "pass",
+        together: int = 1,
     ) -> None:
+        self._together = together
         self.block_size = block_size
         self.seed = seed
         self.windows = windows
@@ -200,4 +207,6 @@ class WindowOrder:
 
     def bounds(self, epoch: int, positions: np.ndarray) -> np.ndarray:
         """Return (n, 2) int64 first and last-plus-one token of windows, for "documents"."""
-        return self._documents[permute(positions, self.n_windows, hashed(self.seed, epoch, 1))]
+        group, nth = np.divmod(positions, self._together)
+        group = permute(group, self.n_windows // self._together, hashed(self.seed, epoch, 1))
+        return self._documents[group * self._together + nth]

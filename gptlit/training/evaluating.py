@@ -90,7 +90,7 @@ class Evaluating(L.LightningModule):
 
     def _split_metrics(self, split: str, loss: TextLoss) -> dict[str, Tensor]:
         text = text_of(self.trainer)
-        per_token = text.tokens.bytes_per_token(split) if text else None
+        per_token = text.bytes_per_token(split) if text else None
         metrics = text_metrics(split, loss.compute(), per_token)
         # sliding windows give each token more context, and so another figure
         suffix = f"_stride_{text.stride}" if text and text.stride else ""
