@@ -3,9 +3,10 @@
 Source: Hu et al. 2021. W x becomes W x + (alpha / r) B A x, with A of r rows and B of r columns.
 """
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,9 +36,12 @@ class LoRALinear(nn.Linear):
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         self.scale = config.lora_alpha / config.lora_r
         self.lora_dropout = nn.Dropout(config.lora_dropout)
+        self.is_changed = True  # False within `left_out`
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (..., out_features) for (..., in_features)."""
+        if not self.is_changed:
+            return super().forward(x)
         low = F.linear(self.lora_dropout(x), self.lora_A)  # (..., r)
         return super().forward(x) + self.scale * F.linear(low, self.lora_B)
 
@@ -49,6 +53,19 @@ def adapt(model: nn.Module, config: GPTConfig) -> None:
         for name, child in list(module.named_children()):
             if name in config.lora_on and isinstance(child, nn.Linear):
                 setattr(module, name, LoRALinear(child, config))
+
+
+@contextlib.contextmanager
+def left_out(model: nn.Module) -> Iterator[None]:
+    """Compute without the changes, as the base does, within the block."""
+    layers = [module for module in model.modules() if isinstance(module, LoRALinear)]
+    try:
+        for layer in layers:
+            layer.is_changed = False
+        yield
+    finally:
+        for layer in layers:
+            layer.is_changed = True
 
 
 def is_change(name: str) -> bool:

@@ -1,5 +1,6 @@
 """Lines that a run prints while it trains, and the speed that it logs."""
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -145,9 +146,11 @@ class Report(Callback):
         assert isinstance(pl_module, LitGPT)
         done = trainer.global_step - self._from_step
         if trainer.global_step == 1 and done == 1:
-            uniform = torch.tensor(float(pl_module.config.vocab_size)).log()
+            guess, n_choices = "a uniform guess has ln(vocab_size)", pl_module.config.vocab_size
+            if pl_module.preferences is not None:
+                guess, n_choices = "equal rewards have ln(2)", 2
             first = trainer.callback_metrics["train/loss"]
-            text = f"first loss {first:.3f}; a uniform guess has ln(vocab_size) = {uniform:.3f}"
+            text = f"first loss {first:.3f}; {guess} = {math.log(n_choices):.3f}"
             print_above_bar(pl_module, text)
             self._since, self._from_step = time.perf_counter(), 1  # the first step warms up
         elif done == self.ETA_AFTER_STEPS and trainer.max_steps > 0 and not self._has_printed_eta:
@@ -162,11 +165,15 @@ class Report(Callback):
             return
         metrics = trainer.callback_metrics
         if "val/loss" in metrics:
-            evaluated = (
-                f"val/loss {metrics['val/loss']:.4f} (gap {metrics['val/gap']:+.4f}), "
-                f"perplexity {metrics['val/perplexity']:.2f}, "
-                f"bits per byte {metrics['val/bits_per_byte']:.3f}"
+            parts = (
+                ("perplexity", "val/perplexity", ".2f"),
+                ("bits per byte", "val/bits_per_byte", ".3f"),
+                ("margin of rewards", "val/reward_margin", "+.3f"),
+                ("right", "val/reward_accuracy", ".1%"),
             )
+            shown = [f"{name} {metrics[key]:{form}}" for name, key, form in parts if key in metrics]
+            loss = f"val/loss {metrics['val/loss']:.4f} (gap {metrics['val/gap']:+.4f})"
+            evaluated = ", ".join([loss, *shown])
         else:
             evaluated = f"train/loss_eval {metrics['train/loss_eval']:.4f}"
         print_above_bar(pl_module, f"step {trainer.global_step}: {evaluated}")
@@ -181,7 +188,8 @@ class Report(Callback):
         """Describe the device, model, text and steps of a run in one line each."""
         text, config = module.text, module.config
         inputs, targets = next(iter(text.train_slice()))
-        shown = int((targets[0, :24] != IGNORED).sum())  # a document may be shorter
+        scored = (targets[0] != IGNORED).nonzero()[:, 0]
+        n_shown = min(24, int(scored[-1]) + 1)  # a document may be shorter
         n_validation = text.tokens.size("val")
         device = name_of(trainer.strategy.root_device)
         if device == "cpu":
@@ -196,8 +204,8 @@ class Report(Callback):
             "step": f"{text.windows_per_step * text.block_size:,} tokens; "
             f"{count_of(text.steps_per_epoch, 'step')} per epoch",
             "batches": text.origin_of_batches,
-            "input": repr(text.tokenizer.decode(inputs[0, :shown].tolist())),
-            "target": repr(text.tokenizer.decode(targets[0, :shown].tolist())),
+            "input": repr(text.tokenizer.decode(inputs[0, :n_shown].tolist())),
+            "target": repr(text.tokenizer.decode(targets[0, scored[:n_shown]].tolist())),
         }
         if at_once := module.logits_at_once:
             of_batch = text.batch_size * text.block_size

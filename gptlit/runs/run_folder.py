@@ -193,7 +193,8 @@ class RunFolder:
             best = min(scored, key=lambda row: float(row["val/loss"]))
             figures["best/step"] = int(best["step"]) + 1.0
             for name in ("loss", "bits_per_byte"):
-                figures[f"best/val_{name}"] = float(best[f"val/{name}"])
+                if best.get(f"val/{name}"):  # preferences have no bits
+                    figures[f"best/val_{name}"] = float(best[f"val/{name}"])
         for name, sources in FINAL.items():
             if source := next((each for each in sources if each in last), None):
                 figures[name] = last[source]

@@ -1,6 +1,7 @@
 """Whether a run captures or compiles its training steps, and the compiled steps."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from gptlit.model import cost
 from gptlit.model.gpt import GPT
 from gptlit.steps import compiling, losses
 from gptlit.steps.distillation import Teachers
+from gptlit.steps.preferences import Preferences
 from gptlit.steps.user_batches import batches_of
 from gptlit.training import run_length
 from gptlit.training.monitors import is_from
@@ -56,7 +58,7 @@ class CompiledSteps:
     def __init__(self, option: Option, label_smoothing: float = 0.0, z_loss: float = 0.0) -> None:
         self.option = option
         self.choice = compiling.Choice(False, "as given")
-        self._of_batch = functools.partial(
+        self._of_batch: Callable[..., tuple[Tensor, Tensor]] = functools.partial(
             losses.of_batch, label_smoothing=label_smoothing, z_loss=z_loss
         )
         self._compiled: compiling.Objective | None = None  # compiles when first called
@@ -64,6 +66,10 @@ class CompiledSteps:
     def learn_from(self, teachers: Teachers) -> None:
         """Add the divergence from teachers to the objective; to be called before `choose`."""
         self._of_batch = functools.partial(self._of_batch, teachers=teachers)
+
+    def prefer(self, preferences: Preferences) -> None:
+        """Take the objective of preferences; its steps are neither compiled nor captured."""
+        self._of_batch = preferences.of_batch
 
     def objective(self, net: GPT, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return the objective and the plain loss of a batch, as `losses.of_batch` does."""
@@ -86,7 +92,7 @@ class CompiledSteps:
         compiling.check(self.option, module.trainer.strategy.root_device.type)
         self.choice = self.decide(module, before)
         wants = self.option == "graph" or (self.option == "auto" and _can_capture(module.trainer))
-        if wants and not self.choice.captures:
+        if module.preferences is None and wants and not self.choice.captures:
             self._note(module.trainer, obstacle(module) or "")
         self._compiled = None
         if self.choice.compiles:
@@ -96,6 +102,8 @@ class CompiledSteps:
         """Return how the steps of a fit would run, by the option; see `choose`."""
         trainer, net = module.trainer, module.net
         device = trainer.strategy.root_device.type
+        if module.preferences is not None:
+            return compiling.Choice(False, "steps of DPO run eagerly")
         if self.option not in ("auto", "graph"):
             return compiling.Choice(bool(self.option), "as given")
         reason = obstacle(module)

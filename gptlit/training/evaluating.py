@@ -10,6 +10,7 @@ from gptlit.model.gpt import GPT
 from gptlit.optim.ema import Average
 from gptlit.steps import losses
 from gptlit.steps.losses import TextLoss, text_metrics
+from gptlit.steps.preferences import Preferences
 from gptlit.steps.user_batches import as_batch, batches_of, text_of
 from gptlit.training.options import ModelOptions
 
@@ -23,6 +24,7 @@ class Evaluating(L.LightningModule):
 
     net: GPT
     options: ModelOptions
+    preferences: Preferences | None
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,6 +34,8 @@ class Evaluating(L.LightningModule):
         self.slice_loss = TextLoss()  # of a slice of the training split
         self.raw_val_loss = TextLoss()  # of the weights that an average is compared with
         self.raw_slice_loss = TextLoss()
+        self.reward_margin = TextLoss()  # of pairs
+        self.reward_accuracy = TextLoss()
 
     def kept_weights(self) -> contextlib.AbstractContextManager[None]:
         """The net with the moving average of its weights, if there is one and it is kept."""
@@ -52,6 +56,9 @@ class Evaluating(L.LightningModule):
         on_validation_split = batches_of(self.trainer).has_validation and (
             dataloader_idx == 0 or text_of(self.trainer) is None
         )
+        if self.preferences is not None:
+            self._validate_preferences(inputs, targets, on_validation_split)
+            return
         metric = self.val_loss if on_validation_split else self.slice_loss
         metric.update(*losses.summed(self.net, inputs, targets))
         if self.average is not None and self.options.ema_keep == "better":
@@ -62,7 +69,21 @@ class Evaluating(L.LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         inputs, targets = as_batch(batch)  # (B, T), (B, T)
-        self.val_loss.update(*losses.summed(self.net, inputs, targets))
+        if self.preferences is not None:
+            self._validate_preferences(inputs, targets, on_split=True)
+        else:
+            self.val_loss.update(*losses.summed(self.net, inputs, targets))
+
+    def _validate_preferences(self, inputs: Tensor, targets: Tensor, on_split: bool) -> None:
+        """Add the pairs of a batch to the losses, and to the rewards of the validation split."""
+        assert self.preferences is not None
+        found = self.preferences.compared(self.net, inputs, targets)
+        n_pairs = found.is_pair.sum().long()
+        metric = self.val_loss if on_split else self.slice_loss
+        metric.update((found.loss * found.is_pair).sum(), n_pairs)
+        if on_split:
+            self.reward_margin.update((found.margin * found.is_pair).sum(), n_pairs)
+            self.reward_accuracy.update((found.is_right * found.is_pair).sum(), n_pairs)
 
     def on_validation_epoch_end(self) -> None:
         metrics: dict[str, Tensor] = {}
@@ -90,6 +111,12 @@ class Evaluating(L.LightningModule):
 
     def _split_metrics(self, split: str, loss: TextLoss) -> dict[str, Tensor]:
         text = text_of(self.trainer)
+        if self.preferences is not None:
+            return {
+                f"{split}/loss": loss.compute(),
+                f"{split}/reward_margin": self.reward_margin.compute(),
+                f"{split}/reward_accuracy": self.reward_accuracy.compute(),
+            }
         per_token = text.bytes_per_token(split) if text else None
         metrics = text_metrics(split, loss.compute(), per_token)
         # sliding windows give each token more context, and so another figure
@@ -99,5 +126,6 @@ class Evaluating(L.LightningModule):
     def _log_evaluation(self, metrics: dict[str, Tensor]) -> None:
         # already summed over all ranks
         self.log_dict({name: value.float() for name, value in metrics.items()})
-        for loss in (self.val_loss, self.slice_loss, self.raw_val_loss, self.raw_slice_loss):
-            loss.reset()
+        for metric in self.children():
+            if isinstance(metric, TextLoss):
+                metric.reset()

@@ -3,6 +3,7 @@
 The optimizer is in `optimizing`, validation in `evaluating`.
 """
 
+import dataclasses
 import math
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gptlit.checkpoints import checkpoint as checkpoints
+from gptlit.checkpoints import init_from
 from gptlit.checkpoints.weight_shapes import MASK
 from gptlit.data.datamodule import WITHOUT_INSTANTIATOR, TextDataModule
 from gptlit.data.loaders import IGNORED, Batch
@@ -20,12 +22,13 @@ from gptlit.data.window_order import hashed
 from gptlit.devices.accelerators import seed_generators
 from gptlit.generation.jobs import write_jobs
 from gptlit.generation.text_stream import GeneratedText
-from gptlit.messages import UsageError, note
+from gptlit.messages import UsageError, note, opt
 from gptlit.model import lora
 from gptlit.model.gpt import GPT
 from gptlit.steps import distillation, losses
 from gptlit.steps.distillation import Teachers
 from gptlit.steps.losses import RunningLoss
+from gptlit.steps.preferences import Preferences
 from gptlit.steps.user_batches import as_batch, batches_of, text_of
 from gptlit.tokenizers.base import Tokenizer
 from gptlit.tokenizers.state import from_state
@@ -62,6 +65,7 @@ class LitGPT(Optimizing, Evaluating):
             self.options.compile, self.options.label_smoothing, self.options.z_loss
         )
         self.teachers: Teachers | None = None  # in a fit with the option teachers
+        self.preferences: Preferences | None = None  # with the option dpo_beta
         self.run_config = ""  # the run's options as YAML, saved in its checkpoints
         self.predict_jobs: list[tuple[str, int]] = []  # prompt and seed of each text
         self.predict_options: dict[str, Any] = {}
@@ -102,6 +106,7 @@ class LitGPT(Optimizing, Evaluating):
                 self.first_weights, self.has_begun = None, True
             fsdp2.check(self.trainer.strategy)
             self._read_teachers(text.folder)
+            self._read_preferences(text)
             self.compiled.choose(self)
             if self.device_mesh is not None:
                 fsdp2.shard(self.net, self.device_mesh["data_parallel"])
@@ -115,6 +120,34 @@ class LitGPT(Optimizing, Evaluating):
             self.teachers.weight = options.distill_weight
             self.teachers.temperature = options.distill_temperature
             self.compiled.learn_from(self.teachers)
+
+    def _read_preferences(self, text: TextDataModule) -> None:
+        """Read the reference of a run with the option dpo_beta; not needed to predict."""
+        beta, fn = self.options.dpo_beta, self.trainer.state.fn
+        if fn == "predict":
+            return
+        if (beta is not None) != text.has_pairs:
+            reason = f"go together: {opt('data.format')} pairs and {opt('model.dpo_beta')} 0.1"
+            raise UsageError(reason, "data.format", text.options.format)
+        if beta is None:
+            return
+        reference = None
+        if not self.config.lora_r:
+            assert self.options.init_from is not None
+            with torch.random.fork_rng(devices=[]):  # a run begins as without it
+                origin = init_from.start_from(self.options.init_from, text.folder)
+                reference = GPT(dataclasses.replace(origin.config, **self._context))
+            state = init_from.crop_block_size(origin.state, origin.config, self.config.block_size)
+            reference.load_state_dict(state)
+        self.preferences = Preferences(beta, reference)
+        convert = self.trainer.precision_plugin.convert_module
+        self.preferences.place(self.trainer.strategy.root_device, convert)
+        self.compiled.prefer(self.preferences)
+
+    @property
+    def _context(self) -> dict[str, Any]:
+        """The options of the net's context, which a run chooses for the weights it begins from."""
+        return {name: getattr(self.config, name) for name in ("block_size", "n_positions")}
 
     @property
     def text(self) -> TextDataModule:
@@ -183,6 +216,8 @@ class LitGPT(Optimizing, Evaluating):
             minimised, loss = self.compiled.objective(self.net, inputs, targets)
             scores_all = batches_of(self.trainer).scores_all_targets
             n_tokens = targets.numel() if scores_all else (targets != IGNORED).sum()
+            if self.preferences is not None:
+                n_tokens = len(targets) // 2  # pairs, of which the loss is a mean
             # a copy, since a CUDA graph of torch.compile overwrites its results
             self.train_loss.add_later(loss.detach().clone(), n_tokens)
         else:
@@ -201,6 +236,9 @@ class LitGPT(Optimizing, Evaluating):
             self.log("train/loss", loss, prog_bar=with_bar, sync_dist=several)
             if self.teachers is not None:
                 self.log("train/distill_loss", self.teachers.loss.clone(), sync_dist=several)
+            if self.preferences is not None:
+                self.log("train/reward_margin", self.preferences.margin, sync_dist=several)
+                self.log("train/reward_accuracy", self.preferences.accuracy, sync_dist=several)
         return minimised
 
     def _is_loss_read(self) -> bool:

@@ -31,6 +31,9 @@ class ModelOptions(Recipe, GPTConfig):
             the text has the rest.
         distill_temperature: Divisor of the teachers' and the model's logits in that comparison,
             whose loss it multiplies by its square; 4 makes small probabilities count more.
+        dpo_beta: Learn which of two answers is better (DPO, Rafailov et al. 2023), from text with
+            data.format pairs: how strongly the answers' probabilities are kept near those of the
+            weights to begin from; 0.1 is usual. null trains on the text itself.
         init_from: Weights to begin from, with their sizes and tokenizer: gpt2, gpt2-medium,
             gpt2-large, gpt2-xl, a folder in Hugging Face's format, or a checkpoint of gptlit.
         compile: How training steps run; checkpoints stay the same. graph: each step is replayed as
@@ -46,6 +49,7 @@ class ModelOptions(Recipe, GPTConfig):
     teachers: tuple[str, ...] | str = ()
     distill_weight: float = 0.5
     distill_temperature: float = 1.0
+    dpo_beta: float | None = None
     init_from: str | None = None
     compile: bool | Literal["auto", "graph"] = "auto"
 
@@ -63,6 +67,8 @@ class ModelOptions(Recipe, GPTConfig):
             raise UsageError(reason, "model.label_smoothing", self.label_smoothing)
         if not 0 <= self.z_loss < math.inf:
             raise UsageError("must be 0 or more; 1e-4 is usual", "model.z_loss", self.z_loss)
+        if self.dpo_beta is not None:
+            self._check_dpo()
         if self.lora_r and self.init_from is None:
             reason = f"changes given weights; name them by {opt('model.init_from')}"
             raise UsageError(reason, "model.lora_r", self.lora_r)
@@ -74,6 +80,20 @@ class ModelOptions(Recipe, GPTConfig):
         if not 0 < self.distill_temperature < math.inf:
             reason = "must be above 0; 1 leaves the probabilities as they are"
             raise UsageError(reason, "model.distill_temperature", self.distill_temperature)
+
+    def _check_dpo(self) -> None:
+        if not 0 < self.dpo_beta < math.inf:  # type: ignore[operator]  # not None
+            raise UsageError("must be above 0; 0.1 is usual", "model.dpo_beta", self.dpo_beta)
+        if self.ema_keep != "average":
+            reason = f"does not go with {opt('model.dpo_beta')}; leave one out"
+            raise UsageError(reason, "model.ema_keep", self.ema_keep)
+        if self.init_from is None:
+            reason = f"compares with given weights; name them by {opt('model.init_from')}"
+            raise UsageError(reason, "model.dpo_beta", self.dpo_beta)
+        for name in ("label_smoothing", "z_loss", "teachers", "token_dropout", "token_noise"):
+            if value := getattr(self, name):
+                reason = f"does not go with {opt('model.dpo_beta')}; leave one out"
+                raise UsageError(reason, f"model.{name}", value)
 
     def config(self, vocab_size: int) -> GPTConfig:
         """Return the net's config for a vocabulary."""
