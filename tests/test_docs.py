@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import itertools
+import json
 import pickle
 import random
 import re
@@ -139,9 +140,16 @@ def make_files(folder: Path, n_copies: int) -> None:
     meta = {"vocab_size": 7, "itos": {i: c for c, i in alphabet.items()}, "stoi": alphabet}
     (folder / "meta.pkl").write_bytes(pickle.dumps(meta))
     torch.save(as_nanogpt(GPT(GPTConfig(7, **SIZES))), folder / "ckpt.pt")
+    letters = CharTokenizer("".join(sorted({*(text + "<|_>?!"), *map(chr, range(97, 123)), "W"})))
+    asked = [{"question": f"Who is it, {n}?", "answer": f"It is {n}."} for n in "abcdef" * 8]
+    (folder / "chat.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    rated = [
+        {"prompt": "ROMEO:\n", "chosen": f"{n}\n", "rejected": f"{n} and\n"} for n in "abc" * 9
+    ]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, rated)))
     adapted = GPT(GPTConfig(7, **SIZES, lora_r=2))
     adapters.write(adapted.config, adapted.state_dict(), folder / "my_adapter", "base.ckpt")
-    letters, base = CharTokenizer("\n abcde"), GPT(GPTConfig(7, **SIZES))
+    base = GPT(GPTConfig(letters.vocab_size, **SIZES | {"block_size": 64}))
     write_checkpoint(Origin("x", base.config, base.state_dict(), letters), folder / "base.ckpt")
     test_llama2c.write_weights(
         folder / "stories15M.bin", random_llama(*test_llama2c.SIZES, tied=True), 0

@@ -3,11 +3,13 @@
 import contextlib
 import itertools
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from jsonargparse import Namespace
 
 from gptlit import signals
+from gptlit.corpora import examples
 from gptlit.generation.generate import stream_generate
 from gptlit.generation.prompts import rule_ids
 from gptlit.generation.settings import SamplingSettings
@@ -29,12 +31,13 @@ end of sequence, else a newline, else the first token, whichever the model has.
   /force TEXT        begin each text with TEXT; /force none ends that
   /seed 7            another text for the same prompt
   /again             the last prompt with the next seeds
+  /new               with --chat: begin a new conversation
   /settings          show all settings
   //TEXT             a prompt that begins with /TEXT
   /help              show this help
   /quit              quit; Ctrl-C stops a text, Ctrl-D quits as well"""
 PROMPT = "> "
-COMMANDS = ("again", "settings", "help", "quit", "exit")
+COMMANDS = ("again", "new", "settings", "help", "quit", "exit")
 LISTS = ("stop", "ban")
 SETTINGS = (*SamplingSettings.__dataclass_fields__, "seed", "num_samples", "unknown", "echo")
 
@@ -49,6 +52,7 @@ class Session:
         options: Current options of `gptlit predict`.
         parser: Parser of the options, for new values.
         prompt: The last prompt.
+        messages: Roles and contents of the conversation so far, with --chat.
         n_texts: Number of texts written so far.
     """
 
@@ -57,6 +61,7 @@ class Session:
     options: Namespace
     parser: OneLineErrors
     prompt: str = ""
+    messages: list[tuple[str, str]] = field(default_factory=list)
     n_texts: int = 0
 
 
@@ -112,6 +117,7 @@ def _answer(session: Session, line: str, is_typed: bool) -> bool:
     text_of("standard input", line)
     if line.startswith("//") or not line.startswith("/"):
         session.prompt = line.removeprefix("/")
+        session.messages.append(("user", session.prompt))
         _write(session, is_typed)
         return True
     name, _, value = line[1:].partition(" ")
@@ -119,7 +125,11 @@ def _answer(session: Session, line: str, is_typed: bool) -> bool:
         return False
     if name == "again":
         session.options.seed += session.options.num_samples
+        if session.messages[-1:] and session.messages[-1][0] == "assistant":
+            del session.messages[-1]
         _write(session, is_typed)
+    elif name == "new":
+        session.messages = []
     elif name == "help":
         print(HELP, file=sys.stderr)
     elif name == "settings":
@@ -172,18 +182,31 @@ def _write(session: Session, is_typed: bool) -> None:
     """Write the texts of the last prompt, as `gptlit predict` does, while they are drawn."""
     options, settings = session.options, sampling_settings(session.options)
     size = session.model.config.block_size
-    prompts.warn_about([session.prompt], options.unknown, session.tokenizer, size)
+    prompt = examples.asked(session.messages) if options.chat else session.prompt
+    prompts.warn_about([prompt], options.unknown, session.tokenizer, size)
     for index in range(options.num_samples):
         if index or (session.n_texts and not is_typed):
             print(SEPARATOR, end="")
         pieces = stream_generate(
             session.model,
             session.tokenizer,
-            session.prompt,
+            prompt,
             settings,
             seed=options.seed + index,
             unknown=options.unknown,
         )
         first = next(pieces)
         session.n_texts += 1
-        write_stream(itertools.chain([first] if options.echo else [], pieces), at_once=True)
+        written: list[str] = []
+        kept = _kept(itertools.chain([first] if options.echo else [], pieces), written)
+        try:
+            write_stream(kept, at_once=True)
+        finally:  # also of an answer that Ctrl-C ended
+            session.messages.append(("assistant", "".join(written)))
+
+
+def _kept(pieces: Iterator[str], written: list[str]) -> Iterator[str]:
+    """Yield pieces, and append each to a list."""
+    for piece in pieces:
+        written.append(piece)
+        yield piece

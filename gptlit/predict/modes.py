@@ -48,9 +48,14 @@ def choose(options: Namespace, parser: OneLineErrors) -> Mode:
     if are_several and mode != "sweep":
         raise UsageError(f"{opt(mode)} takes one checkpoint; name its file", "ckpt_path", names[-1])
     if mode == "interactive":
+        if options.chat and options.num_samples > 1:
+            reason = f"does not apply to {opt('chat')}, where each question has one answer"
+            raise UsageError(reason, "num_samples", options.num_samples)
         for name, instead in NOT_INTERACTIVE.items():
             if options[name] != parser.get_default(name):
                 raise UsageError(f"does not apply to {opt(mode)}, where {instead}", name)
+    if options.chat and mode in ("explain", "sweep"):
+        raise UsageError(f"does not apply to {opt(mode)}; leave one out", "chat")
     if options.ensemble and options.adapter:
         raise UsageError(f"does not apply to {opt('ensemble')}; leave one out", "adapter")
     if options.ensemble and mode == "sweep":

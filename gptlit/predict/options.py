@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 from jsonargparse import ActionYesNo, Namespace
 
 from gptlit.cli.arguments import add_option_names, option_of_predict
+from gptlit.corpora import examples
 from gptlit.devices import choice, cpus
 from gptlit.generation.settings import BeamSettings
 from gptlit.messages import UsageError, opt
@@ -118,6 +119,11 @@ def parser() -> OneLineErrors:
     )
     explain = "Print the probability and rank of each token of the prompt; write nothing."
     add_switch("--explain", explain)
+    chat = (
+        "Prompts are questions: write answers by the template of data.format chat, up to their "
+        "end; with --interactive, in a conversation."
+    )
+    add_switch("--chat", chat)
     add_switch(
         "--interactive", "Type prompts one after another; /help shows how to change settings."
     )
@@ -139,6 +145,8 @@ def parse(option_parser: OneLineErrors, argv: Sequence[str]) -> tuple[Namespace,
         raise UsageError(f"excludes {opt('ckpt_path')}; leave one out", "ensemble")
     options.ckpt_path = options.ckpt_path or ["best"]
     mode = modes.choose(options, option_parser)
+    if options.chat:
+        options.stop, options.echo = [*(options.stop or []), examples.STOP], False
     if options.weights == "auto" and mode in ("sweep", "explain"):
         options.weights = "float32"  # figures are those of the model as it was trained
     if options.output_file is not None:

@@ -6,7 +6,7 @@ from typing import IO, Any
 
 from jsonargparse import Namespace
 
-from gptlit.corpora import inputs
+from gptlit.corpora import examples, inputs
 from gptlit.generation.prompts import warn_dropped
 from gptlit.messages import UsageError, is_first_process, note
 from gptlit.parser import text_of
@@ -46,7 +46,8 @@ def read(options: Namespace) -> list[str]:
         prompts += of_file
     elif options.lines:
         raise UsageError("--lines: needs --prompt_file, whose lines are prompts")
-    return prompts or [""]
+    prompts = prompts or [""]
+    return [examples.asked([("user", each)]) for each in prompts] if options.chat else prompts
 
 
 def _standard_input_text() -> str:

@@ -29,7 +29,7 @@ WITH_LIGHTNING = ("fit", "validate", "test")
 # groups of the verbs whose options have none in their names
 GROUPS = {
     "predict": {
-        "prompt": "ckpt_path adapter prompt prompt_file lines unknown interactive",
+        "prompt": "ckpt_path adapter prompt prompt_file lines unknown interactive chat",
         "choosing tokens": "temperature top_k top_p min_p typical_p repetition_penalty "
         "frequency_penalty presence_penalty greedy seed",
         "length": "max_new_tokens min_new_tokens stop ban force",
