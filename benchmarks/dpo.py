@@ -34,7 +34,8 @@ def speeches(path: Path) -> list[tuple[str, str]]:
 
 def write_pairs(found: list[tuple[str, str]], n_pairs: int, context: int, path: Path) -> None:
     """Write pairs of lines that differ by a third of their length or more."""
-    pick, lines = random.Random(0), []
+    pick = random.Random(0)
+    lines: list[str] = []
     while len(lines) < n_pairs:
         (name, one), (_, other) = pick.choice(found), pick.choice(found)
         chosen, rejected = sorted((one, other), key=len)

@@ -286,3 +286,32 @@ sys.exit(main({arguments!r}))
     assert "the" in last[0]
     assert last[1].startswith("the")
     assert len("\n".join(last[1:])) in (7, 6)
+
+
+def test_a_conversation_has_its_template(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each answer sees the conversation before it; /again answers anew, /new begins another."""
+    asked: list[tuple[str, dict[str, Any]]] = []
+
+    def answered(model: Any, tokenizer: Any, prompt: str, settings: Any, **more: Any) -> Any:
+        asked.append((prompt, more))
+        assert settings.stop == ["\n<|end|>"]
+        yield from (prompt, "yes", f" {len(asked)}")
+
+    monkeypatch.setattr(interactive, "stream_generate", answered)
+    monkeypatch.setattr(interactive.prompts, "warn_about", lambda *_: None)
+    result = script("Who?", "Why?", "/again", "/new", "Where?", options=("--chat",))
+    assert result.code == 0, result.err
+    first = "<|user|>\nWho?\n<|assistant|>\n"
+    second = f"{first}yes 1\n<|end|>\n<|user|>\nWhy?\n<|assistant|>\n"
+    third = "<|user|>\nWhere?\n<|assistant|>\n"
+    assert [prompt for prompt, _ in asked] == [first, second, second, third]
+    assert result.out == "---\n".join(f"yes {n}\n" for n in range(1, 5))
+
+
+def test_what_chat_does_not_go_with(predict: Call) -> None:
+    refused = predict("--chat", "--prompt=the", "--explain")
+    assert (refused.code, "--chat: does not apply to --explain" in refused.err) == (2, True)
+    refused = predict("--chat", "--interactive", "--num_samples=2")
+    assert (refused.code, "does not apply to --chat" in refused.err) == (2, True)
+    refused = predict("--chat", "--prompt=the")
+    assert (refused.code, "'<'" in refused.err) == (2, True)
