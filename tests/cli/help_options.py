@@ -37,7 +37,7 @@ GROUPS = {
         "output": "num_samples echo format output_file weights threads sweep explain",
     },
     "data": {
-        "text": "text jsonl_field column encoding data_dir advise minutes",
+        "text": "text format jsonl_field column encoding data_dir advise minutes",
         "tokenizer": "tokenizer tokenize eos",
         "splits": "val_fraction test_fraction val_spans split_by",
     },
