@@ -1,0 +1,129 @@
+"""Screenshots of gptlit's pages for the documentation, by a headless chromium.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.screenshots [--runs FOLDER] [NAME...]
+
+Without --runs a study of six small runs is made first (2 minutes). Writes docs/images/NAME.png, in
+128 colours; without names all of them. A page is added by an entry in SHOTS.
+"""
+
+import argparse
+import contextlib
+import io
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from gptlit.__main__ import main as gptlit
+from tests.browser import Browser, Page, program
+from tests.runs.test_tensorboard import tensorboard
+
+IMAGES = Path(__file__).parent.parent / "docs" / "images"
+STUDY = """\
+config: gpt2_small.yaml
+options: {trainer.max_steps: 300, trainer.val_check_interval: 50, model.n_layer: 2, model.n_head: 4,
+          model.n_embd: 64, model.block_size: 64, data.batch_size: 16, model.warmup_steps: 20,
+          figures.every: 50, figures.weights: true}
+grid: {model.lr: [1e-3, 3e-3, 1e-2], model.positions: [learned, rotary]}
+"""
+
+
+# finds elements also within TensorBoard's shadow roots and frames
+DEEP = """window.deep = (selector, root = document) => [...root.querySelectorAll('*')].flatMap(
+  each => [...(each.matches(selector) ? [each] : []),
+           ...[each.shadowRoot, each.contentDocument].flatMap(
+             part => part ? deep(selector, part) : [])])"""
+CLOSE_SETTINGS = (
+    "[...document.querySelectorAll('button')].find(b => /Settings/.test(b.innerText)).click()"
+)
+# options that don't differ, and metrics besides the best
+FEWER_COLUMNS = """deep('paper-checkbox').filter(c => c.checked && /^data|^epoch/.test(c.innerText))
+  .forEach(c => c.click())"""
+ACTUAL_SIZE = "deep('paper-checkbox').find(c => /actual/.test(c.innerText)).click()"
+SETTLED = "new Promise(resolve => setTimeout(() => resolve(true), 3000))"
+
+
+@dataclass(frozen=True)
+class Shot:
+    """A page of TensorBoard.
+
+    Args:
+        address: End of the address, from the query on.
+        ready: JavaScript expression that is true when the page is complete.
+        then: Expression that changes the page before the screenshot.
+        size: Width and height in pixels.
+    """
+
+    address: str
+    ready: str
+    then: str = "true"
+    size: tuple[int, int] = (1280, 700)
+
+
+TAGS = "%5E(train%7Cval)%2Floss%24%7Cupdate_ratio%2Fattn.c_attn%7Cgrad_norm"
+ONE_RUN = "regexInput=0.003.*learned"
+SHOTS = {
+    "tensorboard_scalars": Shot(
+        f"?darkMode=false&smoothing=0&tagFilter={TAGS}#timeseries",
+        "document.querySelectorAll('scalar-card').length == 4",
+        CLOSE_SETTINGS,
+        (1280, 1060),
+    ),
+    "tensorboard_hparams": Shot(
+        "?darkMode=false#hparams", "deep('paper-checkbox').length > 20", FEWER_COLUMNS, (1440, 420)
+    ),
+    "tensorboard_text": Shot(f"?darkMode=false#text&{ONE_RUN}", "deep('pre').length > 1"),
+    "tensorboard_images": Shot(
+        f"?darkMode=false#images&{ONE_RUN}", "deep('img').length > 3", ACTUAL_SIZE
+    ),
+    "tensorboard_histograms": Shot(
+        "?darkMode=false#histograms&regexInput=rotary", "deep('vz-histogram-timeseries').length > 2"
+    ),
+    "tensorboard_projector": Shot("?darkMode=false#projector", "deep('#labels3DMode').length"),
+}
+
+
+def save(page: Page, path: Path) -> None:
+    """Save a screenshot with few colours."""
+    page.screenshot(path)
+    image = Image.open(io.BytesIO(path.read_bytes())).convert("RGB")
+    image.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+    print(f"{path.name}: {path.stat().st_size / 1e3:.0f} kB", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(SHOTS))
+    parser.add_argument("--runs", type=Path)
+    given = parser.parse_args()
+    path = program()
+    if path is None:
+        parser.error("needs chromium")
+    with contextlib.ExitStack() as stack:
+        runs = given.runs
+        if runs is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            stack.enter_context(contextlib.chdir(folder))
+            (folder / "rates.yaml").write_text(STUDY)
+            assert gptlit(["study", "rates.yaml"]) == 0
+            runs = folder / "lightning_logs" / "rates"
+        address = stack.enter_context(tensorboard(runs))
+        browser: Browser = stack.enter_context(contextlib.closing(Browser(path)))
+        read = "fetch('data/runs').then(r => r.json()).then(runs => runs.length == 6)"
+        browser.open(address).wait_for(read, 60)
+        for name in given.names or SHOTS:
+            shot = SHOTS[name]
+            page = browser.open(address + shot.address, *shot.size)
+            page.evaluate(DEEP)
+            page.wait_for(shot.ready, 60)
+            page.evaluate(SETTLED)
+            page.evaluate(shot.then)
+            page.evaluate(SETTLED)
+            save(page, IMAGES / f"{name}.png")
+
+
+if __name__ == "__main__":
+    main()
