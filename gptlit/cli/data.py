@@ -31,7 +31,7 @@ TOKENS_PER_BLOCK = 1 << 20  # counted at a time
 MIN_WINDOWS = 500  # of a suggested block size
 # options of a text that `gptlit fit` has as well
 OF_FIT = (
-    *("jsonl_field", "column", "encoding", "eos", "data_dir"),
+    *("format", "jsonl_field", "column", "encoding", "eos", "data_dir"),
     *("test_fraction", "val_spans", "split_by"),
 )
 DEFAULT_TOKENIZERS = ["char", "word", "bpe:1024", "tiktoken:gpt2"]
@@ -237,11 +237,13 @@ def main(argv: Sequence[str]) -> None:
             f"{path}: no such file, and not one of the known {', '.join(CORPORA)}; "
             "gptlit data list describes them"
         )
-    reading = {name: options[name] for name in ("jsonl_field", "column", "encoding")}
+    reading = {name: options[name] for name in ("format", "jsonl_field", "column", "encoding")}
     cleaning = CleaningOptions(**options.cleaning.as_dict())
     text_options = TextOptions(options.text, path, cleaning=cleaning, **reading)
     text = catalog.load(text_options, folder, path_option="gptlit data")
     splitting = Splitting(**{name: options[name] for name in Splitting.__dataclass_fields__})
+    if options.format != "text":
+        splitting = dataclasses.replace(splitting, split_by="documents")
     if options.advise:
         _advise(options, text, splitting, words)
         return

@@ -59,8 +59,6 @@ class TextDataModule(L.LightningDataModule):
         # hashes of texts that must not have changed, by "" for the main one, "val" and "test"
         self.expected_sha256: dict[str, str] = {}
         self._tokens: TokenFile | None = None
-        # ends of prompts and answers in turn, in tokens, of a text of examples
-        self._example_parts: np.ndarray | None = None
         self._placement: Placement | None = None
 
     @classmethod
@@ -152,42 +150,22 @@ class TextDataModule(L.LightningDataModule):
                     option,
                     text.name,
                 )
-        tokens = prepare.prepare(
+        return prepare.prepare(
             texts.pop(""),
             self.folder / "tokens",
             tokenizer=self.tokenizer_or_options,
             splitting=self.options.splitting,
             own_texts=texts,
         )
-        if self.options.format == "text":
-            return tokens
-        self._example_parts = tokens.document_ends
-        # a document is a prompt with its answer
-        return dataclasses.replace(tokens, document_ends=tokens.document_ends[1::2])
 
     @property
     def has_pairs(self) -> bool:
         """Whether consecutive windows are the chosen and the rejected answer to a prompt."""
         return self.options.format == "pairs"
 
-    def _is_answer(self, positions: np.ndarray) -> np.ndarray:
-        """Return whether the tokens at these positions belong to an answer."""
-        assert self._example_parts is not None
-        return np.searchsorted(self._example_parts, positions, "right") % 2 == 1
-
     @property
     def _scored(self) -> Scored | None:
-        return None if self._example_parts is None else self._is_answer
-
-    def bytes_per_token(self, split: str) -> float:
-        """Return the UTF-8 bytes per token that is scored in a split."""
-        if self._example_parts is None:
-            return self.tokens.bytes_per_token(split)
-        spans = self.tokens.spans[split]
-        at = np.concatenate([np.arange(first, end) for first, end in spans])
-        ids, counts = np.unique(self.tokens.ids[at[self._is_answer(at)]], return_counts=True)
-        sizes = [len(self.tokenizer.piece(int(id_))) for id_ in ids]
-        return float(np.dot(sizes, counts) / counts.sum())
+        return None if self.tokens.part_ends is None else self.tokens.is_scored
 
     @functools.cached_property
     def order(self) -> WindowOrder:
@@ -261,7 +239,7 @@ class TextDataModule(L.LightningDataModule):
             )
 
     def _check_window(self, split: str) -> None:
-        if self._example_parts is not None and self.tokens.size(split):
+        if self.tokens.part_ends is not None and self.tokens.size(split):
             return  # windows are as long as examples
         size, fraction = self.tokens.size(split), opt("data.val_fraction")
         if size < self.block_size:

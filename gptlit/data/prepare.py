@@ -63,7 +63,17 @@ def prepare(
         UsageError: The files are not text, the text can't be split so, a finished tokenizer lacks
             some of its characters, or the disk is full.
     """
-    texts = {"": text, **own_texts}
+    tokens = _prepare({"": text, **own_texts}, folder, tokenizer, splitting)
+    return tokens if text.options.format == "text" else tokens.of_examples()
+
+
+def _prepare(
+    texts: dict[str, Text],
+    folder: Path,
+    tokenizer: TokenizerOptions | Tokenizer,
+    splitting: Splitting,
+) -> TokenFile:
+    text = texts[""]
     stem = f"{Path(text.name).stem[:NAME_CHARS]}-{_key(texts, tokenizer, splitting)}"
     data_path, facts_path = folder / f"{stem}.bin", folder / f"{stem}.json"
     part = folder / f"{stem}.part"

@@ -1,5 +1,6 @@
 """A token file: the memory-mapped token ids of a text, and a file of facts about them."""
 
+import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ class TokenFile:
         text_starts: Tokens at which a text begins.
         tokenizer: Tokenizer that made the ids.
         provenance: Names, hashes, splits and sizes of the texts, as plain data.
+        part_ends: In a text of examples, tokens up to the end of each prompt and each answer, in
+            turn; a document is a prompt with its answer. None in any other text.
     """
 
     ids: np.ndarray
@@ -37,6 +40,18 @@ class TokenFile:
     text_starts: list[int]
     tokenizer: Tokenizer
     provenance: dict[str, Any]
+    part_ends: np.ndarray | None = None
+
+    def of_examples(self) -> "TokenFile":
+        """Return the same file, whose documents are prompts and answers in turn, as examples."""
+        ends = self.document_ends
+        return dataclasses.replace(self, document_ends=ends[1::2], part_ends=ends)
+
+    def is_scored(self, positions: np.ndarray) -> np.ndarray:
+        """Return whether the tokens at these positions are scored: in examples, answers are."""
+        if self.part_ends is None:
+            return np.ones(positions.shape, dtype=bool)
+        return np.searchsorted(self.part_ends, positions, "right") % 2 == 1
 
     def size(self, split: str) -> int:
         """Return the number of tokens of a split."""
@@ -47,8 +62,13 @@ class TokenFile:
         return int(self.provenance["sizes"][split]["bytes"])
 
     def bytes_per_token(self, split: str) -> float:
-        """Return the UTF-8 bytes per token of a split."""
-        return self.n_bytes(split) / self.size(split)
+        """Return the UTF-8 bytes per token that is scored in a split."""
+        if self.part_ends is None:
+            return self.n_bytes(split) / self.size(split)
+        at = np.concatenate([np.arange(first, end) for first, end in self.spans[split]])
+        ids, counts = np.unique(self.ids[at[self.is_scored(at)]], return_counts=True)
+        sizes = [len(self.tokenizer.piece(int(id_))) for id_ in ids]
+        return float(np.dot(sizes, counts) / counts.sum())
 
     def incomparable(self, split: str) -> str:
         """Return why bits per byte of a split don't compare across tokenizers; "" if they do."""

@@ -117,7 +117,7 @@ class Evaluating(L.LightningModule):
                 f"{split}/reward_margin": self.reward_margin.compute(),
                 f"{split}/reward_accuracy": self.reward_accuracy.compute(),
             }
-        per_token = text.bytes_per_token(split) if text else None
+        per_token = text.tokens.bytes_per_token(split) if text else None
         metrics = text_metrics(split, loss.compute(), per_token)
         # sliding windows give each token more context, and so another figure
         suffix = f"_stride_{text.stride}" if text and text.stride else ""

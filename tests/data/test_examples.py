@@ -69,8 +69,8 @@ def test_bytes_are_those_of_scored_tokens(tmp_path: Path) -> None:
         scored = [text for _, text in rows(validation, module) if text]
         n_tokens = sum(int((targets != IGNORED).sum()) for _, targets in validation)
         n_bytes = sum(len(text.encode()) for text in scored)
-        assert module.bytes_per_token("val") == pytest.approx(n_bytes / n_tokens)
-    assert module.bytes_per_token("val") > 1.0
+        assert module.tokens.bytes_per_token("val") == pytest.approx(n_bytes / n_tokens)
+    assert module.tokens.bytes_per_token("val") > 1.0
 
 
 def test_splits_are_of_whole_examples(tmp_path: Path) -> None:
