@@ -7,7 +7,7 @@ from pathlib import Path
 from gptlit.checkpoints import checkpoint, run_paths
 from gptlit.generation.generate import generate_many
 from gptlit.generation.settings import SamplingSettings
-from gptlit.messages import UsageError
+from gptlit.messages import UsageError, note
 from gptlit.reports.comparison import Compared, Sample
 
 SAMPLES = "samples.txt"  # in a run's folder
@@ -52,9 +52,10 @@ def _of_run(
         except UsageError as error:
             problem = f"{path.name}: {error.reason}"
             continue
+        source = f"{path.name}, step {content['global_step']:,}"
+        note(f"{run.name}: writing sample texts ({source})")
         seeds = [seed] * len(prompts)
         found = generate_many(model, tokenizer, prompts, seeds, settings, unknown="skip")
-        source = f"{path.name}, step {content['global_step']:,}"
         return [(each.text, source) for each in found]
     return [_excerpt(run.folder / SAMPLES, prompt, problem) for prompt in prompts]
 
