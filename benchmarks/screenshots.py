@@ -3,13 +3,16 @@
     OMP_NUM_THREADS=1 python -m benchmarks.screenshots [--runs FOLDER] [NAME...]
 
 Without --runs a study of six small runs is made first (2 minutes). Writes docs/images/NAME.png, in
-128 colours; without names all of them. A page is added by an entry in SHOTS.
+128 colours; without names all of them. A page is added by an entry in SHOTS, or in WRITTEN if a
+command of gptlit writes it. Those of look and compare in the documentation are of small.yaml with
+bpe:1024, and of tiny.yaml, with another rate, and with bpe:512 (`--runs lightning_logs`).
 """
 
 import argparse
 import contextlib
 import io
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,21 +87,78 @@ SHOTS = {
 }
 
 
-def save(page: Page, path: Path) -> None:
-    """Save a screenshot with few colours."""
-    page.screenshot(path)
+@dataclass(frozen=True)
+class Written:
+    """A page that a command of gptlit writes.
+
+    Args:
+        verb: Verb of the command, with its options but --output.
+        runs: Runs of the folder that it takes.
+        then: Expression that changes the page before the screenshot.
+        scale: Size of the picture relative to the page.
+    """
+
+    verb: tuple[str, ...]
+    runs: slice
+    then: str = "true"
+    scale: float = 0.72
+
+
+WRITTEN = {
+    "look": Written(
+        ("look", "--prompt=But, soft! what light through yonder window breaks?"),
+        slice(-1, None),
+        "select(14, false), choose(data.layers - 1, 1)",
+    ),
+    "compare": Written(("compare", "--max_new_tokens=120"), slice(3)),
+}
+
+
+def save(page: Page, path: Path, scale: float = 1.0) -> None:
+    """Save a screenshot with few colours; that of the whole page if it is scaled."""
+    page.screenshot(path, whole=scale != 1)
     image = Image.open(io.BytesIO(path.read_bytes())).convert("RGB")
+    size = (round(image.width * scale), round(image.height * scale))
+    image = image.resize(size, Image.Resampling.LANCZOS)
     image.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
     print(f"{path.name}: {path.stat().st_size / 1e3:.0f} kB", flush=True)
+
+
+def save_written(browser: Browser, runs: Path, name: str) -> None:
+    """Save the screenshot of a page that a command writes."""
+    shot = WRITTEN[name]
+    of_folder = sorted(each for each in runs.iterdir() if each.is_dir())[shot.runs]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "page.html"
+        assert gptlit([*shot.verb, f"--output={file}", *map(str, of_folder)]) == 0
+        page = browser.open(file.as_uri(), 1200, 800)
+        page.evaluate(shot.then)
+        save(page, IMAGES / f"{name}.png", shot.scale)
+
+
+def save_shots(browser: Browser, address: str, names: Iterable[str]) -> None:
+    """Save the screenshots of TensorBoard's pages."""
+    read = "fetch('data/runs').then(r => r.json()).then(runs => runs.length == 6)"
+    browser.open(address).wait_for(read, 60)
+    for name in names:
+        shot = SHOTS[name]
+        page = browser.open(address + shot.address, *shot.size)
+        page.evaluate(DEEP)
+        page.wait_for(shot.ready, 60)
+        page.evaluate(SETTLED)
+        page.evaluate(shot.then)
+        page.evaluate(SETTLED)
+        save(page, IMAGES / f"{name}.png")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(SHOTS))
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join([*SHOTS, *WRITTEN]))
     parser.add_argument("--runs", type=Path)
     given = parser.parse_args()
+    names = given.names or [*SHOTS, *WRITTEN]
     path = program()
     if path is None:
         parser.error("needs chromium")
@@ -110,19 +170,11 @@ def main() -> None:
             (folder / "rates.yaml").write_text(STUDY)
             assert gptlit(["study", "rates.yaml"]) == 0
             runs = folder / "lightning_logs" / "rates"
-        address = stack.enter_context(tensorboard(runs))
         browser: Browser = stack.enter_context(contextlib.closing(Browser(path)))
-        read = "fetch('data/runs').then(r => r.json()).then(runs => runs.length == 6)"
-        browser.open(address).wait_for(read, 60)
-        for name in given.names or SHOTS:
-            shot = SHOTS[name]
-            page = browser.open(address + shot.address, *shot.size)
-            page.evaluate(DEEP)
-            page.wait_for(shot.ready, 60)
-            page.evaluate(SETTLED)
-            page.evaluate(shot.then)
-            page.evaluate(SETTLED)
-            save(page, IMAGES / f"{name}.png")
+        for name in filter(WRITTEN.__contains__, names):
+            save_written(browser, runs, name)
+        if shots := [name for name in names if name in SHOTS]:
+            save_shots(browser, stack.enter_context(tensorboard(runs)), shots)
 
 
 if __name__ == "__main__":

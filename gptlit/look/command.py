@@ -78,7 +78,7 @@ def _text(asked: Namespace) -> str:
     if asked.prompt is not None and asked.prompt_file is not None:
         raise UsageError(f"excludes {opt('prompt_file')}; leave one out", "prompt")
     given = None if asked.prompt is None else [asked.prompt]
-    options = Namespace(prompt=given, prompt_file=asked.prompt_file, lines=False)
+    options = Namespace(prompt=given, prompt_file=asked.prompt_file, lines=False, chat=False)
     (text,) = prompts.read(options)
     if not text:
         reason = f"there is no text to look at; give one by {opt('prompt')}"
