@@ -170,6 +170,11 @@ class Page:
             self._loaded = True
         return message
 
+    def wait_for_request(self, url: str) -> None:
+        """Wait until a URL was requested, as by a page that is about to load it."""
+        while url not in self.requests:
+            self._received()
+
     def go_to(self, url: str) -> None:
         """Load a URL and wait until it is loaded."""
         self._loaded = False

@@ -5,8 +5,9 @@ GPT2LMHeadModel, or for LlamaForCausalLM where the model has Llama's parts. A Ll
 and values have an A each, which here is the same one, and their own rows of B.
 """
 
+import copy
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
@@ -131,15 +132,40 @@ def apply(model: GPT, folder: Path) -> None:
     Raises:
         UsageError: Missing, torn, of another kind than LoRA, or of another model.
     """
-    try:
-        changes = list(_changes(folder, places(model.config)))
-    except UsageError as error:
-        raise UsageError(str(error), "adapter", folder) from error
+    _add(model, _read(model, folder))
+
+
+def adapted(model: GPT, folder: Path) -> GPT:
+    """Return a model with an adapter's changes; it shares with the given one what they leave alone.
+
+    Args:
+        model: The model that the adapter was trained on, which stays as it is.
+        folder: Folder in peft's format.
+
+    Raises:
+        UsageError: As by `apply`.
+    """
+    changes = _read(model, folder)
+    changed = {at.name for at, _ in changes}
+    shared = {id(each): each for name, each in model.named_parameters() if name not in changed}
+    other = copy.deepcopy(model, shared)  # takes what it is given for copies that it has made
+    _add(other, changes)
+    return other
+
+
+def _add(model: GPT, changes: Iterable[tuple[Place, Tensor]]) -> None:
     weights = dict(model.named_parameters())
     with torch.no_grad():
         for at, change in changes:
             rows = weights[at.name][at.row : at.row + at.n_rows]
             rows.copy_(rows.float() + change.to(rows.device))
+
+
+def _read(model: GPT, folder: Path) -> list[tuple[Place, Tensor]]:
+    try:
+        return list(_changes(folder, places(model.config)))
+    except UsageError as error:
+        raise UsageError(str(error), "adapter", folder) from error
 
 
 def _changes(folder: Path, known: Mapping[str, Place]) -> Iterator[tuple[Place, Tensor]]:

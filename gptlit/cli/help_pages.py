@@ -141,7 +141,7 @@ PAGES = {
     "serve": Page(
         "[CHECKPOINT] [OPTIONS]",
         """
-        checkpoint host port max_tokens max_prompt max_requests
+        checkpoint adapter host port max_tokens max_prompt max_requests
         api_key allow_origin allow_host drain weights device threads
         """,
         "gptlit serve best --port 8000",

@@ -49,6 +49,7 @@ class Served:
         tokenizer: Its tokenizer.
         about: What the page shows about it, by name.
         training_text: Returns the index of its training text, or raises UsageError; slow.
+        parent: Name of the model that it is with an adapter.
     """
 
     id: str
@@ -56,29 +57,35 @@ class Served:
     tokenizer: Tokenizer
     about: dict[str, Any]
     training_text: Callable[[], TrainingText]
+    parent: str | None = None
 
 
 class Server:
-    """The state of a server: its model, its limits, and the requests that it answers.
+    """The state of a server: its models, its limits, and the requests that it answers.
 
     Args:
-        served: The model.
+        models: The models; requests that name none get the first.
         limits: Largest requests.
         max_requests: Requests that are answered at once.
         access: Who may ask.
     """
 
     def __init__(
-        self, served: Served, limits: Limits, max_requests: int, access: Access | None = None
+        self,
+        models: Sequence[Served],
+        limits: Limits,
+        max_requests: int,
+        access: Access | None = None,
     ) -> None:
-        self.served, self.limits, self.max_requests = served, limits, max_requests
-        self.engine = Engine(served.model, self._deliver)
+        self.served, *self.others = models
+        self.limits, self.max_requests = limits, max_requests
+        self.engine = Engine([each.model for each in models], self._deliver)
         self.n_requests = 0
         self.is_draining = False
         self.is_idle = asyncio.Event()  # set once the server drains and answers no request
         self._loop: asyncio.AbstractEventLoop | None = None
         self._began = int(time.time())
-        self._training_text: asyncio.Future[TrainingText] | None = None
+        self._training_texts: dict[str, asyncio.Future[TrainingText]] = {}
         routes = [
             Route("/", self._static),
             *(Route(f"/{name}", self._static) for name in STATIC),
@@ -155,25 +162,42 @@ class Server:
         return _json(content, 503 if self.is_draining else 200)
 
     async def _models(self, request: Request) -> Response:
-        return _json({"object": "list", "data": [self._described()]})
+        described = [self._described(each) for each in (self.served, *self.others)]
+        return _json({"object": "list", "data": described})
 
     async def _model(self, request: Request) -> Response:
-        if (name := request.path_params["id"]) != self.served.id:
-            reason = f"the model {name[:100]!r} does not exist; this server has {self.served.id!r}"
-            raise ApiError(404, reason, "model", "model_not_found")
-        return _json(self._described())
+        return _json(self._described(self._named(request.path_params["id"])))
 
-    def _described(self) -> dict[str, Any]:
-        own = {"id": self.served.id, "object": "model"}
-        return own | {"created": self._began, "owned_by": "gptlit"}
+    def _described(self, served: Served) -> dict[str, Any]:
+        own = {"id": served.id, "object": "model", "created": self._began, "owned_by": "gptlit"}
+        return own | ({"parent": served.parent} if served.parent else {})
+
+    def _named(self, name: Any) -> Served:
+        """Return a model by its name, or the first without one.
+
+        Raises:
+            ApiError: No model has the name.
+        """
+        models = (self.served, *self.others)
+        found = [each for each in models if name in (None, each.id)]
+        if not found:
+            names = ", ".join(repr(each.id) for each in models)
+            reason = f"the model {str(name)[:100]!r} does not exist; this server has {names}"
+            raise ApiError(404, reason, "model", "model_not_found")
+        return found[0]
 
     async def _about(self, request: Request) -> Response:
-        config, tokenizer = self.served.model.config, self.served.tokenizer
-        own = {"id": self.served.id, "block_size": config.block_size}
+        served = self._named(request.query_params.get("model"))
+        config, tokenizer = served.model.config, served.tokenizer
+        own: dict[str, Any] = {
+            "id": served.id,
+            "models": [each.id for each in (self.served, *self.others)],
+        }
+        own["block_size"] = config.block_size
         own |= {"vocab_size": config.vocab_size, "tokenizer": tokenizer.kind}
         own |= {"max_tokens": self.limits.max_tokens, "max_prompt": self.limits.max_prompt}
         own |= {"most_likeliest": min(protocol.MOST_BEST, config.vocab_size)}
-        return _json(own | {"lines": self.served.about})
+        return _json(own | {"lines": served.about})
 
     async def _copied(self, request: Request) -> Response:
         with self._slot():
@@ -181,11 +205,12 @@ class Server:
             text, n_prompt = given.get("text"), given.get("n_prompt", 0)
             if not isinstance(text, str) or type(n_prompt) is not int or n_prompt < 0:
                 raise ApiError(400, "text must be a string, and n_prompt a number of characters")
-            if self._training_text is None:
-                made = asyncio.to_thread(self.served.training_text)
-                self._training_text = asyncio.ensure_future(made)
+            served = self._named(given.get("model"))
+            if served.id not in self._training_texts:
+                made = asyncio.to_thread(served.training_text)
+                self._training_texts[served.id] = asyncio.ensure_future(made)
             try:
-                training_text = await asyncio.shield(self._training_text)
+                training_text = await asyncio.shield(self._training_texts[served.id])
             except (UsageError, OSError) as error:
                 return _json({"available": False, "reason": str(error)})
             copied = await asyncio.to_thread(training_text.copied, text, n_prompt)
@@ -195,9 +220,9 @@ class Server:
         slot = contextlib.ExitStack()
         slot.enter_context(self._slot())
         try:
-            served = self.served
-            body = await _body(request)
-            asked = protocol.parse(body, served.id, served.model, served.tokenizer, self.limits)
+            given = protocol.parameters(await _body(request))
+            served = self._named(given.get("model"))
+            asked = protocol.parse(given, served.model, served.tokenizer, self.limits)
             choices = choices_of(asked, served.model, served.tokenizer)
             name = f"cmpl-{secrets.token_hex(12)}"
             reply = Reply(name, int(time.time()), served.id, asked.seed)

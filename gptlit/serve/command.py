@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import Namespace
 
 from gptlit import signals
-from gptlit.checkpoints import checkpoint, run_paths
+from gptlit.checkpoints import adapters, checkpoint, run_paths
 from gptlit.corpora.catalog import CORPORA
 from gptlit.data.novelty import TrainingText
 from gptlit.devices import choice, cpus
@@ -47,6 +47,8 @@ def parser() -> OneLineErrors:
 
     add("checkpoint", "A checkpoint, or best (the default) or last of the newest run.", str, "best",
         nargs="?")  # fmt: skip
+    add("--adapter", "Folder of a LoRA adapter (peft's format), or NAME=FOLDER: the checkpoint's "
+        "model with it is served too, by that name; may be repeated.", action="append")  # fmt: skip
     add("--host", "Address to listen at; the default can be reached from this machine alone, and "
         "0.0.0.0 from others too.", str, "127.0.0.1")  # fmt: skip
     add("--port", "Port to listen at; 0 for any free one.", int, 8000)
@@ -151,16 +153,20 @@ def make(options: Namespace) -> "Server":
         options.api_key or "",
     )
     limits = Limits(options.max_tokens, options.max_prompt)
-    return Server(_served(options), limits, options.max_requests, access)
+    return Server(_models(options), limits, options.max_requests, access)
 
 
-def _served(options: Namespace) -> "Served":
+def _models(options: Namespace) -> list["Served"]:
+    """Return the checkpoint's model, and it with each adapter; they share what isn't changed."""
     from gptlit.serve.app import Served
 
     with errors_naming(lambda name: "checkpoint" if name == "ckpt_path" else f"--{name}"):
         path, content = checkpoint.read_named(options.checkpoint)
         net, tokenizer = checkpoint.build(content)
-    model = place([net], options, (TEXTS, TOKENS))
+    base = _id(path)
+    folders = _adapters(options, base)
+    nets = [net, *(adapters.adapted(net, folder) for folder in folders.values())]
+    model, *others = [place([each], options, (TEXTS, TOKENS)) for each in nets]
     device, introduction = name_of(model.wte.weight.device), checkpoint.introduction(path, content)
     note(f"{introduction}, device: {device}, weights: {WEIGHTS[options.weights]}")
     about = {
@@ -170,16 +176,49 @@ def _served(options: Namespace) -> "Served":
         "device": f"{device}, {options.weights}",
     }
     training_text = functools.partial(_training_text, path, content)
-    return Served(_id(path), model, tokenizer, about, training_text)
+    models = [Served(base, model, tokenizer, about, training_text)]
+    for (name, folder), other in zip(folders.items(), others, strict=True):
+        its = {**about, "text": f"adapter {folder.name} over {base}"}
+        models.append(Served(name, other, tokenizer, its, _unknown_text, base))
+    return models
+
+
+def _adapters(options: Namespace, base: str) -> dict[str, Path]:
+    """Return the folders of the option adapter by the names of their models.
+
+    Raises:
+        UsageError: Two models have the same name.
+    """
+    found: dict[str, Path] = {}
+    for words in options.adapter or []:
+        given, _, path = words.rpartition("=")
+        folder = Path(path).expanduser()
+        name = _printable(given) or _adapter_id(folder.absolute())
+        if name == base or name in found:
+            reason = f"another model is called {name} already; add another name, as NAME=FOLDER"
+            raise UsageError(reason, "adapter", words)
+        found[name] = folder
+    return found
 
 
 def _id(path: Path) -> str:
     """Return the name of a checkpoint in the API: its file's, after its run's if it has one."""
     folder = path.absolute().parent
-    name = (
-        f"{folder.parent.name}-{path.stem}" if folder.name == run_paths.CHECKPOINTS else path.stem
-    )
+    is_of_run = folder.name == run_paths.CHECKPOINTS
+    return _printable(f"{folder.parent.name}-{path.stem}" if is_of_run else path.stem)
+
+
+def _adapter_id(folder: Path) -> str:
+    is_of_run = folder.name == run_paths.ADAPTER
+    return _printable(f"{folder.parent.name}-{folder.name}" if is_of_run else folder.name)
+
+
+def _printable(name: str) -> str:
     return "".join(each if each.isascii() and each.isprintable() else "_" for each in name)
+
+
+def _unknown_text() -> TrainingText:
+    raise UsageError("an adapter doesn't name the text that it was trained on")
 
 
 def _training_text(path: Path, content: dict[str, Any]) -> TrainingText:

@@ -1,4 +1,4 @@
-"""A thread that owns the model, and writes the texts of all requests in one running batch."""
+"""A thread that owns the models, each of which writes all of its texts in one running batch."""
 
 import threading
 import time
@@ -44,12 +44,14 @@ class Job:
     """A text to write.
 
     Args:
+        model: One of the engine's models, which writes it.
         row: Its prompt, settings and seed.
         draft: The text so far.
         receive: Called with each event, in their order.
         scores_prompt: Whether to score the prompt first.
     """
 
+    model: GPT
     row: Row
     draft: Draft
     receive: Callable[[Event], None]
@@ -73,7 +75,7 @@ class Engine:
     """Writes texts in a thread of its own; its functions can be called from any thread.
 
     Args:
-        model: Model in eval mode, which no other thread uses.
+        models: Models in eval mode, which no other thread uses. Each has a batch of its own.
         deliver: Called in the engine's thread with the events of one or more steps; by default it
             calls `receive` of their jobs there.
         most_rows: Texts that are written at once; others wait for their turn.
@@ -81,15 +83,14 @@ class Engine:
 
     def __init__(
         self,
-        model: GPT,
+        models: Iterable[GPT],
         deliver: Callable[[Events], None] = _received,
         most_rows: int = SAMPLES_AT_ONCE,
     ) -> None:
-        self._model = model
         self._deliver = deliver
         self._most_rows = most_rows
-        self._batch = RunningBatch(model)
-        self._jobs: dict[Row, Job] = {}  # of the batch
+        self._batches = {model: RunningBatch(model) for model in models}
+        self._jobs: dict[Row, Job] = {}  # of the batches
         self._waiting: deque[Job] = deque()
         self._is_closing = False
         self._changed = threading.Condition()
@@ -166,26 +167,27 @@ class Engine:
 
     @torch.inference_mode()
     def _step(self, leaving: set[Row], joining: Sequence[Job]) -> Events:
-        events = [event for job in joining for event in _first_events(self._model, job)]
-        writing = [job.row for job in joining if not is_over(job)]
-        if leaving or writing:
-            self._batch.change(leaving, writing)
-        if not self._batch.rows:
-            return events
-        rows = list(self._batch.rows)
-        for row, drawn in zip(rows, self._batch.step(), strict=True):
-            job = self._jobs[row]
-            events.append((job, _event(job, drawn)))
+        events = [event for job in joining for event in _first_events(job)]
+        for model, batch in self._batches.items():
+            its_leaving = leaving.intersection(batch.rows)
+            writing = [job.row for job in joining if job.model is model and not is_over(job)]
+            if its_leaving or writing:
+                batch.change(its_leaving, writing)
+            if batch.rows:
+                rows = list(batch.rows)
+                for row, drawn in zip(rows, batch.step(), strict=True):
+                    job = self._jobs[row]
+                    events.append((job, _event(job, drawn)))
         return events
 
     def _failed(self, error: Exception) -> Events:
-        """End all texts of the batch, which is made anew."""
+        """End all texts of the batches, which are made anew."""
         reason = "out of memory" if is_out_of_memory(error) else f"{type(error).__name__}: {error}"
         note(f"error: a step failed: {reason}")
         with self._changed:
             jobs = list(self._jobs.values())
             self._jobs.clear()
-        self._batch = RunningBatch(self._model)
+        self._batches = {model: RunningBatch(model) for model in self._batches}
         return [(job, Event(error=reason)) for job in jobs]
 
 
@@ -198,11 +200,11 @@ def is_over(job: Job) -> bool:
     return job.draft.ended or job.n_left == 0
 
 
-def _first_events(model: GPT, job: Job) -> Events:
+def _first_events(job: Job) -> Events:
     """Return the event of a prompt, if its scores or no tokens are asked for."""
     scores = None
     if job.scores_prompt:
-        scores = score(model, job.row.prompt, job.row.n_best or 0)
+        scores = score(job.model, job.row.prompt, job.row.n_best or 0)
     finish: Finish | None = "length" if is_over(job) else None
     if scores is None and finish is None:
         return []

@@ -104,16 +104,12 @@ NAMES = {str: "a string", list: "a list", int: "an integer", bool: "true or fals
          float: "a number", dict: "an object"}  # fmt: skip
 
 
-def parse(body: bytes, model_id: str, model: GPT, tokenizer: Tokenizer, limits: Limits) -> Asked:
-    """Return the request in a body.
+def parse(given: Mapping[str, Any], model: GPT, tokenizer: Tokenizer, limits: Limits) -> Asked:
+    """Return the request that parameters make.
 
     Raises:
         ApiError: It is invalid, or above the limits.
     """
-    given = _object(body)
-    if given.get("model", model_id) != model_id:
-        reason = f"the model {given['model']!r} does not exist; this server has {model_id!r}"
-        raise ApiError(404, reason, "model", "model_not_found")
     for name, only in (("suffix", ""), ("logit_bias", {}), ("best_of", given.get("n", 1))):
         if given.get(name, only) != only:
             raise _invalid(name, "is not supported; leave it out")
@@ -162,7 +158,12 @@ def as_object(body: bytes) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _object(body: bytes) -> dict[str, Any]:
+def parameters(body: bytes) -> dict[str, Any]:
+    """Return the parameters in a body, by name.
+
+    Raises:
+        ApiError: It is not a JSON object, or a parameter is unknown or of another type.
+    """
     given = as_object(body)
     for name, value in given.items():
         if name not in PARAMETERS:

@@ -54,7 +54,7 @@ class _Start:
     """A prompt, made ready once for all of its texts."""
 
     def __init__(self, ids: Sequence[int], asked: Asked, model: GPT, tokenizer: Tokenizer) -> None:
-        self.ids = ids
+        self.ids, self.model = ids, model
         self.draft = Draft(tokenizer, ids, asked.settings.stop)
         self.spell = tokenizer.incremental_decoder()
         for id_ in ids:
@@ -82,7 +82,7 @@ class Choice:
 
     def __init__(self, index: int, start: "_Start", asked: Asked, tokenizer: Tokenizer) -> None:
         self.index, self.prompt, self.n_written = index, start.ids, 0
-        self._asked, self._tokenizer = asked, tokenizer
+        self._asked, self._model, self._tokenizer = asked, start.model, tokenizer
         self._draft = start.draft.fork()
         self._held: list[_Token] = []
         self._shown = len(self._draft.prompt)
@@ -95,7 +95,9 @@ class Choice:
     def job(self, receive: Any) -> Job:
         """Return the job that writes the text; `receive` gets this choice and its events."""
         is_scored = self._asked.echo and self._asked.logprobs is not None
-        return Job(self.row, self._draft, lambda event: receive(self, event), is_scored)
+        return Job(
+            self._model, self.row, self._draft, lambda event: receive(self, event), is_scored
+        )
 
     def begin(self) -> Part:
         """Return the first part, which is there before any event: the prompt, if it is echoed."""

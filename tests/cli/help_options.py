@@ -42,7 +42,7 @@ GROUPS = {
         "splits": "val_fraction test_fraction val_spans split_by",
     },
     "serve": {
-        "server": "checkpoint host port drain weights device threads",
+        "server": "checkpoint adapter host port drain weights device threads",
         "limits": "max_tokens max_prompt max_requests api_key allow_origin allow_host",
     },
     "runs": {"options": "folders sort reverse config format"},

@@ -191,7 +191,7 @@ def test_a_page_says_that_the_training_text_is_missing(
         raise UsageError("no such file")
 
     server = served.server
-    monkeypatch.setattr(server, "_training_text", None)
+    monkeypatch.setattr(server, "_training_texts", {})
     monkeypatch.setattr(server, "served", dataclasses.replace(server.served, training_text=missing))
     write(page, "the", n=1, max_tokens=40)
     page.click("input[value=copied]")

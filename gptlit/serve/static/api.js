@@ -1,6 +1,7 @@
 // Requests to the server that the page comes from.
 
 const KEY = "gptlit:key";
+const model = new URLSearchParams(location.search).get("model"); // of this page
 
 /** An error of the server, with its status and the parameter that is wrong. */
 export class ServerError extends Error {
@@ -17,7 +18,7 @@ async function send(path, body, signal) {
   if (key) headers.Authorization = `Bearer ${key}`;
   if (body !== undefined) headers["Content-Type"] = "application/json";
   const how = { headers, signal, method: body === undefined ? "GET" : "POST" };
-  if (body !== undefined) how.body = JSON.stringify(body);
+  if (body !== undefined) how.body = JSON.stringify(model ? { ...body, model } : body);
   const answer = await fetch(path, how);
   if (answer.ok) return answer;
   const content = await answer.json().catch(() => ({}));

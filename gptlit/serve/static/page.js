@@ -260,6 +260,9 @@ $("stop").addEventListener("click", () => {
 $("continue").addEventListener("click", () => {
   samples.forEach((sample) => writeOn(sample, sample.tokens.length));
 });
+$("models").addEventListener("change", () => {
+  location.search = new URLSearchParams({ model: $("models").value });
+});
 $("new_seed").addEventListener("click", () => {
   form.elements.seed.value = Math.floor(Math.random() * 2 ** 31);
 });
@@ -291,10 +294,14 @@ try {
   localStorage.removeItem(SETTINGS);
 }
 showColour();
-ask("api/about").then((about) => {
+ask(`api/about${location.search}`).then((about) => {
   const { text, state, parameters, device } = about.lines;
   const parts = [about.id, text, `${parameters} parameters`, state, device];
   $("model").textContent = parts.join(" · ");
+  const names = about.models.map((value) => element("option", { value, textContent: value }));
+  $("models").replaceChildren(...names);
+  $("models").value = about.id;
+  $("models").hidden = names.length === 1;
   document.title = `${about.id} · gptlit`;
   form.elements.max_tokens.max = about.max_tokens;
   history = new History(about.id);
