@@ -28,6 +28,7 @@ from gptlit.serve.replies import Choice, Part, Reply, as_bytes, choices_of, sse,
 from gptlit.tokenizers.base import Tokenizer
 
 MOST_BYTES = 1 << 20  # of a body
+LARGE_BODY = 1 << 15  # bytes from which another thread reads it, while other requests continue
 BODY_SECONDS = 30  # in which a body must arrive
 TYPES = {
     ".html": "text/html",
@@ -220,10 +221,11 @@ class Server:
         slot = contextlib.ExitStack()
         slot.enter_context(self._slot())
         try:
-            given = protocol.parameters(await _body(request))
-            served = self._named(given.get("model"))
-            asked = protocol.parse(given, served.model, served.tokenizer, self.limits)
-            choices = choices_of(asked, served.model, served.tokenizer)
+            body = await _body(request)
+            if len(body) < LARGE_BODY:
+                served, asked, choices = self._read(body)
+            else:
+                served, asked, choices = await asyncio.to_thread(self._read, body)
             name = f"cmpl-{secrets.token_hex(12)}"
             reply = Reply(name, int(time.time()), served.id, asked.seed)
             parts = self._parts(choices)
@@ -234,6 +236,17 @@ class Server:
         except BaseException:
             slot.close()
             raise
+
+    def _read(self, body: bytes) -> tuple[Served, Asked, list[Choice]]:
+        """Return the model that a request asks, the request and its choices.
+
+        Raises:
+            ApiError: The body is invalid.
+        """
+        given = protocol.parameters(body)
+        served = self._named(given.get("model"))
+        asked = protocol.parse(given, served.model, served.tokenizer, self.limits)
+        return served, asked, choices_of(asked, served.model, served.tokenizer)
 
     async def _parts(self, choices: Sequence[Choice]) -> "Parts":
         """Yield the parts of the choices as they come; cancels the rest if it is left early."""

@@ -14,7 +14,7 @@ from gptlit.tokenizers.base import Tokenizer
 
 MOST_TEXTS = 128  # of a request
 MOST_BEST = 20  # likeliest tokens
-MOST_STOPS = 16
+MOST_STOPS, LONGEST_STOP = 16, 256
 SEEDS = 2**63
 
 
@@ -204,6 +204,8 @@ def _settings(given: Mapping[str, Any], limits: Limits) -> SamplingSettings:
     stop = [stop] if isinstance(stop, str) else stop
     if len(stop) > MOST_STOPS or not all(isinstance(each, str) for each in stop):
         raise _invalid("stop", f"must be a string, or a list of {MOST_STOPS} strings at most")
+    if any(len(each) > LONGEST_STOP for each in stop):
+        raise _invalid("stop", f"a string may have {LONGEST_STOP} characters at most")
     chosen |= {"stop": stop, "max_new_tokens": max_tokens, "min_new_tokens": min_tokens}
     with naming_flags(_parameter):
         try:

@@ -156,9 +156,10 @@ class Choice:
         return token
 
     def _name(self, id_: int, piece: str) -> str:
-        r"""Return the text that a token adds, or its bytes, as bytes:\xe2, if they add none yet."""
+        r"""Return the text of a token, or its bytes, as bytes:\xe2, if they are no whole text."""
         data = self._tokenizer.piece(id_)
-        if piece and piece.encode().endswith(data):
+        # between words there is a space that no token has
+        if piece.encode() in (data, b" " + data):
             return piece
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 

@@ -199,6 +199,7 @@ WRONG: dict[str, tuple[Any, int, str | None, str]] = {
     "top_p": ({"prompt": "a", "top_p": 2}, 400, "top_p", "at most 1"),
     "stop": ({"prompt": "a", "stop": [""]}, 400, "stop", "name a string"),
     "stops": ({"prompt": "a", "stop": ["a"] * 17}, 400, "stop", "16 strings at most"),
+    "long stop": ({"prompt": "a", "stop": "a" * 257}, 400, "stop", "256 characters at most"),
     "stream_options": ({"prompt": "a", "stream_options": {}}, 400, "stream_options", "stream true"),
     "unknown pieces": ({"prompt": "a", "unknown": "x"}, 400, "unknown", "error or skip"),
     "body": (b" " * (app.MOST_BYTES + 1), 413, None, "larger than"),
@@ -216,6 +217,16 @@ def test_errors_have_the_shape_of_openais(served: Serving, which: str) -> None:
     assert error["param"] == param
     assert message in error["message"]
     assert "--" not in error["message"]
+
+
+def test_a_large_request_is_parsed_like_a_small_one(served: Serving) -> None:
+    """By another thread, so that others need not wait."""
+    small = {"prompt": "the", "max_tokens": 9, "seed": 3}
+    body = json.dumps(small).encode() + b" " * app.LARGE_BODY
+    answer = served.ask("/v1/completions", body)
+    assert answer.json["choices"] == served.complete(**small).json["choices"]
+    wrong = json.dumps({"prompt": "a", "top_p": 2}).encode() + b" " * app.LARGE_BODY
+    assert served.ask("/v1/completions", wrong).json["error"]["param"] == "top_p"
 
 
 def test_other_paths_methods_and_types(served: Serving) -> None:

@@ -2,22 +2,23 @@
 
 import http.client
 import importlib.util
-import json
 import os
-import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gptlit.serve import command
+from gptlit.serve.engine import Job
 from tests.conftest import Result, Run
-from tests.serve.serving import JSON
+from tests.serve.serving import Answer, Serving
+from tests.serve.test_api import wait_for
 
 Call = Callable[..., Result]
 
@@ -78,104 +79,148 @@ def test_missing_packages_are_named(
     )
 
 
-def test_ctrl_c_ends_the_server(gptlit: Call, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The signal comes once the server answers."""
-    make = command.make
-    answered = []
+@dataclass
+class Driver:
+    """Drives `gptlit serve` from another thread while it runs in the main one.
 
-    def ask(port: int) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-        connection.request("GET", "/health")
-        answered.append(connection.getresponse().read())
-        connection.close()
-        os.kill(os.getpid(), signal.SIGINT)
+    Its texts wait until they are released, so that requests last as long as a test needs.
+    """
 
-    def made(options: Any) -> Any:
-        threading.Thread(target=ask, args=[options.port]).start()
-        return make(options)
+    gptlit: Call
+    ckpt: Path
+    monkeypatch: pytest.MonkeyPatch
+    server: Any = None
+    jobs: list[Job] = field(default_factory=list)
 
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        number = free.getsockname()[1]
-    monkeypatch.setattr(command, "make", made)
-    result = serve(gptlit, run, "--port", number)
-    assert answered == [b'{"status":"ok","requests":0,"texts":0}']
-    assert (result.code, result.out) == (130, f"http://127.0.0.1:{number}\n")
+    def run(self, drive: Callable[[Serving], None]) -> Result:
+        """Serve, and call a function once the server answers."""
+        make = command.make
+        failures: list[BaseException] = []
+
+        def thread(serving: Serving) -> None:
+            try:
+                assert serving.ask("/health").json["status"] == "ok"
+                drive(serving)
+            except BaseException as error:
+                failures.append(error)
+                os.kill(os.getpid(), signal.SIGINT)
+
+        def made(options: Any) -> Any:
+            self.server = make(options)
+            self.submit = self.server.engine.submit
+            self.monkeypatch.setattr(self.server.engine, "submit", self.jobs.extend)
+            serving = Serving(self.server, options.port)
+            self.threads = [threading.Thread(target=thread, args=[serving])]
+            self.threads[0].start()
+            return self.server
+
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            number = free.getsockname()[1]
+        self.monkeypatch.setattr(command, "make", made)
+        result = self.gptlit("serve", self.ckpt, "--port", number, "--drain=600")
+        for each in self.threads:
+            each.join()
+        assert failures == []
+        assert result.out == f"http://127.0.0.1:{number}\n"
+        return result
+
+    def begin(self, serving: Serving, **body: Any) -> Future[Answer]:
+        """Send a request, and wait until its text waits for the engine."""
+        answer: Future[Answer] = Future()
+
+        def ask() -> None:
+            try:
+                answer.set_result(serving.complete(**body))
+            except Exception as error:
+                answer.set_exception(error)
+
+        self.threads.append(threading.Thread(target=ask))
+        self.threads[-1].start()
+        wait_for(lambda: self.jobs)
+        return answer
+
+    def send_sigterm(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        wait_for(lambda: self.server.is_draining)
+
+
+@pytest.fixture
+def driver(gptlit: Call, ckpt: Path, monkeypatch: pytest.MonkeyPatch) -> Driver:
+    return Driver(gptlit, ckpt, monkeypatch)
+
+
+def test_ctrl_c_ends_the_server(driver: Driver) -> None:
+    result = driver.run(lambda serving: os.kill(os.getpid(), signal.SIGINT))
+    assert result.code == 130
     assert result.err.endswith("Ctrl-C ends both\ngptlit: stopped\n")
 
 
-class Process:
-    """A server in a process of its own, with a stream that its client doesn't read yet."""
+def test_ctrl_c_cuts_requests_off(driver: Driver) -> None:
+    cut_off: list[Future[Answer]] = []
 
-    def __init__(self, run: Run) -> None:
-        words = ["serve", "last", "--port=0", "--drain=600"]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "gptlit", *words],
-            cwd=run.cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        self.connections: list[http.client.HTTPConnection] = []
+    def drive(serving: Serving) -> None:
+        cut_off.append(driver.begin(serving, prompt="the"))
+        os.kill(os.getpid(), signal.SIGINT)
 
-    def begin(self) -> None:
-        assert self.process.stdout is not None
-        self.port = int(self.process.stdout.readline().rpartition(":")[2])
-        # more than the buffers of both sides hold, so that it lasts until it is read
-        body = {"prompt": "the", "max_tokens": 4096, "n": 2, "logprobs": 20, "stream": True}
-        self.stream = self.ask("POST", "/v1/completions", body)
-        assert self.stream.status == 200
-        assert self.stream.readline().startswith(b"data: ")
-
-    def ask(self, method: str, path: str, body: Any = None) -> http.client.HTTPResponse:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        self.connections.append(connection)
-        connection.request(method, path, None if body is None else json.dumps(body), JSON)
-        return connection.getresponse()
-
-    def drain(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
-        assert self.process.stderr is not None
-        lines = iter(self.process.stderr.readline, "")
-        assert any("waits for 1 running request" in line for line in lines)
+    result = driver.run(drive)
+    assert result.code == 130
+    assert result.err.endswith("Ctrl-C ends both\ngptlit: stopped\n")
+    error = cut_off[0].exception()
+    assert (
+        isinstance(error, http.client.HTTPException | OSError) or cut_off[0].result().status == 500
+    )
 
 
-@pytest.fixture(scope="module")
-def processes(run: Run) -> Iterator[list[Process]]:
-    """Two servers, which start at the same time."""
-    found = [Process(run), Process(run)]
-    yield found
-    for each in found:
-        each.process.kill()
-        each.process.communicate()
-        for connection in each.connections:
-            connection.close()
+@pytest.mark.parametrize("streams", [False, True])
+def test_sigterm_lets_running_requests_end(driver: Driver, streams: bool) -> None:
+    found: list[Answer] = []
+
+    def drive(serving: Serving) -> None:
+        body = {"prompt": "the", "max_tokens": 50, "n": 2, "stream": streams}
+        running = driver.begin(serving, **body)
+        driver.send_sigterm()
+        found.extend([serving.complete(prompt="a"), serving.ask("/health")])
+        driver.submit(driver.jobs)
+        found.append(running.result(30))
+
+    result = driver.run(drive)
+    refused, health, answer = found
+    assert (refused.status, refused.headers["retry-after"]) == (503, "5")
+    assert refused.json["error"]["code"] == "shutting_down"
+    assert (health.status, health.json["status"]) == (503, "draining")
+    assert answer.status == 200
+    if streams:
+        assert answer.events[-1] == "[DONE]"
+    else:
+        assert [choice["finish_reason"] for choice in answer.json["choices"]] == ["length"] * 2
+    assert result.code == 128 + signal.SIGTERM
+    assert result.err.endswith(
+        "SIGTERM: refuses new requests, waits for 1 running request\ngptlit: stopped by SIGTERM\n"
+    )
 
 
-def test_sigterm_lets_running_requests_end(processes: list[Process]) -> None:
-    server = processes[0]
-    server.begin()
-    server.drain()
-    refused = server.ask("POST", "/v1/completions", {"prompt": "a"})
-    with refused:
-        content = json.loads(refused.read())
-    assert (refused.status, refused.headers["Retry-After"]) == (503, "5")
-    assert content["error"]["code"] == "shutting_down"
-    health = server.ask("GET", "/health")
-    with health:
-        assert (health.status, json.loads(health.read())["status"]) == (503, "draining")
-    with server.stream:
-        text = server.stream.read().decode()
-    assert text.endswith("data: [DONE]\n\n")
-    assert len(re.findall('"finish_reason":"length"', text)) == 2
-    _, err = server.process.communicate(timeout=30)
-    assert server.process.returncode == 128 + signal.SIGTERM
-    assert err == "gptlit: stopped by SIGTERM\n"
+@pytest.mark.parametrize(("second", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_second_signal_ends_at_once(driver: Driver, second: signal.Signals, code: int) -> None:
+    def drive(serving: Serving) -> None:
+        driver.begin(serving, prompt="the")
+        driver.send_sigterm()
+        os.kill(os.getpid(), second)
+
+    result = driver.run(drive)
+    assert result.code == code
+    assert "waits for 1 running request\ngptlit: stopped" in result.err
 
 
-def test_a_second_signal_ends_at_once(processes: list[Process]) -> None:
-    server = processes[1]
-    server.begin()
-    server.drain()
-    server.process.send_signal(signal.SIGINT)
-    _, err = server.process.communicate(timeout=30)
-    assert server.process.returncode == 128 + signal.SIGINT
-    assert err == "gptlit: stopped\n"
-    with pytest.raises(http.client.IncompleteRead), server.stream:
-        server.stream.read()
+def test_requests_that_outlast_the_limit_are_cut_off(driver: Driver) -> None:
+    def drive(serving: Serving) -> None:
+        driver.begin(serving, prompt="the")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    process = command._Process.__init__
+    with driver.monkeypatch.context() as patch:
+        patch.setattr(
+            command._Process,
+            "__init__",
+            lambda self, server, listener, drain_s: process(self, server, listener, 0.0),
+        )
+        assert driver.run(drive).code == 143

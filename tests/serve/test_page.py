@@ -64,6 +64,16 @@ def test_samples_side_by_side_are_those_of_predict(page: Page, ckpt: Path) -> No
     assert page.evaluate("document.querySelectorAll('.prompt').length") == 15
 
 
+def test_a_busy_server_is_asked_again(
+    page: Page, served: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served.server, "max_requests", 1)
+    texts = write(page, "the k", n=3, max_tokens=300, seed=5)
+    assert [len(text) for text in texts] == [305] * 3
+    assert all("429" in error for error in page.errors)
+    page.errors.clear()
+
+
 def test_text_is_never_markup(page: Page) -> None:
     """A model's text may hold tags; so may a name that the server reports."""
     fill(page, prompt="the", max_tokens=1)

@@ -2,6 +2,7 @@
 
 const KEY = "gptlit:key";
 const model = new URLSearchParams(location.search).get("model"); // of this page
+const RETRY_MS = 500; // after which a server that was busy is asked again
 
 /** An error of the server, with its status and the parameter that is wrong. */
 export class ServerError extends Error {
@@ -21,6 +22,10 @@ async function send(path, body, signal) {
   if (body !== undefined) how.body = JSON.stringify(model ? { ...body, model } : body);
   const answer = await fetch(path, how);
   if (answer.ok) return answer;
+  if (answer.status === 429) {
+    await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+    return send(path, body, signal); // which fails if it was stopped meanwhile
+  }
   const content = await answer.json().catch(() => ({}));
   if (answer.status === 401 && (await askForKey())) return send(path, body, signal);
   throw new ServerError(answer.status, content.error);
