@@ -274,7 +274,9 @@ def build(content: dict[str, Any]) -> tuple[GPT, Tokenizer]:
     """
     config, weights = for_writing(config_of(content), check_weights(content))
     tokenizer = from_state(content[KEY]["tokenizer"], config.vocab_size)
-    model = GPT(config)
+    # a run that starts from them draws the same numbers in one process and in several
+    with torch.random.fork_rng(devices=[]):
+        model = GPT(config)
     model.load_state_dict(weights)
     return model.eval(), tokenizer
 

@@ -129,7 +129,7 @@ def test_captured_steps_equal_eager_ones(
     assert len(set(rates)) > STEPS // 2
 
 
-@pytest.mark.parametrize("kind", ["teachers", "chunks", "checkpointing"])
+@pytest.mark.parametrize("kind", ["teachers", "chunks", "checkpointing", "lora"])
 def test_other_objectives_are_captured_too(
     gptlit: Call,
     text_file: Path,
@@ -147,6 +147,11 @@ def test_other_objectives_are_captured_too(
         options = ["--model.label_smoothing=0.1", "--model.logit_softcap=20"]
     if kind == "checkpointing":
         options = ["--model.activation_checkpointing=true"]
+    if kind == "lora":
+        fit(gptlit, text_file, "false")
+        base = RUNS / "version_0" / "checkpoints" / "last.ckpt"
+        options = [f"--model.init_from={base}", "--model.lora_r=2", "--model.lora_dropout=0.2"]
+        options += ["--model.ema=0.9", "--model.activation_checkpointing=true"]
     start = len(list(RUNS.glob("*")))
     fit(gptlit, text_file, "false", *options)
     result = fit(gptlit, text_file, "graph", *options)

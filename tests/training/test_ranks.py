@@ -13,6 +13,7 @@ from lightning.pytorch import strategies
 from gptlit.__main__ import main
 from gptlit.checkpoints import checkpoint
 from gptlit.messages import UsageError
+from gptlit.model import lora
 from gptlit.training import fsdp2, processes
 from gptlit.training.logged_metrics import TIMED
 from gptlit.training.module import LitGPT
@@ -125,6 +126,28 @@ def test_two_processes_learn_from_the_same_teacher(
     assert one[checkpoint.KEY]["teachers"] == other[checkpoint.KEY]["teachers"]
     for name, tensor in one["state_dict"].items():
         torch.testing.assert_close(tensor, other["state_dict"][name], atol=1e-5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes_train_the_same_changes(
+    gptlit: Call, alone: Run, tmp_path: Path, strategy: str
+) -> None:
+    """LoRA: frozen weights take no part in what processes exchange."""
+    words = [f"--model.init_from={alone.cwd / LAST}", "--model.lora_r=2", "--trainer.max_steps=4"]
+    (tmp_path / "both").mkdir()
+    done = ranks(tmp_path / "both", *fit(alone.text, 6, *words, f"--trainer.strategy={strategy}"))
+    assert [each.code for each in done] == [0, 0], done
+    assert gptlit(*fit(alone.text, 12, *words)).code == 0
+    one, other = (checkpoint.read(folder / LAST) for folder in (tmp_path / "both", tmp_path))
+    changes = {name for name in one["state_dict"] if lora.is_change(name)}
+    assert len(changes) == 2 * checkpoint.config_of(one).n_layer
+    for name, tensor in one["state_dict"].items():
+        torch.testing.assert_close(tensor, other["state_dict"][name], atol=1e-5, rtol=1e-6)
+    folders = [
+        folder / "lightning_logs/version_0/adapter" for folder in (tmp_path / "both", tmp_path)
+    ]
+    configs = [(folder / "adapter_config.json").read_text() for folder in folders]
+    assert configs[0] == configs[1]
 
 
 def test_two_nodes_are_one(alone: Run, tmp_path: Path) -> None:
