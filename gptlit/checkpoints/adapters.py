@@ -7,6 +7,7 @@ and values have an A each, which here is the same one, and their own rows of B.
 
 import copy
 import dataclasses
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, NotRequired, TypedDict
@@ -18,12 +19,13 @@ from gptlit import plain_data
 from gptlit.checkpoints import llama_names
 from gptlit.checkpoints.weight_files import new_folder, tensors_of, write_json, write_tensors
 from gptlit.checkpoints.weight_shapes import check_tensors, is_finite, shapes
-from gptlit.messages import UsageError
+from gptlit.messages import UsageError, note, opt
 from gptlit.model import lora
 from gptlit.model.config import GPTConfig
 from gptlit.model.gpt import GPT
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+BASE = "gptlit_base.json"  # the fingerprint of the matrices that are changed, by gptlit alone
 _PREFIX = "base_model.model."
 # options that change what an adapter computes, with the values that are read
 _FIXED: dict[str, Any] = {
@@ -93,9 +95,11 @@ def write(config: GPTConfig, state: Mapping[str, Tensor], folder: Path, base: st
         raise UsageError("the model was trained without LoRA, so that it has no adapter")
     kind = "model." if has_llama_parts(config) else "transformer."
     tensors: dict[str, Tensor] = {}
+    changed: set[str] = set()
     for theirs, at in places(config).items():
         layer = at.name.removesuffix(".weight")
         if theirs.startswith(kind) and f"{layer}.{lora.A}" in state:
+            changed.add(at.name)
             first, second = (state[f"{layer}.{each}"].detach() for each in (lora.A, lora.B))
             rows = second[at.row : at.row + at.n_rows]
             pair = {"A": first.clone(), "B": rows.clone()}
@@ -117,6 +121,18 @@ def write(config: GPTConfig, state: Mapping[str, Tensor], folder: Path, base: st
     with new_folder(folder) as new:
         write_json(new / CONFIG, options)
         write_tensors(new / WEIGHTS, tensors)
+        # not in WEIGHTS, whose header has no order, nor in CONFIG, whose names peft checks
+        write_json(new / BASE, _fingerprint(state, changed))
+
+
+def _fingerprint(weights: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, str]:
+    """Return a hash of matrices, which are the same in float32 and rounded to bfloat16."""
+    found = hashlib.sha256()
+    for name in sorted(names):
+        rounded = weights[name].detach().to("cpu", torch.bfloat16).contiguous()
+        found.update(f"{name} {tuple(rounded.shape)}".encode())
+        found.update(rounded.view(torch.int16).numpy().tobytes())
+    return {"sha256": found.hexdigest()}
 
 
 # ---------------------------------------------------------------------- reading
@@ -125,12 +141,15 @@ def write(config: GPTConfig, state: Mapping[str, Tensor], folder: Path, base: st
 def apply(model: GPT, folder: Path) -> None:
     """Add an adapter's changes to a model's matrices, in place.
 
+    A warning says where gptlit wrote the adapter for other weights than the model's.
+
     Args:
         model: The model that the adapter was trained on.
         folder: Folder in peft's format.
 
     Raises:
-        UsageError: Missing, torn, of another kind than LoRA, or of another model.
+        UsageError: Missing, torn, of another kind than LoRA, or of a model of other sizes; or the
+            model has LoRA of its own, which isn't merged.
     """
     _add(model, _read(model, folder))
 
@@ -163,9 +182,19 @@ def _add(model: GPT, changes: Iterable[tuple[Place, Tensor]]) -> None:
 
 def _read(model: GPT, folder: Path) -> list[tuple[Place, Tensor]]:
     try:
-        return list(_changes(folder, places(model.config)))
+        if model.config.lora_r:
+            raise UsageError("the model has changes by LoRA already; gptlit merge makes it plain")
+        changes = list(_changes(folder, places(model.config)))
+        base = plain_data.read_json(folder / BASE) if (folder / BASE).is_file() else None
     except UsageError as error:
         raise UsageError(str(error), "adapter", folder) from error
+    own = _fingerprint(dict(model.named_parameters()), {at.name for at, _ in changes})
+    if base not in (None, own):
+        note(
+            f"warning: {opt('adapter')} {folder}: was trained on other weights than this model's, "
+            "so that its texts can be poor"
+        )
+    return changes
 
 
 def _changes(folder: Path, known: Mapping[str, Place]) -> Iterator[tuple[Place, Tensor]]:

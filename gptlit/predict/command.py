@@ -72,7 +72,8 @@ def _run(option_parser: OneLineErrors, options: Namespace, mode: Mode) -> None:
     for other in others:
         note(other)
     device = name_of(model.wte.weight.device)
-    note(f"{last}, device: {device}, weights: {WEIGHTS[options.weights]}")
+    adapter = f", adapter: {options.adapter}" if options.adapter else ""
+    note(f"{last}{adapter}, device: {device}, weights: {WEIGHTS[options.weights]}")
     if mode == "interactive":
         from gptlit.predict import interactive
 

@@ -102,6 +102,27 @@ def test_another_models_adapter_is_refused_and_changes_nothing(tmp_path: Path) -
         assert all(torch.equal(each, before[name]) for name, each in other.state_dict().items())
 
 
+def test_an_adapter_of_other_weights_is_warned_about(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, plain = written(tmp_path / "a")
+    state = {name: each.clone() for name, each in plain.state_dict().items()}
+    plain.to(torch.bfloat16)  # the same weights, rounded
+    adapters.apply(plain, tmp_path / "a")
+    assert capsys.readouterr().err == ""
+    adapters.apply(plain, tmp_path / "a")  # a second time
+    assert "was trained on other weights than this model's" in capsys.readouterr().err
+    other = GPT(plain.config)
+    adapters.adapted(other, tmp_path / "a")
+    assert "was trained on other weights" in capsys.readouterr().err
+    state["ln_f.weight"] += 1  # which it leaves alone
+    other.load_state_dict(state)
+    adapters.apply(other, tmp_path / "a")
+    assert capsys.readouterr().err == ""
+    with pytest.raises(UsageError, match="has changes by LoRA already; gptlit merge"):
+        adapters.apply(model, tmp_path / "a")
+
+
 def test_torn_and_missing_files(tmp_path: Path) -> None:
     _, plain = written(tmp_path / "a")
     path = tmp_path / "a" / adapters.WEIGHTS
