@@ -51,7 +51,7 @@ clean:
 	$(PYTHON) -m venv .venv-parity
 	.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 		torch numpy tiktoken rustbpe safetensors transformers==5.23.0 pytest pytest-timeout hypothesis tokenizers \
-		gguf==0.19.0 onnx==1.23.2 onnxscript==0.7.2 onnxruntime==1.32.0
+		gguf==0.19.0 onnx==1.23.2 onnxscript==0.7.2 onnxruntime==1.32.0 peft==0.21.2 trl==1.16.0
 	# compiled for some minutes; without a compiler, its tests are skipped
 	-.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check llama-cpp-python==0.3.36
 	@touch $@

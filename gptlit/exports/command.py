@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from gptlit.checkpoints import checkpoint
+from gptlit.checkpoints import adapters, checkpoint
 from gptlit.checkpoints.weight_files import new_folder
 from gptlit.exports import (
     gguf_file,
@@ -22,7 +22,7 @@ from gptlit.model.gpt import GPT
 from gptlit.parser import OneLineErrors, from_environment
 from gptlit.tokenizers.base import Tokenizer
 
-Format = Literal["hf", "gguf", "onnx", "safetensors", "torch", "hugging_face"]
+Format = Literal["hf", "gguf", "onnx", "safetensors", "torch", "peft", "hugging_face"]
 Dtype = Literal["f32", "f16", "bf16", "q8_0"]
 
 
@@ -36,7 +36,7 @@ def parser() -> OneLineErrors:
         "hf: transformers' AutoModelForCausalLM and AutoTokenizer, by a class of transformers that "
         "computes the same, or else by code in the folder. gguf: llama.cpp and ollama. onnx: "
         "graphs with and without a cache. safetensors or torch: the weights by gptlit's names, "
-        "options and tokenizer. hugging_face is another name of hf."
+        "options and tokenizer. peft: the LoRA adapter alone. hugging_face is another name of hf."
     )
     add("--format", type=Format, default="hf", help=formats)
     types = "Type of the weights: f32, f16, bf16, or q8_0 of gguf, which takes 8 bits."
@@ -67,8 +67,8 @@ def main(argv: Sequence[str]) -> None:
     if options.dtype == "q8_0" and form != "gguf":
         reason = f"--format {form} has f32, f16 and bf16; --format gguf has q8_0"
         raise UsageError(reason, "dtype", options.dtype)
-    if options.dtype != "f32" and form == "onnx":
-        raise UsageError("--format onnx has f32 only", "dtype", options.dtype)
+    if options.dtype != "f32" and form in ("onnx", "peft"):
+        raise UsageError(f"--format {form} has f32 only", "dtype", options.dtype)
     hub = None if options.push is None else Hub(options.push, options.public)
     if options.public and hub is None:
         raise UsageError("needs --push user/name", "public", True)
@@ -80,7 +80,13 @@ def main(argv: Sequence[str]) -> None:
         model, tokenizer = checkpoint.build(content)
     folder = Path(options.folder).expanduser()
     with writing("gptlit export:", folder), new_folder(folder) as new:
-        architecture = _fill(form, options.dtype, model, tokenizer, new)
+        architecture = ""
+        if form == "peft":
+            base = content.get("hyper_parameters", {}).get("init_from")
+            config, weights = checkpoint.config_of(content), checkpoint.check_weights(content)
+            adapters.write(config, weights, new, base if isinstance(base, str) else None)
+        else:
+            architecture = _fill(form, options.dtype, model, tokenizer, new)
         if form in ("hf", "gguf"):
             exported = Exported(
                 options.push or folder.resolve().name, form, architecture, options.dtype

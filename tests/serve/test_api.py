@@ -305,9 +305,10 @@ def test_texts_end_when_their_client_leaves(
     assert all(job.is_cancelled and 0 < job.n_left < 5000 for job in jobs)
 
 
-def test_the_client_of_openai(served: Serving) -> None:
+def test_the_client_of_openai(served: Serving, request: pytest.FixtureRequest) -> None:
     openai = pytest.importorskip("openai", reason="needs openai, which is in gptlit[dev]")
     client = openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
+    request.addfinalizer(client.close)
     assert [model.id for model in client.models.list()] == [ID]
     about: Any = {"model": ID, "prompt": "the k", "max_tokens": 12, "seed": 4, "n": 2}
     whole = client.completions.create(**about, logprobs=2, extra_body={"top_k": 9})

@@ -93,6 +93,9 @@ def test_base_and_adapter_write_as_the_run_does(gptlit: Call, run: Run) -> None:
         torch.testing.assert_close(each, logits[0], atol=1e-5, rtol=1e-5)
     assert gptlit("validate", "--ckpt_path=own.ckpt", f"--data.path={run.text}").code == 0
     assert gptlit("export", best, "out").code == 0
+    assert gptlit("export", best, "again", "--format=peft").code == 0
+    for file in adapter.iterdir():
+        assert (Path("again") / file.name).read_bytes() == file.read_bytes()
 
 
 def test_wrong_words(gptlit: Call, run: Run, tmp_path: Path) -> None:
@@ -100,6 +103,8 @@ def test_wrong_words(gptlit: Call, run: Run, tmp_path: Path) -> None:
     for words, reason in (
         (["merge", base, "x.ckpt"], f"gptlit merge {base}: was trained without LoRA"),
         (["merge", base, base, "--adapter=a"], "exists already"),
+        (["export", base, "x.ckpt", "--format=peft"], "trained without LoRA, so that it has no"),
+        (["export", base, "x.ckpt", "--format=peft", "--dtype=f16"], "--format peft has f32 only"),
         (["merge", base, "x.ckpt", "--adapter=a"], "--adapter a: no adapter_config.json in it"),
         (["predict", f"--ckpt_path={base}", "--adapter=a"], "--adapter a: no adapter_config.json"),
         (["predict", "--ensemble", base, base, "--adapter=a"], "--adapter: does not apply"),
