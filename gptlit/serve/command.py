@@ -165,6 +165,7 @@ def _models(options: Namespace) -> list["Served"]:
         net, tokenizer = checkpoint.build(content)
     base = _id(path)
     folders = _adapters(options, base)
+    n_parameters = net.num_parameters()  # before some are packed
     nets = [net, *(adapters.adapted(net, folder) for folder in folders.values())]
     model, *others = [place([each], options, (TEXTS, TOKENS)) for each in nets]
     device, introduction = name_of(model.wte.weight.device), checkpoint.introduction(path, content)
@@ -172,14 +173,15 @@ def _models(options: Namespace) -> list["Served"]:
     about = {
         "text": content[checkpoint.KEY]["text"].get("name", "unknown"),
         "state": checkpoint.evaluation(content),
-        "parameters": f"{net.num_parameters():,}",
+        "parameters": f"{n_parameters:,}",
         "device": f"{device}, {options.weights}",
     }
     training_text = functools.partial(_training_text, path, content)
     models = [Served(base, model, tokenizer, about, training_text)]
     for (name, folder), other in zip(folders.items(), others, strict=True):
-        its = {**about, "text": f"adapter {folder.name} over {base}"}
-        models.append(Served(name, other, tokenizer, its, _unknown_text, base))
+        own = {"text": f"{base} with an adapter", "state": f"of the base: {about['state']}"}
+        note(f"model {name}: it with the adapter {folder}")
+        models.append(Served(name, other, tokenizer, about | own, _unknown_text, base))
     return models
 
 

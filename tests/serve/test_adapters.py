@@ -46,9 +46,9 @@ def test_models_of_a_server(voices: Serving, folders: list[Path]) -> None:
         (ID, None), (first, ID), ("other", ID),
     ]  # fmt: skip
     assert voices.ask("/v1/models/other").json == rows[2]
-    assert (
-        voices.ask("/api/about?model=other").json["lines"]["text"] == f"adapter adapter over {ID}"
-    )
+    lines = voices.ask("/api/about?model=other").json["lines"]
+    assert lines["text"] == f"{ID} with an adapter"
+    assert lines["state"].startswith("of the base: step ")
     answer = voices.complete(prompt="the", model="another")
     assert (answer.status, answer.json["error"]["code"]) == (404, "model_not_found")
     reason = f"the model 'another' does not exist; this server has '{ID}', '{first}', 'other'"
@@ -75,6 +75,17 @@ def test_copies_of_an_adapters_text_cannot_be_known(voices: Serving) -> None:
     assert answer == {
         "available": False, "reason": "an adapter doesn't name the text that it was trained on",
     }  # fmt: skip
+
+
+def test_packed_models_count_all_parameters(ckpt: Path, folders: list[Path]) -> None:
+    words = [str(ckpt), f"--adapter=a={folders[0]}", "--weights=int8"]
+    n = sum(each.numel() for each in gptlit.load(ckpt)[0].parameters())
+    with serving(words) as packed:
+        lines = [packed.ask(f"/api/about?model={name}").json["lines"] for name in (ID, "a")]
+        assert [each["parameters"] for each in lines] == [f"{n:,}"] * 2
+        answers = [packed.complete(prompt="the", model=name, seed=1) for name in (ID, "a")]
+    texts = [answer.json["choices"][0]["text"] for answer in answers]
+    assert texts[0] != texts[1]
 
 
 def test_models_share_what_adapters_leave_alone(voices: Serving) -> None:
