@@ -34,7 +34,9 @@ _FIXED: dict[str, Any] = {
     "use_dora": False,
     "use_rslora": False,
 }
-_EMPTY = ("modules_to_save", "rank_pattern", "alpha_pattern", "layer_replication")
+_EMPTY = ("modules_to_save", "rank_pattern", "alpha_pattern", "layer_replication",
+          "alora_invocation_tokens")  # fmt: skip
+_STARTS = ("gaussian", "eva", "orthogonal")  # others, such as pissa, change the base as well
 
 
 class Place(NamedTuple):
@@ -237,6 +239,9 @@ def _scale(folder: Path) -> float:
     for name in _EMPTY:
         if options.get(name):
             raise UsageError(f"{name}: adapters with it aren't read")
+    start = options.get("init_lora_weights", True)
+    if not isinstance(start, bool) and start not in _STARTS:
+        raise UsageError(f"init_lora_weights {plain_data.shown(start)}: changes the base as well")
     if options["r"] < 1:
         raise UsageError(f"r {options['r']}: must be 1 or more")
     return float(options["lora_alpha"]) / options["r"]

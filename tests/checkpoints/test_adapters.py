@@ -75,6 +75,8 @@ def edited(folder: Path, **changes: Any) -> None:
         ({"use_rslora": True}, "use_rslora True"),
         ({"bias": "all"}, "bias 'all': only none"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save: adapters with it aren't read"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights 'pissa_niter_4': changes the"),
+        ({"alora_invocation_tokens": [3]}, "alora_invocation_tokens: adapters with it"),
         ({"r": 0}, "r 0: must be 1 or more"),
         ({"r": "8"}, "r '8'"),
     ],
