@@ -62,10 +62,10 @@ def find_config(name: str) -> Path:
     by_stem = {path.stem: path for path in shipped.values()}
     if found := shipped.get(name) or by_stem.get(name):
         return found
-    short = [each for each in shipped if "/" not in each]
+    short = [path.stem for each, path in shipped.items() if "/" not in each]
     raise UsageError(
         f"--config {name}: no such file, and not one of the shipped {', '.join(short)} and "
-        "sources/*.yaml, which docs/models.md lists." + did_you_mean(name, shipped)
+        "sources/*, which docs/models.md lists." + did_you_mean(name, shipped)
     )
 
 

@@ -140,7 +140,9 @@ class RunFolder:
         self.records = records
         self.options = options or {}
         self.curves: Curves | None = None  # the logger, if there is one
-        paths = [self.path / name for name in self.RESTORED]
+        # the loggers restore event files before a fit can be refused
+        events = self.path.glob("events.out.tfevents.*")
+        paths = [*(self.path / name for name in self.RESTORED), *events]
         self._before = {path: path.read_bytes() for path in paths if path.is_file()}
         self._checkpoints_before = self._checkpoints()
 

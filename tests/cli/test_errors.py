@@ -41,11 +41,11 @@ def assert_one_line(result: Result, *parts: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        ("", ["no verb", "fit, predict, validate, test, data"]),
+        ("", ["no verb", "fit, predict, validate, test, serve, data"]),
         ("--model.n_layer 3", ["no verb"]),
         ("fitt", ["fitt: unknown verb", "Did you mean fit?"]),
         ("fit --config tinny.yaml", ["--config tinny.yaml", "Did you mean tiny.yaml?"]),
-        ("fit --config=nowhere.yaml", ["--config nowhere.yaml", "small.yaml"]),
+        ("fit --config=nowhere.yaml", ["--config nowhere.yaml", "small, tiny"]),
         ("fit --model.n_embed 3", ["--model.n_embed", "Did you mean --model.n_embd?"]),
         ("fit --n_embed 3", ["--n_embed", "Did you mean --model.n_embd?"]),
         ("fit --seed 3", ["--seed: may mean --data.seed or --samples.seed or --seed_everything"]),

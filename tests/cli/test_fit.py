@@ -332,9 +332,11 @@ def test_shipped_configs_train_and_validate_by_steps(
     )
     assert length / every >= 3
     assert length % every == 0  # the end is validated
-    assert config["data"]["corpus"] in CORPORA
+    assert config["data"].get("corpus", "shakespeare") in CORPORA
     smaller = ["--model.n_layer=1", "--model.n_embd=24", "--model.block_size=8"]
     smaller += ["--data.tokenizer=char", "--model.init_from=null", "--model.compile=false"]
+    if "lora_r" in config["model"]:  # tests/training/test_lora.py, and test_examples.py of dpo.yaml
+        smaller += ["--model.lora_r=0", "--model.dpo_beta=null", "--data.format=text"]
     short = ["--trainer.max_steps=2", "--data.batch_size=2", "--samples.max_new_tokens=3"]
     result = gptlit("fit", "--config", name, f"--data.path={text_file}", *smaller, *short)
     assert result.code == 0, result.err

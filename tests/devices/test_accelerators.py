@@ -167,7 +167,7 @@ def test_compiling_on_other_devices(
     )
     net = GPT(GPTConfig(vocab_size=8, n_layer=1, n_head=1, n_embd=8, block_size=8))
     steps = compiled_steps.CompiledSteps(option)
-    steps.choose(SimpleNamespace(trainer=trainer, net=net))
+    steps.choose(SimpleNamespace(trainer=trainer, net=net, preferences=None))
     assert steps.choice.compiles == compiles
     assert (steps._compiled is not None) == compiles
 

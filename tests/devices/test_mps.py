@@ -43,7 +43,9 @@ ON_MPS = {
     "devices/accelerators": "not pinned, float32: tests/devices/test_accelerators.py",
     "devices/choice": "an estimate of its own: tests/devices/test_choice.py",
     "devices/graphs": "no graphs: test_nothing_is_captured",
+    "devices/peaks": "unknown, so that no MFU is logged",
     "generation/captured": "not used: test_nothing_is_captured",
+    "generation/running_batch": "drawn on the CPU, then float32, as by generation/sampling",
     "generation/sampling": "drawn on the CPU, then float32: tests/test_without_float64.py",
     "model/activation_memory": "estimated as on a CPU: test_memory_is_estimated_as_on_a_cpu",
     "model/positions": "angles are computed on the CPU: tests/test_without_float64.py",
@@ -148,7 +150,7 @@ def module_on_mps() -> Any:
         estimated_stepping_batches=10**9,
         datamodule=None,
     )
-    return SimpleNamespace(trainer=trainer, net=GPT(TINY))
+    return SimpleNamespace(trainer=trainer, net=GPT(TINY), preferences=None)
 
 
 def test_compiling_is_left_to_the_user(monkeypatch: pytest.MonkeyPatch) -> None:

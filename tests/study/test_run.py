@@ -82,7 +82,8 @@ def test_a_run_of_a_study_is_the_run_that_fit_makes(
     path = mine(settings=[{"name": "a"}, {"name": "b", "model.dropout": 0.1}])
     assert gptlit("study", path).code == 0
     alone = ["fit", *TINY, *OPTIONS, f"--data.path={text_file}", "--model.dropout=0.1"]
-    alone.append("--trainer.devices=1")  # as a study's runs have it
+    # as a study's runs have them
+    alone += ["--trainer.devices=1", "--figures.every=250"]
     assert gptlit(*alone).code == 0
     assert_same_run(Path("lightning_logs/mine/b"), Path("lightning_logs/version_0"))
 

@@ -89,7 +89,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     last = resumed / "checkpoints" / "last.ckpt"
     done = gptlit("fit", f"--ckpt_path={last}", "--trainer.max_steps=6")
     assert done.code == 0, done.err
-    assert_same_run(RUN, resumed)
+    # the best checkpoint can be one from before the resume, with its number of steps
+    assert_same_run(RUN, resumed, but="max_steps")
 
 
 def dpo(pairs: Path, base: Path, *more: str) -> list[str]:
