@@ -13,6 +13,7 @@ import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 import gptlit as package
+from gptlit.__main__ import VERBS
 from gptlit.checkpoints import checkpoint, torch_files
 from gptlit.data.datamodule import TextDataModule
 from gptlit.messages import UsageError
@@ -290,30 +291,51 @@ def hostile(run: Run, evil: Path) -> Path:
     return crafted(run, Path("hostile.ckpt"), EVERYTHING, **hyper)
 
 
-@pytest.mark.parametrize(
-    ("command", "code"),
-    [
-        ("fit --ckpt_path CKPT --trainer.max_steps=41", 2),
-        ("fit --ckpt_path CKPT --trainer.max_steps=41 --preflight", 2),
-        ("summary --ckpt_path CKPT", 2),
-        ("import CKPT", 2),
-        # these use only its plain values
-        ("fit --model.init_from CKPT --data.path TEXT --trainer.max_steps=1", 0),
-        ("validate --ckpt_path CKPT", 0),
-        ("predict --ckpt_path CKPT --max_new_tokens=2", 0),
-        ("predict --ckpt_path CKPT --max_new_tokens=2 --trainer.accelerator=cpu", 0),
-        ("export CKPT out --format safetensors", 0),
-    ],
-)
+COMMANDS = [
+    ("fit --ckpt_path CKPT --trainer.max_steps=41", 2),
+    ("fit --ckpt_path CKPT --trainer.max_steps=41 --preflight", 2),
+    ("summary --ckpt_path CKPT", 2),
+    ("import CKPT", 2),
+    # these use only its plain values
+    ("fit --model.init_from CKPT --data.path TEXT --trainer.max_steps=1", 0),
+    ("validate --ckpt_path CKPT", 0),
+    ("predict --ckpt_path CKPT --max_new_tokens=2", 0),
+    ("predict --ckpt_path CKPT --max_new_tokens=2 --trainer.accelerator=cpu", 0),
+    ("export CKPT out --format safetensors", 0),
+    ("export CKPT out --format hf", 0),
+    ("look CKPT --prompt the --output look.html", 0),
+    ("compare RUN OTHER --output report.html", 0),
+    # after the checkpoint is read
+    ("merge CKPT merged.ckpt", 2),
+    ("serve CKPT --adapter nowhere", 2),
+]
+
+
+def test_each_verb_that_reads_a_checkpoint_is_tried() -> None:
+    tried = {command.split()[0] for command, _ in COMMANDS}
+    # which have tests of their own below, or read none
+    assert tried | {"test", "study"} | {"data", "runs", "plot"} == {*VERBS}
+
+
+@pytest.mark.parametrize(("command", "code"), COMMANDS)
 def test_no_verb_runs_code_of_a_checkpoint(
     gptlit: Call, run: Run, evil: Path, hostile: Path, command: str, code: int
 ) -> None:
-    words = command.replace("CKPT", str(hostile)).replace("TEXT", str(run.text)).split()
+    (checkpoints := Path("lightning_logs/version_7/checkpoints")).mkdir(parents=True)
+    for name in ("config.yaml", "metrics.csv"):
+        shutil.copy(run.folder / name, checkpoints.parent)
+    shutil.copy(hostile, checkpoints / "best.ckpt")
+    command = command.replace("CKPT", str(hostile)).replace("TEXT", str(run.text))
+    shutil.copytree(checkpoints.parent, other := Path("lightning_logs/version_6"))
+    command = command.replace("RUN", str(checkpoints.parent)).replace("OTHER", str(other))
+    words = command.split()
     base = TINY if "init_from" in command else []
     result = gptlit(words[0], *base, *words[1:])
     assert result.code == code, result.err
     assert not evil.exists()
-    assert ("--trust_checkpoint true" in result.err) == (code == 2 and words[0] != "import")
+    assert ("--trust_checkpoint true" in result.err) == (
+        code == 2 and words[0] not in ("import", "merge", "serve")
+    )
 
 
 @pytest.mark.parametrize("verb", ["validate", "test"])
