@@ -45,14 +45,14 @@ def write_pairs(found: list[tuple[str, str]], n_pairs: int, context: int, path: 
     path.write_text("\n".join(lines), encoding="utf-8")
 
 
-def line_length(path: Path, names: list[str]) -> float:
-    """Return the mean characters of the first line that a model writes after names."""
+def first_lines(path: Path, names: list[str]) -> list[str]:
+    """Return the first line that a model writes after each name."""
     model, tokenizer = gptlit.load(path)
-    lengths = []
+    lines = []
     for seed, name in enumerate(names):
         text = gptlit.generate(model, tokenizer, f"{name}\n", max_new_tokens=120, seed=seed)
-        lengths.append(len(text.removeprefix(f"{name}\n").partition("\n")[0]))
-    return sum(lengths) / len(lengths)
+        lines.append(text.removeprefix(f"{name}\n").partition("\n")[0])
+    return lines
 
 
 def main() -> None:
@@ -77,7 +77,9 @@ def main() -> None:
         print("\n".join(line for line in done.stdout.splitlines() if line.startswith("step ")))
         after = Path(folder) / "lightning_logs/version_0/checkpoints/last.ckpt"
         for label, path in (("base", base), ("after", after)):
-            print(f"{label:<6} {line_length(path, names):5.1f} characters in the first line")
+            lines = first_lines(path, names)
+            length = sum(map(len, lines)) / len(lines)
+            print(f"{label:<6} {length:5.1f} characters in the first line, such as {lines[:3]}")
 
 
 if __name__ == "__main__":
