@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python -m benchmarks.screenshots [--runs FOLDER] [NAME...]
 
 Without --runs a study of six small runs is made first (2 minutes). Writes docs/images/NAME.png, in
-128 colours; without names all of them. A page is added by an entry in SHOTS, or in WRITTEN if a
+128 colours; without names all of them. A page is added by an entry in SHOTS, in TERMINAL, or in WRITTEN if a
 command of gptlit writes it. Those of look and compare in the documentation are of small.yaml with
 bpe:1024, and of tiny.yaml, with another rate, and with bpe:512 (`--runs lightning_logs`).
 """
@@ -14,12 +14,15 @@ import io
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from gptlit.__main__ import main as gptlit
 from tests.browser import Browser, Page, program
+from tests.pseudo_terminal import seen
 from tests.runs.test_tensorboard import tensorboard
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
@@ -114,6 +117,15 @@ WRITTEN = {
 }
 
 
+# commands in a terminal of 80 columns
+TERMINAL = {"terminal": ("fit", "--config", "tiny.yaml")}
+SCREEN = """<meta charset="utf-8"><style>
+body { margin: 0; background: #16181d; color: #e4e6ea }
+pre { margin: 0; padding: 14px; width: max-content; font: 13px/1.2 "DejaVu Sans Mono", monospace }
+</style><pre>$ gptlit COMMAND
+TEXT</pre>"""
+
+
 def save(page: Page, path: Path, scale: float = 1.0) -> None:
     """Save a screenshot with few colours; that of the whole page if it is scaled."""
     page.screenshot(path, whole=scale != 1)
@@ -136,6 +148,18 @@ def save_written(browser: Browser, runs: Path, name: str) -> None:
         save(page, IMAGES / f"{name}.png", shot.scale)
 
 
+def save_terminal(browser: Browser, name: str) -> None:
+    """Save the screenshot of a command's output in a terminal."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        assert gptlit(["data", "shakespeare"]) == 0  # fetches the text
+        with pytest.MonkeyPatch.context() as patch:
+            text = seen(80, patch, *TERMINAL[name]).text
+        screen = SCREEN.replace("COMMAND", " ".join(TERMINAL[name]))
+        (file := Path(folder) / "screen.html").write_text(screen.replace("TEXT", escape(text)))
+        page = browser.open(file.as_uri(), 680, 400)
+        save(page, IMAGES / f"{name}.png", scale=0.9)
+
+
 def save_shots(browser: Browser, address: str, names: Iterable[str]) -> None:
     """Save the screenshots of TensorBoard's pages."""
     read = "fetch('data/runs').then(r => r.json()).then(runs => runs.length == 6)"
@@ -152,25 +176,28 @@ def save_shots(browser: Browser, address: str, names: Iterable[str]) -> None:
 
 
 def main() -> None:
+    every = [*SHOTS, *WRITTEN, *TERMINAL]
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join([*SHOTS, *WRITTEN]))
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(every))
     parser.add_argument("--runs", type=Path)
     given = parser.parse_args()
-    names = given.names or [*SHOTS, *WRITTEN]
+    names = given.names or every
     path = program()
     if path is None:
         parser.error("needs chromium")
     with contextlib.ExitStack() as stack:
         runs = given.runs
-        if runs is None:
+        if runs is None and not {*names} <= {*TERMINAL}:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             stack.enter_context(contextlib.chdir(folder))
             (folder / "rates.yaml").write_text(STUDY)
             assert gptlit(["study", "rates.yaml"]) == 0
             runs = folder / "lightning_logs" / "rates"
         browser: Browser = stack.enter_context(contextlib.closing(Browser(path)))
+        for name in filter(TERMINAL.__contains__, names):
+            save_terminal(browser, name)
         for name in filter(WRITTEN.__contains__, names):
             save_written(browser, runs, name)
         if shots := [name for name in names if name in SHOTS]:
