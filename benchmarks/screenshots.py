@@ -3,9 +3,10 @@
     OMP_NUM_THREADS=1 python -m benchmarks.screenshots [--runs FOLDER] [NAME...]
 
 Without --runs a study of six small runs is made first (2 minutes). Writes docs/images/NAME.png, in
-128 colours; without names all of them. A page is added by an entry in SHOTS, in TERMINAL, or in WRITTEN if a
-command of gptlit writes it. Those of look and compare in the documentation are of small.yaml with
-bpe:1024, and of tiny.yaml, with another rate, and with bpe:512 (`--runs lightning_logs`).
+128 colours; without names all of them. A page is added by an entry in SHOTS, in TERMINAL, or in
+WRITTEN if a command of gptlit writes it. Those of look and compare in the documentation are of
+small.yaml with bpe:1024, and of tiny.yaml, with another rate, and with bpe:512
+(`--runs lightning_logs`).
 """
 
 import argparse
