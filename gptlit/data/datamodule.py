@@ -174,7 +174,7 @@ class TextDataModule(L.LightningDataModule):
 
     def order_of(self, block_size: int) -> WindowOrder:
         """Return the order of the training windows of a block size."""
-        pieces, together = self._pieces("train"), 2 if self.has_pairs else 1
+        pieces, together = self._scored_pieces(block_size), 2 if self.has_pairs else 1
         return WindowOrder(pieces, block_size, self.seed, self.options.windows, together)
 
     @property
@@ -198,6 +198,18 @@ class TextDataModule(L.LightningDataModule):
         n_left = n_trained_on - (lengths.cumsum() - lengths)  # before each piece
         ends = pieces[:, 0] + np.clip(n_left, 0, lengths)
         return np.stack([pieces[:, 0], ends], axis=1)[n_left > 0]
+
+    def _scored_pieces(self, block_size: int) -> np.ndarray:
+        """Return the training split's pieces without the windows before an example's answer.
+
+        A batch of these alone would have nothing to learn, and no mean loss.
+        """
+        pieces = self._pieces("train")
+        if (ends := self.tokens.part_ends) is None:
+            return pieces
+        answers = ends[np.searchsorted(ends, pieces[:, 0], "right")]  # the prompts' ends
+        skipped = (answers - pieces[:, 0]) // block_size * block_size
+        return np.stack([pieces[:, 0] + skipped, pieces[:, 1]], axis=1)
 
     @functools.cached_property
     def training_text(self) -> TrainingText:
@@ -344,7 +356,7 @@ class TextDataModule(L.LightningDataModule):
         """Return a fixed, evenly spaced sample of the training split's windows: as many as the
         validation split has, but at most SLICE_TOKENS tokens."""
         n_tokens = min(self.tokens.size("val") or SLICE_TOKENS, SLICE_TOKENS)
-        windows = SideBySide(self._pieces("train"), self.block_size)
+        windows = SideBySide(self._scored_pieces(self.block_size), self.block_size)
         n_windows = min(len(windows), max(1, n_tokens // self.block_size))
         if not self.has_pairs:
             return self._eval_loader(windows[np.arange(n_windows) * len(windows) // n_windows])

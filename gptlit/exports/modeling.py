@@ -21,7 +21,7 @@ class GPTLitConfig(PretrainedConfig):
 
     model_type = "gptlit"
     keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012  # as in transformers
-    attribute_map = {  # noqa: RUF012
+    attribute_map = {  # noqa: RUF012  # as in transformers
         "hidden_size": "n_embd",
         "num_hidden_layers": "n_layer",
         "num_attention_heads": "n_head",
@@ -96,7 +96,7 @@ class GPTLitForCausalLM(PreTrainedModel, GenerationMixin):
 
     config_class = GPTLitConfig
     base_model_prefix = "gpt"
-    _tied_weights_keys = {"gpt.lm_head.weight": "gpt.wte.weight"}  # noqa: RUF012
+    _tied_weights_keys = {"gpt.lm_head.weight": "gpt.wte.weight"}  # noqa: RUF012  # as in transformers
 
     def __init__(self, config: GPTLitConfig) -> None:
         super().__init__(config)

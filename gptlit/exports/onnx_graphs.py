@@ -125,8 +125,8 @@ def _export(module: nn.Module, inputs: dict[str, Tensor], path: Path, outputs: l
     }
     n_bytes = sum(each.numel() * each.element_size() for each in module.parameters())
     try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
+        import onnx  # noqa: F401  # which torch.onnx imports later, with longer errors
+        import onnxscript  # noqa: F401  # as well
     except ImportError as error:
         reason = "needs the packages onnx and onnxscript: pip install 'gptlit[onnx]'"
         raise UsageError(reason, "format", "onnx") from error

@@ -118,7 +118,11 @@ def _answer(session: Session, line: str, is_typed: bool) -> bool:
     if line.startswith("//") or not line.startswith("/"):
         session.prompt = line.removeprefix("/")
         session.messages.append(("user", session.prompt))
-        _write(session, is_typed)
+        try:
+            _write(session, is_typed)
+        finally:
+            if session.messages[-1][0] == "user":  # refused, or interrupted before an answer
+                del session.messages[-1]
         return True
     name, _, value = line[1:].partition(" ")
     if name in ("quit", "exit"):

@@ -93,6 +93,9 @@ class LitGPT(Optimizing, Evaluating):
                         "LitGPT has no vocabulary yet; give a TextDataModule, or call "
                         "use_tokenizer(tokenizer) before training on loaders of your own"
                     )
+                if self.options.dpo_beta is not None:
+                    reason = "needs a TextDataModule with format pairs, not loaders of your own"
+                    raise UsageError(reason, "model.dpo_beta", self.options.dpo_beta)
                 fsdp2.check_user_loaders(self.trainer.strategy)
                 self._read_teachers(Path(DATA_DIR))
                 self.compiled.choose(self)

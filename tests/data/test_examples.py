@@ -56,8 +56,9 @@ def test_only_answers_are_scored(tmp_path: Path) -> None:
         number = inputs.partition("?")[0].removeprefix("\n<|user|>\n")
         if number.isdigit():
             assert scored == f"yes {number}{'.' * (int(number) % 3)}\n<|end|>"
-    # the long question fills a window, in which nothing is scored
-    assert [scored for _, scored in seen if LONG[-8:] not in _ and LONG[:8] in _] == [""]
+    # the long question fills a window, which is left out, since nothing in it is scored
+    assert all(scored for _, scored in seen)
+    assert not any(LONG[:8] in inputs for inputs, _ in seen)
     assert [scored for text, scored in seen if LONG[-8:] in text] == ["yes 3\n<|end|>"]
     assert not module.scores_all_targets
 

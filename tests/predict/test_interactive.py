@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from gptlit.messages import UsageError
 from gptlit.predict import interactive
 from tests.conftest import Result, Run, after_introduction
 
@@ -295,17 +296,20 @@ def test_a_conversation_has_its_template(script: Script, monkeypatch: pytest.Mon
     def answered(model: Any, tokenizer: Any, prompt: str, settings: Any, **more: Any) -> Any:
         asked.append((prompt, more))
         assert settings.stop == ["\n<|end|>"]
+        if "Bad" in prompt:
+            raise UsageError("has no token", "prompt")
         yield from (prompt, "yes", f" {len(asked)}")
 
     monkeypatch.setattr(interactive, "stream_generate", answered)
     monkeypatch.setattr(interactive.prompts, "warn_about", lambda *_: None)
-    result = script("Who?", "Why?", "/again", "/new", "Where?", options=("--chat",))
+    result = script("Who?", "Bad?", "Why?", "/again", "/new", "Where?", options=("--chat",))
     assert result.code == 0, result.err
+    asked = [each for each in asked if "Bad" not in each[0]]  # a refused question leaves no trace
     first = "<|user|>\nWho?\n<|assistant|>\n"
     second = f"{first}yes 1\n<|end|>\n<|user|>\nWhy?\n<|assistant|>\n"
     third = "<|user|>\nWhere?\n<|assistant|>\n"
     assert [prompt for prompt, _ in asked] == [first, second, second, third]
-    assert result.out == "---\n".join(f"yes {n}\n" for n in range(1, 5))
+    assert re.findall(r"yes \d", result.out) == ["yes 1", "yes 3", "yes 4", "yes 5"]
 
 
 def test_what_chat_does_not_go_with(predict: Call) -> None:

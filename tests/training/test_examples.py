@@ -5,11 +5,15 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 from torch.nn import functional as F
 
 from gptlit.checkpoints import checkpoint
+from gptlit.messages import UsageError
+from gptlit.tokenizers.characters import CharTokenizer
+from gptlit.training.module import LitGPT
 from tests.conftest import (
     TINY,
     WORDS,
@@ -154,3 +158,24 @@ def test_what_goes_together(gptlit: Call, preferences: Path, run: Run, wide: Pat
         refused = gptlit("fit", *words, "--trainer.max_steps=2")
         assert refused.code == 2, words
         assert reason in refused.err, refused.err
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's, of a Trainer without the CLI's settings
+def test_loaders_of_ones_own_have_no_pairs() -> None:
+    model = LitGPT(n_layer=1, n_head=1, n_embd=8, block_size=4, dpo_beta=0.1, init_from="x")
+    model.use_tokenizer(CharTokenizer("ab"))
+    loader = torch.utils.data.DataLoader(torch.zeros(4, 5, dtype=torch.int64), batch_size=2)
+    trainer = L.Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False)
+    with pytest.raises(UsageError, match=r"dpo_beta 0\.1: needs a TextDataModule"):
+        trainer.fit(model, loader)
+
+
+def test_a_question_longer_than_the_context_is_trained_on(gptlit: Call, tmp_path: Path) -> None:
+    """Also where it comes first, and in batches of one window."""
+    path = tmp_path / "long.jsonl"
+    records = [{"question": f"{word} " * 12, "answer": word} for word in WORDS * 3]
+    path.write_text("\n".join(map(json.dumps, records)))
+    words = [*TINY, f"--data.path={path}", "--data.format=chat", "--data.batch_size=1"]
+    done = gptlit("fit", *words, "--model.block_size=16", "--trainer.max_steps=30")
+    assert done.code == 0, done.err
+    assert all(float(row["train/loss"]) > 0 for row in read_metrics(RUN) if row["train/loss"])
